@@ -1,0 +1,122 @@
+//! What the subsystem asks of the kernel that hosts it.
+//!
+//! One instance of [`Platform`] is handed over at bring-up; the crate has no global of its own. Everything below the
+//! DMA API is compiled for the platform's type, so that none of these calls is dynamic.
+
+use core::ptr::NonNull;
+
+use mm::{PhysAddr, table::TableMemory};
+
+use crate::PciAddress;
+
+/// The host kernel.
+///
+/// # Safety
+/// [`physical`](Self::physical), [`map_registers`](Self::map_registers) and
+/// [`allocate_contiguous`](Self::allocate_contiguous) are trusted: a wrong answer lets a device reach memory that was
+/// not meant for it.
+pub unsafe trait Platform: Send + Sync + 'static {
+    /// Where table pages come from.
+    type Tables: TableMemory;
+    /// Access to the registers of one remapping unit.
+    type Registers: Registers;
+    /// Interrupts stay off on this CPU while it lives.
+    type InterruptGuard;
+
+    /// Where table pages come from.
+    fn tables(&self) -> &Self::Tables;
+
+    /// `pages` zeroed table pages in one physically contiguous run, aligned to its size rounded up to a power of two.
+    /// Each page of it may be given to [`TableMemory::table`]. They are never given back: invalidation queues and
+    /// interrupt-remapping tables live as long as their unit.
+    fn allocate_contiguous(&self, pages: usize) -> Option<PhysAddr>;
+
+    /// Maps `bytes` bytes of registers from `base`, uncached. A second call for the same base with a larger size is
+    /// how a unit whose register set exceeds one page is mapped.
+    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<Self::Registers>;
+
+    /// Monotonic time in nanoseconds.
+    fn now_ns(&self) -> u64;
+
+    /// Number of the CPU that this runs on: below [`MAX_CPUS`]. Stable only under an interrupt guard.
+    fn cpu(&self) -> usize;
+
+    /// Turns interrupts off on this CPU until the guard is dropped; guards nest.
+    fn interrupt_guard(&self) -> Self::InterruptGuard;
+
+    /// Whether this runs in a hard interrupt handler, where nothing may be mapped or unmapped.
+    fn in_interrupt(&self) -> bool;
+
+    /// Called in each round of a bounded busy wait.
+    fn relax(&self);
+
+    /// A vector for `event`, as the message that raises it: the host calls
+    /// [`Iommu::handle_event`](crate::Iommu::handle_event) with the same value when it arrives.
+    fn allocate_vector(&self, event: Event) -> Option<MsiMessage>;
+
+    /// Reads the aligned dword at `offset` of `function`'s configuration space; all ones if there is none.
+    fn read_config(&self, function: PciAddress, offset: u16) -> u32;
+
+    /// Writes the aligned dword at `offset` of `function`'s configuration space.
+    fn write_config(&self, function: PciAddress, offset: u16, value: u32);
+
+    /// Makes the thread that does `work` run soon. Callable in an interrupt; wakes are not counted.
+    fn wake(&self, work: Work);
+
+    /// Physical address of the `bytes` bytes at `first`, or `None` if they are not contiguous in physical memory, or
+    /// not memory that may be shared with a device (stack, kernel image).
+    fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr>;
+}
+
+/// Highest number of CPUs, and so of per-CPU caches.
+pub const MAX_CPUS: usize = 64;
+
+/// The registers of one unit, by byte offset.
+///
+/// An implementation does exactly one access of exactly the width asked for: hardware leaves anything else undefined.
+/// Offsets are aligned to the width and lie inside the mapped size.
+pub trait Registers: Send + Sync {
+    /// Number of bytes mapped.
+    fn bytes(&self) -> usize;
+    /// Reads a 32-bit register.
+    fn read32(&self, offset: usize) -> u32;
+    /// Writes a 32-bit register.
+    fn write32(&self, offset: usize, value: u32);
+    /// Reads a 64-bit register.
+    fn read64(&self, offset: usize) -> u64;
+    /// Writes a 64-bit register.
+    fn write64(&self, offset: usize, value: u64);
+}
+
+/// A message-signalled interrupt: what a device writes where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MsiMessage {
+    /// Address, 0xFEEx_xxxx in the low half.
+    pub address: u64,
+    /// Data.
+    pub data: u32,
+}
+
+/// An interrupt of a remapping unit. `unit` is its index in [`Iommu::units`](crate::Iommu::units).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The unit recorded a fault.
+    Fault {
+        /// Index of the unit.
+        unit: usize,
+    },
+    /// A wait descriptor with its interrupt flag completed.
+    InvalidationComplete {
+        /// Index of the unit.
+        unit: usize,
+    },
+}
+
+/// Work that the subsystem does in a thread of the host, never in an interrupt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// [`Iommu::process_faults`](crate::Iommu::process_faults): log, decide, quarantine.
+    Faults,
+    /// [`Iommu::reap`](crate::Iommu::reap): flush and free what was dropped while mapped.
+    Reap,
+}
