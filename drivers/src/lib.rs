@@ -1,1 +1,13 @@
+//! Drivers that reach memory only through the `iommu` crate.
+//!
+//! A driver is given a [`Host`](host::Host) for what has nothing to do with memory (configuration space, registers,
+//! interrupts, threads, time) and a `DmaDevice` for everything that has. It never sees a physical address of memory,
+//! and whatever a device says is checked before it indexes, allocates or bounds a loop.
 #![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod host;
+pub mod mmio;

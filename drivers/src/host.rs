@@ -1,0 +1,128 @@
+//! What a driver asks of the kernel besides DMA memory.
+//!
+//! One `Arc<dyn Host>` serves all drivers. Calls are dynamic because none of them is on the path of a single request,
+//! except the interrupt guard, which is two instructions behind the call.
+
+use alloc::{boxed::Box, sync::Arc};
+use core::fmt;
+
+use iommu::{PciAddress, platform::MsiMessage};
+use mm::PhysAddr;
+
+use crate::mmio::Mmio;
+
+/// The host kernel as drivers see it.
+///
+/// # Safety
+/// [`map_mmio`](Self::map_mmio) and [`interrupts_off`](Self::interrupts_off) are trusted: drivers rely on them for the
+/// soundness of register access and of locks.
+pub unsafe trait Host: Send + Sync + 'static {
+    /// Reads the aligned dword at `offset` (below 4096) of `function`'s configuration space. All ones where there is
+    /// no function, no such segment or bus, or no extended configuration space.
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32;
+
+    /// Writes the aligned dword at `offset` of `function`'s configuration space; lost where nothing is.
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32);
+
+    /// Maps `bytes` bytes of registers from `base`, uncached. `None` if the range is RAM, wraps, or address space is
+    /// short. `base` need not be page-aligned. A mapping is never taken back.
+    fn map_mmio(&self, base: PhysAddr, bytes: usize) -> Option<Mmio>;
+
+    /// Monotonic time in nanoseconds since an arbitrary start.
+    fn now_ns(&self) -> u64;
+
+    /// A new event, not signalled.
+    fn event(&self) -> Arc<dyn Event>;
+
+    /// A vector that signals `event`, as the message that `function` must send to raise it. With interrupt remapping
+    /// on, no other function can raise it.
+    ///
+    /// # Errors
+    /// No vector or no remapping entry is left, or the function is unknown to its remapping unit.
+    fn allocate_interrupt(
+        &self,
+        function: PciAddress,
+        event: Arc<dyn Event>,
+    ) -> Result<Box<dyn Interrupt>, InterruptError>;
+
+    /// Starts a thread that runs `body` and ends with it.
+    ///
+    /// # Errors
+    /// No memory for its stack.
+    fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError>;
+
+    /// Called in each round of a wait that polls a register until a deadline: lets other threads run.
+    /// Not callable in an interrupt or with interrupts off.
+    fn relax(&self);
+
+    /// Turns interrupts, and with them preemption, off on this CPU. The result says what they were; calls nest.
+    fn interrupts_off(&self) -> InterruptState;
+
+    /// Brings back what the matching [`interrupts_off`](Self::interrupts_off) found.
+    fn interrupts_restore(&self, state: InterruptState);
+}
+
+/// A binary, sticky, self-resetting flag that a thread can wait for.
+///
+/// A signal that comes before the wait is not lost; several signals before a wait count as one. One thread waits at a
+/// time; with several, one of them takes the signal.
+pub trait Event: Send + Sync {
+    /// Sets the flag and wakes a waiter. Callable in an interrupt; never blocks.
+    fn signal(&self);
+
+    /// Waits until the flag is set and clears it, or until [`Host::now_ns`] reaches `deadline_ns`. True if the flag was
+    /// set. A deadline in the past makes it a poll.
+    fn wait(&self, deadline_ns: u64) -> bool;
+}
+
+/// A vector given to one function: freed when dropped. Drop it only after the function can no longer send the message.
+pub trait Interrupt: Send + Sync {
+    /// What the function writes, and where, to raise the interrupt.
+    fn message(&self) -> MsiMessage;
+}
+
+/// Whether interrupts were on: made by [`Host::interrupts_off`], consumed by [`Host::interrupts_restore`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct InterruptState {
+    /// Interrupts were on, and are turned on again.
+    pub were_on: bool,
+}
+
+/// Why a function got no interrupt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptError {
+    /// All vectors are in use.
+    NoVector,
+    /// The interrupt-remapping table of the function's unit is full.
+    NoRemappingEntry,
+    /// No interrupt path to the CPU is known for the function.
+    UnknownFunction(PciAddress),
+}
+
+impl fmt::Display for InterruptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVector => f.write_str("all interrupt vectors are in use"),
+            Self::NoRemappingEntry => f.write_str("the interrupt-remapping table is full"),
+            Self::UnknownFunction(function) => write!(f, "no interrupt path for {function}"),
+        }
+    }
+}
+
+impl core::error::Error for InterruptError {}
+
+/// There was no memory for a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpawnError {
+    /// Name of the thread that could not be started.
+    pub name: &'static str,
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no memory for thread {}", self.name)
+    }
+}
+
+impl core::error::Error for SpawnError {}
