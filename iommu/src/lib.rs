@@ -7,7 +7,13 @@ extern crate alloc;
 extern crate std;
 
 mod address;
+pub mod dma;
 pub mod platform;
+mod sync;
 
 pub use address::{Iova, PciAddress, SourceId};
+pub use dma::{
+    Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, PageBuffer, Rejected,
+    ToDevice,
+};
 pub use platform::Platform;

@@ -1,0 +1,130 @@
+//! The handle through which a driver's device reaches memory.
+
+use alloc::sync::Arc;
+use core::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{
+    Coherent, Direction, DmaBuffer, DmaError, Mapping, Rejected,
+    space::{Placement, Space},
+};
+use crate::{Iova, PciAddress};
+
+/// One claimed PCI function, as its driver holds it. Clones are the same device.
+#[derive(Clone)]
+pub struct DmaDevice {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    function: PciAddress,
+    space: Arc<dyn Space>,
+    faults: Arc<dyn FaultCount>,
+    /// Highest address that the device can send.
+    last: AtomicU64,
+}
+
+/// Where a device's count of faults comes from.
+pub(crate) trait FaultCount: Send + Sync {
+    /// Faults of the device so far, those included that its unit has recorded but not yet reported.
+    fn faults(&self) -> u64;
+}
+
+impl DmaDevice {
+    pub(crate) fn new(function: PciAddress, space: Arc<dyn Space>, faults: Arc<dyn FaultCount>) -> Self {
+        Self { shared: Arc::new(Shared { function, space, faults, last: AtomicU64::new(u64::MAX) }) }
+    }
+
+    /// The function.
+    #[must_use]
+    pub fn function(&self) -> PciAddress {
+        self.shared.function
+    }
+
+    /// States how many address bits the device can send (32 for a device with 32-bit descriptors). Mappings made from
+    /// now on lie below. All 64 until it is called.
+    pub fn set_address_bits(&self, bits: u32) {
+        let last = 1_u64.checked_shl(bits).map_or(u64::MAX, |limit| limit - 1);
+        self.shared.last.store(last, Ordering::Relaxed);
+    }
+
+    /// Lends `buffer`, whole pages, to the device in direction `D`.
+    ///
+    /// # Errors
+    /// The buffer comes back in [`Rejected`], together with the reason.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::dma::{DmaDevice, DmaError, FromDevice, PageBuffer};
+    ///
+    /// fn receive(device: &DmaDevice, start: impl Fn(iommu::Iova, usize)) -> Result<PageBuffer, DmaError> {
+    ///     let buffer = PageBuffer::zeroed(1).ok_or(DmaError::OutOfMemory)?;
+    ///     let mapping = device.dma_map(buffer, FromDevice)?;
+    ///     start(mapping.iova(), mapping.len());
+    ///     mapping.unmap()
+    /// }
+    /// ```
+    pub fn dma_map<B: DmaBuffer, D: Direction>(
+        &self,
+        buffer: B,
+        _direction: D,
+    ) -> Result<Mapping<B, D>, Rejected<B>> {
+        self.map_at(buffer, self.anywhere())
+    }
+
+    /// As [`dma_map`](Self::dma_map), at an IOVA of the caller's choice: for protocols that fix addresses, and tests.
+    ///
+    /// # Errors
+    /// Also [`DmaError::IovaTaken`].
+    pub fn dma_map_at<B: DmaBuffer, D: Direction>(
+        &self,
+        buffer: B,
+        _direction: D,
+        iova: Iova,
+    ) -> Result<Mapping<B, D>, Rejected<B>> {
+        self.map_at(buffer, Placement::At(iova))
+    }
+
+    /// An array of `count` elements, zeroed, that the CPU and the device share until it is dropped.
+    ///
+    /// # Errors
+    /// [`DmaError::BadLength`] for a count of zero, and the errors of [`dma_map`](Self::dma_map).
+    pub fn alloc_coherent<T: FromBytes + IntoBytes + Copy>(
+        &self,
+        count: usize,
+    ) -> Result<Coherent<T>, DmaError> {
+        Coherent::new(self, count, self.anywhere())
+    }
+
+    /// Number of faults that the device has caused so far, those included that its unit has recorded but no interrupt
+    /// has reported yet. A unit that had to drop records counts them against each of its devices.
+    ///
+    /// A device may call a transfer that the IOMMU blocked a success. A driver therefore reads this before it
+    /// completes requests, and fails every request that was in flight when the number changed.
+    #[must_use]
+    pub fn fault_count(&self) -> u64 {
+        self.shared.faults.faults()
+    }
+
+    pub(super) fn map_at<B: DmaBuffer, D: Direction>(
+        &self,
+        buffer: B,
+        placement: Placement,
+    ) -> Result<Mapping<B, D>, Rejected<B>> {
+        Mapping::new(&self.shared.space, buffer, placement)
+    }
+
+    fn anywhere(&self) -> Placement {
+        Placement::Below(self.shared.last.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Debug for DmaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DmaDevice").field(&self.function()).finish()
+    }
+}

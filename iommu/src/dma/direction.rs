@@ -1,0 +1,48 @@
+//! Directions of a transfer, as types: they decide the permissions of the mapping.
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a device may do with mapped memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// The device may read.
+    pub read: bool,
+    /// The device may write.
+    pub write: bool,
+}
+
+/// The direction of a transfer. The three implementations are all there are.
+pub trait Direction: sealed::Sealed + Copy + Send + Sync + 'static {
+    /// Permissions that the device gets.
+    const ACCESS: Access;
+}
+
+/// The device reads what the CPU wrote; it cannot write.
+#[derive(Clone, Copy, Debug)]
+pub struct ToDevice;
+
+/// The device writes; it cannot read, not even by a zero-length read where the hardware would allow one.
+#[derive(Clone, Copy, Debug)]
+pub struct FromDevice;
+
+/// The device reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bidirectional;
+
+impl sealed::Sealed for ToDevice {}
+impl sealed::Sealed for FromDevice {}
+impl sealed::Sealed for Bidirectional {}
+
+impl Direction for ToDevice {
+    const ACCESS: Access = Access { read: true, write: false };
+}
+
+impl Direction for FromDevice {
+    const ACCESS: Access = Access { read: false, write: true };
+}
+
+impl Direction for Bidirectional {
+    const ACCESS: Access = Access { read: true, write: true };
+}

@@ -1,0 +1,114 @@
+//! Why a buffer could not be mapped, or could not be given back.
+
+use core::fmt;
+
+use crate::Iova;
+
+/// Why a mapping could not be made. Nothing was changed and nothing is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DmaError {
+    /// The buffer is empty, or not whole pages: address and length must be multiples of 4 KiB.
+    NotWholePages {
+        /// Address of the first byte.
+        address: usize,
+        /// Length in bytes.
+        bytes: usize,
+    },
+    /// The memory is not contiguous in physical memory, or must not be shared with a device.
+    NotMappable {
+        /// Address of the first byte.
+        address: usize,
+        /// Length in bytes.
+        bytes: usize,
+    },
+    /// No free IOVA range of this length at or below the device's mask.
+    NoIova {
+        /// Length asked for, in pages.
+        pages: u64,
+        /// Highest address that the device can send.
+        last: u64,
+    },
+    /// The IOVA range asked for is taken, reserved, unaligned or beyond what the device or the unit can address.
+    IovaTaken {
+        /// First address asked for.
+        iova: Iova,
+    },
+    /// No memory for a buffer, for table pages or for bookkeeping.
+    OutOfMemory,
+    /// A count of elements that is zero or does not fit into the address space.
+    BadLength {
+        /// Elements asked for.
+        count: usize,
+    },
+    /// The device was taken away from its driver; nothing can be mapped for it any more.
+    Revoked,
+    /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
+    Stuck(Stuck),
+}
+
+/// A remapping unit did not complete an invalidation within its deadline, or is known not to answer.
+///
+/// What it might still translate stays pinned for ever: buffers, IOVAs and table pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stuck {
+    /// Index of the unit.
+    pub unit: usize,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "remapping unit {} does not answer", self.unit)
+    }
+}
+
+impl core::error::Error for Stuck {}
+
+impl fmt::Display for DmaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NotWholePages { address, bytes } => {
+                write!(f, "buffer of {bytes} bytes at {address:#x} is not whole pages")
+            }
+            Self::NotMappable { address, bytes } => {
+                write!(f, "{bytes} bytes at {address:#x} cannot be shared with a device")
+            }
+            Self::NoIova { pages, last } => write!(f, "no free IOVA range of {pages} pages up to {last:#x}"),
+            Self::IovaTaken { iova } => write!(f, "IOVA {iova} is not free"),
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::BadLength { count } => write!(f, "{count} elements are not a valid length"),
+            Self::Revoked => f.write_str("the device was taken away from its driver"),
+            Self::Stuck(stuck) => stuck.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for DmaError {}
+
+impl From<Stuck> for DmaError {
+    fn from(stuck: Stuck) -> Self {
+        Self::Stuck(stuck)
+    }
+}
+
+/// A buffer that could not be mapped, and why.
+#[derive(Debug)]
+pub struct Rejected<B> {
+    /// Why.
+    pub error: DmaError,
+    /// The buffer as it was.
+    pub buffer: B,
+}
+
+impl<B> From<Rejected<B>> for DmaError {
+    fn from(rejected: Rejected<B>) -> Self {
+        rejected.error
+    }
+}
+
+impl<B> fmt::Display for Rejected<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<B: fmt::Debug> core::error::Error for Rejected<B> {}

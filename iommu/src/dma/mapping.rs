@@ -1,0 +1,99 @@
+//! A buffer in the hands of a device.
+
+use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
+
+use super::{
+    Direction, DmaBuffer, DmaError, RawBuffer, Rejected,
+    reaper::Abandoned,
+    space::{Live, MapRequest, Placement, Space},
+};
+use crate::Iova;
+use alloc::sync::Arc;
+
+/// A buffer that a device can reach: it owns the buffer until [`unmap`](Self::unmap) gives it back.
+///
+/// While it lives the CPU has no way to the memory. Dropping it without `unmap` leaves the flush, and then the freeing
+/// of the buffer, to the reaper thread; forgetting it leaks the buffer, still mapped.
+pub struct Mapping<B: DmaBuffer, D: Direction> {
+    live: ManuallyDrop<Live>,
+    types: PhantomData<fn(B, D) -> B>,
+}
+
+impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
+    pub(super) fn new(space: &Arc<dyn Space>, buffer: B, placement: Placement) -> Result<Self, Rejected<B>> {
+        let raw = buffer.into_raw();
+        let request = MapRequest { first: raw.first, bytes: raw.bytes, access: D::ACCESS, placement };
+        match space.map(&request) {
+            Ok(iova) => {
+                let live = Live { space: space.clone(), iova, buffer: raw };
+                Ok(Self { live: ManuallyDrop::new(live), types: PhantomData })
+            }
+            Err(error) => {
+                // SAFETY: `raw` is the buffer just taken apart, and nothing was mapped.
+                let buffer = unsafe { B::from_raw(raw) };
+                Err(Rejected { error, buffer })
+            }
+        }
+    }
+
+    /// Where the device finds the first byte.
+    #[must_use]
+    pub fn iova(&self) -> Iova {
+        self.live.iova
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an empty buffer cannot be mapped")]
+    pub fn len(&self) -> usize {
+        self.live.buffer.bytes
+    }
+
+    /// Takes the buffer back. When this returns, no unit can translate its address any more.
+    ///
+    /// # Errors
+    /// If the unit does not answer: the device may still reach the buffer, so it stays pinned for ever.
+    pub fn unmap(self) -> Result<B, DmaError> {
+        let live = self.into_live();
+        live.space.unmap(live.iova, live.buffer.bytes)?;
+        // SAFETY: the buffer was taken apart in `new`, and the space flushed every translation to it.
+        Ok(unsafe { B::from_raw(live.buffer) })
+    }
+
+    fn into_live(self) -> Live {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `self` is not dropped, so this is the only time that the value is taken.
+        unsafe { ManuallyDrop::take(&mut this.live) }
+    }
+
+    pub(super) fn buffer(&self) -> &RawBuffer {
+        &self.live.buffer
+    }
+}
+
+impl<B: DmaBuffer, D: Direction> Drop for Mapping<B, D> {
+    fn drop(&mut self) {
+        // SAFETY: the value is not used after `drop`, and `into_live` prevents a drop.
+        let live = unsafe { ManuallyDrop::take(&mut self.live) };
+        let space = live.space.clone();
+        space.abandon(Abandoned::new(live, release::<B>));
+    }
+}
+
+/// Frees a buffer that the reaper has unmapped.
+///
+/// # Safety
+/// As for [`DmaBuffer::from_raw`].
+unsafe fn release<B: DmaBuffer>(raw: RawBuffer) {
+    // SAFETY: passed on to the caller.
+    drop(unsafe { B::from_raw(raw) });
+}
+
+impl<B: DmaBuffer, D: Direction> fmt::Debug for Mapping<B, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("iova", &self.iova())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

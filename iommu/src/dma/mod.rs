@@ -1,0 +1,23 @@
+//! The DMA API that drivers use: the only way to a memory address that a device understands.
+//!
+//! Everything takes the device. A buffer moves into its [`Mapping`] and comes back from
+//! [`unmap`](Mapping::unmap) once no unit can translate its address any more; in between the CPU cannot touch it.
+//! Forgetting a mapping leaks its buffer and never exposes it; dropping one leaves the work to the reaper thread.
+
+mod buffer;
+mod coherent;
+mod device;
+mod direction;
+mod error;
+mod mapping;
+mod page_buffer;
+pub(crate) mod reaper;
+pub(crate) mod space;
+
+pub use buffer::{DmaBuffer, RawBuffer};
+pub use coherent::Coherent;
+pub use device::DmaDevice;
+pub use direction::{Access, Bidirectional, Direction, FromDevice, ToDevice};
+pub use error::{DmaError, Rejected, Stuck};
+pub use mapping::Mapping;
+pub use page_buffer::PageBuffer;

@@ -1,0 +1,48 @@
+//! The one lock of this crate.
+
+use core::ops::{Deref, DerefMut};
+
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+
+use crate::Platform;
+
+/// A spin lock that is only ever held with interrupts off on its CPU, so that a handler never waits for the code it
+/// interrupted. The order in which locks nest is in the crate's documentation.
+#[derive(Debug)]
+pub(crate) struct IrqLock<T> {
+    inner: SpinMutex<T>,
+}
+
+impl<T> IrqLock<T> {
+    pub const fn new(value: T) -> Self {
+        Self { inner: SpinMutex::new(value) }
+    }
+
+    #[inline]
+    pub fn lock<P: Platform>(&self, platform: &P) -> IrqLockGuard<'_, T, P> {
+        let interrupts = platform.interrupt_guard();
+        IrqLockGuard { value: self.inner.lock(), _interrupts: interrupts }
+    }
+}
+
+/// Access to what an [`IrqLock`] protects. The lock is released before interrupts come back: fields drop in order.
+pub(crate) struct IrqLockGuard<'a, T, P: Platform> {
+    value: SpinMutexGuard<'a, T>,
+    _interrupts: P::InterruptGuard,
+}
+
+impl<T, P: Platform> Deref for IrqLockGuard<'_, T, P> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T, P: Platform> DerefMut for IrqLockGuard<'_, T, P> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
