@@ -10,4 +10,6 @@ extern crate alloc;
 extern crate std;
 
 pub mod host;
+mod lock;
 pub mod mmio;
+pub mod pci;

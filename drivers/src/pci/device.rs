@@ -1,0 +1,86 @@
+//! One function in the hands of its driver.
+
+use alloc::sync::Arc;
+
+use iommu::PciAddress;
+
+use super::{
+    bar::{Bar, BarError},
+    config::{Config, command, offset},
+    function::{Function, Id, Layout},
+};
+use crate::{host::Host, mmio::Mmio};
+
+/// Longest BAR that is mapped: far more than any register set, far less than address space.
+const BAR_LIMIT_BYTES: u64 = 64 << 20;
+
+/// A function that a driver has claimed.
+#[derive(Clone)]
+pub struct Device {
+    host: Arc<dyn Host>,
+    function: PciAddress,
+    layout: Layout,
+}
+
+impl Device {
+    /// Opens `function`; `None` if nothing answers there.
+    pub fn open(host: Arc<dyn Host>, function: PciAddress) -> Option<Self> {
+        let layout = Function::read(Config::new(&*host, function), None)?.layout;
+        Some(Self { host, function, layout })
+    }
+
+    /// The host that the function is reached through.
+    pub fn host(&self) -> &Arc<dyn Host> {
+        &self.host
+    }
+
+    /// Where the function is.
+    pub fn function(&self) -> PciAddress {
+        self.function
+    }
+
+    /// Configuration space.
+    pub fn config(&self) -> Config<'_, dyn Host> {
+        Config::new(&*self.host, self.function)
+    }
+
+    /// Vendor and device id.
+    pub fn id(&self) -> Id {
+        let id = self.config().read32(offset::ID);
+        Id { vendor: id as u16, device: (id >> 16) as u16 }
+    }
+
+    /// Decodes and sizes a BAR; see [`Bar::read`].
+    ///
+    /// # Errors
+    /// There is no such register, or what it reads makes no sense.
+    pub fn bar(&self, index: u8) -> Result<Bar, BarError> {
+        Bar::read(self.config(), self.layout, index)
+    }
+
+    /// Maps a memory BAR and turns memory decoding on.
+    ///
+    /// # Errors
+    /// It is no usable memory BAR, is longer than 64 MiB, or the host cannot map it.
+    pub fn map_bar(&self, index: u8) -> Result<Mmio, BarError> {
+        let bar = self.bar(index)?;
+        let (base, bytes) = bar.memory()?;
+        let not_mapped = BarError::NotMapped { index, base: bar.base, bytes: bar.bytes };
+        if bar.bytes > BAR_LIMIT_BYTES {
+            return Err(not_mapped);
+        }
+        let mmio = self.host.map_mmio(base, bytes).ok_or(not_mapped)?;
+        self.config().change_command(command::MEMORY, 0);
+        Ok(mmio)
+    }
+
+    /// Lets the function send requests: DMA and message-signalled interrupts. Its pin interrupt is turned off.
+    pub fn enable_bus_master(&self) {
+        self.config().change_command(command::BUS_MASTER | command::INTX_DISABLE, 0);
+    }
+
+    /// Stops the function from sending requests.
+    pub fn disable_bus_master(&self) {
+        self.config().change_command(0, command::BUS_MASTER);
+    }
+}

@@ -1,0 +1,138 @@
+//! What enumeration learns about one function.
+
+use core::fmt;
+
+use iommu::PciAddress;
+
+use super::{
+    config::{Config, ConfigSpace, offset},
+    express::{Acs, PortType},
+};
+
+/// One PCI function as enumeration found it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Function {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Who made it.
+    pub id: Id,
+    /// What it does.
+    pub class: Class,
+    /// Revision.
+    pub revision: u8,
+    /// Layout of its header.
+    pub layout: Layout,
+    /// Whether its header says that the device has more than one function.
+    pub multifunction: bool,
+    /// Its PCI Express type; `None` for a conventional function.
+    pub port: Option<PortType>,
+    /// Access control services that are on; `None` without the capability.
+    pub acs: Option<Acs>,
+    /// The bridge right above it; `None` on a root bus.
+    pub parent: Option<PciAddress>,
+}
+
+/// Vendor and device id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Id {
+    /// Vendor.
+    pub vendor: u16,
+    /// Device.
+    pub device: u16,
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:04x}", self.vendor, self.device)
+    }
+}
+
+/// Class code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Class {
+    /// Base class.
+    pub base: u8,
+    /// Sub-class.
+    pub sub: u8,
+    /// Programming interface.
+    pub interface: u8,
+}
+
+/// Header layout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// Type 0: an endpoint with up to six BARs.
+    Endpoint,
+    /// Type 1: a PCI-to-PCI bridge.
+    Bridge(Bridge),
+    /// Type 2 (CardBus), or one that is not defined: nothing beyond the common registers is known.
+    Other(u8),
+}
+
+/// Bus numbers of a PCI-to-PCI bridge, as firmware left them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bridge {
+    /// The bus right behind the bridge.
+    pub secondary: u8,
+    /// The highest bus behind it.
+    pub subordinate: u8,
+}
+
+impl Function {
+    /// What `config` says about its function, or `None` if nothing answers there.
+    pub fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>, parent: Option<PciAddress>) -> Option<Self> {
+        if !config.is_present() {
+            return None;
+        }
+        let id = config.read32(offset::ID);
+        let class = config.read32(offset::CLASS_REVISION);
+        let header = config.read8(offset::HEADER_TYPE);
+        Some(Self {
+            address: config.function(),
+            id: Id { vendor: id as u16, device: (id >> 16) as u16 },
+            class: Class {
+                base: (class >> 24) as u8,
+                sub: (class >> 16) as u8,
+                interface: (class >> 8) as u8,
+            },
+            revision: class as u8,
+            layout: Layout::read(config, header & 0x7f),
+            multifunction: header & 0x80 != 0,
+            port: config.port_type(),
+            acs: config.acs().map(|(_, on)| on),
+            parent,
+        })
+    }
+
+    /// Bus numbers, if this is a PCI-to-PCI bridge.
+    #[must_use]
+    pub fn bridge(&self) -> Option<Bridge> {
+        match self.layout {
+            Layout::Bridge(bridge) => Some(bridge),
+            Layout::Endpoint | Layout::Other(_) => None,
+        }
+    }
+}
+
+impl Layout {
+    fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>, header: u8) -> Self {
+        match header {
+            0 => Self::Endpoint,
+            1 => {
+                let buses = config.read32(offset::BUS_NUMBERS);
+                Self::Bridge(Bridge { secondary: (buses >> 8) as u8, subordinate: (buses >> 16) as u8 })
+            }
+            other => Self::Other(other),
+        }
+    }
+
+    /// How many dwords of BARs the layout has.
+    #[must_use]
+    pub const fn bars(self) -> u8 {
+        match self {
+            Self::Endpoint => 6,
+            Self::Bridge(_) => 2,
+            Self::Other(_) => 0,
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! PCI: which functions there are, and what a driver does with its own.
+//!
+//! [`enumerate`] walks configuration space once and describes every [`Function`] without changing anything. A driver
+//! opens its function as a [`Device`], which sizes and maps BARs, finds capabilities and switches memory decoding and
+//! bus mastering; [`Msi`] and [`Msix`] own the interrupts that they deliver.
+//!
+//! Configuration space is the device's word: capability lists are bounded, offsets and sizes are checked, and all ones
+//! (no device, or one that went away) is an answer like any other.
+
+mod bar;
+mod capability;
+mod config;
+mod device;
+mod enumerate;
+mod express;
+#[cfg(test)]
+mod fake;
+mod function;
+mod msi;
+mod msix;
+mod names;
+
+pub use bar::{Bar, BarError, BarKind};
+pub use capability::{Capabilities, Capability, ExtendedCapabilities};
+pub use config::{Config, ConfigSpace};
+pub use device::Device;
+pub use enumerate::{BusRange, enumerate};
+pub use express::{Acs, PortType};
+pub use function::{Bridge, Class, Function, Id, Layout};
+pub use msi::{Msi, MsiError};
+pub use msix::{Msix, MsixError};
+pub use names::{class_name, device_name};
