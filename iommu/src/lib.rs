@@ -8,6 +8,8 @@ extern crate std;
 
 mod address;
 pub mod dma;
+pub mod dmar;
+pub mod iova;
 pub mod platform;
 mod sync;
 
