@@ -1,6 +1,7 @@
 //! What a page-table entry means: pure values, no walking.
 
-use crate::PhysAddr;
+use super::memory::LEVEL_BITS;
+use crate::{PAGE_SHIFT, PhysAddr};
 
 /// What an entry says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,12 +27,30 @@ bitflags::bitflags! {
     }
 }
 
+/// log2 of the bytes that one entry at `level` spans: 12, 21, 30, ...
+#[must_use]
+pub const fn level_shift(level: u8) -> u32 {
+    PAGE_SHIFT + LEVEL_BITS * (level as u32 - 1)
+}
+
+/// Bytes that one entry at `level` spans, and so the size of a leaf there.
+#[must_use]
+pub const fn level_bytes(level: u8) -> u64 {
+    1 << level_shift(level)
+}
+
 /// The layout of the entries of one kind of page table.
 ///
 /// Levels count from the leaves: level 1 holds 4 KiB leaves, and [`levels`](Self::levels) is the level of the root.
 /// All of it is known at run time only, because it is what a piece of hardware reports.
 ///
-/// Bits 61:52 of an entry that points to a table belong to the engine; a format must be one whose walker ignores them.
+/// What the engine relies on:
+///
+/// - An entry of zero is empty. An entry whose bits 11:0 are zero is empty to the walker in hardware.
+/// - Bits 61:52 of an entry that points to a table belong to the engine: the walker in hardware ignores them, and so
+///   does [`decode`](Self::decode).
+/// - The output address of a leaf stands in its own bits, so that the leaf for the next piece of memory is the entry
+///   plus the size of the leaf.
 pub trait Format: Copy + Send + Sync + 'static {
     /// Permissions and memory type of a leaf.
     type Access: Copy + PartialEq + core::fmt::Debug;
@@ -56,4 +75,15 @@ pub trait Format: Copy + Send + Sync + 'static {
 
     /// What the entry `raw` at `level` says.
     fn decode(&self, level: u8, raw: u64) -> Entry<Self::Access>;
+
+    /// Bits of a leaf that the walker in hardware sets by itself (accessed, dirty). They survive a change of
+    /// permissions and the split of a superpage.
+    fn hardware_bits(&self) -> u64 {
+        0
+    }
+
+    /// Whether the inputs `first..=last` lie within what the table translates.
+    fn covers(&self, first: u64, last: u64) -> bool {
+        first <= last && last >> level_shift(self.levels() + 1) == 0
+    }
 }

@@ -1,11 +1,15 @@
 //! Where page-table pages live.
 
-use core::sync::atomic::AtomicU64;
-
+use super::atomic::AtomicU64;
 use crate::PhysAddr;
 
+/// log2 of the number of entries in a table page: the input bits that one level resolves.
+///
+/// Nine in every format; `loom` explores the walker with tables of two entries.
+pub const LEVEL_BITS: u32 = if cfg!(loom) { 1 } else { 9 };
+
 /// Entries in a table page.
-pub const TABLE_ENTRIES: usize = 512;
+pub const TABLE_ENTRIES: usize = 1 << LEVEL_BITS;
 
 /// One table page, as software sees it. A walker in hardware may read it, and set accessed and dirty bits in it, at
 /// any time: hence atomics.
@@ -18,9 +22,12 @@ pub type Table = [AtomicU64; TABLE_ENTRIES];
 /// else uses until it is freed, and [`table`](Self::table) must return that memory for it.
 pub unsafe trait TableMemory: Send + Sync {
     /// A zeroed page, or `None` if there is none. Must not block.
+    ///
+    /// The walker in hardware must see the zeros: where it does not snoop the CPU's caches, the engine writes the
+    /// whole page back before it links it.
     fn allocate(&self) -> Option<PhysAddr>;
 
-    /// Takes `page` back.
+    /// Takes `page` back. Every entry of it is zero again, so a cache of zeroed pages need not clear it.
     ///
     /// # Safety
     /// `page` came from [`allocate`](Self::allocate) of this instance, is not used by software, and no walker in
@@ -34,6 +41,27 @@ pub unsafe trait TableMemory: Send + Sync {
     unsafe fn table(&self, page: PhysAddr) -> &Table;
 
     /// Writes the cache lines that hold `bytes` bytes from `first` back to memory, for walkers that do not snoop the
-    /// CPU's caches, and orders that before every later store.
+    /// CPU's caches, and orders that before every later store. `bytes` is not 0.
     fn write_back(&self, first: *const u8, bytes: usize);
+}
+
+// SAFETY: every call is passed on unchanged.
+unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
+    fn allocate(&self) -> Option<PhysAddr> {
+        (**self).allocate()
+    }
+
+    unsafe fn free(&self, page: PhysAddr) {
+        // SAFETY: the caller keeps the same promise.
+        unsafe { (**self).free(page) }
+    }
+
+    unsafe fn table(&self, page: PhysAddr) -> &Table {
+        // SAFETY: the caller keeps the same promise.
+        unsafe { (**self).table(page) }
+    }
+
+    fn write_back(&self, first: *const u8, bytes: usize) {
+        (**self).write_back(first, bytes);
+    }
 }

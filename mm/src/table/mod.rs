@@ -1,7 +1,60 @@
 //! The page-table engine.
+//!
+//! One walker for every kind of table: the CPU's and an IOMMU's. A [`Format`] says what entries look like, a
+//! [`TableMemory`] where table pages come from, and [`PageTable`] maps, unmaps, protects and looks up ranges.
+//!
+//! # Who may do what at the same time
+//!
+//! Changes of *disjoint* input ranges go on in parallel, on any number of CPUs, without a lock. That two calls never
+//! change overlapping ranges at the same time is the caller's promise: it is what makes them `unsafe`. Looking at the
+//! table is always allowed.
+//!
+//! # The protocol
+//!
+//! The entry that points to a table (its *link*) holds, in bits 61:52 that the hardware ignores, the number of
+//! references to that table: one for each of its entries that is not empty, and one for each thread inside it. As
+//! pointer and count are one atomic word, four rules are enough:
+//!
+//! 1. **Pin.** A thread adds its reference to the link by compare-exchange before it touches the table, and walks
+//!    hand over hand: it has pinned the table that holds a link when it pins the table behind it.
+//! 2. **Settle.** References of entries that a thread fills in or clears are added or removed together with its own
+//!    when it leaves the table. So the count is never below the number of entries in use.
+//! 3. **Link.** A table is put into an empty entry by compare-exchange, when the thread has written everything that it
+//!    wants to see below it, and (where the hardware does not snoop) has written that back. A thread that comes second takes
+//!    its own table apart again, which nobody has seen, and uses the winner's.
+//! 4. **Detach.** The thread that brings the count to 0 sees to the empty table: it stays, noted in one of a few slots,
+//!    or leaves the tree by compare-exchange of *this pointer with count 0* to empty. Nobody is inside then, and nobody can get in.
+//!    Detaching empties an entry of the table above, which has lost a reference in turn.
+//!
+//! A pinned table cannot be detached, its link is an entry in use, which keeps the table above it, and so on up to the
+//! root: what is pinned stays where it is.
+//!
+//! A detached page may still be in the caches of walkers in hardware. It goes into the [`Stale`] token of the change
+//! and is freed when the token is redeemed.
+//!
+//! Looking does not pin, so that a fault report never writes to a table. It counts itself in and out of the tree as a
+//! whole, and pages that are redeemed while someone is looking wait until nobody is.
 
+mod atomic;
+mod edit;
+mod error;
 mod format;
+mod kept;
+mod link;
+mod map;
 mod memory;
+mod pages;
+mod read;
+mod split;
+mod stale;
+#[cfg(test)]
+mod tests;
+mod tree;
+pub mod x86;
 
-pub use format::{Entry, Format, LeafSizes};
-pub use memory::{TABLE_ENTRIES, Table, TableMemory};
+pub use error::{EditError, MapError, OutOfTables};
+pub use format::{Entry, Format, LeafSizes, level_bytes, level_shift};
+pub use memory::{LEVEL_BITS, TABLE_ENTRIES, Table, TableMemory};
+pub use read::{Run, Runs, Step, Trace, Translation};
+pub use stale::{Flushed, Stale};
+pub use tree::PageTable;

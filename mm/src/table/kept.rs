@@ -1,0 +1,63 @@
+//! Which emptied tables stay in the tree.
+//!
+//! A table that was just emptied is likely to be used again: a driver that maps and unmaps one buffer at a time would
+//! otherwise allocate, link, unlink, flush and free a table for each. The last emptied table of each slot stays; the
+//! table that was in the slot before is taken out if it is still empty. So no more than [`SLOTS`] empty tables are kept.
+//!
+//! A slot is only a note. The table in it may be in use again, or gone; what decides is its live count.
+
+use super::atomic::{AtomicU64, Ordering};
+use super::format::{level_bytes, level_shift};
+
+const SLOTS: usize = if cfg!(loom) { 1 } else { 8 };
+
+/// A place in the tree where a table may be: its first input address and its level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place(u64);
+
+impl Place {
+    /// The place of the table of `level` on the way to `input`.
+    pub const fn new(input: u64, level: u8) -> Self {
+        Self(input & !(level_bytes(level + 1) - 1) | level as u64)
+    }
+
+    pub const fn level(self) -> u8 {
+        (self.0 & 7) as u8
+    }
+
+    /// First input address of the table.
+    pub const fn first(self) -> u64 {
+        self.0 & !7
+    }
+
+    /// Last input address (inclusive) of the table.
+    pub const fn last(self) -> u64 {
+        self.first() | (level_bytes(self.level() + 1) - 1)
+    }
+}
+
+/// The notes. 0 is none: no table has level 0.
+pub struct Kept {
+    slots: [AtomicU64; SLOTS],
+}
+
+impl Kept {
+    pub fn new() -> Self {
+        Self { slots: core::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+
+    /// Notes the table at `place`, which the caller has just emptied. Returns the table that has to go for it.
+    ///
+    /// Always an exchange, never a look first: of two threads that meet here, the later one learns of the earlier one's
+    /// table, and sees its count.
+    pub fn offer(&self, place: Place) -> Option<Place> {
+        let slot = (place.first() >> level_shift(place.level() + 1)) as usize % SLOTS;
+        let before = self.slots[slot].swap(place.0, Ordering::AcqRel);
+        (before != 0 && before != place.0).then_some(Place(before))
+    }
+
+    /// Forgets all notes and returns them.
+    pub fn take(&self) -> impl Iterator<Item = Place> {
+        self.slots.iter().map(|slot| slot.swap(0, Ordering::AcqRel)).filter(|raw| *raw != 0).map(Place)
+    }
+}

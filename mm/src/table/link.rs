@@ -1,0 +1,75 @@
+//! The entry that points to a table: the pointer and the table's live count in one atomic word.
+//!
+//! The protocol is described at [the module](super).
+
+use super::atomic::{AtomicU64, Ordering, relax};
+use super::format::{Entry, Format};
+use crate::PhysAddr;
+
+const COUNT_SHIFT: u32 = 52;
+
+/// One reference.
+const ONE: u64 = 1 << COUNT_SHIFT;
+
+/// Most references that the ten bits can hold.
+const COUNT_MAX: u64 = 0x3ff;
+
+// 512 entries, and one reference for each of up to 511 threads that are inside the table at the same time.
+const _: () = assert!(COUNT_MAX >= super::memory::TABLE_ENTRIES as u64 + 511);
+
+/// Number of references in the link `raw`: entries of the table that are not empty, and threads inside it.
+pub const fn count(raw: u64) -> u64 {
+    raw >> COUNT_SHIFT & COUNT_MAX
+}
+
+/// The link `pointer` (as the format encodes it) with `references`.
+pub const fn with_count(pointer: u64, references: u64) -> u64 {
+    pointer | references << COUNT_SHIFT
+}
+
+/// What [`pin`] found.
+pub enum Seen<A> {
+    /// Nothing.
+    Empty,
+    /// A leaf, as the entry `raw`; nothing is pinned.
+    Leaf { raw: u64, output: PhysAddr, access: A },
+    /// A table, which now stays in the tree, and in its place, until [`unpin`].
+    Table(PhysAddr),
+}
+
+/// Takes a reference to the table that `link`, an entry at `level`, points to.
+pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access> {
+    let mut raw = link.load(Ordering::Acquire);
+    loop {
+        let page = match format.decode(level, raw) {
+            Entry::Empty => return Seen::Empty,
+            Entry::Leaf(output, access) => return Seen::Leaf { raw, output, access },
+            Entry::Table(page) => page,
+        };
+        if count(raw) == COUNT_MAX {
+            // More than 511 threads inside one table: wait for one to leave.
+            relax();
+            raw = link.load(Ordering::Acquire);
+            continue;
+        }
+        match link.compare_exchange_weak(raw, raw + ONE, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Seen::Table(page),
+            Err(now) => raw = now,
+        }
+    }
+}
+
+/// Gives `references` of the table behind `link` back, and returns how many are left. Whoever sees 0 has to see to
+/// the empty table.
+pub fn unpin(link: &AtomicU64, references: u64) -> u64 {
+    let before = link.fetch_sub(references << COUNT_SHIFT, Ordering::AcqRel);
+    debug_assert!(count(before) >= references, "table reference count underflow");
+    count(before) - references
+}
+
+/// Turns the caller's reference into one for each of the `entries` (at least 1) that it has written.
+pub fn settle(link: &AtomicU64, entries: u64) {
+    if entries > 1 {
+        link.fetch_add((entries - 1) << COUNT_SHIFT, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,281 @@
+//! Map: fill empty entries with leaves.
+
+use super::atomic::Ordering;
+use super::error::MapError;
+use super::format::{Entry, Format, LeafSizes, level_bytes};
+use super::kept::Place;
+use super::link;
+use super::memory::{TABLE_ENTRIES, Table, TableMemory};
+use super::stale::Stale;
+use super::tree::{Detached, PageTable, index};
+use crate::{PAGE_BYTES, PhysAddr, PhysRange};
+
+/// What is still to be mapped, and where. A copy of it is a place to come back to.
+#[derive(Clone, Copy)]
+struct Cursor<'s> {
+    input: u64,
+    /// Bytes still to map.
+    remaining: u64,
+    output: u64,
+    /// Bytes still to map of the segment that `output` is in.
+    in_segment: u64,
+    /// The segments after that.
+    segments: &'s [PhysRange],
+}
+
+impl Cursor<'_> {
+    fn advance(&mut self, bytes: u64) {
+        // Wraps to 0 at the very end of the address space, where nothing remains.
+        self.input = self.input.wrapping_add(bytes);
+        self.remaining -= bytes;
+        self.output += bytes;
+        self.in_segment -= bytes;
+        while self.in_segment == 0
+            && let Some((next, rest)) = self.segments.split_first()
+        {
+            self.output = next.start.as_u64();
+            self.in_segment = next.bytes;
+            self.segments = rest;
+        }
+    }
+}
+
+/// Why a map stops early, at the cursor.
+#[derive(Clone, Copy)]
+enum Stop {
+    AlreadyMapped,
+    OutOfTables,
+}
+
+struct Job<'s, A> {
+    cursor: Cursor<'s>,
+    access: A,
+    stop: Option<Stop>,
+    /// Whether a spare page is in a table that is not linked yet.
+    uses_spare: bool,
+    detached: Detached,
+}
+
+impl<A> Job<'_, A> {
+    fn goes_on(&self) -> bool {
+        self.cursor.remaining != 0 && self.stop.is_none()
+    }
+
+    /// Level of the largest leaf that can stand at the cursor.
+    fn leaf_level(&self, sizes: LeafSizes) -> u8 {
+        let fits = |level| {
+            let bytes = level_bytes(level);
+            (self.cursor.input | self.cursor.output) & (bytes - 1) == 0 && self.cursor.in_segment >= bytes
+        };
+        if sizes.contains(LeafSizes::SIZE_1G) && fits(3) {
+            3
+        } else if sizes.contains(LeafSizes::SIZE_2M) && fits(2) {
+            2
+        } else {
+            1
+        }
+    }
+}
+
+impl<F: Format, M: TableMemory> PageTable<F, M> {
+    /// Maps the inputs from `input` to `segments`, one after the other, with the largest leaves that alignment and
+    /// hardware allow. Start and length of each segment are multiples of 4 KiB.
+    ///
+    /// A token comes back if empty tables had to leave the tree: walkers in hardware may not see the mapping before it
+    /// is flushed. Whether a mapping that was not there before needs a flush of its own is the hardware's affair
+    /// (caching mode, write buffers).
+    ///
+    /// # Errors
+    /// See [`MapError`]. The table then maps what it mapped before.
+    ///
+    /// # Safety
+    /// - No other call maps, unmaps or protects any part of the input range at the same time.
+    /// - Whoever walks the table can access the segments with `access`.
+    pub unsafe fn map(
+        &self,
+        input: u64,
+        segments: &[PhysRange],
+        access: F::Access,
+    ) -> Result<Option<Stale>, MapError> {
+        let cursor = self.check_map(input, segments)?;
+        let mut job = Job { cursor, access, stop: None, uses_spare: false, detached: Detached::new() };
+        self.fill(&mut job, self.root_table(), self.format.levels(), true);
+        match job.stop {
+            None => Ok(self.stale_of(job.detached)),
+            Some(stop) => Err(self.roll_back(input, stop, job.cursor.input, job.detached)),
+        }
+    }
+
+    fn check_map<'s>(&self, input: u64, segments: &'s [PhysRange]) -> Result<Cursor<'s>, MapError> {
+        let mut alignment = input;
+        let mut bytes = 0_u64;
+        for range in segments {
+            let start = range.start.as_u64();
+            alignment |= start | range.bytes;
+            let end = start.checked_add(range.bytes);
+            if end.is_none_or(|end| (end - 1) >> self.format.output_bits() != 0) {
+                return Err(MapError::OutputBeyondWidth { range: *range });
+            }
+            // Cannot overflow before the check below: a segment is at most 2^52 bytes, and a slice has fewer than 2^60.
+            bytes = bytes.saturating_add(range.bytes);
+        }
+        if alignment & (PAGE_BYTES - 1) != 0 || bytes == 0 {
+            return Err(MapError::Unaligned { input });
+        }
+        match input.checked_add(bytes - 1) {
+            Some(last) if self.format.covers(input, last) => {}
+            _ => return Err(MapError::InputBeyondWidth { input, bytes }),
+        }
+        let mut cursor = Cursor { input, remaining: bytes, output: 0, in_segment: 0, segments };
+        cursor.advance(0);
+        Ok(cursor)
+    }
+
+    /// Takes away what was mapped from `first` to before `end`.
+    fn roll_back(&self, first: u64, stop: Stop, end: u64, mut detached: Detached) -> MapError {
+        let mut removed = 0;
+        if end != first {
+            let levels = self.format.levels();
+            removed = self.clear(self.root_table(), levels, (first, end - 1), false, &mut detached).bytes;
+        }
+        let undone = if removed == 0 {
+            self.stale_of(detached)
+        } else {
+            Some(self.stale_for(first, end - 1, removed, detached))
+        };
+        match stop {
+            Stop::AlreadyMapped => MapError::AlreadyMapped { input: end, undone },
+            Stop::OutOfTables => MapError::OutOfTables { input: end, undone },
+        }
+    }
+
+    /// Writes leaves into `table`, and into the tables below it, from the cursor to the end of `table` or of the job.
+    /// Returns how many entries of `table` are in use now that were not.
+    ///
+    /// `linked`: others see the table (and the caller has pinned it); else it is this thread's alone.
+    fn fill(&self, job: &mut Job<'_, F::Access>, table: &Table, level: u8, linked: bool) -> u64 {
+        let table_last = job.cursor.input | (level_bytes(level + 1) - 1);
+        let mut added = 0;
+        while job.goes_on() && job.cursor.input <= table_last {
+            let written = if job.leaf_level(self.format.leaf_sizes()) >= level {
+                self.write_leaves(job, table, level, linked)
+            } else {
+                0
+            };
+            added += written;
+            if written == 0 {
+                added += self.fill_below(job, table, level, linked);
+            }
+        }
+        added
+    }
+
+    /// Writes leaves of `level` into `table` from the cursor on, as many as the segment has for this table, or up to
+    /// the first entry that is in use. Returns how many.
+    fn write_leaves(&self, job: &mut Job<'_, F::Access>, table: &Table, level: u8, linked: bool) -> u64 {
+        let bytes = level_bytes(level);
+        let first = index(job.cursor.input, level);
+        let wanted = usize::try_from(job.cursor.in_segment / bytes).unwrap_or(usize::MAX);
+        let entries = &table[first..TABLE_ENTRIES.min(first.saturating_add(wanted))];
+        let mut raw = self.format.encode_leaf(level, PhysAddr::new(job.cursor.output), job.access);
+        let mut written = 0;
+        for entry in entries {
+            if linked && entry.load(Ordering::Relaxed) != 0 {
+                break;
+            }
+            entry.store(raw, Ordering::Release);
+            raw += bytes;
+            written += 1;
+        }
+        if linked {
+            self.write_back(&entries[..written]);
+        }
+        job.cursor.advance(written as u64 * bytes);
+        written as u64
+    }
+
+    /// Goes on in the table below the entry of `table` at the cursor, which is made if it is missing. Returns 1 if the
+    /// entry is in use now and was not, else 0.
+    fn fill_below(&self, job: &mut Job<'_, F::Access>, table: &Table, level: u8, linked: bool) -> u64 {
+        let entry = &table[index(job.cursor.input, level)];
+        let place = Place::new(job.cursor.input, level - 1);
+        loop {
+            let raw = entry.load(Ordering::Acquire);
+            match self.format.decode(level, raw) {
+                Entry::Leaf(..) => {
+                    job.stop = Some(Stop::AlreadyMapped);
+                    return 0;
+                }
+                Entry::Empty => {
+                    let before = job.cursor;
+                    let Some((page, new)) = self.build(job, level - 1) else { return 0 };
+                    if entry.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                        if linked {
+                            self.write_back(core::slice::from_ref(entry));
+                            job.uses_spare = false;
+                        }
+                        return 1;
+                    }
+                    // Another thread linked a table first: ours was never seen.
+                    self.dismantle(page, level - 1, job.uses_spare);
+                    job.cursor = before;
+                }
+                Entry::Table(page)
+                    if job.leaf_level(self.format.leaf_sizes()) >= level && link::count(raw) == 0 =>
+                {
+                    let leaf = self.format.encode_leaf(level, PhysAddr::new(job.cursor.output), job.access);
+                    if entry.compare_exchange(raw, leaf, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                        self.write_back(core::slice::from_ref(entry));
+                        self.set_aside(page, place, &mut job.detached);
+                        job.cursor.advance(level_bytes(level));
+                        return 0;
+                    }
+                }
+                Entry::Table(_) => {
+                    let link::Seen::Table(page) = link::pin(&self.format, level, entry) else { continue };
+                    // SAFETY: pinned in the line above.
+                    let added = self.fill(job, unsafe { self.table(page) }, level - 1, true);
+                    if added != 0 {
+                        link::settle(entry, added);
+                    } else if link::unpin(entry, 1) == 0 {
+                        self.emptied(place, true, &mut job.detached);
+                    }
+                    return 0;
+                }
+            }
+        }
+    }
+
+    /// Makes a table of `level` that maps what the job has for it. Returns its page and the entry that links it, or
+    /// `None` if there are not enough pages; the cursor is then where it was.
+    fn build(&self, job: &mut Job<'_, F::Access>, level: u8) -> Option<(PhysAddr, u64)> {
+        let before = job.cursor;
+        let Some((page, was_spare)) = self.allocate(level) else {
+            job.stop = Some(Stop::OutOfTables);
+            return None;
+        };
+        job.uses_spare |= was_spare;
+        // SAFETY: not linked yet.
+        let table = unsafe { self.table(page) };
+        let added = self.fill(job, table, level, false);
+        if job.stop.is_some() {
+            self.dismantle(page, level, job.uses_spare);
+            job.cursor = before;
+            return None;
+        }
+        self.write_back(table);
+        Some((page, link::with_count(self.format.encode_table(page), added)))
+    }
+
+    /// Frees a table of `level` that was never linked, and those below it.
+    fn dismantle(&self, page: PhysAddr, level: u8, keep_upper: bool) {
+        // SAFETY: not linked.
+        for entry in unsafe { self.table(page) } {
+            let raw = entry.swap(0, Ordering::Relaxed);
+            if let Entry::Table(below) = self.format.decode(level, raw) {
+                self.dismantle(below, level - 1, keep_upper);
+            }
+        }
+        self.discard(page, level, keep_upper);
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the engine on the host.
+
+mod basic;
+mod memory;
