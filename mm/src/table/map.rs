@@ -209,7 +209,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                 Entry::Empty => {
                     let before = job.cursor;
                     let Some((page, new)) = self.build(job, level - 1) else { return 0 };
-                    if entry.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    if entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                         if linked {
                             self.write_back(core::slice::from_ref(entry));
                             job.uses_spare = false;
