@@ -9,7 +9,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod block;
 pub mod host;
 mod lock;
 pub mod mmio;
 pub mod pci;
+pub mod virtio;

@@ -99,6 +99,13 @@ impl<'a, C: ConfigSpace + ?Sized> Config<'a, C> {
         Capabilities::new(self)
     }
 
+    /// Offsets of the vendor-specific capabilities.
+    pub fn vendor_capabilities(self) -> impl Iterator<Item = u16> + use<'a, C> {
+        self.capabilities()
+            .filter(|capability| capability.id == id::VENDOR)
+            .map(|capability| capability.offset)
+    }
+
     /// Offset of the first standard capability `id`, if it leaves room for `bytes` bytes.
     pub fn find(self, id: u8, bytes: u16) -> Option<u16> {
         let found = self.capabilities().find(|capability| capability.id == id)?.offset;

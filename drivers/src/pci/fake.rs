@@ -55,7 +55,7 @@ impl FakeSpace {
 
 impl ConfigSpace for FakeSpace {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        assert!(offset < 0x1000 && offset % 4 == 0, "bad offset {offset:#x}");
+        assert!(offset < 0x1000 && offset.is_multiple_of(4), "bad offset {offset:#x}");
         match self.functions.borrow().get(&function) {
             Some(fake) => fake.registers.get(&offset).copied().unwrap_or(0),
             None => u32::MAX,

@@ -1,0 +1,22 @@
+//! Virtio over PCI, modern interface, with every address translated by the IOMMU.
+//!
+//! ```text
+//!   Disk (blk) ── requests, deadlines, recovery
+//!     │
+//!   SplitQueue ── descriptor chains, free list, used ring; knows no device and no memory
+//!     │
+//!   Rings ─────── coherent memory        Transport ── registers, features, MSI-X, reset
+//! ```
+//!
+//! `VIRTIO_F_ACCESS_PLATFORM` is required: a device without it uses physical addresses and goes around the IOMMU.
+//! Indices and lengths that a device writes are checked against what was submitted; one that lies is reset.
+
+pub mod blk;
+mod queue;
+mod registers;
+mod rings;
+mod transport;
+
+pub use queue::{QueueError, Segment, SplitQueue};
+pub use rings::{Descriptor, RingMemory, Rings, UsedElement};
+pub use transport::{Doorbell, QueueAddresses, Transport, TransportError};
