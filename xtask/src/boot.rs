@@ -1,0 +1,207 @@
+//! One boot: starts QEMU, watches that the guest goes on, and says how it ended.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::control::Record;
+use crate::workspace::shown;
+
+/// How many lines of the console are kept to show where a guest stopped.
+const TAIL_LINES: usize = 25;
+/// How often the guest's progress is looked at.
+const POLL: Duration = Duration::from_millis(20);
+/// How long QEMU may take to end on request before it is killed.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What the guest says by the value that it writes to the debug-exit port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Passed,
+    TestsFailed,
+    /// A panic or a fatal exception.
+    Panicked,
+    /// A test that exceeded its deadline.
+    DeadlineMissed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Guest(Verdict),
+    /// QEMU ended, and the guest had not said how: it reset (a triple fault does), or someone quit QEMU.
+    NoVerdict,
+    Overrun(Overrun),
+    /// QEMU failed, or something killed it.
+    Qemu(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overrun {
+    /// Neither console nor control channel moved for this long.
+    Silent(Duration),
+    /// Still running after this long.
+    Total(Duration),
+}
+
+impl Ending {
+    /// The isa-debug-exit device ends QEMU with `(value << 1) | 1`; the guest's values start at 0x10.
+    fn of(status: ExitStatus) -> Ending {
+        match status.code() {
+            Some(0) => Ending::NoVerdict,
+            Some(0x21) => Ending::Guest(Verdict::Passed),
+            Some(0x23) => Ending::Guest(Verdict::TestsFailed),
+            Some(0x25) => Ending::Guest(Verdict::Panicked),
+            Some(0x27) => Ending::Guest(Verdict::DeadlineMissed),
+            _ => Ending::Qemu(status.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Guest(Verdict::Passed) => f.write_str("the guest powered off, all well"),
+            Ending::Guest(Verdict::TestsFailed) => f.write_str("the guest powered off, tests failed"),
+            Ending::Guest(Verdict::Panicked) => f.write_str("the kernel panicked"),
+            Ending::Guest(Verdict::DeadlineMissed) => f.write_str("a test exceeded its deadline"),
+            Ending::NoVerdict => f.write_str("the guest reset, or QEMU was quit, without a verdict"),
+            Ending::Overrun(Overrun::Silent(limit)) => write!(f, "hung: silent for {} s", limit.as_secs()),
+            Ending::Overrun(Overrun::Total(limit)) => write!(f, "not done after {} s", limit.as_secs()),
+            Ending::Qemu(status) => write!(f, "QEMU failed ({status})"),
+        }
+    }
+}
+
+/// How long a guest may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub silence: Duration,
+    pub total: Duration,
+    /// Whether someone works with the guest once its tests are done: then nothing limits it any more.
+    pub interactive: bool,
+}
+
+pub struct Report {
+    pub ending: Ending,
+    pub record: Record,
+    /// The last lines of the console.
+    pub console_tail: Vec<String>,
+}
+
+/// Runs `command`, a QEMU that writes to these two files, until it ends or exceeds the limits.
+pub fn watch(mut command: Command, console: &Path, control: &Path, limits: Option<Limits>) -> Result<Report> {
+    for stale in [console, control] {
+        if stale.exists() {
+            fs::remove_file(stale).with_context(|| format!("cannot remove {}", stale.display()))?;
+        }
+    }
+    let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
+    let mut guest = Guest(child);
+    let mut progress = Progress::new();
+    let ending = loop {
+        if let Some(status) = guest.0.try_wait()? {
+            break Ending::of(status);
+        }
+        if let Some(limits) = limits
+            && let Some(overrun) = progress.check(&limits, size(console), size(control), control)
+        {
+            guest.end()?;
+            break Ending::Overrun(overrun);
+        }
+        sleep(POLL);
+    };
+    Ok(Report { ending, record: Record::read(&content(control)), console_tail: tail(&content(console)) })
+}
+
+/// When the guest last gave a sign of life.
+struct Progress {
+    started: Instant,
+    last_sign: Instant,
+    sizes: (u64, u64),
+    done: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        let now = Instant::now();
+        Progress { started: now, last_sign: now, sizes: (0, 0), done: false }
+    }
+
+    fn check(&mut self, limits: &Limits, console: u64, control: u64, channel: &Path) -> Option<Overrun> {
+        let now = Instant::now();
+        if self.sizes.1 != control && limits.interactive {
+            self.done = Record::read(&content(channel)).done.is_some();
+        }
+        if self.sizes != (console, control) {
+            self.sizes = (console, control);
+            self.last_sign = now;
+        }
+        if self.done {
+            return None;
+        }
+        if now - self.started > limits.total {
+            return Some(Overrun::Total(limits.total));
+        }
+        (now - self.last_sign > limits.silence).then_some(Overrun::Silent(limits.silence))
+    }
+}
+
+/// A running QEMU, ended when dropped.
+struct Guest(Child);
+
+impl Guest {
+    /// Asks QEMU to end, so that it puts the terminal back as it was, and kills it when it does not.
+    fn end(&mut self) -> std::io::Result<()> {
+        kill_process(Pid::from_child(&self.0), Signal::TERM)?;
+        let asked = Instant::now();
+        while asked.elapsed() < GRACE {
+            if self.0.try_wait()?.is_some() {
+                return Ok(());
+            }
+            sleep(POLL);
+        }
+        self.0.kill()?;
+        self.0.wait().map(|_| ())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // Nothing more can be done about a QEMU that cannot even be killed.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// The content of a file that QEMU creates; none when QEMU did not come so far.
+fn content(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_default()
+}
+
+fn tail(console: &[u8]) -> Vec<String> {
+    let mut lines = VecDeque::new();
+    for line in String::from_utf8_lossy(console).lines() {
+        if lines.len() == TAIL_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line.trim_end().to_string());
+    }
+    lines.into()
+}
+
+#[cfg(test)]
+#[path = "boot_tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+//! The watching of a boot, with a shell script in QEMU's place.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::workspace::Workspace;
+
+const PATIENT: Limits =
+    Limits { silence: Duration::from_secs(20), total: Duration::from_secs(60), interactive: false };
+
+struct Files {
+    console: PathBuf,
+    control: PathBuf,
+}
+
+/// Runs `script` as QEMU; `$console` and `$control` are its files.
+fn watch_script(name: &str, script: &str, limits: Limits) -> Report {
+    let folder = Workspace::locate().unwrap().scratch("unit-tests").unwrap();
+    let files = Files { console: folder.join(format!("{name}.console")), control: folder.join(name) };
+    // What an earlier boot left must not be taken for this one's.
+    fs::write(&files.control, "begin stale\nok stale\ndone 1 0\n").unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).env("console", &files.console).env("control", &files.control);
+    let report = watch(command, &files.console, &files.control, Some(limits)).unwrap();
+    for file in [files.console, files.control] {
+        let _ = fs::remove_file(file);
+    }
+    report
+}
+
+#[test]
+fn exit_codes_become_endings() {
+    for (code, ending) in [
+        (0, Ending::NoVerdict),
+        (33, Ending::Guest(Verdict::Passed)),
+        (35, Ending::Guest(Verdict::TestsFailed)),
+        (37, Ending::Guest(Verdict::Panicked)),
+        (39, Ending::Guest(Verdict::DeadlineMissed)),
+    ] {
+        assert_eq!(watch_script(&format!("exit-{code}"), &format!("exit {code}"), PATIENT).ending, ending);
+    }
+    // QEMU's own failure, a verdict that nobody defined, and a QEMU that something killed.
+    for (name, script) in [("own", "exit 1"), ("undefined", "exit 41"), ("killed", "kill -9 $$")] {
+        assert!(matches!(watch_script(name, script, PATIENT).ending, Ending::Qemu(_)), "{script}");
+    }
+}
+
+#[test]
+fn the_record_is_this_boots_own() {
+    let report = watch_script("record", "printf 'begin a\\nok a\\ndone 1 0\\n' > $control; exit 33", PATIENT);
+    assert_eq!(report.record.results, [("a".to_string(), Ok(()))]);
+    let nothing = watch_script("nothing", "exit 1", PATIENT);
+    assert!(nothing.record.results.is_empty() && nothing.record.done.is_none());
+}
+
+#[test]
+fn a_silent_guest_is_ended_and_its_last_lines_are_kept() {
+    let limits = Limits { silence: Duration::from_millis(300), ..PATIENT };
+    let script = "seq 1 100 > $console; echo 'begin a' > $control; exec sleep 1000";
+    let started = Instant::now();
+    let report = watch_script("silent", script, limits);
+    assert_eq!(report.ending, Ending::Overrun(Overrun::Silent(limits.silence)));
+    assert!(started.elapsed() < Duration::from_secs(15));
+    assert_eq!(report.record.open.as_deref(), Some("a"));
+    assert_eq!(report.console_tail.len(), TAIL_LINES);
+    assert_eq!(report.console_tail.last().unwrap(), "100");
+}
+
+#[test]
+fn a_guest_that_talks_for_ever_meets_the_total_limit() {
+    let limits = Limits { total: Duration::from_millis(700), ..PATIENT };
+    let report = watch_script("chatty", "while :; do echo x >> $console; sleep 0.05; done", limits);
+    assert_eq!(report.ending, Ending::Overrun(Overrun::Total(limits.total)));
+}
+
+#[test]
+fn a_guest_that_goes_on_talking_is_not_silent() {
+    let limits = Limits { silence: Duration::from_millis(1500), ..PATIENT };
+    let script = "for i in 1 2 3 4 5 6; do echo x >> $console; sleep 0.5; done; exit 33";
+    assert_eq!(watch_script("talking", script, limits).ending, Ending::Guest(Verdict::Passed));
+}
+
+#[test]
+fn a_qemu_that_ignores_the_request_to_end_is_killed() {
+    let limits = Limits { silence: Duration::from_millis(200), ..PATIENT };
+    // Short sleeps: what the killed shell leaves behind must not outlive the test by much.
+    let report = watch_script("stubborn", "trap '' TERM; while :; do sleep 0.2; done", limits);
+    assert_eq!(report.ending, Ending::Overrun(Overrun::Silent(limits.silence)));
+}
+
+#[test]
+fn once_the_tests_are_done_an_interactive_guest_has_all_the_time() {
+    let limits = Limits { silence: Duration::from_millis(400), interactive: true, ..PATIENT };
+    let script = "echo 'done 0 0' > $control; sleep 1.5; exit 33";
+    assert_eq!(watch_script("shell", script, limits).ending, Ending::Guest(Verdict::Passed));
+    let script = "echo 'begin a' > $control; exec sleep 30";
+    let overrun = Ending::Overrun(Overrun::Silent(limits.silence));
+    assert_eq!(watch_script("no-shell", script, limits).ending, overrun);
+}

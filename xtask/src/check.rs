@@ -1,0 +1,121 @@
+//! `cargo xtask check`: formatting and lints, and on request Miri and the mutations.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+use lexopt::Parser;
+
+use crate::mutants;
+use crate::options::{self, Read};
+use crate::setup::{self, Consent};
+use crate::workspace::{Workspace, shown, succeed};
+
+const USAGE: &str = "Usage: cargo xtask check [OPTIONS]
+
+Checks formatting and lints (clippy, warnings denied), for the host and for the kernel's target.
+
+  --miri              the unit tests of mm and iommu under Miri instead (needs the nightly toolchain)
+  --mutants           each patch of testing/mutations instead: a test must fail with it
+  --yes               install what is missing without asking (CI=true does too)
+";
+
+pub fn main(mut parser: Parser) -> Result<ExitCode> {
+    let (mut yes, mut miri, mut mutants) = (false, false, false);
+    let rest = options::read(&mut parser, |name, _| {
+        match name {
+            "yes" => yes = true,
+            "miri" => miri = true,
+            "mutants" => mutants = true,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    match rest {
+        Read::Help => {
+            print!("{USAGE}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Read::Rest(rest) if !rest.is_empty() => bail!("`check` takes no arguments after --"),
+        Read::Rest(_) => {}
+    }
+    let workspace = Workspace::locate()?;
+    let consent = Consent::find(yes);
+    let mut good = true;
+    if miri {
+        good &= run_miri(&workspace, consent)?;
+    }
+    if mutants {
+        good &= mutants::run(&workspace)?;
+    }
+    if !miri && !mutants {
+        setup::require_kernel_target(consent)?;
+        good = run_all(&mut lints(&workspace));
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn lints(workspace: &Workspace) -> Vec<Command> {
+    let mut format = workspace.cargo("fmt");
+    format.args(["--all", "--check"]);
+    let mut host = workspace.cargo("clippy");
+    host.args(["--all-targets", "--", "--deny", "warnings"]);
+    // The kernel is no default member: it builds for the bare target only, with the libraries under it.
+    let mut kernel = workspace.cargo_on_kernel("clippy");
+    kernel.args(["--", "--deny", "warnings"]);
+    vec![format, host, kernel]
+}
+
+fn run_miri(workspace: &Workspace, consent: Consent) -> Result<bool> {
+    setup::require_toolchain("nightly", &["miri", "rust-src"], consent)?;
+    // Through rustup: `cargo xtask` runs under the stable toolchain's own cargo, which knows no `+nightly`.
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "cargo", "miri", "test", "--package", "mm", "--package", "iommu"]);
+    command.current_dir(&workspace.root).env("CARGO_TARGET_DIR", workspace.target.join("miri"));
+    if std::env::var_os("MIRIFLAGS").is_none() {
+        command.env("MIRIFLAGS", "-Zmiri-strict-provenance");
+    }
+    Ok(run_all(&mut [command]))
+}
+
+/// Runs all commands, also after one has failed, and says of each how it went.
+fn run_all(commands: &mut [Command]) -> bool {
+    let mut good = true;
+    for command in commands {
+        println!("{}", shown(command));
+        match succeed(command) {
+            Ok(()) => println!("    ok"),
+            Err(problem) => {
+                println!("    FAILED: {problem:#}");
+                good = false;
+            }
+        }
+    }
+    good
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failing_command_fails_all_and_stops_none() {
+        let marker = Workspace::locate().unwrap().scratch("unit-tests").unwrap().join("check-went-on");
+        let mut touch = Command::new("touch");
+        touch.arg(&marker);
+        assert!(!run_all(&mut [Command::new("false"), touch]));
+        assert!(marker.exists());
+        std::fs::remove_file(marker).unwrap();
+        assert!(run_all(&mut [Command::new("true")]));
+    }
+
+    #[test]
+    fn warnings_are_denied_for_the_host_and_for_the_kernel() {
+        let lines: Vec<String> = lints(&Workspace::locate().unwrap()).iter().map(shown).collect();
+        let clippy: Vec<&String> = lines.iter().filter(|line| line.contains("clippy")).collect();
+        assert!(
+            clippy.len() == 2 && clippy.iter().all(|line| line.ends_with("--deny warnings")),
+            "{lines:?}"
+        );
+        assert!(clippy[1].contains("--target x86_64-unknown-none"));
+    }
+}

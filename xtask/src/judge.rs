@@ -1,0 +1,180 @@
+//! Whether what came of a scenario is what was expected of it.
+
+use std::collections::BTreeSet;
+
+use crate::control::Verdict;
+use crate::glob;
+use crate::scenario::{Expect, Scenario};
+use crate::session::Outcome;
+
+/// A scenario's part of the total.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Score {
+    pub passed: usize,
+    /// What failed, and why.
+    pub failures: Vec<(String, String)>,
+}
+
+impl Score {
+    fn count(&mut self, name: &str, verdict: Verdict) {
+        match verdict {
+            Ok(()) => self.passed += 1,
+            Err(reason) => self.failures.push((name.to_string(), reason)),
+        }
+    }
+}
+
+/// Counts a scenario's tests and checks, each once, against its expectation.
+///
+/// `filter` chose the tests. `known` are the tests that the kernel has on an ordinary machine: a scenario that expects failures is held to
+/// run all of them. When it is not known which there are, at least one must have run before and one after.
+pub fn judge(
+    scenario: &Scenario,
+    filter: &str,
+    outcome: &Outcome,
+    known: Option<&BTreeSet<String>>,
+) -> Score {
+    let mut score = Score::default();
+    match scenario.expect {
+        Expect::AllPass { disk_reads, disk_writes } => {
+            for (name, verdict) in outcome.tests.iter().chain(&outcome.checks) {
+                score.count(name, verdict.clone());
+            }
+            for (key, least) in [("disk-read", disk_reads), ("disk-written", disk_writes)] {
+                let seen = outcome.checks.iter().filter(|(name, _)| name.starts_with(key)).count();
+                if seen < least {
+                    score.count(key, Err(format!("{seen} ranges compared, at least {least} must be")));
+                }
+            }
+        }
+        Expect::TheseFail(names) => expect_failures(names, filter, outcome, known, &mut score),
+    }
+    if outcome.tests.is_empty() {
+        score.count("tests", Err("none ran".into()));
+    }
+    score
+}
+
+fn expect_failures(
+    names: &[&str],
+    filter: &str,
+    outcome: &Outcome,
+    known: Option<&BTreeSet<String>>,
+    score: &mut Score,
+) {
+    for (name, verdict) in &outcome.tests {
+        if !names.contains(&name.as_str()) {
+            score.count(name, verdict.clone());
+        }
+    }
+    for (name, verdict) in &outcome.checks {
+        score.count(name, verdict.clone());
+    }
+    for &name in names {
+        let times = outcome.tests.iter().filter(|(test, verdict)| test == name && verdict.is_err()).count();
+        let verdict =
+            if times == 1 { Ok(()) } else { Err(format!("should have failed once, failed {times} times")) };
+        score.count(&format!("{name} fails"), verdict);
+        score.count(
+            &format!("the others run in spite of {name}"),
+            others_ran(name, names, filter, outcome, known),
+        );
+    }
+}
+
+fn others_ran(
+    name: &str,
+    names: &[&str],
+    filter: &str,
+    outcome: &Outcome,
+    known: Option<&BTreeSet<String>>,
+) -> Verdict {
+    let ran: BTreeSet<&str> = outcome.tests.iter().map(|(test, _)| test.as_str()).collect();
+    match known {
+        Some(known) => {
+            let wanted = |test: &&String| glob::matches(filter, test) && !names.contains(&test.as_str());
+            let missing: Vec<&str> =
+                known.iter().filter(wanted).map(String::as_str).filter(|test| !ran.contains(test)).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("did not run: {}", missing.join(", "))) }
+        }
+        None => match (ran.iter().any(|&test| test < name), ran.iter().any(|&test| test > name)) {
+            (true, true) => Ok(()),
+            (before, after) => Err(format!("ran before it: {before}, ran after it: {after}")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(tests: &[(&str, bool)], checks: &[(&str, bool)]) -> Outcome {
+        let verdicts = |list: &[(&str, bool)]| {
+            let verdict = |good: bool| if good { Ok(()) } else { Err("bad".to_string()) };
+            list.iter().map(|&(name, good)| (name.to_string(), verdict(good))).collect()
+        };
+        Outcome { tests: verdicts(tests), checks: verdicts(checks), boots: 1, ..Outcome::default() }
+    }
+
+    fn failures(scenario: &Scenario, outcome: &Outcome, known: Option<&BTreeSet<String>>) -> Vec<String> {
+        judge(scenario, "*", outcome, known).failures.into_iter().map(|(name, _)| name).collect()
+    }
+
+    const PLAIN: Scenario =
+        Scenario { expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 }, ..Scenario::DEFAULT };
+    const CRASH: Scenario = Scenario { expect: Expect::TheseFail(&["b::crash"]), ..Scenario::DEFAULT };
+
+    #[test]
+    fn tests_and_checks_both_count() {
+        let outcome = outcome(&[("a", true), ("b", false)], &[("disk-read 0 8", true), ("boot", false)]);
+        let score = judge(&PLAIN, "*", &outcome, None);
+        assert_eq!((score.passed, score.failures.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_scenario_in_which_nothing_ran_fails() {
+        assert_eq!(failures(&PLAIN, &Outcome::default(), None), ["tests"]);
+    }
+
+    #[test]
+    fn too_few_compared_disk_ranges_fail() {
+        let enough = outcome(
+            &[("a", true)],
+            &[
+                ("disk-read 0 8", true),
+                ("disk-read 8 64", true),
+                ("disk-written 9 1", true),
+                ("disk-written 10 1", true),
+            ],
+        );
+        assert!(failures(&Scenario::DEFAULT, &enough, None).is_empty());
+        let few = outcome(&[("a", true)], &[("disk-read 0 8", true), ("disk-written 9 1", true)]);
+        assert_eq!(failures(&Scenario::DEFAULT, &few, None), ["disk-read", "disk-written"]);
+    }
+
+    #[test]
+    fn an_expected_failure_passes_and_its_absence_fails() {
+        let good = outcome(&[("a", true), ("b::crash", false), ("c", true)], &[]);
+        assert_eq!(judge(&CRASH, "*", &good, None), Score { passed: 4, failures: vec![] });
+        let survived = outcome(&[("a", true), ("b::crash", true), ("c", true)], &[]);
+        assert_eq!(failures(&CRASH, &survived, None), ["b::crash fails"]);
+        let absent = outcome(&[("a", true), ("c", true)], &[]);
+        assert_eq!(failures(&CRASH, &absent, None), ["b::crash fails"]);
+        let another = outcome(&[("a", false), ("b::crash", false), ("c", true)], &[]);
+        assert_eq!(failures(&CRASH, &another, None), ["a"]);
+    }
+
+    #[test]
+    fn the_others_must_have_run() {
+        let cut_off = outcome(&[("a", true), ("b::crash", false)], &[]);
+        assert_eq!(failures(&CRASH, &cut_off, None), ["the others run in spite of b::crash"]);
+        let known: BTreeSet<String> = ["a", "c", "d"].map(String::from).into();
+        let one_missing = outcome(&[("a", true), ("b::crash", false), ("c", true)], &[]);
+        let score = judge(&CRASH, "*", &one_missing, Some(&known));
+        assert_eq!(score.failures[0].1, "did not run: d");
+        // What the filter leaves out need not run.
+        assert!(judge(&CRASH, "[!d]", &one_missing, Some(&known)).failures.is_empty());
+        let all = outcome(&[("a", true), ("b::crash", false), ("c", true), ("d", true)], &[]);
+        assert!(failures(&CRASH, &all, Some(&known)).is_empty());
+    }
+}

@@ -1,0 +1,212 @@
+//! The machine: QEMU's command line for a scenario.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::scenario::{DiskPlace, Scenario};
+
+/// Processor and accelerator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processor {
+    /// Emulated, with every feature that QEMU can emulate.
+    Emulated,
+    /// Emulated, one tick of the time-stamp counter for each instruction: exactly reproducible.
+    Counting,
+    /// The host's own, through KVM.
+    Kvm,
+}
+
+/// How the guest's serial console is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Standard input and output, with QEMU's monitor behind Ctrl-A C.
+    Terminal,
+    /// Standard output only.
+    Output,
+    /// The log only.
+    Silent,
+}
+
+/// The files of one boot.
+pub struct Files<'a> {
+    pub kernel: &'a Path,
+    pub disk: &'a Path,
+    /// All that the guest wrote on its console, whatever `Console` is.
+    pub console_log: &'a Path,
+    pub control: &'a Path,
+}
+
+/// Everything that decides one QEMU command line.
+pub struct Machine<'a> {
+    pub scenario: &'a Scenario,
+    pub processor: Processor,
+    pub console: Console,
+    pub cmdline: &'a str,
+    pub files: Files<'a>,
+}
+
+/// The guest's power switch writes here: QEMU ends with `(value << 1) | 1`.
+const EXIT_PORT: &str = "0xf4";
+/// The control channel's port (see `control`).
+const CONTROL_PORT: &str = "0xe9";
+
+impl Machine<'_> {
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut list = List::default();
+        self.board(&mut list);
+        self.channels(&mut list);
+        // The IOMMU comes before the devices it translates for: QEMU gives each its address space on creation.
+        if let Some(properties) = self.scenario.iommu {
+            list.option("-device", format!("intel-iommu,{properties}"));
+        }
+        self.disk(&mut list);
+        attackers(&mut list);
+        list.0.extend(self.scenario.qemu.iter().map(OsString::from));
+        list.file("-kernel", "", self.files.kernel);
+        list.option("-append", self.cmdline.to_string());
+        list.0
+    }
+
+    fn board(&self, list: &mut List) {
+        let (machine, processor) = match self.processor {
+            Processor::Emulated => ("q35", &["-accel", "tcg", "-cpu", "max"][..]),
+            Processor::Counting => ("q35", &["-cpu", "qemu64", "-icount", "shift=0,sleep=off"][..]),
+            // Interrupt remapping needs the IOAPIC in QEMU, not in KVM.
+            Processor::Kvm => ("q35,kernel-irqchip=split", &["-accel", "kvm", "-cpu", "host"][..]),
+        };
+        list.option("-M", machine.to_string());
+        list.0.extend(processor.iter().map(OsString::from));
+        list.option("-m", format!("{}M", self.scenario.memory_mib));
+        // A triple fault ends QEMU instead of booting again.
+        list.0
+            .extend(["-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"].map(OsString::from));
+    }
+
+    fn channels(&self, list: &mut List) {
+        let console = match self.console {
+            Console::Terminal => "stdio,id=console,mux=on,signal=off,logfile=",
+            Console::Output => "stdio,id=console,signal=off,logfile=",
+            Console::Silent => "file,id=console,path=",
+        };
+        list.file("-chardev", console, self.files.console_log);
+        list.option("-serial", "chardev:console".into());
+        if self.console == Console::Terminal {
+            list.option("-mon", "chardev=console".into());
+        }
+        list.file("-chardev", "file,id=control,path=", self.files.control);
+        list.option("-device", format!("isa-debugcon,iobase={CONTROL_PORT},chardev=control"));
+        list.option("-device", format!("isa-debug-exit,iobase={EXIT_PORT},iosize=4"));
+    }
+
+    fn disk(&self, list: &mut List) {
+        let bus = match self.scenario.disk {
+            DiskPlace::RootBus => "pcie.0,addr=0x3",
+            DiskPlace::RootPort => {
+                list.option(
+                    "-device",
+                    "pcie-root-port,id=disk-port,bus=pcie.0,addr=0x3,chassis=1,slot=1".into(),
+                );
+                "disk-port"
+            }
+            DiskPlace::ConventionalBridge => {
+                list.option("-device", "pcie-pci-bridge,id=disk-bridge,bus=pcie.0,addr=0x3".into());
+                "disk-bridge,addr=0x1"
+            }
+        };
+        list.file("-drive", "if=none,id=disk,format=raw,file=", self.files.disk);
+        // Without iommu_platform=on QEMU's virtio devices reach memory past the IOMMU; a legacy interface
+        // cannot negotiate it. Without an IOMMU the same device takes physical addresses.
+        list.option(
+            "-device",
+            format!("virtio-blk-pci,drive=disk,bus={bus},iommu_platform=on,disable-legacy=on"),
+        );
+    }
+}
+
+/// The devices that try to reach memory they were not given: three `edu` functions (two to claim, one of them
+/// behind a root port, and one that stays unclaimed) and an NVMe controller, the fast one.
+fn attackers(list: &mut List) {
+    const EDU: &str = "edu,dma_mask=0xffffffffffffffff";
+    list.option("-device", format!("{EDU},bus=pcie.0,addr=0x4"));
+    list.option("-device", "pcie-root-port,id=edu-port,bus=pcie.0,addr=0x5,chassis=2,slot=2".into());
+    list.option("-device", format!("{EDU},bus=edu-port"));
+    list.option("-device", format!("{EDU},bus=pcie.0,addr=0x6"));
+    list.option("-device", "nvme,serial=attacker,bus=pcie.0,addr=0x7".into());
+}
+
+#[derive(Default)]
+struct List(Vec<OsString>);
+
+impl List {
+    fn option(&mut self, name: &str, value: String) {
+        self.0.extend([name.into(), value.into()]);
+    }
+
+    /// An option whose value ends in a path. QEMU splits option values at commas and takes a doubled one as itself.
+    fn file(&mut self, name: &str, prefix: &str, path: &Path) {
+        let path = path.to_string_lossy();
+        let path = if prefix.is_empty() { path.into_owned() } else { path.replace(',', ",,") };
+        self.option(name, format!("{prefix}{path}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(scenario: &Scenario, processor: Processor, console: Console) -> String {
+        let files = Files {
+            kernel: Path::new("/k,1"),
+            disk: Path::new("/d,1"),
+            console_log: Path::new("/console"),
+            control: Path::new("/control"),
+        };
+        let machine = Machine { scenario, processor, console, cmdline: "exit test=*", files };
+        let words: Vec<String> =
+            machine.arguments().into_iter().map(|word| word.into_string().unwrap()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn the_default_machine_has_its_devices_behind_the_iommu() {
+        let line = line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent);
+        let iommu = line.find("-device intel-iommu,intremap=on").unwrap();
+        assert!(iommu < line.find("virtio-blk-pci").unwrap() && iommu < line.find("edu,").unwrap());
+        assert!(line.contains("iommu_platform=on,disable-legacy=on"));
+        assert_eq!(line.matches("edu,dma_mask=0xffffffffffffffff").count(), 3);
+        assert!(line.ends_with("-append exit test=*"));
+    }
+
+    #[test]
+    fn without_an_iommu_none_is_asked_for() {
+        let scenario = Scenario { iommu: None, ..Scenario::DEFAULT };
+        assert!(!line(&scenario, Processor::Emulated, Console::Silent).contains("intel-iommu"));
+    }
+
+    #[test]
+    fn commas_in_paths_do_not_end_an_option() {
+        let line = line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent);
+        assert!(line.contains("file=/d,,1") && line.contains("-kernel /k,1"));
+    }
+
+    #[test]
+    fn the_disk_goes_where_the_scenario_says() {
+        for (place, bus) in [
+            (DiskPlace::RootBus, "bus=pcie.0,addr=0x3,iommu_platform"),
+            (DiskPlace::RootPort, "bus=disk-port,iommu_platform"),
+            (DiskPlace::ConventionalBridge, "bus=disk-bridge,addr=0x1,iommu_platform"),
+        ] {
+            let scenario = Scenario { disk: place, ..Scenario::DEFAULT };
+            assert!(line(&scenario, Processor::Emulated, Console::Silent).contains(bus), "{bus}");
+        }
+    }
+
+    #[test]
+    fn only_a_terminal_gets_the_monitor_and_only_counting_counts() {
+        let terminal = line(&Scenario::DEFAULT, Processor::Kvm, Console::Terminal);
+        assert!(terminal.contains("-mon chardev=console") && terminal.contains("logfile=/console"));
+        assert!(terminal.contains("kernel-irqchip=split") && !terminal.contains("icount"));
+        let counting = line(&Scenario::DEFAULT, Processor::Counting, Console::Output);
+        assert!(counting.contains("-cpu qemu64 -icount shift=0,sleep=off") && !counting.contains("-mon"));
+    }
+}

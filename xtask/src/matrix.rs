@@ -1,0 +1,118 @@
+//! The machines that `cargo xtask test` boots. A new scenario is one more entry here.
+
+use crate::qemu::Version;
+use crate::scenario::{DiskPlace, Expect, Need, Scenario};
+
+const DEFAULT: Scenario = Scenario::DEFAULT;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "default", about: "the machine of `cargo xtask run`", ..DEFAULT },
+    Scenario {
+        name: "aw-39",
+        about: "39-bit IOVAs: three-level tables",
+        iommu: Some("intremap=on,aw-bits=39"),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "aw-48",
+        about: "48-bit IOVAs: four-level tables",
+        iommu: Some("intremap=on,aw-bits=48"),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "caching-mode",
+        about: "the unit may cache entries that are not present",
+        iommu: Some("intremap=on,caching-mode=on"),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "device-iotlb",
+        about: "the unit announces device TLBs",
+        iommu: Some("intremap=on,device-iotlb=on"),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-intremap",
+        about: "DMA remapping without interrupt remapping",
+        iommu: Some("intremap=off"),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "snoop-control",
+        about: "the unit can force snooping",
+        iommu: Some("intremap=on,snoop-control=on"),
+        needs: &[Need::Property("intel-iommu", "snoop-control")],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "scalable-reported",
+        about: "the unit announces scalable mode, and the kernel stays in legacy mode",
+        iommu: Some("intremap=on,x-scalable-mode=on"),
+        needs: &[Need::Property("intel-iommu", "x-scalable-mode")],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "eim",
+        about: "the unit announces extended interrupt mode",
+        iommu: Some("intremap=on,eim=on"),
+        // Before that, QEMU refuses it without KVM.
+        needs: &[Need::AtLeast(Version(10, 0))],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-iommu",
+        about: "no unit: the kernel says so and refuses isolated DMA",
+        iommu: None,
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-iommu-off",
+        about: "no unit, and iommu=off allows DMA without isolation",
+        iommu: None,
+        cmdline: "iommu=off",
+        ..DEFAULT
+    },
+    Scenario { name: "memory-256m", about: "little memory", memory_mib: 256, ..DEFAULT },
+    Scenario {
+        name: "memory-6g",
+        about: "memory on both sides of the hole below 4 GiB",
+        memory_mib: 6 * 1024,
+        needs: &[Need::HostMemoryMib(7 * 1024)],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "disk-root-port",
+        about: "the disk behind a PCI Express root port",
+        disk: DiskPlace::RootPort,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "disk-pci-bridge",
+        about: "the disk behind a PCIe-to-PCI bridge, known to the unit by the bridge's alias",
+        disk: DiskPlace::ConventionalBridge,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-panic",
+        about: "a test that panics is charged with it, the others run on",
+        cmdline: "selftest=panic",
+        expect: Expect::TheseFail(&["selftest::panic"]),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-hang",
+        about: "a test that hangs with interrupts off",
+        cmdline: "selftest=hang",
+        expect: Expect::TheseFail(&["selftest::hang"]),
+        silence_s: 60,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-triple-fault",
+        about: "a test that resets the machine",
+        cmdline: "selftest=triple-fault",
+        expect: Expect::TheseFail(&["selftest::triple_fault"]),
+        ..DEFAULT
+    },
+];

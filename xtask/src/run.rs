@@ -1,0 +1,186 @@
+//! `cargo xtask run`: one boot, with the guest's console on ours and its verdict as our exit code.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lexopt::{Parser, ValueExt};
+
+use crate::boot::{self, Ending, Limits, Report, Verdict};
+use crate::disk;
+use crate::machine::{Console, Files, Machine};
+use crate::matrix::SCENARIOS;
+use crate::options::{self, BOOT_USAGE, BootOptions, Read};
+use crate::scenario::Scenario;
+use crate::setup;
+use crate::workspace::Workspace;
+
+const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
+
+Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict:
+0 all well, 1 tests failed, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
+On a terminal a shell follows the tests (Ctrl-A X quits QEMU); otherwise the guest powers off.
+
+  --exit              power off after the tests, on a terminal too
+  --gdb               wait for a debugger before the first instruction
+  --scenario NAME     a machine of the test matrix instead of the default one
+  --test GLOB         only these in-kernel tests (none: no test)
+";
+
+/// How long the guest may say nothing before its tests are done.
+const SILENCE: Duration = Duration::from_secs(120);
+const TOTAL: Duration = Duration::from_secs(900);
+
+#[derive(Default)]
+struct Options {
+    boot: BootOptions,
+    exit: bool,
+    gdb: bool,
+    scenario: Option<String>,
+    tests: Option<String>,
+    qemu_arguments: Vec<OsString>,
+}
+
+pub fn main(mut parser: Parser) -> Result<ExitCode> {
+    let mut options = Options::default();
+    match options::read(&mut parser, |name, parser| options.take(name, parser))? {
+        Read::Help => {
+            print!("{USAGE}{BOOT_USAGE}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Read::Rest(arguments) => options.qemu_arguments = arguments,
+    }
+    let report = options.boot()?;
+    if !matches!(report.ending, Ending::Guest(_)) {
+        eprintln!("\nxtask run: {}", report.ending);
+    }
+    if let Ending::Overrun(_) = report.ending {
+        eprintln!("the last lines of the console:\n    {}", report.console_tail.join("\n    "));
+    }
+    Ok(ExitCode::from(exit_code(&report.ending, report.record.done)))
+}
+
+/// The exit code for how the boot ended; `done` are the guest's counts, if it came to the end of its tests.
+fn exit_code(ending: &Ending, done: Option<(usize, usize)>) -> u8 {
+    match (ending, done) {
+        // Whoever quits QEMU at the shell has seen the tests end.
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Some((_, 0))) => 0,
+        (Ending::Guest(Verdict::Passed | Verdict::TestsFailed) | Ending::NoVerdict, Some(_)) => 1,
+        (Ending::Guest(Verdict::TestsFailed), None) => 1,
+        (Ending::Guest(Verdict::Panicked), _) => 3,
+        (Ending::Guest(Verdict::DeadlineMissed), _) => 4,
+        (Ending::Overrun(_), _) => 5,
+        // All well without the end of the tests is no verdict: they did not all run.
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, None) | (Ending::Qemu(_), _) => 6,
+    }
+}
+
+impl Options {
+    fn take(&mut self, name: &str, parser: &mut Parser) -> Result<bool, lexopt::Error> {
+        match name {
+            "exit" => self.exit = true,
+            "gdb" => self.gdb = true,
+            "scenario" => self.scenario = Some(parser.value()?.string()?),
+            "test" => self.tests = Some(parser.value()?.string()?),
+            _ => return self.boot.take(name, parser),
+        }
+        Ok(true)
+    }
+
+    fn boot(&self) -> Result<Report> {
+        let scenario = self.find_scenario()?;
+        let workspace = Workspace::locate()?;
+        let consent = self.boot.consent();
+        setup::require_kernel_target(consent)?;
+        let qemu = setup::require_qemu(self.boot.qemu.as_deref(), consent)?;
+        let kernel = workspace.build_kernel()?;
+
+        let folder = workspace.scratch("run")?;
+        let disk = folder.join("disk.img");
+        if !disk.exists() {
+            disk::create(&disk)?;
+        }
+        let (console_log, control) = (folder.join("console.log"), folder.join("control.log"));
+        let interactive = std::io::stdin().is_terminal() && !self.exit;
+        let cmdline = self.command_line(scenario, interactive);
+        let machine = Machine {
+            scenario,
+            processor: self.boot.processor(),
+            console: if interactive { Console::Terminal } else { Console::Output },
+            cmdline: &cmdline,
+            files: Files { kernel: &kernel, disk: &disk, console_log: &console_log, control: &control },
+        };
+        let mut command = Command::new(&qemu.program);
+        command.args(machine.arguments()).args(&self.qemu_arguments);
+        if !interactive {
+            command.stdin(Stdio::null());
+        }
+        if self.gdb {
+            command.args(["-gdb", "tcp::1234", "-S"]);
+            eprintln!("waiting for a debugger: gdb {} -ex 'target remote :1234'", shown_path(&kernel));
+        }
+        // Whoever sits at a debugger has all the time.
+        let limits = (!self.gdb).then_some(Limits {
+            silence: SILENCE,
+            total: self.boot.time_limit.unwrap_or(TOTAL),
+            interactive,
+        });
+        boot::watch(command, &console_log, &control, limits)
+    }
+
+    fn find_scenario(&self) -> Result<&'static Scenario> {
+        let name = self.scenario.as_deref().unwrap_or("default");
+        let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        found.with_context(|| format!("there is no scenario {name}; `cargo xtask test --list` shows them"))
+    }
+
+    fn command_line(&self, scenario: &Scenario, interactive: bool) -> String {
+        let tests = self.tests.as_deref().unwrap_or(scenario.tests);
+        let exit = if interactive { "" } else { "exit" };
+        let words = [exit, &format!("test={tests}"), scenario.cmdline, &self.boot.cmdline].map(String::from);
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The path as short as it can be from where the user is.
+fn shown_path(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::Overrun;
+
+    #[test]
+    fn exit_codes_pass_the_verdict_on() {
+        let guest = |verdict, done| exit_code(&Ending::Guest(verdict), done);
+        assert_eq!(guest(Verdict::Passed, Some((3, 0))), 0);
+        assert_eq!(guest(Verdict::TestsFailed, Some((3, 1))), 1);
+        assert_eq!(guest(Verdict::Panicked, None), 3);
+        assert_eq!(guest(Verdict::DeadlineMissed, None), 4);
+        assert_eq!(exit_code(&Ending::Overrun(Overrun::Silent(SILENCE)), Some((3, 0))), 5);
+        assert_eq!(exit_code(&Ending::Qemu("exit status: 1".into()), None), 6);
+    }
+
+    #[test]
+    fn a_good_verdict_counts_only_when_the_tests_came_to_their_end() {
+        assert_eq!(exit_code(&Ending::Guest(Verdict::Passed), None), 6);
+        assert_eq!(exit_code(&Ending::Guest(Verdict::Passed), Some((3, 1))), 1);
+        assert_eq!(exit_code(&Ending::NoVerdict, None), 6);
+        assert_eq!(exit_code(&Ending::NoVerdict, Some((3, 0))), 0);
+        assert_eq!(exit_code(&Ending::NoVerdict, Some((3, 2))), 1);
+    }
+
+    #[test]
+    fn the_guest_powers_off_unless_someone_is_there() {
+        let mut options = Options { tests: Some("dma::*".into()), ..Options::default() };
+        options.boot.cmdline = "log=debug".into();
+        assert_eq!(options.command_line(&SCENARIOS[0], true), "test=dma::* log=debug");
+        assert_eq!(options.command_line(&SCENARIOS[0], false), "exit test=dma::* log=debug");
+    }
+}

@@ -1,0 +1,147 @@
+//! What a scenario is: a machine, a kernel command line, and what has to come of it. The list is [`crate::matrix`].
+
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::qemu::{Qemu, Version};
+
+/// One machine and what is expected of the kernel on it. [`Scenario::DEFAULT`] has the common values.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub about: &'static str,
+    /// Properties of the `intel-iommu` device; `None` leaves the device out.
+    pub iommu: Option<&'static str>,
+    pub memory_mib: u64,
+    pub disk: DiskPlace,
+    /// Further QEMU arguments.
+    pub qemu: &'static [&'static str],
+    /// Words of the kernel's command line besides those that every test boot has.
+    pub cmdline: &'static str,
+    /// Which in-kernel tests run.
+    pub tests: &'static str,
+    /// What the QEMU and the host must offer.
+    pub needs: &'static [Need],
+    pub expect: Expect,
+    /// How long the guest may be silent before it counts as hung.
+    pub silence_s: u64,
+}
+
+/// Where the disk is plugged in, which decides its requester id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskPlace {
+    RootBus,
+    RootPort,
+    /// Behind a PCIe-to-PCI bridge: the IOMMU sees the bridge's alias, not the disk.
+    ConventionalBridge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    AtLeast(Version),
+    /// A device model with this property.
+    Property(&'static str, &'static str),
+    /// So much memory and swap that the host can promise the guest its own.
+    HostMemoryMib(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Every test passes, and so many disk ranges at least are compared with the host's side.
+    AllPass { disk_reads: usize, disk_writes: usize },
+    /// Exactly these tests fail, each taking the guest down; every other test runs and passes.
+    TheseFail(&'static [&'static str]),
+}
+
+impl Scenario {
+    pub const DEFAULT: Scenario = Scenario {
+        name: "",
+        about: "",
+        iommu: Some("intremap=on"),
+        memory_mib: 1024,
+        disk: DiskPlace::RootBus,
+        qemu: &[],
+        cmdline: "",
+        tests: "*",
+        needs: &[],
+        expect: Expect::AllPass { disk_reads: 2, disk_writes: 2 },
+        silence_s: 120,
+    };
+
+    /// Why this QEMU on this host cannot run the scenario, if it cannot.
+    pub fn obstacle(&self, qemu: &Qemu, host_memory_mib: u64) -> Result<Option<Obstacle>> {
+        for &need in self.needs {
+            let met = match need {
+                Need::AtLeast(version) => qemu.version >= version,
+                Need::Property(device, property) => qemu.offers(device, property)?,
+                Need::HostMemoryMib(mib) => host_memory_mib >= mib,
+            };
+            if !met {
+                return Ok(Some(Obstacle { need, version: qemu.version, host_memory_mib }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A need that is not met, and by what.
+#[derive(Debug)]
+pub struct Obstacle {
+    need: Need,
+    version: Version,
+    host_memory_mib: u64,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Need::AtLeast(version) => write!(f, "QEMU {version}"),
+            Need::Property(device, property) => write!(f, "{device} with {property}"),
+            Need::HostMemoryMib(mib) => write!(f, "{mib} MiB of memory and swap"),
+        }
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.need {
+            Need::HostMemoryMib(_) => write!(f, "needs {}, the host has {}", self.need, self.host_memory_mib),
+            _ => write!(f, "needs {}, this is QEMU {}", self.need, self.version),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qemu(version: Version) -> Qemu {
+        // No need that these tests state makes anyone start it.
+        Qemu { program: "/nonexistent/qemu".into(), version }
+    }
+
+    #[test]
+    fn an_unmet_need_says_what_is_missing() {
+        let scenario = Scenario {
+            needs: &[Need::AtLeast(Version(10, 0)), Need::HostMemoryMib(7000)],
+            ..Scenario::DEFAULT
+        };
+        let reason = |version, memory| {
+            scenario.obstacle(&qemu(version), memory).unwrap().map(|obstacle| obstacle.to_string())
+        };
+        assert_eq!(reason(Version(10, 0), 8000), None);
+        assert_eq!(reason(Version(7, 2), 8000).unwrap(), "needs QEMU 10.0, this is QEMU 7.2");
+        assert_eq!(
+            reason(Version(10, 1), 4000).unwrap(),
+            "needs 7000 MiB of memory and swap, the host has 4000"
+        );
+    }
+
+    #[test]
+    fn a_qemu_that_cannot_be_asked_is_an_error_and_no_skipped_scenario() {
+        let scenario = Scenario { needs: &[Need::Property("edu", "dma_mask")], ..Scenario::DEFAULT };
+        assert!(scenario.obstacle(&qemu(Version(10, 0)), 8000).is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! A scenario's boots: one, and one more after each test that took the guest down.
+//!
+//! The guest runs its tests in the order of their names. When one ends the guest (a panic, a deadline, a hang, a
+//! reset), it is charged with that, and the next boot starts with the test after it (`test-after=NAME`). So every
+//! test runs once, whatever the others do. A boot that gets no further than the one before ends the session.
+
+use anyhow::Result;
+
+use crate::boot::{Ending, Report, Verdict as GuestVerdict};
+use crate::control::Verdict;
+
+/// More boots than this: the kernel is broken, not a test.
+const MOST_BOOTS: usize = 25;
+
+/// What came of a scenario.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The in-kernel tests.
+    pub tests: Vec<(String, Verdict)>,
+    /// What the host found by itself: compared disk ranges, and whether boots ended as they said.
+    pub checks: Vec<(String, Verdict)>,
+    /// What the console last showed, for each boot that ended before its time.
+    pub scenes: Vec<String>,
+    pub boots: usize,
+}
+
+/// Boots until every test has run. `boot` boots once, with the test after which to start.
+pub fn play(
+    mut boot: impl FnMut(Option<&str>) -> Result<(Report, Vec<(String, Verdict)>)>,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let mut after: Option<String> = None;
+    loop {
+        let (report, checks) = boot(after.as_deref())?;
+        outcome.boots += 1;
+        outcome.checks.extend(checks);
+        after = match outcome.absorb(report, after.as_deref()) {
+            Some(culprit) => Some(culprit),
+            None => return Ok(outcome),
+        };
+        if outcome.boots == MOST_BOOTS {
+            outcome.complain("restarts", format!("gave up after {MOST_BOOTS} boots"));
+            return Ok(outcome);
+        }
+    }
+}
+
+impl Outcome {
+    /// Takes in one boot's report. Returns the test after which the next boot has to start, if one is needed.
+    fn absorb(&mut self, report: Report, after: Option<&str>) -> Option<String> {
+        let record = report.record;
+        let last = record.last_begun().map(String::from);
+        let backwards = match (after, record.first_begun()) {
+            (Some(after), Some(first)) if first <= after => {
+                Some(format!("asked to start after {after}, the guest began with {first}"))
+            }
+            _ => None,
+        };
+        for complaint in &record.complaints {
+            self.complain("control channel", complaint.clone());
+        }
+        if let Some(reason) = backwards {
+            self.complain("order of tests", reason);
+            return None;
+        }
+        self.tests.extend(record.results);
+        if let Some((_, failed)) = record.done {
+            let expected = if failed == 0 { GuestVerdict::Passed } else { GuestVerdict::TestsFailed };
+            if report.ending != Ending::Guest(expected) {
+                self.complain("end of the run", format!("after the last test, {}", report.ending));
+                self.keep_scene(report.console_tail);
+            }
+            return None;
+        }
+        self.keep_scene(report.console_tail);
+        self.charge(record.open, last, &report.ending)
+    }
+
+    /// Charges a boot that broke off to the test that ran, or else to the one that had just ended.
+    fn charge(&mut self, open: Option<String>, last: Option<String>, ending: &Ending) -> Option<String> {
+        let said_so = matches!(ending, Ending::Guest(GuestVerdict::Panicked | GuestVerdict::DeadlineMissed));
+        if let Some(name) = open {
+            self.tests.push((name, Err(ending.to_string())));
+        } else if let Some(name) = &last {
+            let failed = self.tests.last().is_some_and(|(_, verdict)| verdict.is_err());
+            if !(failed && said_so) {
+                self.complain(&format!("after {name}"), ending.to_string());
+            }
+        } else {
+            self.complain("boot", format!("no test began: {ending}"));
+        }
+        last
+    }
+
+    fn complain(&mut self, what: &str, reason: String) {
+        self.checks.push((what.to_string(), Err(reason)));
+    }
+
+    fn keep_scene(&mut self, console_tail: Vec<String>) {
+        let boot = self.boots;
+        self.scenes.push(format!("boot {boot} ended with\n    {}", console_tail.join("\n    ")));
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,221 @@
+//! Runs a scenario's boots: files, command line, comparison of the disk.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::boot::{self, Limits, Report};
+use crate::control::{Record, Verdict};
+use crate::disk::{self, Claim};
+use crate::machine::{Console, Files, Machine, Processor};
+use crate::qemu::Qemu;
+use crate::scenario::Scenario;
+use crate::session::{self, Outcome};
+use crate::workspace::shown;
+
+/// What all scenarios of a run have in common.
+pub struct Stage<'a> {
+    pub qemu: &'a Qemu,
+    pub kernel: &'a Path,
+    pub processor: Processor,
+    /// Each scenario gets a folder here, and each of its boots one in that.
+    pub folder: &'a Path,
+    /// In-kernel tests to run instead of each scenario's own choice.
+    pub tests: Option<&'a str>,
+    /// Words for the kernel's command line besides the scenario's own.
+    pub cmdline: &'a str,
+    pub total: Duration,
+}
+
+impl Stage<'_> {
+    /// Which in-kernel tests run.
+    pub fn tests<'s>(&'s self, scenario: &'s Scenario) -> &'s str {
+        self.tests.unwrap_or(scenario.tests)
+    }
+
+    /// Boots the kernel on the scenario's machine until all its tests have run.
+    pub fn play(&self, scenario: &Scenario) -> Result<Outcome> {
+        let folder = self.folder.join(scenario.name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        let mut boots = 0;
+        session::play(|after| {
+            boots += 1;
+            self.boot(scenario, after, &folder.join(format!("boot-{boots}")))
+        })
+    }
+
+    /// One boot with a disk of its own; the disk goes when what it had to show has been seen.
+    pub fn boot(
+        &self,
+        scenario: &Scenario,
+        after: Option<&str>,
+        folder: &Path,
+    ) -> Result<(Report, Vec<(String, Verdict)>)> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let paths = Paths::within(folder);
+        disk::create(&paths.disk)?;
+        let cmdline = self.command_line(scenario, after);
+        let files = Files {
+            kernel: self.kernel,
+            disk: &paths.disk,
+            console_log: &paths.console,
+            control: &paths.control,
+        };
+        let machine = Machine {
+            scenario,
+            processor: self.processor,
+            console: Console::Silent,
+            cmdline: &cmdline,
+            files,
+        };
+        let command = self.command(machine.arguments(), folder)?;
+        let silence = Duration::from_secs(scenario.silence_s);
+        let limits = Limits { silence, total: self.total, interactive: false };
+        let report = boot::watch(command, &paths.console, &paths.control, Some(limits))?;
+        let checks = compare_disk(&report.record, &paths.disk);
+        if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
+            fs::remove_file(&paths.disk)?;
+        }
+        Ok((report, checks))
+    }
+
+    fn command_line(&self, scenario: &Scenario, after: Option<&str>) -> String {
+        let mut words = vec!["exit".to_string(), format!("test={}", self.tests(scenario))];
+        words.extend(after.map(|name| format!("test-after={name}")));
+        words.extend([scenario.cmdline, self.cmdline].map(String::from));
+        words.retain(|word| !word.is_empty());
+        words.join(" ")
+    }
+
+    /// QEMU with nothing to read, its own messages in a log, and the whole command line beside it to repeat by hand.
+    fn command(&self, arguments: Vec<OsString>, folder: &Path) -> Result<Command> {
+        let log = folder.join("qemu.log");
+        let messages = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        let mut command = Command::new(&self.qemu.program);
+        command.args(arguments).stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
+        fs::write(folder.join("command"), shown(&command) + "\n")?;
+        Ok(command)
+    }
+}
+
+struct Paths {
+    disk: PathBuf,
+    console: PathBuf,
+    control: PathBuf,
+}
+
+impl Paths {
+    fn within(folder: &Path) -> Paths {
+        Paths {
+            disk: folder.join("disk.img"),
+            console: folder.join("console.log"),
+            control: folder.join("control.log"),
+        }
+    }
+}
+
+/// Compares every value that the guest reported with the host's side of it.
+fn compare_disk(record: &Record, image: &Path) -> Vec<(String, Verdict)> {
+    let check = |(key, words): &(String, Vec<String>)| match Claim::parse(key, words) {
+        Ok(claim) => (claim.to_string(), claim.verify(image).map_err(|problem| format!("{problem:#}"))),
+        Err(problem) => (format!("value {key}"), Err(format!("{problem:#}"))),
+    };
+    record.values.iter().map(check).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::judge;
+    use crate::qemu::Version;
+    use crate::scenario::Expect;
+    use crate::workspace::Workspace;
+
+    /// Plays a scenario with a shell script in QEMU's place. The script finds the kernel's words in `$words`, and
+    /// the paths that the command line names in `$control`, `$console` and `$disk`.
+    fn play_script(name: &str, script: &str, scenario: &Scenario) -> Outcome {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Workspace::locate().unwrap().scratch("unit-tests").unwrap().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let program = folder.join("qemu");
+        let text = format!(
+            "#!/bin/sh\nfor word; do case $word in\n\
+             file,id=control,*) control=${{word#*path=}};;\n\
+             file,id=console,*) console=${{word#*path=}};;\n\
+             if=none,id=disk,*) disk=${{word#*file=}};;\n\
+             exit*) words=$word;;\nesac; done\n{script}\n"
+        );
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let qemu = Qemu { program, version: Version(7, 2) };
+        let stage = Stage {
+            qemu: &qemu,
+            kernel: Path::new("kernel"),
+            processor: Processor::Emulated,
+            folder: &folder,
+            tests: None,
+            cmdline: "log=warn",
+            total: Duration::from_secs(60),
+        };
+        let outcome = stage.play(&Scenario { name: "played", ..scenario.clone() }).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+        outcome
+    }
+
+    #[test]
+    fn a_guest_that_reads_and_writes_its_disk_is_compared_with_the_image() {
+        let script = "read_digest=$(dd if=$disk bs=512 skip=64 count=8 status=none | sha256sum | cut -d' ' -f1)\n\
+             yes written | head -c 1024 | dd of=$disk bs=512 seek=99 conv=notrunc status=none\n\
+             write_digest=$(yes written | head -c 1024 | sha256sum | cut -d' ' -f1)\n\
+             printf 'begin disk::both\\nvalue disk-read 64 8 %s\\nvalue disk-written 99 2 %s\\n' \
+                 $read_digest $write_digest > $control\n\
+             printf 'value disk-written 100 2 %s\\nok disk::both\\ndone 1 0\\n' $write_digest >> $control\n\
+             exit 33";
+        let outcome = play_script("stage-disk", script, &Scenario::DEFAULT);
+        let verdicts: Vec<(&str, bool)> =
+            outcome.checks.iter().map(|(name, verdict)| (name.as_str(), verdict.is_ok())).collect();
+        assert_eq!(
+            verdicts,
+            [("disk-read 64 8", true), ("disk-written 99 2", true), ("disk-written 100 2", false)]
+        );
+    }
+
+    #[test]
+    fn a_guest_that_crashes_is_booted_again_with_the_next_test() {
+        let script = "case $words in\n\
+             'exit test=* selftest=panic log=warn') printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
+             'exit test=* test-after=b selftest=panic log=warn') printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
+             esac; exit 1";
+        let scenario =
+            Scenario { cmdline: "selftest=panic", expect: Expect::TheseFail(&["b"]), ..Scenario::DEFAULT };
+        let outcome = play_script("stage-crash", script, &scenario);
+        assert_eq!(outcome.boots, 2);
+        let score = judge(&scenario, "*", &outcome, None);
+        assert_eq!((score.passed, score.failures), (4, vec![]));
+    }
+
+    #[test]
+    fn a_guest_that_hangs_is_charged_with_the_test_it_began() {
+        let script = "case $words in\n\
+             *test-after=b*) echo 'done 0 0' > $control; exit 33;;\n\
+             esac; printf 'begin a\\nok a\\nbegin b\\n' > $control; echo 'in b' > $console; exec sleep 100";
+        let scenario = Scenario { silence_s: 1, ..Scenario::DEFAULT };
+        let outcome = play_script("stage-hang", script, &scenario);
+        assert_eq!(outcome.tests[1], ("b".to_string(), Err("hung: silent for 1 s".to_string())));
+        assert!(outcome.scenes[0].contains("in b"), "{:?}", outcome.scenes);
+    }
+
+    #[test]
+    fn a_qemu_that_does_not_start_the_machine_fails_the_scenario() {
+        let outcome = play_script("stage-refused", "echo 'no such device' >&2; exit 1", &Scenario::DEFAULT);
+        let score = judge(&Scenario::DEFAULT, "*", &outcome, None);
+        assert_eq!(score.passed, 0);
+        assert!(score.failures.iter().any(|(name, _)| name == "boot"), "{:?}", score.failures);
+    }
+}

@@ -1,0 +1,226 @@
+//! `cargo xtask test`: the host tests, then the kernel's tests on every machine of the matrix, and one total.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use lexopt::{Parser, ValueExt};
+
+use crate::glob;
+use crate::host_tests;
+use crate::judge::{Score, judge};
+use crate::matrix::SCENARIOS;
+use crate::options::{self, BOOT_USAGE, BootOptions, Read};
+use crate::qemu::Qemu;
+use crate::scenario::{Expect, Need, Obstacle, Scenario};
+use crate::schedule::{self, Capacity, memory_mib};
+use crate::session::Outcome;
+use crate::setup;
+use crate::stage::Stage;
+use crate::workspace::Workspace;
+
+const USAGE: &str = "Usage: cargo xtask test [OPTIONS]
+
+Runs the host tests, then boots the kernel on every machine of the matrix that this QEMU can run.
+The last line is the total, `N passed, N failed`; the exit code is 0 when something ran and nothing failed.
+
+  --scenario GLOB     only these machines
+  --test GLOB         only these in-kernel tests; then nothing is required to be among them
+  --no-host           no host tests
+  --jobs N            machines at once (2, as far as memory goes)
+  --list              list the machines and what they need
+";
+
+/// How long one boot may take.
+const TOTAL: Duration = Duration::from_secs(1200);
+/// What QEMU needs besides the guest's memory.
+const QEMU_MIB: u64 = 256;
+
+#[derive(Default)]
+struct Options {
+    boot: BootOptions,
+    scenario: Option<String>,
+    tests: Option<String>,
+    no_host: bool,
+    list: bool,
+    jobs: Option<usize>,
+}
+
+pub fn main(mut parser: Parser) -> Result<ExitCode> {
+    let mut options = Options::default();
+    match options::read(&mut parser, |name, parser| options.take(name, parser))? {
+        Read::Help => {
+            print!("{USAGE}{BOOT_USAGE}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Read::Rest(rest) if !rest.is_empty() => bail!("`test` passes no arguments on to QEMU"),
+        Read::Rest(_) => {}
+    }
+    let scenarios = options.scenarios()?;
+    if options.list {
+        list(&scenarios);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let total = options.run(&scenarios)?;
+    println!("\n{} passed, {} failed", total.passed, total.failures.len());
+    let good = total.failures.is_empty() && total.passed > 0;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Options {
+    fn take(&mut self, name: &str, parser: &mut Parser) -> Result<bool, lexopt::Error> {
+        match name {
+            "scenario" => self.scenario = Some(parser.value()?.string()?),
+            "test" => self.tests = Some(parser.value()?.string()?),
+            "no-host" => self.no_host = true,
+            "list" => self.list = true,
+            "jobs" => self.jobs = Some(parser.value()?.parse()?),
+            _ => return self.boot.take(name, parser),
+        }
+        Ok(true)
+    }
+
+    /// The scenarios asked for. Who names tests wants just those: nothing else is then required of a scenario.
+    fn scenarios(&self) -> Result<Vec<Scenario>> {
+        let pattern = self.scenario.as_deref().unwrap_or("*");
+        let chosen = SCENARIOS.iter().filter(|scenario| glob::matches(pattern, scenario.name));
+        let mut chosen: Vec<Scenario> = chosen.cloned().collect();
+        if chosen.is_empty() {
+            bail!("no scenario is called {pattern}; --list shows them");
+        }
+        if let Some(tests) = &self.tests {
+            chosen.retain_mut(|scenario| match &mut scenario.expect {
+                Expect::AllPass { disk_reads, disk_writes } => {
+                    (*disk_reads, *disk_writes) = (0, 0);
+                    true
+                }
+                Expect::TheseFail(names) => names.iter().all(|name| glob::matches(tests, name)),
+            });
+        }
+        Ok(chosen)
+    }
+
+    fn run(&self, scenarios: &[Scenario]) -> Result<Score> {
+        let workspace = Workspace::locate()?;
+        let consent = self.boot.consent();
+        setup::require_kernel_target(consent)?;
+        let qemu = setup::require_qemu(self.boot.qemu.as_deref(), consent)?;
+        let mut total = Score::default();
+        if !self.no_host {
+            println!("host tests");
+            let score = host_tests::run(&workspace)?;
+            println!("host tests: {} passed, {} failed\n", score.passed, score.failures.len());
+            total.add(score);
+        }
+        match workspace.build_kernel() {
+            Ok(kernel) => {
+                let stage = Stage {
+                    qemu: &qemu,
+                    kernel: &kernel,
+                    processor: self.boot.processor(),
+                    folder: &workspace.scratch("test")?,
+                    tests: self.tests.as_deref(),
+                    cmdline: &self.boot.cmdline,
+                    total: self.boot.time_limit.unwrap_or(TOTAL),
+                };
+                self.run_scenarios(scenarios, &stage, &mut total)?;
+            }
+            Err(problem) => total.failures.push(("kernel build".into(), format!("{problem:#}"))),
+        }
+        for (name, reason) in &total.failures {
+            println!("FAILED {name}: {reason}");
+        }
+        Ok(total)
+    }
+
+    fn run_scenarios(&self, scenarios: &[Scenario], stage: &Stage, total: &mut Score) -> Result<()> {
+        let host_memory = memory_mib(&["MemTotal", "SwapTotal"]);
+        let (mut playable, mut skipped) = (Vec::new(), Vec::new());
+        for scenario in scenarios {
+            match scenario.obstacle(stage.qemu, host_memory)? {
+                Some(obstacle) => skipped.push((scenario, obstacle)),
+                None => playable.push(scenario),
+            }
+        }
+        println!("QEMU {} ({})", stage.qemu.version, stage.qemu.program.display());
+        let tasks: Vec<u64> = playable.iter().map(|scenario| scenario.memory_mib + QEMU_MIB).collect();
+        let capacity = Capacity { jobs: self.jobs.unwrap_or(2), memory_mib: memory_mib(&["MemAvailable"]) };
+        let play = |task: usize| {
+            let started = Instant::now();
+            (stage.play(playable[task]), started.elapsed())
+        };
+        let mut known = None;
+        schedule::in_order(&tasks, capacity, play, |task, (outcome, elapsed)| {
+            let score = report(stage, playable[task], outcome, elapsed, &mut known);
+            total.add(score);
+        });
+        summarise(playable.len(), &skipped, stage.qemu);
+        Ok(())
+    }
+}
+
+impl Score {
+    fn add(&mut self, other: Score) {
+        self.passed += other.passed;
+        self.failures.extend(other.failures);
+    }
+}
+
+/// Prints a scenario's line, and for a failed one what is known of it. The first ordinary scenario on the default
+/// machine tells which tests there are (`known`).
+fn report(
+    stage: &Stage,
+    scenario: &Scenario,
+    outcome: Result<Outcome>,
+    elapsed: Duration,
+    known: &mut Option<BTreeSet<String>>,
+) -> Score {
+    let name = scenario.name;
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(problem) => {
+            println!("{name:<22} could not be run: {problem:#}");
+            return Score { passed: 0, failures: vec![(name.to_string(), format!("{problem:#}"))] };
+        }
+    };
+    let mut score = judge(scenario, stage.tests(scenario), &outcome, known.as_ref());
+    if name == "default" {
+        *known = Some(outcome.tests.iter().map(|(test, _)| test.clone()).collect());
+    }
+    let boots = if outcome.boots == 1 { String::new() } else { format!(", {} boots", outcome.boots) };
+    let failed = score.failures.len();
+    println!(
+        "{name:<22} {:>4} passed, {failed} failed   ({:.1} s{boots})",
+        score.passed,
+        elapsed.as_secs_f64()
+    );
+    if failed > 0 {
+        for (what, reason) in &score.failures {
+            println!("    {what}: {reason}");
+        }
+        for scene in &outcome.scenes {
+            println!("    {scene}");
+        }
+        println!("    logs: {}", stage.folder.join(name).display());
+    }
+    for failure in &mut score.failures {
+        failure.0 = format!("{name}: {}", failure.0);
+    }
+    score
+}
+
+fn summarise(ran: usize, skipped: &[(&Scenario, Obstacle)], qemu: &Qemu) {
+    println!("\n{ran} scenarios ran on QEMU {}, {} could not", qemu.version, skipped.len());
+    for (scenario, obstacle) in skipped {
+        println!("    not run: {} ({obstacle})", scenario.name);
+    }
+}
+
+fn list(scenarios: &[Scenario]) {
+    for scenario in scenarios {
+        let needs: Vec<String> = scenario.needs.iter().map(Need::to_string).collect();
+        let needs = if needs.is_empty() { String::new() } else { format!(" (needs {})", needs.join(", ")) };
+        println!("{:<22} {}{needs}", scenario.name, scenario.about);
+    }
+}

@@ -1,0 +1,111 @@
+//! Where things are, and the calls of cargo.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The bare-metal target that the kernel is built for.
+pub const KERNEL_TARGET: &str = "x86_64-unknown-none";
+
+pub struct Workspace {
+    pub root: PathBuf,
+    pub target: PathBuf,
+    cargo: OsString,
+}
+
+impl Workspace {
+    /// The workspace that this xtask was built from, with cargo as it called us.
+    pub fn locate() -> Result<Workspace> {
+        // `cargo run` says where xtask lies now; a binary that was started by hand knows where it was built.
+        let manifest =
+            std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let root = Path::new(&manifest).parent().context("xtask lies in no workspace")?.to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(target) => std::env::current_dir()?.join(target),
+            None => root.join("target"),
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        Ok(Workspace { root, target, cargo })
+    }
+
+    /// A cargo command at the workspace's root that uses our target folder.
+    pub fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.cargo);
+        command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target).arg(subcommand);
+        command
+    }
+
+    /// A cargo command on the kernel, for its target.
+    pub fn cargo_on_kernel(&self, subcommand: &str) -> Command {
+        let mut command = self.cargo(subcommand);
+        command.args(["--package", "kernel", "--target", KERNEL_TARGET]);
+        // Flags in the environment would replace those in .cargo/config.toml, without which the kernel cannot run.
+        command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        command
+    }
+
+    /// Builds the kernel as it is shipped and returns where it is.
+    pub fn build_kernel(&self) -> Result<PathBuf> {
+        let mut command = self.cargo_on_kernel("build");
+        command.arg("--release");
+        succeed(&mut command)?;
+        let kernel = self.target.join(KERNEL_TARGET).join("release/kernel");
+        if !kernel.is_file() {
+            bail!("cargo built the kernel, but {} is not there", kernel.display());
+        }
+        Ok(kernel)
+    }
+
+    /// A folder for what xtask makes, created on demand.
+    pub fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.target.join("sluice").join(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(folder)
+    }
+}
+
+/// The command as one would type it.
+pub fn shown(command: &Command) -> String {
+    let mut text = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        let argument = argument.to_string_lossy();
+        text.push(' ');
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+:,./@%".contains(c);
+        if !argument.is_empty() && argument.chars().all(plain) {
+            text.push_str(&argument);
+        } else {
+            text.push_str(&format!("'{}'", argument.replace('\'', r"'\''")));
+        }
+    }
+    text
+}
+
+/// Runs `command` to its end; its failing is an error that shows it.
+pub fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", shown(command));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_as_a_shell_takes_them() {
+        let mut command = Command::new("qemu");
+        command.args(["-append", "exit test=a*", "it's", "", "-M", "q35,acpi=off"]);
+        assert_eq!(shown(&command), r"qemu -append 'exit test=a*' 'it'\''s' '' -M q35,acpi=off");
+    }
+
+    #[test]
+    fn a_failing_command_is_an_error_that_shows_it() {
+        let problem = succeed(Command::new("sh").args(["-c", "exit 3"])).unwrap_err().to_string();
+        assert!(problem.contains("sh -c 'exit 3'") && problem.contains('3'), "{problem}");
+        assert!(succeed(&mut Command::new("true")).is_ok());
+    }
+}
