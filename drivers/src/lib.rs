@@ -10,8 +10,10 @@ extern crate alloc;
 extern crate std;
 
 pub mod block;
+pub mod edu;
 pub mod host;
 mod lock;
 pub mod mmio;
+pub mod nvme;
 pub mod pci;
 pub mod virtio;

@@ -1,0 +1,350 @@
+//! QEMU's `edu` device: a DMA engine that can be aimed at any address, ten times a second.
+//!
+//! It makes a good attacker. It copies between its own 4 KiB buffer, which the CPU cannot see, and any IOVA; it says
+//! nothing about whether the IOMMU let it. A transfer takes 100 ms from its start and reads or writes memory only at
+//! the end of them.
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use iommu::{DmaDevice, Iova};
+
+use crate::{
+    host::{Event, Host, InterruptError},
+    mmio::{Mmio, OutsideWindow, ReadOnly, Register, WriteOnly},
+    pci::{BarError, Device, Id, Msi, MsiError},
+};
+
+/// The device's id.
+pub const ID: Id = Id { vendor: 0x1234, device: 0x11e8 };
+
+/// Length of the device's buffer.
+pub const BUFFER_BYTES: usize = 4096;
+
+/// Longest transfer. QEMU before 8.0 aborts on one that touches the last byte of the buffer.
+pub const TRANSFER_LIMIT_BYTES: usize = BUFFER_BYTES - 1;
+
+/// Where the buffer is in the device's own address space.
+const BUFFER: u64 = 0x4_0000;
+
+/// What the identification register reads, version aside.
+const IDENTIFICATION: u32 = 0x00ed;
+
+/// How long anything but a transfer may take.
+const DEADLINE_NS: u64 = 1_000_000_000;
+
+/// How long a transfer may take: 100 ms, and room for a busy host.
+const TRANSFER_DEADLINE_NS: u64 = 10_000_000_000;
+
+/// Bits of the command register.
+mod command {
+    pub const RUN: u64 = 1;
+    pub const TO_MEMORY: u64 = 2;
+    pub const INTERRUPT: u64 = 4;
+}
+
+/// Status register: a factorial is being computed.
+const STATUS_COMPUTING: u32 = 1;
+
+/// What the interrupt status reads for the end of a transfer.
+pub const INTERRUPT_TRANSFER: u32 = 0x100;
+
+struct Registers {
+    identification: Register<u32, ReadOnly>,
+    liveness: Register<u32>,
+    factorial: Register<u32>,
+    status: Register<u32>,
+    interrupt_status: Register<u32, ReadOnly>,
+    interrupt_raise: Register<u32, WriteOnly>,
+    interrupt_acknowledge: Register<u32, WriteOnly>,
+    source: Register<u64>,
+    destination: Register<u64>,
+    count: Register<u64>,
+    command: Register<u64>,
+}
+
+impl Registers {
+    fn at(bar: &Mmio) -> Result<Self, OutsideWindow> {
+        Ok(Self {
+            identification: bar.register(0x00)?,
+            liveness: bar.register(0x04)?,
+            factorial: bar.register(0x08)?,
+            status: bar.register(0x20)?,
+            interrupt_status: bar.register(0x24)?,
+            interrupt_raise: bar.register(0x60)?,
+            interrupt_acknowledge: bar.register(0x64)?,
+            source: bar.register(0x80)?,
+            destination: bar.register(0x88)?,
+            count: bar.register(0x90)?,
+            command: bar.register(0x98)?,
+        })
+    }
+}
+
+/// An `edu` device in use.
+///
+/// Dropping it takes bus mastering away, which ends what the device could do to memory.
+pub struct Edu {
+    host: Arc<dyn Host>,
+    dma: DmaDevice,
+    device: Device,
+    registers: Registers,
+    interrupted: Arc<dyn Event>,
+    /// A transfer was started and its interrupt not yet awaited.
+    started: bool,
+    _msi: Msi,
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// The device reads memory into its buffer.
+    FromMemory,
+    /// The device writes its buffer to memory.
+    ToMemory,
+}
+
+/// A transfer between memory and the device's buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transfer {
+    /// Which way.
+    pub way: Way,
+    /// Address in memory.
+    pub iova: Iova,
+    /// Offset in the device's buffer.
+    pub offset: usize,
+    /// Length in bytes.
+    pub bytes: usize,
+}
+
+/// Why the device could not be used, or did not do what it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EduError {
+    /// Nothing answers.
+    Absent,
+    /// Its registers cannot be mapped.
+    Bar(BarError),
+    /// Its registers do not fit into their BAR.
+    Outside(OutsideWindow),
+    /// It does not say that it is an `edu`.
+    NotEdu(u32),
+    /// No MSI.
+    Msi(MsiError),
+    /// The transfer is not inside the device's buffer, or touches its last byte.
+    OutsideBuffer {
+        /// Offset in the buffer.
+        offset: usize,
+        /// Length in bytes.
+        bytes: usize,
+    },
+    /// A transfer is still running.
+    Busy,
+    /// It did not answer in time. It was stopped from mastering the bus.
+    TimedOut,
+    /// It did what it was asked for but its interrupt did not arrive in time.
+    NoInterrupt,
+    /// A register reads other than it must.
+    Wrong {
+        /// What it reads.
+        got: u32,
+        /// What it should.
+        expected: u32,
+    },
+}
+
+impl fmt::Display for EduError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("nothing answers"),
+            Self::Bar(error) => error.fmt(f),
+            Self::Outside(error) => error.fmt(f),
+            Self::NotEdu(id) => write!(f, "identification {id:#x} is not an edu's"),
+            Self::Msi(error) => error.fmt(f),
+            Self::OutsideBuffer { offset, bytes } => {
+                write!(f, "{bytes} bytes at {offset:#x} are outside of the device's buffer")
+            }
+            Self::Busy => f.write_str("a transfer is running"),
+            Self::TimedOut => f.write_str("the device did not answer in time"),
+            Self::NoInterrupt => f.write_str("the device's interrupt did not arrive"),
+            Self::Wrong { got, expected } => write!(f, "the device reads {got:#x} instead of {expected:#x}"),
+        }
+    }
+}
+
+impl core::error::Error for EduError {}
+
+impl From<BarError> for EduError {
+    fn from(error: BarError) -> Self {
+        Self::Bar(error)
+    }
+}
+
+impl From<OutsideWindow> for EduError {
+    fn from(error: OutsideWindow) -> Self {
+        Self::Outside(error)
+    }
+}
+
+impl From<MsiError> for EduError {
+    fn from(error: MsiError) -> Self {
+        Self::Msi(error)
+    }
+}
+
+impl From<InterruptError> for EduError {
+    fn from(error: InterruptError) -> Self {
+        Self::Msi(MsiError::Interrupt(error))
+    }
+}
+
+impl Edu {
+    /// Takes `dma`'s function, an `edu`, into use.
+    ///
+    /// # Errors
+    /// It is none, or has no usable registers or interrupt.
+    pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Self, EduError> {
+        let device = Device::open(host.clone(), dma.function()).ok_or(EduError::Absent)?;
+        let registers = Registers::at(&device.map_bar(0)?)?;
+        let identification = registers.identification.read();
+        if identification & 0xffff != IDENTIFICATION {
+            return Err(EduError::NotEdu(identification));
+        }
+        let interrupted = host.event();
+        let interrupt = host.allocate_interrupt(dma.function(), interrupted.clone())?;
+        let msi = Msi::enable(&device, interrupt)?;
+        device.enable_bus_master();
+        Ok(Self { host: host.clone(), dma, device, registers, interrupted, started: false, _msi: msi })
+    }
+
+    /// The device's DMA handle.
+    #[must_use]
+    pub fn dma(&self) -> &DmaDevice {
+        &self.dma
+    }
+
+    /// Checks that the device answers: it gives back the complement of what is written.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check_liveness(&self, value: u32) -> Result<(), EduError> {
+        self.registers.liveness.write(value);
+        let (got, expected) = (self.registers.liveness.read(), !value);
+        if got == expected { Ok(()) } else { Err(EduError::Wrong { got, expected }) }
+    }
+
+    /// The factorial of `n`, modulo 2^32, computed by the device.
+    ///
+    /// # Errors
+    /// It did not answer in time.
+    pub fn factorial(&mut self, n: u32) -> Result<u32, EduError> {
+        self.registers.factorial.write(n);
+        let deadline_ns = self.host.now_ns().saturating_add(DEADLINE_NS);
+        while self.registers.status.read() & STATUS_COMPUTING != 0 {
+            if self.host.now_ns() >= deadline_ns {
+                return Err(self.timed_out());
+            }
+            self.host.relax();
+        }
+        Ok(self.registers.factorial.read())
+    }
+
+    /// Makes the device raise its interrupt with `value` in its interrupt status, and waits for it.
+    ///
+    /// # Errors
+    /// The interrupt did not arrive in time, or the status lacks `value`.
+    pub fn raise_interrupt(&mut self, value: u32) -> Result<(), EduError> {
+        self.drain_interrupts();
+        self.registers.interrupt_raise.write(value);
+        let arrived = self.interrupted.wait(self.host.now_ns().saturating_add(DEADLINE_NS));
+        let got = self.drain_interrupts();
+        match (arrived, got & value == value) {
+            (true, true) => Ok(()),
+            (true, false) => Err(EduError::Wrong { got, expected: value }),
+            (false, _) => Err(EduError::NoInterrupt),
+        }
+    }
+
+    /// Does a transfer and waits for its end. `Ok` says nothing about whether the IOMMU let it happen.
+    ///
+    /// # Errors
+    /// It is not inside the device's buffer, or did not end in time.
+    pub fn transfer(&mut self, transfer: Transfer) -> Result<(), EduError> {
+        self.start(transfer)?;
+        self.finish()
+    }
+
+    /// Starts a transfer. The device touches memory about 100 ms later; [`finish`](Self::finish) waits for it.
+    ///
+    /// # Errors
+    /// It is not inside the device's buffer, or another one is running.
+    pub fn start(&mut self, transfer: Transfer) -> Result<(), EduError> {
+        let Transfer { way, iova, offset, bytes } = transfer;
+        if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > TRANSFER_LIMIT_BYTES) {
+            return Err(EduError::OutsideBuffer { offset, bytes });
+        }
+        if self.started {
+            return Err(EduError::Busy);
+        }
+        self.drain_interrupts();
+        let inside = BUFFER + offset as u64;
+        let (source, destination, direction) = match way {
+            Way::FromMemory => (iova.as_u64(), inside, 0),
+            Way::ToMemory => (inside, iova.as_u64(), command::TO_MEMORY),
+        };
+        self.registers.source.write(source);
+        self.registers.destination.write(destination);
+        self.registers.count.write(bytes as u64);
+        self.registers.command.write(command::RUN | command::INTERRUPT | direction);
+        self.started = true;
+        Ok(())
+    }
+
+    /// Waits for the end of the transfer that was started, if there is one, and for its interrupt.
+    ///
+    /// # Errors
+    /// It did not end in time: the device was stopped from mastering the bus. Or its interrupt is missing.
+    pub fn finish(&mut self) -> Result<(), EduError> {
+        if !core::mem::take(&mut self.started) {
+            return Ok(());
+        }
+        let deadline_ns = self.host.now_ns().saturating_add(TRANSFER_DEADLINE_NS);
+        // Any interrupt but the one at the end finds the device running.
+        loop {
+            let arrived = self.interrupted.wait(deadline_ns);
+            match (arrived, self.is_running()) {
+                (true, false) => break,
+                (true, true) => {}
+                (false, true) => return Err(self.timed_out()),
+                (false, false) => return Err(EduError::NoInterrupt),
+            }
+        }
+        let got = self.drain_interrupts();
+        let expected = INTERRUPT_TRANSFER;
+        if got & expected != 0 { Ok(()) } else { Err(EduError::Wrong { got, expected }) }
+    }
+
+    fn is_running(&self) -> bool {
+        self.registers.command.read() & command::RUN != 0
+    }
+
+    /// Acknowledges what the device has raised, and returns it. The event is as if nothing had been raised.
+    fn drain_interrupts(&self) -> u32 {
+        let raised = self.registers.interrupt_status.read();
+        self.registers.interrupt_acknowledge.write(raised);
+        // A deadline in the past: only clears the event.
+        self.interrupted.wait(0);
+        raised
+    }
+
+    fn timed_out(&self) -> EduError {
+        self.device.disable_bus_master();
+        EduError::TimedOut
+    }
+}
+
+impl Drop for Edu {
+    fn drop(&mut self) {
+        // The device has no reset of its own; without bus mastering its requests go nowhere.
+        self.device.disable_bus_master();
+    }
+}

@@ -1,0 +1,106 @@
+//! Why a controller cannot be used, or a command failed.
+
+use core::fmt;
+
+use iommu::DmaError;
+
+use super::{command::Status, queue::PairError};
+use crate::{
+    mmio::OutsideWindow,
+    pci::{BarError, MsixError},
+};
+
+/// Why a controller cannot be used, or a command failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NvmeError {
+    /// Nothing answers.
+    Absent,
+    /// Its registers cannot be mapped.
+    Bar(BarError),
+    /// Its registers do not fit into their BAR.
+    Outside(OutsideWindow),
+    /// It lacks the NVM command set or pages of 4 KiB.
+    Unsupported {
+        /// What its capabilities register reads.
+        capabilities: u64,
+    },
+    /// It did not become ready, or not quiet, in time.
+    NotReady {
+        /// Ready was waited for, not quiet.
+        wanted: bool,
+        /// What its status register reads.
+        status: u32,
+    },
+    /// MSI-X is unusable.
+    Msix(MsixError),
+    /// No memory that it can reach, or a buffer could not be given back.
+    Dma(DmaError),
+    /// No memory for bookkeeping.
+    OutOfMemory,
+    /// It broke the protocol of its queue, and was reset.
+    Queue(PairError),
+    /// It did not finish a command in time, and was reset.
+    TimedOut,
+    /// It reports an error.
+    Status(Status),
+    /// The IOMMU blocked an access of the controller while it had the command, which it may call a success.
+    Blocked,
+    /// It could not be made to work again after an error.
+    Gone,
+}
+
+impl fmt::Display for NvmeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("nothing answers"),
+            Self::Bar(error) => error.fmt(f),
+            Self::Outside(error) => error.fmt(f),
+            Self::Unsupported { capabilities } => {
+                write!(f, "no NVM commands or no 4 KiB pages: capabilities {capabilities:#x}")
+            }
+            Self::NotReady { wanted, status } => {
+                write!(f, "not {} in time: status {status:#x}", if *wanted { "ready" } else { "quiet" })
+            }
+            Self::Msix(error) => error.fmt(f),
+            Self::Dma(error) => error.fmt(f),
+            Self::OutOfMemory => f.write_str("no memory"),
+            Self::Queue(error) => error.fmt(f),
+            Self::TimedOut => f.write_str("a command was not finished in time"),
+            Self::Status(status) => status.fmt(f),
+            Self::Blocked => f.write_str("the IOMMU blocked an access of the controller"),
+            Self::Gone => f.write_str("the controller is out of order"),
+        }
+    }
+}
+
+impl core::error::Error for NvmeError {}
+
+impl From<BarError> for NvmeError {
+    fn from(error: BarError) -> Self {
+        Self::Bar(error)
+    }
+}
+
+impl From<OutsideWindow> for NvmeError {
+    fn from(error: OutsideWindow) -> Self {
+        Self::Outside(error)
+    }
+}
+
+impl From<MsixError> for NvmeError {
+    fn from(error: MsixError) -> Self {
+        Self::Msix(error)
+    }
+}
+
+impl From<DmaError> for NvmeError {
+    fn from(error: DmaError) -> Self {
+        Self::Dma(error)
+    }
+}
+
+impl From<PairError> for NvmeError {
+    fn from(error: PairError) -> Self {
+        Self::Queue(error)
+    }
+}
