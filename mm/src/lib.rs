@@ -9,6 +9,10 @@
 extern crate std;
 
 mod address;
+#[cfg(feature = "frames")]
+pub mod frames;
+#[cfg(test)]
+mod random;
 pub mod table;
 
 pub use address::{PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};

@@ -1,0 +1,140 @@
+//! Tests of the frame allocator, with host threads for CPUs.
+
+mod oracle;
+mod refusal;
+mod threads;
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::vec::Vec;
+
+use super::{CpuCache, FrameAllocator, FrameRecord, Processor, Zone, record_count};
+use crate::{PhysAddr, PhysRange};
+
+pub const FRAME: u64 = 4096;
+pub const G4: u64 = 4 << 30;
+
+/// A host thread is a CPU: the one whose number it set.
+pub struct Threads;
+
+std::thread_local! {
+    static CPU: AtomicUsize = const { AtomicUsize::new(0) };
+}
+
+pub fn run_as_cpu(cpu: usize) {
+    CPU.with(|own| own.store(cpu, Ordering::Relaxed));
+}
+
+impl Processor for Threads {
+    type Guard = ();
+
+    fn guard(&self) {}
+
+    fn cpu(&self) -> usize {
+        CPU.with(|own| own.load(Ordering::Relaxed))
+    }
+}
+
+/// What an allocator borrows.
+pub struct Setup {
+    regions: Vec<PhysRange>,
+    records: Vec<FrameRecord>,
+    caches: Vec<CpuCache>,
+}
+
+impl Setup {
+    /// `regions` as first frame and number of frames.
+    pub fn new(cpus: usize, regions: &[(u64, u64)]) -> Self {
+        let regions: Vec<_> = regions
+            .iter()
+            .map(|(first, frames)| PhysRange::new(PhysAddr::new(first * FRAME), frames * FRAME))
+            .collect();
+        let records = (0..record_count(&regions)).map(|_| FrameRecord::default()).collect();
+        Self { regions, records, caches: (0..cpus).map(|_| CpuCache::new()).collect() }
+    }
+
+    pub fn allocator(&self) -> FrameAllocator<'_, Threads> {
+        FrameAllocator::new(Threads, &self.caches, &self.regions, &self.records).unwrap()
+    }
+}
+
+#[test]
+fn every_frame_comes_once_and_all_come_back() {
+    let setup = Setup::new(1, &[(1, 700), (G4 / FRAME - 10, 20)]);
+    let frames = setup.allocator();
+    let before = frames.statistics();
+    assert_eq!((before.total, before.free, before.free_below_4g), (720, 720, 710));
+    let mut taken: Vec<_> = core::iter::from_fn(|| frames.allocate(Zone::Any)).collect();
+    assert!(taken[..10].iter().all(|frame| frame.as_u64() >= G4), "memory above 4 GiB is used first");
+    taken.sort_unstable();
+    taken.dedup();
+    assert_eq!(taken.len(), 720);
+    assert_eq!(frames.statistics().free, 0);
+    assert_eq!(frames.allocate_run(1, 1, Zone::Any), None);
+    for frame in taken {
+        frames.free(frame).unwrap();
+    }
+    assert_eq!(frames.statistics().free, 720);
+}
+
+#[test]
+fn blocks_grow_together_again() {
+    let setup = Setup::new(1, &[(1 << 18, 1 << 18)]);
+    let frames = setup.allocator();
+    assert_eq!(frames.statistics().largest_free, 1 << 18);
+    let one = frames.allocate_run(1, 1, Zone::Below4G).unwrap();
+    assert_eq!(frames.statistics().largest_free, 1 << 17);
+    frames.free_run(one, 1).unwrap();
+    assert_eq!(frames.statistics().largest_free, 1 << 18);
+    let all = frames.allocate_run(1 << 18, 1, Zone::Any).unwrap();
+    assert_eq!(all.as_u64(), 1 << 30);
+    frames.free_run(all, 1 << 18).unwrap();
+}
+
+#[test]
+fn a_run_takes_no_more_than_it_needs() {
+    let setup = Setup::new(1, &[(0, 1 << 10)]);
+    let frames = setup.allocator();
+    let run = frames.allocate_run(5, 64, Zone::Any).unwrap();
+    assert!(run.is_aligned(64 * FRAME));
+    assert_eq!(frames.statistics().free, (1 << 10) - 5);
+    frames.free_run(run, 5).unwrap();
+    assert_eq!(frames.statistics().largest_free, 1 << 10);
+}
+
+#[test]
+fn a_run_is_found_although_caches_hold_its_pieces() {
+    let setup = Setup::new(3, &[(0, 64)]);
+    let frames = setup.allocator();
+    for cpu in 0..3 {
+        run_as_cpu(cpu);
+        let frame = frames.allocate(Zone::Any).unwrap();
+        frames.free(frame).unwrap();
+    }
+    run_as_cpu(0);
+    assert!(frames.statistics().cached >= 16);
+    let run = frames.allocate_run(64, 64, Zone::Any).unwrap();
+    frames.free_run(run, 64).unwrap();
+    assert_eq!(frames.statistics().free, 64);
+}
+
+#[test]
+fn the_last_frame_is_found_in_another_cpus_cache() {
+    let setup = Setup::new(2, &[(0, 8)]);
+    let frames = setup.allocator();
+    run_as_cpu(1);
+    let frame = frames.allocate(Zone::Any).unwrap();
+    frames.free(frame).unwrap();
+    run_as_cpu(0);
+    assert_eq!(core::iter::from_fn(|| frames.allocate(Zone::Any)).count(), 8);
+}
+
+#[test]
+fn low_memory_is_low() {
+    let setup = Setup::new(1, &[(G4 / FRAME - 4, 8)]);
+    let frames = setup.allocator();
+    let low: Vec<_> = core::iter::from_fn(|| frames.allocate(Zone::Below4G)).collect();
+    assert_eq!(low.len(), 4);
+    assert!(low.iter().all(|frame| frame.as_u64() < G4));
+    assert_eq!(frames.allocate_run(1, 1, Zone::Below4G), None);
+    assert_eq!(core::iter::from_fn(|| frames.allocate_run(1, 1, Zone::Any)).count(), 4);
+}

@@ -1,0 +1,71 @@
+//! Random operations against a map of who has what.
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use super::{FRAME, G4, Setup, Zone, run_as_cpu};
+use crate::random::Random;
+
+const OPERATIONS: u32 = if cfg!(miri) { 2_000 } else { 300_000 };
+
+#[test]
+fn random_operations() {
+    let setup = Setup::new(4, &[(3, 5000), (5010, 3000), (G4 / FRAME - 100, 4200)]);
+    let frames = setup.allocator();
+    let total = frames.statistics().total;
+    let mut random = Random::new(0x5eed);
+    // First byte to length in bytes.
+    let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut held = 0;
+    for _ in 0..OPERATIONS {
+        run_as_cpu(random.below(5) as usize);
+        let zone = if random.below(3) == 0 { Zone::Below4G } else { Zone::Any };
+        // Drift between nearly empty and nearly full.
+        if taken.is_empty() || random.below(100) < 52 {
+            let single = random.below(2) == 0;
+            let (count, alignment) =
+                if single { (1, 1) } else { (1 + random.below(40), 1 << random.below(7)) };
+            let start = if single {
+                frames.allocate(zone)
+            } else {
+                frames.allocate_run(count as usize, alignment, zone)
+            };
+            let Some(start) = start.map(|start| start.as_u64()) else { continue };
+            assert!(start.is_multiple_of(alignment as u64 * FRAME));
+            let end = start + count * FRAME;
+            assert!(zone == Zone::Any || end <= G4);
+            let before = taken.range(..end).next_back();
+            assert!(before.is_none_or(|(other, bytes)| other + bytes <= start), "given out twice");
+            taken.insert(start, count * FRAME);
+            held += count;
+        } else {
+            let from = random.below(G4 / FRAME + 5000) * FRAME;
+            let (&start, &bytes) = taken.range(from..).next().or_else(|| taken.first_key_value()).unwrap();
+            taken.remove(&start);
+            held -= bytes / FRAME;
+            let start = crate::PhysAddr::new(start);
+            if bytes == FRAME {
+                frames.free(start)
+            } else {
+                frames.free_run(start, (bytes / FRAME) as usize)
+            }
+            .unwrap();
+        }
+        if random.below(64) == 0 {
+            assert_eq!(frames.statistics().free as u64 + held, total as u64);
+        }
+    }
+    for (start, bytes) in taken {
+        frames.free_run(crate::PhysAddr::new(start), (bytes / FRAME) as usize).unwrap();
+    }
+    assert_eq!(frames.statistics().free, total);
+    assert_whole(&frames);
+}
+
+/// With everything free, the blocks are as large as the regions allow.
+fn assert_whole(frames: &crate::frames::FrameAllocator<'_, super::Threads>) {
+    run_as_cpu(0);
+    let runs: Vec<_> = core::iter::from_fn(|| frames.allocate_run(1 << 12, 1, Zone::Any)).collect();
+    assert_eq!(runs.len(), 1, "the only aligned 16 MiB are those above 4 GiB");
+    assert_eq!(runs[0].as_u64(), G4);
+}
