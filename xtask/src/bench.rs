@@ -66,9 +66,7 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     if boot.kvm {
         bail!("instructions are counted by QEMU's emulation; KVM cannot");
     }
-    let consent = boot.consent();
-    setup::require_kernel_target(consent)?;
-    let qemu = setup::require_qemu(boot.qemu.as_deref(), consent)?;
+    let qemu = setup::require_build_and_boot(boot.qemu.as_deref(), boot.consent())?;
     let kernel = workspace.build_kernel()?;
     let folder = workspace.scratch("bench")?;
     let stage = Stage {

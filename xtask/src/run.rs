@@ -93,9 +93,7 @@ impl Options {
     fn boot(&self) -> Result<Report> {
         let scenario = self.find_scenario()?;
         let workspace = Workspace::locate()?;
-        let consent = self.boot.consent();
-        setup::require_kernel_target(consent)?;
-        let qemu = setup::require_qemu(self.boot.qemu.as_deref(), consent)?;
+        let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let kernel = workspace.build_kernel()?;
 
         let folder = workspace.scratch("run")?;

@@ -103,9 +103,7 @@ impl Options {
 
     fn run(&self, scenarios: &[Scenario]) -> Result<Score> {
         let workspace = Workspace::locate()?;
-        let consent = self.boot.consent();
-        setup::require_kernel_target(consent)?;
-        let qemu = setup::require_qemu(self.boot.qemu.as_deref(), consent)?;
+        let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let mut total = Score::default();
         if !self.no_host {
             println!("host tests");
