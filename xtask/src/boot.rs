@@ -15,7 +15,7 @@ use crate::control::Record;
 use crate::workspace::shown;
 
 /// How many lines of the console are kept to show where a guest stopped.
-const TAIL_LINES: usize = 25;
+const TAIL_LINES: usize = 40;
 /// How often the guest's progress is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// How long QEMU may take to end on request before it is killed.

@@ -26,6 +26,7 @@ mod schedule;
 mod session;
 mod setup;
 mod stage;
+mod symbols;
 mod test;
 mod workspace;
 

@@ -14,8 +14,10 @@ use crate::disk;
 use crate::machine::{Console, Files, Machine};
 use crate::matrix::SCENARIOS;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
+use crate::qemu::Qemu;
 use crate::scenario::Scenario;
 use crate::setup;
+use crate::symbols;
 use crate::workspace::Workspace;
 
 const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
@@ -57,8 +59,8 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     if !matches!(report.ending, Ending::Guest(_)) {
         eprintln!("\nxtask run: {}", report.ending);
     }
-    if let Ending::Overrun(_) = report.ending {
-        eprintln!("the last lines of the console:\n    {}", report.console_tail.join("\n    "));
+    if let Ending::Overrun(_) | Ending::Guest(Verdict::Panicked) = report.ending {
+        eprintln!("\nthe last lines of the console:\n    {}", report.console_tail.join("\n    "));
     }
     Ok(ExitCode::from(exit_code(&report.ending, report.record.done)))
 }
@@ -95,29 +97,16 @@ impl Options {
         let workspace = Workspace::locate()?;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let kernel = workspace.build_kernel()?;
-
         let folder = workspace.scratch("run")?;
         let disk = folder.join("disk.img");
         if !disk.exists() {
             disk::create(&disk)?;
         }
         let (console_log, control) = (folder.join("console.log"), folder.join("control.log"));
+        let files = Files { kernel: &kernel, disk: &disk, console_log: &console_log, control: &control };
         let interactive = std::io::stdin().is_terminal() && !self.exit;
-        let cmdline = self.command_line(scenario, interactive);
-        let machine = Machine {
-            scenario,
-            processor: self.boot.processor(),
-            console: if interactive { Console::Terminal } else { Console::Output },
-            cmdline: &cmdline,
-            files: Files { kernel: &kernel, disk: &disk, console_log: &console_log, control: &control },
-        };
-        let mut command = Command::new(&qemu.program);
-        command.args(machine.arguments()).args(&self.qemu_arguments);
-        if !interactive {
-            command.stdin(Stdio::null());
-        }
+        let command = self.command(&qemu, scenario, files, interactive);
         if self.gdb {
-            command.args(["-gdb", "tcp::1234", "-S"]);
             eprintln!("waiting for a debugger: gdb {} -ex 'target remote :1234'", shown_path(&kernel));
         }
         // Whoever sits at a debugger has all the time.
@@ -126,7 +115,26 @@ impl Options {
             total: self.boot.time_limit.unwrap_or(TOTAL),
             interactive,
         });
-        boot::watch(command, &console_log, &control, limits)
+        let mut report = boot::watch(command, &console_log, &control, limits)?;
+        report.console_tail = symbols::resolve(&kernel, report.console_tail);
+        Ok(report)
+    }
+
+    fn command(&self, qemu: &Qemu, scenario: &Scenario, files: Files, interactive: bool) -> Command {
+        let cmdline = self.command_line(scenario, interactive);
+        let console = if interactive { Console::Terminal } else { Console::Output };
+        let machine =
+            Machine { scenario, processor: self.boot.processor(), console, cmdline: &cmdline, files };
+        let mut command = Command::new(&qemu.program);
+        command.args(machine.arguments());
+        if self.gdb {
+            command.args(["-gdb", "tcp::1234", "-S"]);
+        }
+        command.args(&self.qemu_arguments);
+        if !interactive {
+            command.stdin(Stdio::null());
+        }
+        command
     }
 
     fn find_scenario(&self) -> Result<&'static Scenario> {

@@ -15,6 +15,7 @@ use crate::machine::{Console, Files, Machine, Processor};
 use crate::qemu::Qemu;
 use crate::scenario::Scenario;
 use crate::session::{self, Outcome};
+use crate::symbols;
 use crate::workspace::shown;
 
 /// What all scenarios of a run have in common.
@@ -77,7 +78,8 @@ impl Stage<'_> {
         let command = self.command(machine.arguments(), folder)?;
         let silence = Duration::from_secs(scenario.silence_s);
         let limits = Limits { silence, total: self.total, interactive: false };
-        let report = boot::watch(command, &paths.console, &paths.control, Some(limits))?;
+        let mut report = boot::watch(command, &paths.console, &paths.control, Some(limits))?;
+        report.console_tail = symbols::resolve(self.kernel, report.console_tail);
         let checks = compare_disk(&report.record, &paths.disk);
         if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
             fs::remove_file(&paths.disk)?;
