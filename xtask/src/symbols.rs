@@ -32,10 +32,19 @@ fn names(kernel: &Path, addresses: &[u64]) -> Option<Vec<String>> {
         return None;
     }
     let mut command = Command::new("addr2line");
-    command.args(["--functions", "--demangle", "--pretty-print", "--basenames", "--exe"]).arg(kernel);
+    command
+        .args(["--functions", "--inlines", "--demangle", "--pretty-print", "--basenames", "--exe"])
+        .arg(kernel);
     command.args(addresses.iter().map(|address| format!("{address:#x}"))).stdin(Stdio::null());
     let output = command.output().ok().filter(|output| output.status.success())?;
-    let names: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(String::from).collect();
+    let mut names: Vec<String> = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        match names.last_mut() {
+            // The functions that the compiler put the named one into.
+            Some(name) if line.starts_with(" (inlined by)") => name.push_str(line),
+            _ => names.push(line.to_string()),
+        }
+    }
     (names.len() == addresses.len()).then_some(names)
 }
 
