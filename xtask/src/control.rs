@@ -6,6 +6,7 @@
 //! begin NAME                        a test starts
 //! ok NAME                           it passed
 //! fail NAME REASON...               it did not
+//! skip NAME REASON...               it was not run: the machine lacks what it needs
 //! value KEY WORDS...                a result that the host compares (see `disk`)
 //! bench NAME MIN MEDIAN MAX UNIT    a measurement
 //! done PASSED FAILED                the run is over, with the guest's own counts
@@ -21,6 +22,7 @@ pub enum Event {
     Begin(String),
     Ok(String),
     Fail { name: String, reason: String },
+    Skip { name: String, reason: String },
     Value { key: String, words: Vec<String> },
     Bench(Measurement),
     Done { passed: usize, failed: usize },
@@ -59,6 +61,9 @@ impl std::str::FromStr for Event {
             ["fail", name, reason @ ..] => {
                 Some(Event::Fail { name: name.to_string(), reason: reason.join(" ") })
             }
+            ["skip", name, reason @ ..] => {
+                Some(Event::Skip { name: name.to_string(), reason: reason.join(" ") })
+            }
             ["value", key, rest @ ..] if !rest.is_empty() => Some(Event::Value {
                 key: key.to_string(),
                 words: rest.iter().map(|w| w.to_string()).collect(),
@@ -89,6 +94,8 @@ pub type Verdict = Result<(), String>;
 pub struct Record {
     /// Finished tests in the order in which they ran.
     pub results: Vec<(String, Verdict)>,
+    /// Tests that were not run, and what the machine lacks for them.
+    pub skipped: Vec<(String, String)>,
     /// The test that began and has not ended.
     pub open: Option<String>,
     pub values: Vec<(String, Vec<String>)>,
@@ -136,6 +143,7 @@ impl Record {
             }
             Event::Ok(name) => self.close(name, Ok(())),
             Event::Fail { name, reason } => self.close(name, Err(reason)),
+            Event::Skip { name, reason } => self.skipped.push((name, reason)),
             Event::Value { key, words } => self.values.push((key, words)),
             Event::Bench(measurement) => self.measurements.push(measurement),
             Event::Done { passed, failed } => {
@@ -181,10 +189,11 @@ mod tests {
     #[test]
     fn a_whole_run() {
         let record = record(
-            "begin a::x\nok a::x\nbegin a::y\nvalue disk-read 0 8 ab12\nfail a::y 3 is not 4\n\
+            "begin a::x\nok a::x\nskip a::xx no such device\nbegin a::y\nvalue disk-read 0 8 ab12\nfail a::y 3 is not 4\n\
              bench map-4k 90 91 300 instructions\ndone 1 1\n",
         );
         assert_eq!(record.results, [("a::x".into(), Ok(())), ("a::y".into(), Err("3 is not 4".into()))]);
+        assert_eq!(record.skipped, [("a::xx".to_string(), "no such device".to_string())]);
         assert_eq!(record.values, [("disk-read".into(), vec!["0".into(), "8".into(), "ab12".into()])]);
         assert_eq!(
             (record.measurements[0].median, record.measurements[0].unit.as_str()),

@@ -49,6 +49,11 @@ pub fn judge(
         }
         Expect::TheseFail(names) => expect_failures(names, filter, outcome, known, &mut score),
     }
+    for (name, reason) in &outcome.skipped {
+        if !scenario.lacks.iter().any(|pattern| glob::matches(pattern, name)) {
+            score.count(name, Err(format!("was not run: the machine lacks {reason}")));
+        }
+    }
     if outcome.tests.is_empty() {
         score.count("tests", Err("none ran".into()));
     }
@@ -134,6 +139,15 @@ mod tests {
     #[test]
     fn a_scenario_in_which_nothing_ran_fails() {
         assert_eq!(failures(&PLAIN, &Outcome::default(), None), ["tests"]);
+    }
+
+    #[test]
+    fn a_test_is_not_run_only_where_the_scenario_says_so() {
+        let skipped = vec![("edu::reads".to_string(), "a device".to_string())];
+        let outcome = Outcome { skipped, ..outcome(&[("a", true)], &[]) };
+        assert_eq!(failures(&PLAIN, &outcome, None), ["edu::reads"]);
+        let bare = Scenario { lacks: &["disk::*", "edu::*"], ..PLAIN };
+        assert!(failures(&bare, &outcome, None).is_empty());
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Scenario {
     pub cmdline: &'static str,
     /// Which in-kernel tests run.
     pub tests: &'static str,
+    /// In-kernel tests for which the machine lacks something. Any other must run.
+    pub lacks: &'static [&'static str],
     /// What the QEMU and the host must offer.
     pub needs: &'static [Need],
     pub expect: Expect,
@@ -65,6 +67,7 @@ impl Scenario {
         qemu: &[],
         cmdline: "",
         tests: "*",
+        lacks: &[],
         needs: &[],
         expect: Expect::AllPass { disk_reads: 2, disk_writes: 2 },
         silence_s: 120,

@@ -17,6 +17,8 @@ const MOST_BOOTS: usize = 25;
 pub struct Outcome {
     /// The in-kernel tests.
     pub tests: Vec<(String, Verdict)>,
+    /// Tests that were not run, and what the machine lacks for them.
+    pub skipped: Vec<(String, String)>,
     /// What the host found by itself: compared disk ranges, and whether boots ended as they said.
     pub checks: Vec<(String, Verdict)>,
     /// What the console last showed, for each boot that ended before its time.
@@ -64,6 +66,7 @@ impl Outcome {
             return None;
         }
         self.tests.extend(record.results);
+        self.skipped.extend(record.skipped);
         if let Some((_, failed)) = record.done {
             let expected = if failed == 0 { GuestVerdict::Passed } else { GuestVerdict::TestsFailed };
             if report.ending != Ending::Guest(expected) {

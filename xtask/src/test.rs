@@ -148,12 +148,15 @@ impl Options {
             let started = Instant::now();
             (stage.play(playable[task]), started.elapsed())
         };
-        let mut known = None;
+        let mut seen = Seen::default();
         schedule::in_order(&tasks, capacity, play, |task, (outcome, elapsed)| {
-            let score = report(stage, playable[task], outcome, elapsed, &mut known);
+            let score = report(stage, playable[task], outcome, elapsed, &mut seen);
             total.add(score);
         });
         summarise(playable.len(), &skipped, stage.qemu);
+        if self.scenario.is_none() && skipped.is_empty() {
+            total.failures.extend(seen.run_nowhere());
+        }
         Ok(())
     }
 }
@@ -165,14 +168,38 @@ impl Score {
     }
 }
 
-/// Prints a scenario's line, and for a failed one what is known of it. The first ordinary scenario on the default
-/// machine tells which tests there are (`known`).
+/// Which in-kernel tests the scenarios have shown so far.
+#[derive(Default)]
+struct Seen {
+    /// Those of the default machine, which every machine that expects failures is held to.
+    by_default: Option<BTreeSet<String>>,
+    ran: BTreeSet<String>,
+    skipped: BTreeSet<String>,
+}
+
+impl Seen {
+    fn enter(&mut self, scenario: &Scenario, outcome: &Outcome) {
+        let ran: BTreeSet<String> = outcome.tests.iter().map(|(test, _)| test.clone()).collect();
+        self.ran.extend(ran.iter().cloned());
+        self.skipped.extend(outcome.skipped.iter().map(|(test, _)| test.clone()));
+        if scenario.name == "default" {
+            self.by_default = Some(ran);
+        }
+    }
+
+    /// Tests that every machine lacked something for: they show nothing.
+    fn run_nowhere(&self) -> impl Iterator<Item = (String, String)> {
+        self.skipped.difference(&self.ran).map(|test| (test.clone(), "was run on no machine".to_string()))
+    }
+}
+
+/// Prints a scenario's line, and for a failed one what is known of it.
 fn report(
     stage: &Stage,
     scenario: &Scenario,
     outcome: Result<Outcome>,
     elapsed: Duration,
-    known: &mut Option<BTreeSet<String>>,
+    seen: &mut Seen,
 ) -> Score {
     let name = scenario.name;
     let outcome = match outcome {
@@ -182,14 +209,16 @@ fn report(
             return Score { passed: 0, failures: vec![(name.to_string(), format!("{problem:#}"))] };
         }
     };
-    let mut score = judge(scenario, stage.tests(scenario), &outcome, known.as_ref());
-    if name == "default" {
-        *known = Some(outcome.tests.iter().map(|(test, _)| test.clone()).collect());
-    }
+    let mut score = judge(scenario, stage.tests(scenario), &outcome, seen.by_default.as_ref());
+    seen.enter(scenario, &outcome);
+    let not_run = match outcome.skipped.len() {
+        0 => String::new(),
+        count => format!(", {count} not run"),
+    };
     let boots = if outcome.boots == 1 { String::new() } else { format!(", {} boots", outcome.boots) };
     let failed = score.failures.len();
     println!(
-        "{name:<22} {:>4} passed, {failed} failed   ({:.1} s{boots})",
+        "{name:<22} {:>4} passed, {failed} failed{not_run}   ({:.1} s{boots})",
         score.passed,
         elapsed.as_secs_f64()
     );
@@ -220,5 +249,43 @@ fn list(scenarios: &[Scenario]) {
         let needs: Vec<String> = scenario.needs.iter().map(Need::to_string).collect();
         let needs = if needs.is_empty() { String::new() } else { format!(" (needs {})", needs.join(", ")) };
         println!("{:<22} {}{needs}", scenario.name, scenario.about);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_no_machine_runs_is_a_failure() {
+        let outcome = |ran: &str, skipped: &str| Outcome {
+            tests: vec![(ran.to_string(), Ok(()))],
+            skipped: vec![(skipped.to_string(), "a device".to_string())],
+            ..Outcome::default()
+        };
+        let mut seen = Seen::default();
+        seen.enter(&SCENARIOS[0], &outcome("a", "b"));
+        assert_eq!(seen.by_default, Some(BTreeSet::from(["a".to_string()])));
+        assert_eq!(seen.run_nowhere().map(|(test, _)| test).collect::<Vec<_>>(), ["b"]);
+        seen.enter(&SCENARIOS[1], &outcome("b", "a"));
+        assert_eq!(seen.run_nowhere().count(), 0);
+    }
+
+    #[test]
+    fn naming_tests_asks_for_just_those() {
+        let all = Options::default().scenarios().unwrap();
+        assert_eq!(all.len(), SCENARIOS.len());
+        let some = Options { tests: Some("dma::*".into()), ..Options::default() }.scenarios().unwrap();
+        let nothing_else = Expect::AllPass { disk_reads: 0, disk_writes: 0 };
+        assert!(!some.is_empty() && some.iter().all(|scenario| scenario.expect == nothing_else));
+        let selftest = Options {
+            tests: Some("selftest::panic".into()),
+            scenario: Some("selftest-*".into()),
+            ..Options::default()
+        };
+        let names: Vec<&str> = selftest.scenarios().unwrap().iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names, ["selftest-panic"]);
+        let wrong = Options { scenario: Some("nothing-*".into()), ..Options::default() };
+        assert!(wrong.scenarios().is_err());
     }
 }
