@@ -1,0 +1,356 @@
+//! What a machine is made of: its units, its functions, its memory.
+
+mod generate;
+
+use iommu::PciAddress;
+
+use crate::memory::MemoryMap;
+
+/// One remapping unit, as its capability registers describe it.
+#[derive(Clone, Debug)]
+pub struct UnitConfig {
+    /// PCI segment.
+    pub segment: u16,
+    /// Address of the registers.
+    pub base: u64,
+    /// Major version in bits 7:4, minor in 3:0.
+    pub version: u8,
+    /// Domain ids are numbers below 2^(4 + 2 * nd).
+    pub nd: u8,
+    /// Stores wait in a write buffer until it is flushed (RWBF).
+    pub write_buffer: bool,
+    /// Entries that are not present are cached (CM).
+    pub caching_mode: bool,
+    /// Widths: bit 1 39-bit, bit 2 48-bit, bit 3 57-bit.
+    pub sagaw: u8,
+    /// Width of the addresses that devices may use, in bits.
+    pub mgaw: u8,
+    /// A read of no bytes from a write-only page is let through (ZLR).
+    pub zero_length_reads: bool,
+    /// Offset of the fault records, in units of 16 bytes (FRO).
+    pub fault_offset: u16,
+    /// Number of fault records, 1 to 256.
+    pub fault_records: u16,
+    /// Leaves of 2 MiB.
+    pub superpages_2m: bool,
+    /// Leaves of 1 GiB.
+    pub superpages_1g: bool,
+    /// Page-selective invalidation, with the highest address mask (PSI, MAMV).
+    pub page_selective: Option<u8>,
+    /// Invalidations can wait for accesses in flight (DRD, DWD).
+    pub drains: bool,
+    /// A new root pointer invalidates by itself.
+    pub esrtps: bool,
+    /// A new interrupt table pointer invalidates by itself.
+    pub esirtps: bool,
+    /// Protected memory regions (PLMR, PHMR).
+    pub protected_memory: bool,
+    /// Walks snoop the CPU's caches (C).
+    pub coherent: bool,
+    /// Queued invalidation (QI).
+    pub queued: bool,
+    /// Device TLBs (DT).
+    pub device_tlb: bool,
+    /// Interrupt remapping (IR).
+    pub interrupt_remapping: bool,
+    /// 32-bit APIC ids (EIM).
+    pub eim: bool,
+    /// Pass-through contexts (PT).
+    pub pass_through: bool,
+    /// The snoop bit of leaves (SC).
+    pub snoop_control: bool,
+    /// Offset of the IOTLB registers, in units of 16 bytes (IRO).
+    pub iotlb_offset: u16,
+    /// Highest mask of an interrupt-entry invalidation (MHMV).
+    pub interrupt_mask: u8,
+    /// Time that a global command or a register invalidation takes.
+    pub command_ns: u64,
+    /// Time that a descriptor takes.
+    pub descriptor_ns: u64,
+    /// After an IQE the queue goes on only when its tail is written again.
+    pub tail_restarts: bool,
+    /// What firmware left behind.
+    pub leftovers: Leftovers,
+}
+
+/// The state that firmware leaves a unit in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Leftovers {
+    /// Translation is on, with tables of the firmware's.
+    pub translation: bool,
+    /// The queue is on.
+    pub queue: bool,
+    /// Interrupt remapping is on, with compatibility format let through.
+    pub interrupts: bool,
+    /// Protected memory is on.
+    pub protection: bool,
+    /// Registers hold garbage, fault records are pending.
+    pub garbage: bool,
+}
+
+/// One PCI function.
+#[derive(Clone, Debug)]
+pub struct FunctionConfig {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What it is.
+    pub kind: FunctionKind,
+    /// Index of the unit that sees its requests.
+    pub unit: usize,
+    /// The requester id that the unit sees.
+    pub requester: u16,
+    /// It has the ATS capability.
+    pub ats: bool,
+    /// It can be reset by itself (FLR).
+    pub resets: bool,
+    /// Firmware left it with bus mastering on.
+    pub bus_master: bool,
+}
+
+/// What kind of function it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FunctionKind {
+    /// A PCI Express endpoint.
+    Endpoint,
+    /// A conventional PCI function.
+    Conventional,
+    /// A root port with everything from `secondary` to `subordinate` below it.
+    RootPort {
+        /// Bus right below.
+        secondary: u8,
+        /// Last bus below.
+        subordinate: u8,
+    },
+    /// A bridge from PCI Express to conventional PCI.
+    PciBridge {
+        /// Bus right below.
+        secondary: u8,
+        /// Last bus below.
+        subordinate: u8,
+    },
+}
+
+impl FunctionKind {
+    /// Buses below, if it is a bridge.
+    #[must_use]
+    pub fn buses(self) -> Option<(u8, u8)> {
+        match self {
+            Self::RootPort { secondary, subordinate } | Self::PciBridge { secondary, subordinate } => {
+                Some((secondary, subordinate))
+            }
+            Self::Endpoint | Self::Conventional => None,
+        }
+    }
+}
+
+/// Memory that firmware wants a function to reach at all times.
+#[derive(Clone, Copy, Debug)]
+pub struct ReservedMemory {
+    /// The function.
+    pub function: PciAddress,
+    /// First byte.
+    pub base: u64,
+    /// Last byte.
+    pub limit: u64,
+}
+
+/// An IOAPIC, which sends its requests through a unit.
+#[derive(Clone, Copy, Debug)]
+pub struct IoApicConfig {
+    /// Id in the MADT.
+    pub id: u8,
+    /// Index of the unit.
+    pub unit: usize,
+    /// Source id of its requests.
+    pub source: u16,
+}
+
+/// A whole machine.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// Seed of everything that the hardware does at random.
+    pub seed: u64,
+    /// Width of physical addresses.
+    pub host_address_bits: u8,
+    /// Where memory is.
+    pub memory: MemoryMap,
+    /// The units, in the order of the DMAR table.
+    pub units: Vec<UnitConfig>,
+    /// All functions, bridges included.
+    pub functions: Vec<FunctionConfig>,
+    /// Reserved memory.
+    pub reserved: Vec<ReservedMemory>,
+    /// The IOAPICs.
+    pub ioapics: Vec<IoApicConfig>,
+    /// Flags of the DMAR table: bit 0 INTR_REMAP, bit 1 X2APIC_OPT_OUT.
+    pub dmar_flags: u8,
+    /// A cached entry is dropped once in so many uses; 0: never.
+    pub drop_once_in: u64,
+    /// A cache line is evicted, and a write buffer drained, once in so many steps; 0: never.
+    pub evict_once_in: u64,
+    /// All of the hardware-visible tables are checked once in so many write-backs and doorbells; 0: never.
+    pub audit_once_in: u64,
+    /// Time of one round of a busy wait.
+    pub relax_ns: u64,
+}
+
+impl UnitConfig {
+    /// A unit that has everything and asks for nothing: the easiest one there is.
+    #[must_use]
+    pub fn plain(base: u64) -> Self {
+        Self {
+            segment: 0,
+            base,
+            version: 0x10,
+            nd: 6,
+            write_buffer: false,
+            caching_mode: false,
+            sagaw: 0b0110,
+            mgaw: 48,
+            zero_length_reads: true,
+            fault_offset: 0x22,
+            fault_records: 8,
+            superpages_2m: true,
+            superpages_1g: true,
+            page_selective: Some(18),
+            drains: true,
+            esrtps: false,
+            esirtps: false,
+            protected_memory: false,
+            coherent: true,
+            queued: true,
+            device_tlb: true,
+            interrupt_remapping: true,
+            eim: false,
+            pass_through: true,
+            snoop_control: true,
+            iotlb_offset: 0x50,
+            interrupt_mask: 15,
+            command_ns: 500,
+            descriptor_ns: 100,
+            tail_restarts: true,
+            leftovers: Leftovers::default(),
+        }
+    }
+
+    /// Number of domain ids.
+    #[must_use]
+    pub fn domain_ids(&self) -> u32 {
+        1 << (4 + 2 * u32::from(self.nd))
+    }
+
+    /// Bytes of registers that must be mapped.
+    #[must_use]
+    pub fn register_bytes(&self) -> usize {
+        let iotlb = 16 * usize::from(self.iotlb_offset) + 16;
+        let faults = 16 * usize::from(self.fault_offset) + 16 * usize::from(self.fault_records);
+        iotlb.max(faults).max(4096).next_multiple_of(4096)
+    }
+
+    /// The CAP register.
+    #[must_use]
+    pub fn cap(&self) -> u64 {
+        let bit = |set: bool, bit: u32| u64::from(set) << bit;
+        u64::from(self.nd)
+            | bit(self.write_buffer, 4)
+            | bit(self.protected_memory, 5)
+            | bit(self.protected_memory, 6)
+            | bit(self.caching_mode, 7)
+            | u64::from(self.sagaw) << 8
+            | u64::from(self.mgaw - 1) << 16
+            | bit(self.zero_length_reads, 22)
+            | u64::from(self.fault_offset) << 24
+            | bit(self.superpages_2m, 34)
+            | bit(self.superpages_1g, 35)
+            | bit(self.page_selective.is_some(), 39)
+            | u64::from(self.fault_records - 1) << 40
+            | u64::from(self.page_selective.unwrap_or(0)) << 48
+            | bit(self.drains, 54)
+            | bit(self.drains, 55)
+            | bit(self.esirtps, 62)
+            | bit(self.esrtps, 63)
+    }
+
+    /// The ECAP register.
+    #[must_use]
+    pub fn ecap(&self) -> u64 {
+        let bit = |set: bool, bit: u32| u64::from(set) << bit;
+        bit(self.coherent, 0)
+            | bit(self.queued, 1)
+            | bit(self.device_tlb, 2)
+            | bit(self.interrupt_remapping, 3)
+            | bit(self.eim, 4)
+            | bit(self.pass_through, 6)
+            | bit(self.snoop_control, 7)
+            | u64::from(self.iotlb_offset) << 8
+            | u64::from(self.interrupt_mask) << 20
+    }
+
+    /// Address widths in the encoding of a context entry: 1 is 39-bit, 2 48-bit, 3 57-bit.
+    #[must_use]
+    pub fn supports_width(&self, encoded: u8) -> bool {
+        (1..=3).contains(&encoded) && self.sagaw >> encoded & 1 != 0
+    }
+
+    /// The largest supported width in the same encoding.
+    #[must_use]
+    pub fn largest_width(&self) -> u8 {
+        (1..=3).rev().find(|&encoded| self.supports_width(encoded)).unwrap_or(0)
+    }
+}
+
+impl FunctionConfig {
+    /// A PCI Express endpoint behind `unit` that sends its own requester id.
+    #[must_use]
+    pub fn endpoint(address: PciAddress, unit: usize) -> Self {
+        Self {
+            address,
+            kind: FunctionKind::Endpoint,
+            unit,
+            requester: address.source_id().requester,
+            ats: false,
+            resets: true,
+            bus_master: false,
+        }
+    }
+}
+
+impl MemoryMap {
+    /// A small map below 2^36.
+    #[must_use]
+    pub fn small() -> Self {
+        Self {
+            tables: 0x2_1000_0000,
+            table_pages: 2048,
+            firmware: 0x7000_0000,
+            firmware_bytes: 64 * 4096,
+            buffers: 0x4_0000_0000,
+            buffer_bytes: 2 << 30,
+            foreign: 0x8_0000_0000,
+        }
+    }
+}
+
+impl MachineConfig {
+    /// One plain unit with `endpoints` functions on bus 0.
+    #[must_use]
+    pub fn plain(endpoints: u8) -> Self {
+        let functions = (0..endpoints)
+            .map(|device| FunctionConfig::endpoint(PciAddress::from_devfn(0, 0, (device + 2) << 3), 0))
+            .collect();
+        Self {
+            seed: 1,
+            host_address_bits: 39,
+            memory: MemoryMap::small(),
+            units: vec![UnitConfig::plain(0xfed9_0000)],
+            functions,
+            reserved: Vec::new(),
+            ioapics: Vec::new(),
+            dmar_flags: 1,
+            drop_once_in: 0,
+            evict_once_in: 0,
+            audit_once_in: 16,
+            relax_ns: 1_000,
+        }
+    }
+}

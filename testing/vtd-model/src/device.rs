@@ -1,0 +1,234 @@
+//! What a device does: DMA and interrupts.
+
+use std::{fmt, ptr::NonNull, sync::Arc};
+
+use iommu::{PciAddress, platform::MsiMessage};
+
+use crate::{
+    complaints::Rule,
+    iotlb::Translation,
+    machine::{Machine, State},
+    memory::NotForDevices,
+    unit::{Access, AddressType, Denied, InFlight, InterruptOutcome, Request, is_interrupt_range},
+};
+
+const PAGE: usize = 4096;
+
+/// One function, as the thing that sends requests.
+#[derive(Clone)]
+pub struct Device {
+    machine: Arc<Machine>,
+    index: usize,
+}
+
+impl Machine {
+    /// The function at `address`.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn device(self: &Arc<Self>, address: PciAddress) -> Device {
+        let index = self.config().functions.iter().position(|f| f.address == address);
+        Device { machine: self.clone(), index: index.expect("a function of this machine") }
+    }
+}
+
+impl Device {
+    /// Where the function is.
+    pub fn address(&self) -> PciAddress {
+        self.machine.config().functions[self.index].address
+    }
+
+    /// Whether the function masters the bus.
+    pub fn is_bus_master(&self) -> bool {
+        self.machine.state().world.functions[self.index].config.bus_master()
+    }
+
+    /// Whether the function uses ATS at the moment.
+    pub fn uses_ats(&self) -> bool {
+        self.machine.state().world.functions[self.index].config.ats_enabled()
+    }
+
+    /// Makes the function answer device-TLB invalidations, or not.
+    pub fn set_answers(&self, answers: bool) {
+        self.machine.state().world.functions[self.index].answers = answers;
+    }
+
+    /// Takes the function out of its slot, or puts it back.
+    pub fn set_unplugged(&self, unplugged: bool) {
+        self.machine.state().world.functions[self.index].unplugged = unplugged;
+    }
+
+    /// Reads memory.
+    ///
+    /// # Errors
+    /// The first page that did not let it through; what came before was read.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Denied> {
+        for (address, piece) in pieces_mut(address, into) {
+            let source = self.reach(address, piece.len(), Access::Read)?;
+            // SAFETY: `reach` gives memory of that length, lent to this device.
+            unsafe { source.copy_to_nonoverlapping(NonNull::from(&mut piece[0]), piece.len()) }
+        }
+        Ok(())
+    }
+
+    /// Writes memory. Four bytes in the interrupt range are an interrupt.
+    ///
+    /// # Errors
+    /// The first page that did not let it through; what came before was written.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Denied> {
+        for (address, piece) in pieces(address, data) {
+            let target = self.reach(address, piece.len(), Access::Write)?;
+            // SAFETY: as in `read`.
+            unsafe { target.copy_from_nonoverlapping(NonNull::from(&piece[0]), piece.len()) }
+        }
+        Ok(())
+    }
+
+    /// Sends a write within one page that is translated now and reaches memory some time later: at random, or when an
+    /// invalidation drains it.
+    ///
+    /// # Errors
+    /// If it was not let through.
+    pub fn post_write(&self, address: u64, data: &[u8]) -> Result<(), Denied> {
+        self.reach(address, data.len(), Access::Write)?;
+        let mut state = self.machine.state();
+        let State { units, world } = &mut *state;
+        let translation = translate(units, world, self.index, address, Access::Write, true)?;
+        let physical = translation.at(address);
+        let unit = world.functions[self.index].unit;
+        let pass_through = translation.pass_through;
+        units[unit].in_flight.push(InFlight { physical, data: data.to_vec(), pass_through });
+        Ok(())
+    }
+
+    /// Where an access to `address` would go, by the IOMMU alone: bus mastering is not looked at, and no fault is
+    /// recorded. Caches are used and filled as by any request.
+    ///
+    /// # Errors
+    /// If it would not be let through.
+    pub fn probe(&self, address: u64, access: Access) -> Result<u64, Denied> {
+        let mut state = self.machine.state();
+        let State { units, world } = &mut *state;
+        translate(units, world, self.index, address, access, true).map(|translation| translation.at(address))
+    }
+
+    /// Sends an interrupt message.
+    pub fn interrupt(&self, message: MsiMessage) -> InterruptOutcome {
+        let mut state = self.machine.state();
+        let State { units, world } = &mut *state;
+        let function = &world.functions[self.index];
+        if !function.config.bus_master() {
+            return InterruptOutcome::NotBusMaster;
+        }
+        let (unit, source) = (function.unit, function.requester);
+        units[unit].interrupt(world, source, message)
+    }
+
+    /// Memory behind `bytes` bytes within one page.
+    fn reach(&self, address: u64, bytes: usize, access: Access) -> Result<NonNull<u8>, Denied> {
+        let mut state = self.machine.state();
+        self.machine.stir(&mut state);
+        let State { units, world } = &mut *state;
+        if !world.functions[self.index].config.bus_master() {
+            return Err(Denied::NotBusMaster);
+        }
+        let translation = translate(units, world, self.index, address, access, false)?;
+        let physical = translation.at(address);
+        if units[world.functions[self.index].unit].is_protected(physical) {
+            return Err(Denied::Protected);
+        }
+        world.memory.dma_target(physical, bytes).map_err(|why| {
+            if !translation.pass_through || why == NotForDevices::Table {
+                let who = world.functions[self.index].address;
+                let text = format!("{who}: {access:?} of {address:#x} reached {physical:#x} ({why:?})");
+                world.complaints.add(Rule::StrayDma, text);
+            }
+            Denied::NoMemory
+        })
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.address())
+    }
+}
+
+impl Translation {
+    /// Where `address`, which lies in the page, goes.
+    #[must_use]
+    pub fn at(&self, address: u64) -> u64 {
+        self.physical | address & ((1 << self.page_shift) - 1)
+    }
+}
+
+impl Machine {
+    /// Sends the interrupt message of an IOAPIC, by its place in the configuration.
+    pub fn ioapic_interrupt(&self, ioapic: usize, message: MsiMessage) -> InterruptOutcome {
+        let ioapic = self.config().ioapics[ioapic];
+        let mut state = self.state();
+        let State { units, world } = &mut *state;
+        units[ioapic.unit].interrupt(world, ioapic.source, message)
+    }
+}
+
+/// A request of function `index`, by way of its own TLB if it uses ATS.
+fn translate(
+    units: &mut [crate::unit::Unit],
+    world: &mut crate::world::World,
+    index: usize,
+    address: u64,
+    access: Access,
+    silent: bool,
+) -> Result<Translation, Denied> {
+    const UNTRANSLATED_ONCE_IN: u64 = 8;
+    let (unit, source) = (world.functions[index].unit, world.functions[index].requester);
+    let unit = &mut units[unit];
+    let ats = world.functions[index].config.ats_enabled() && !is_interrupt_range(address);
+    if !ats || world.random.once_in(UNTRANSLATED_ONCE_IN) {
+        let address_type = AddressType::Untranslated;
+        return unit.request(world, &Request { source, address, access, address_type, silent });
+    }
+    let allows = |t: &Translation| if access == Access::Write { t.write } else { t.read };
+    if world.drops() {
+        world.functions[index].tlb.remove(address);
+    }
+    let known = world.functions[index].tlb.get(address).filter(allows);
+    let translation = match known {
+        Some(translation) => translation,
+        None => {
+            let got = unit.answer_device(world, source, address, access, silent)?;
+            if !allows(&got) {
+                return Err(Denied::NoTranslation);
+            }
+            world.functions[index].tlb.insert(address, got);
+            got
+        }
+    };
+    let physical = translation.at(address);
+    let address_type = AddressType::Translated;
+    unit.request(world, &Request { source, address: physical, access, address_type, silent })?;
+    Ok(translation)
+}
+
+/// Cuts `data` at page boundaries.
+fn pieces(address: u64, data: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let head = (PAGE - address as usize % PAGE).min(data.len());
+    let (first, rest) = data.split_at(head);
+    let after = address.wrapping_add(head as u64);
+    let rest =
+        (0_u64..).zip(rest.chunks(PAGE)).map(move |(i, chunk)| (after.wrapping_add(i * PAGE as u64), chunk));
+    std::iter::once((address, first)).filter(|(_, piece)| !piece.is_empty()).chain(rest)
+}
+
+/// As [`pieces`], for memory to be filled.
+fn pieces_mut(address: u64, data: &mut [u8]) -> impl Iterator<Item = (u64, &mut [u8])> {
+    let head = (PAGE - address as usize % PAGE).min(data.len());
+    let (first, rest) = data.split_at_mut(head);
+    let after = address.wrapping_add(head as u64);
+    let rest = (0_u64..)
+        .zip(rest.chunks_mut(PAGE))
+        .map(move |(i, chunk)| (after.wrapping_add(i * PAGE as u64), chunk));
+    std::iter::once((address, first)).filter(|(_, piece)| !piece.is_empty()).chain(rest)
+}

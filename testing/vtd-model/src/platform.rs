@@ -1,0 +1,214 @@
+//! The machine as the driver sees it: the platform traits.
+
+use std::{cell::Cell, marker::PhantomData, ptr::NonNull, sync::Arc};
+
+use iommu::{
+    PciAddress, Platform,
+    platform::{Event, MsiMessage, Registers, Work},
+};
+use mm::{
+    PhysAddr,
+    table::{Table, TableMemory},
+};
+
+use crate::{
+    complaints::Rule,
+    machine::{Machine, State},
+};
+
+thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    static IN_INTERRUPT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes this thread CPU `cpu`.
+pub fn become_cpu(cpu: usize) {
+    CPU.set(cpu);
+}
+
+/// Runs `body` as an interrupt handler.
+pub fn in_interrupt<R>(body: impl FnOnce() -> R) -> R {
+    let before = IN_INTERRUPT.replace(true);
+    let result = body();
+    IN_INTERRUPT.set(before);
+    result
+}
+
+/// Interrupts are off on this thread while it lives.
+#[derive(Debug)]
+pub struct InterruptGuard {
+    /// Guards stay on their CPU.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for InterruptGuard {
+    fn drop(&mut self) {
+        GUARDS.set(GUARDS.get() - 1);
+    }
+}
+
+/// A machine behind the traits of a host kernel.
+#[derive(Debug)]
+pub struct ModelPlatform {
+    machine: Arc<Machine>,
+    tables: ModelTables,
+}
+
+impl ModelPlatform {
+    /// The platform of `machine`.
+    #[must_use]
+    pub fn new(machine: &Arc<Machine>) -> Self {
+        Self { machine: machine.clone(), tables: ModelTables { machine: machine.clone() } }
+    }
+}
+
+/// The table pages of a machine.
+#[derive(Debug)]
+pub struct ModelTables {
+    machine: Arc<Machine>,
+}
+
+/// The registers of one unit.
+#[derive(Debug)]
+pub struct ModelRegisters {
+    machine: Arc<Machine>,
+    unit: usize,
+    bytes: usize,
+}
+
+// SAFETY: pages come zeroed from an arena, each given out once until it is freed.
+unsafe impl TableMemory for ModelTables {
+    fn allocate(&self) -> Option<PhysAddr> {
+        self.machine.memory.tables.allocate().map(PhysAddr::new)
+    }
+
+    unsafe fn free(&self, page: PhysAddr) {
+        self.machine.free_table(page.as_u64());
+    }
+
+    unsafe fn table(&self, page: PhysAddr) -> &Table {
+        self.machine.memory.tables.table(page.as_u64())
+    }
+
+    fn write_back(&self, first: *const u8, bytes: usize) {
+        let mut state = self.machine.state();
+        self.machine.stir(&mut state);
+        // Before the lines leave the cache: what is linked already but not written shows now.
+        self.machine.audit_sometimes(&mut state);
+        self.machine.memory.tables.write_back(first, bytes);
+    }
+}
+
+// SAFETY: addresses and registers are the model's own.
+unsafe impl Platform for ModelPlatform {
+    type Tables = ModelTables;
+    type Registers = ModelRegisters;
+    type InterruptGuard = InterruptGuard;
+
+    fn tables(&self) -> &ModelTables {
+        &self.tables
+    }
+
+    fn allocate_contiguous(&self, pages: usize) -> Option<PhysAddr> {
+        self.machine.memory.tables.allocate_contiguous(pages).map(PhysAddr::new)
+    }
+
+    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<ModelRegisters> {
+        let unit = self.machine.config().units.iter().position(|unit| unit.base == base.as_u64())?;
+        Some(ModelRegisters { machine: self.machine.clone(), unit, bytes })
+    }
+
+    fn now_ns(&self) -> u64 {
+        // Reading a clock takes time: a loop that only looks at it comes to an end.
+        const READ_NS: u64 = 5;
+        self.machine.clock().advance(READ_NS)
+    }
+
+    fn cpu(&self) -> usize {
+        CPU.get()
+    }
+
+    fn interrupt_guard(&self) -> InterruptGuard {
+        GUARDS.set(GUARDS.get() + 1);
+        InterruptGuard { not_send: PhantomData }
+    }
+
+    fn in_interrupt(&self) -> bool {
+        IN_INTERRUPT.get()
+    }
+
+    fn relax(&self) {
+        self.machine.relax();
+        std::thread::yield_now();
+    }
+
+    fn allocate_vector(&self, event: Event) -> Option<MsiMessage> {
+        self.machine.allocate_vector(event)
+    }
+
+    fn read_config(&self, function: PciAddress, offset: u16) -> u32 {
+        self.machine.read_config(function, offset)
+    }
+
+    fn write_config(&self, function: PciAddress, offset: u16, value: u32) {
+        self.machine.write_config(function, offset, value);
+    }
+
+    fn wake(&self, work: Work) {
+        self.machine.wake(work);
+    }
+
+    fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
+        self.machine.memory.physical(first, bytes).map(PhysAddr::new)
+    }
+}
+
+impl ModelRegisters {
+    fn read(&self, offset: usize, width: usize) -> u64 {
+        self.check(offset, width);
+        self.machine.clock().access();
+        let mut state = self.machine.state();
+        let State { units, world } = &mut *state;
+        units[self.unit].read(world, offset, width)
+    }
+
+    fn write(&self, offset: usize, width: usize, value: u64) {
+        self.check(offset, width);
+        self.machine.clock().access();
+        let mut state = self.machine.state();
+        self.machine.stir(&mut state);
+        let State { units, world } = &mut *state;
+        units[self.unit].write(world, offset, width, value);
+        self.machine.audit_sometimes(&mut state);
+    }
+
+    fn check(&self, offset: usize, width: usize) {
+        if offset + width > self.bytes {
+            let text = format!("unit {}: {offset:#x} lies beyond the {} mapped bytes", self.unit, self.bytes);
+            self.machine.complain(Rule::NoSuchRegister, text);
+        }
+    }
+}
+
+impl Registers for ModelRegisters {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn read32(&self, offset: usize) -> u32 {
+        self.read(offset, 4) as u32
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        self.write(offset, 4, value.into());
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        self.read(offset, 8)
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        self.write(offset, 8, value);
+    }
+}

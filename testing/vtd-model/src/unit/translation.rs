@@ -1,0 +1,248 @@
+//! From a device's request to memory, through every cache.
+
+use super::{Unit, global};
+use crate::{
+    complaints::Rule,
+    context_cache::CachedContext,
+    entries::{ContextEntry, RootEntry, TranslationType},
+    faults::Fault,
+    iotlb::{Lookup, Translation},
+    reason::Reason,
+    world::World,
+};
+
+/// What a device wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// A read of no bytes, used as a flush.
+    ZeroLengthRead,
+}
+
+/// What the address of a request is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AddressType {
+    /// An ordinary request.
+    Untranslated = 0,
+    /// A device asks for a translation (ATS).
+    TranslationRequest = 1,
+    /// A device uses what it got.
+    Translated = 2,
+}
+
+/// One request, within one page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub source: u16,
+    pub address: u64,
+    pub access: Access,
+    pub address_type: AddressType,
+    /// Look, and leave no fault record behind.
+    pub silent: bool,
+}
+
+/// Why a request did not get through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Denied {
+    /// The unit blocked it.
+    Fault(Reason),
+    /// The address is one where writes are interrupts.
+    InterruptRange,
+    /// Protected memory.
+    Protected,
+    /// The function does not master the bus.
+    NotBusMaster,
+    /// The device's own request for a translation was refused.
+    NoTranslation,
+    /// There is no memory, or none that a device should ever reach.
+    NoMemory,
+}
+
+/// A refusal, and whether the entry that was used mutes the record.
+struct Refusal {
+    reason: Reason,
+    muted: bool,
+}
+
+pub(crate) fn is_interrupt_range(address: u64) -> bool {
+    address >> 20 == 0xfee
+}
+
+impl Unit {
+    /// Translates a request and records the fault if there is one.
+    pub fn request(&mut self, world: &mut World, request: &Request) -> Result<Translation, Denied> {
+        if !self.translates() {
+            return Ok(identity(request.address));
+        }
+        if is_interrupt_range(request.address) && request.address_type != AddressType::Translated {
+            return Err(Denied::InterruptRange);
+        }
+        self.translate(world, request).map_err(|refusal| {
+            let quiet_request = request.address_type == AddressType::TranslationRequest
+                && matches!(refusal.reason, Reason::NoRead | Reason::NoWrite);
+            let muted = refusal.muted && refusal.reason.can_be_muted();
+            if !request.silent && !muted && !quiet_request {
+                self.record_fault(
+                    world,
+                    &Fault {
+                        source: request.source,
+                        information: request.address,
+                        reason: refusal.reason,
+                        read: request.access != Access::Write,
+                        address_type: request.address_type as u8,
+                    },
+                );
+            }
+            Denied::Fault(refusal.reason)
+        })
+    }
+
+    pub fn record_fault(&mut self, world: &mut World, fault: &Fault) {
+        if self.faults.record(fault, &mut world.random) {
+            let message = self.fault_event.raise();
+            Self::send(world, message);
+        }
+    }
+
+    fn translate(&mut self, world: &mut World, request: &Request) -> Result<Translation, Refusal> {
+        let context = self.context(world, request.source)?;
+        let muted = context.fault_processing_disabled();
+        self.translate_in(world, &context, request).map_err(|reason| Refusal { reason, muted })
+    }
+
+    fn translate_in(
+        &mut self,
+        world: &mut World,
+        context: &ContextEntry,
+        request: &Request,
+    ) -> Result<Translation, Reason> {
+        // The entry was checked when it was fetched.
+        let kind = context.translation_type().ok_or(Reason::ContextInvalid)?;
+        if request.address_type != AddressType::Untranslated && kind != TranslationType::DeviceTlb {
+            return Err(Reason::RequestBlocked);
+        }
+        if request.address_type == AddressType::Translated {
+            return Ok(identity(request.address));
+        }
+        let width = (30 + 9 * u32::from(context.width())).min(self.config.mgaw.into());
+        if request.address.unbounded_shr(width) != 0 {
+            return Err(Reason::AddressTooLarge);
+        }
+        let domain = context.domain();
+        if let Some(found) = self.iotlb.lookup(domain, request.address) {
+            if !world.drops() {
+                return self.use_cached(found, request.access);
+            }
+            self.iotlb.drop_entry(domain, request.address);
+        }
+        let found = match kind {
+            // Hardware may keep pass-through addresses in the IOTLB like any others.
+            TranslationType::PassThrough => identity(request.address),
+            _ => self.walk(world, context, request.address, request.access)?,
+        };
+        self.iotlb.insert(domain, request.address, found);
+        Ok(found)
+    }
+
+    fn use_cached(&self, found: Lookup, access: Access) -> Result<Translation, Reason> {
+        let refused = if access == Access::Write { Reason::NoWrite } else { Reason::NoRead };
+        match found {
+            Lookup::Hit(translation) if self.allows(access, translation.read, translation.write) => {
+                Ok(translation)
+            }
+            Lookup::Hit(_) | Lookup::NotPresent => Err(refused),
+        }
+    }
+
+    pub(super) fn allows(&self, access: Access, read: bool, write: bool) -> bool {
+        match access {
+            Access::Read => read,
+            Access::Write => write,
+            Access::ZeroLengthRead => read || self.config.zero_length_reads && write,
+        }
+    }
+
+    /// The context entry of a source, from the cache or from memory.
+    fn context(&mut self, world: &mut World, source: u16) -> Result<ContextEntry, Refusal> {
+        let refuse = |reason, muted| Refusal { reason, muted };
+        match self.contexts.get(source) {
+            Some(_) if world.drops() => self.contexts.remove(source),
+            Some(CachedContext::Present(entry)) => return Ok(entry),
+            Some(CachedContext::Faulting(reason, muted)) => return Err(refuse(reason, muted)),
+            None => {}
+        }
+        let fetched = self.fetch_context(world, source);
+        match &fetched {
+            Ok(entry) => self.contexts.insert(source, CachedContext::Present(*entry)),
+            Err(refusal) if self.config.caching_mode => {
+                self.contexts.insert(source, CachedContext::Faulting(refusal.reason, refusal.muted));
+            }
+            Err(_) => {}
+        }
+        fetched
+    }
+
+    fn fetch_context(&mut self, world: &World, source: u16) -> Result<ContextEntry, Refusal> {
+        let fail = |reason| Err(Refusal { reason, muted: false });
+        let slot = (self.root & !0xfff) + u64::from(source >> 8) * 16;
+        let Some((low, high)) = self.structure_pair(world, slot) else {
+            return fail(Reason::RootNotAccessible);
+        };
+        let root = RootEntry { low, high };
+        if !root.present() {
+            return fail(Reason::RootNotPresent);
+        }
+        if root.reserved_set() {
+            self.complain(
+                world,
+                Rule::ReservedBits,
+                format!("root entry {:#x} {low:#x} {high:#x}", source >> 8),
+            );
+            return fail(Reason::RootReserved);
+        }
+        let slot = root.context_table() + u64::from(source & 0xff) * 16;
+        let Some((low, high)) = self.structure_pair(world, slot) else {
+            return fail(Reason::ContextNotAccessible);
+        };
+        let entry = ContextEntry { low, high };
+        self.check_context(entry)
+            .map_err(|reason| Refusal { reason, muted: entry.fault_processing_disabled() })
+            .map(|()| entry)
+    }
+
+    /// The checks that the unit makes of a context entry.
+    pub(super) fn check_context(&self, entry: ContextEntry) -> Result<(), Reason> {
+        if !entry.present() {
+            return Err(Reason::ContextNotPresent);
+        }
+        if entry.reserved_set(&self.config) {
+            return Err(Reason::ContextReserved);
+        }
+        let translated = entry.translation_type() != Some(TranslationType::PassThrough);
+        let beyond = translated && entry.table().unbounded_shr(self.host_address_bits.into()) != 0;
+        if !entry.is_supported(&self.config) || beyond {
+            return Err(Reason::ContextInvalid);
+        }
+        Ok(())
+    }
+
+    /// Whether protected memory keeps devices away from the address.
+    pub fn is_protected(&self, physical: u64) -> bool {
+        let [low_base, low_limit, high_base, high_limit] = self.protected;
+        self.protection
+            && ((low_base..=low_limit | 0x1f_ffff).contains(&physical)
+                || (high_base..=high_limit | 0x1f_ffff).contains(&physical))
+    }
+
+    /// Whether the root table has been set, so that walking makes sense.
+    pub(super) fn has_root(&self) -> bool {
+        self.is_on(global::ROOT)
+    }
+}
+
+fn identity(address: u64) -> Translation {
+    Translation { physical: address & !0xfff, page_shift: 12, read: true, write: true, pass_through: true }
+}

@@ -1,0 +1,138 @@
+//! The second-stage walk, with its paging-structure caches.
+
+use super::{Access, Unit, translation::is_interrupt_range};
+use crate::{
+    entries::{ContextEntry, PageEntry},
+    iotlb::Translation,
+    paging_cache::{CachedTable, level_shift},
+    reason::Reason,
+    world::World,
+};
+
+/// Where a walk stands: the table to read next, and the rights that the entries above leave.
+struct Position {
+    level: u8,
+    table: u64,
+    read: bool,
+    write: bool,
+}
+
+/// What one walk is for.
+struct Walk {
+    domain: u16,
+    address: u64,
+    access: Access,
+}
+
+impl Walk {
+    fn refused(&self) -> Reason {
+        if self.access == Access::Write { Reason::NoWrite } else { Reason::NoRead }
+    }
+}
+
+impl Unit {
+    /// Walks the table of a context entry. What is found is not yet in the IOTLB.
+    pub(super) fn walk(
+        &mut self,
+        world: &mut World,
+        context: &ContextEntry,
+        address: u64,
+        access: Access,
+    ) -> Result<Translation, Reason> {
+        let walk = Walk { domain: context.domain(), address, access };
+        let mut position = self.cached_position(world, &walk, context.levels())?.unwrap_or(Position {
+            level: context.levels(),
+            table: context.table(),
+            read: true,
+            write: true,
+        });
+        // At most five rounds: each goes one level down.
+        loop {
+            let entry = self.next_entry(world, &walk, &mut position)?;
+            if entry.is_leaf(position.level) {
+                return self.leaf(world, &walk, &position, entry);
+            }
+            let cached =
+                CachedTable { table: Some(entry.address()), read: position.read, write: position.write };
+            self.paging.insert(walk.domain, position.level, walk.address, cached);
+            position.level -= 1;
+            position.table = entry.address();
+        }
+    }
+
+    /// Where the paging-structure caches let the walk start: as far down as they reach.
+    fn cached_position(
+        &mut self,
+        world: &mut World,
+        walk: &Walk,
+        levels: u8,
+    ) -> Result<Option<Position>, Reason> {
+        for level in 2..=levels {
+            let Some(cached) = self.paging.get(walk.domain, level, walk.address) else { continue };
+            if world.drops() {
+                self.paging.remove(walk.domain, level, walk.address);
+                continue;
+            }
+            let Some(table) = cached.table else { return Err(walk.refused()) };
+            return Ok(Some(Position { level: level - 1, table, read: cached.read, write: cached.write }));
+        }
+        Ok(None)
+    }
+
+    /// Reads and checks the entry at `position`, and narrows the rights by it.
+    fn next_entry(
+        &mut self,
+        world: &mut World,
+        walk: &Walk,
+        position: &mut Position,
+    ) -> Result<PageEntry, Reason> {
+        let index = walk.address >> level_shift(position.level) & 0x1ff;
+        let raw = self.structure_word(world, position.table + index * 8);
+        let entry = PageEntry(raw.ok_or(Reason::PageEntryNotAccessible)?);
+        position.read &= entry.read();
+        position.write &= entry.write();
+        if !entry.present() && self.config.caching_mode {
+            self.remember_not_present(world, walk, position.level);
+        }
+        // Rights come before reserved bits.
+        if !self.allows(walk.access, position.read, position.write) {
+            return Err(walk.refused());
+        }
+        if entry.reserved_set(position.level, &self.config, self.host_address_bits) {
+            return Err(Reason::PageEntryReserved);
+        }
+        Ok(entry)
+    }
+
+    /// Caching mode: the missing entry is remembered for its page, or for everything that it spans.
+    fn remember_not_present(&mut self, world: &mut World, walk: &Walk, level: u8) {
+        if level > 1 && world.random.once_in(2) {
+            let cached = CachedTable { table: None, read: false, write: false };
+            self.paging.insert(walk.domain, level, walk.address, cached);
+        } else {
+            self.iotlb.insert_not_present(walk.domain, walk.address);
+        }
+    }
+
+    /// The translation by a leaf. Hardware may cut a superpage into smaller translations.
+    fn leaf(
+        &mut self,
+        world: &mut World,
+        walk: &Walk,
+        position: &Position,
+        entry: PageEntry,
+    ) -> Result<Translation, Reason> {
+        let mut page_shift = level_shift(position.level);
+        let mut physical = entry.address();
+        if is_interrupt_range(physical | walk.address & ((1 << page_shift) - 1)) {
+            return Err(Reason::OutputIsInterrupt);
+        }
+        while page_shift > 12 && world.random.once_in(2) {
+            let inside = walk.address & ((1 << page_shift) - 1);
+            page_shift -= 9;
+            physical += inside >> page_shift << page_shift;
+        }
+        let Position { read, write, .. } = *position;
+        Ok(Translation { physical, page_shift, read, write, pass_through: false })
+    }
+}
