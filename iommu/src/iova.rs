@@ -1,41 +1,77 @@
 //! IOVA allocator: which addresses of a domain are free.
 //!
+//! ```text
+//!   allocate / free            each CPU                 all CPUs, one lock
+//!  ----------------->  magazines, two for each  ----->  depot  ----->  holes
+//!                      size and mask                   (full magazines)  (trees)
+//! ```
+//!
 //! A length is counted in pages of 4 KiB, an address in bytes; `last` is inclusive.
+//!
+//! **Magazines** ([`magazine`]) hold blocks of 1 to 256 pages, in powers of two and naturally aligned. What they serve
+//! takes the lock of this CPU's magazines, with interrupts off, and nothing else: no lock that another CPU wants (but to
+//! drain them), no memory, no search. Nothing here is lock-free: the lock of a CPU's own magazines is as good as never
+//! contended, and it makes it possible to take back what another CPU keeps.
+//!
+//! **Holes** ([`holes`]) are the free addresses, in an intrusive tree by address and in trees by the largest aligned
+//! block that they can hold. The search takes the smallest hole that will do, so large aligned ones last. Requests that
+//! can lie above 4 GiB do so as long as there is room, and leave what is below to devices with a 32-bit mask.
+//!
+//! **Exhaustion.** When no hole fits, all magazines of all CPUs are emptied into the holes and the search starts again,
+//! a bounded number of times. A run of an odd length, or one that need not be aligned to its size, is then looked for
+//! page by page.
+//!
+//! **Memory.** Nodes, magazines and records are cut from table pages of the host ([`slab`]). Whatever a later free will
+//! need is set aside when the range is handed out: giving back cannot fail for want of memory.
+//!
+//! **Trust.** What a free gives back follows from its address and length, so the caller must free what it allocated,
+//! once: the domain does, whose mappings are freed by being consumed. A [checked](IovaSpace::new_checked) space writes
+//! everything down and refuses anything else, at the price of its magazines.
+//!
+//! Locks: the magazines of a CPU, then [`Central`]; never those of two CPUs.
 
+mod central;
 mod error;
 mod holes;
+mod ledger;
+mod magazine;
+mod request;
 mod slab;
+#[cfg(test)]
+mod tests;
 
-use alloc::sync::Arc;
-use core::{fmt, ops::RangeInclusive};
+use alloc::{sync::Arc, vec::Vec};
+use core::{
+    fmt, mem,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-use mm::{PAGE_BYTES, PAGE_SHIFT, table::TableMemory};
+use mm::{PAGE_BYTES, PAGE_SHIFT};
 
+use central::Central;
 pub use error::{FreeError, IovaError};
-use holes::{Holes, MAX_PAGES, Run, Shape};
+use holes::{Run, limit};
+use magazine::{DEPOT_MAGAZINES, KINDS, Kind, Rack};
+pub use request::IovaRequest;
+use request::whole_pages;
 
-use crate::{Iova, Platform, sync::IrqLock};
+use crate::{
+    Iova, Platform,
+    platform::MAX_CPUS,
+    sync::{InterruptsOff, IrqLock},
+};
 
 /// Where a device writes to raise an interrupt: never remapped as memory, so never an IOVA.
 pub const INTERRUPT_RANGE: RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 
-/// A request for addresses with more than a length and a mask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IovaRequest {
-    /// Length in pages.
-    pub pages: u64,
-    /// Highest address that the device can use: its DMA mask.
-    pub last: u64,
-    /// Alignment in bytes, a power of two. Every range is aligned to a page.
-    pub alignment: u64,
-    /// Boundary in bytes, a power of two, or 0 for none: the range does not cross a multiple of it.
-    pub boundary: u64,
-}
+/// How often all magazines are emptied for one request before it fails.
+const MAX_DRAINS: usize = 2;
 
 /// How much of a space is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct IovaStatistics {
-    /// Pages handed out and not given back.
+    /// Pages handed out and not given back; a length up to 256 pages counts as the next power of two.
     pub allocated_pages: u64,
     /// Pages given back and kept in magazines for the next request.
     pub cached_pages: u64,
@@ -43,16 +79,20 @@ pub struct IovaStatistics {
     pub memory_pages: usize,
 }
 
-/// What the lock protects.
-struct Shared {
-    holes: Holes,
-    taken_pages: u64,
-}
+/// One CPU's magazines of all kinds, on cache lines of their own.
+#[repr(align(64))]
+struct Cache(IrqLock<[Rack; KINDS]>);
 
 /// The addresses of one domain.
 pub struct IovaSpace<P: Platform> {
     platform: Arc<P>,
-    shared: IrqLock<Shared>,
+    /// Last address.
+    last: u64,
+    /// By CPU. A checked space has none.
+    caches: Vec<Cache>,
+    /// [`Central::has_exceptions`], to be read without the lock.
+    has_exceptions: AtomicBool,
+    central: IrqLock<Central>,
 }
 
 impl<P: Platform> IovaSpace<P> {
@@ -62,26 +102,45 @@ impl<P: Platform> IovaSpace<P> {
     /// # Errors
     /// [`IovaError::OutOfMemory`].
     pub fn new(platform: Arc<P>, last: u64) -> Result<Self, IovaError> {
-        // SAFETY: the space has one platform, and its `drop` is the last to use the holes.
-        let holes = unsafe { Holes::new() };
-        let space = Self { platform, shared: IrqLock::new(Shared { holes, taken_pages: 0 }) };
+        let mut caches = Vec::new();
+        caches.try_reserve_exact(MAX_CPUS).map_err(|_| IovaError::OutOfMemory)?;
+        caches.extend((0..MAX_CPUS).map(|_| Cache(IrqLock::new(Default::default()))));
+        Self::with(platform, last, caches)
+    }
+
+    /// The same, but with a record of everything that is handed out, so that a range which is freed twice, with another
+    /// length, or without having been allocated is refused.
+    ///
+    /// # Errors
+    /// [`IovaError::OutOfMemory`].
+    pub fn new_checked(platform: Arc<P>, last: u64) -> Result<Self, IovaError> {
+        Self::with(platform, last, Vec::new())
+    }
+
+    fn with(platform: Arc<P>, last: u64, caches: Vec<Cache>) -> Result<Self, IovaError> {
+        // SAFETY: the space has one platform, and its `drop` is the last to use the holes and the magazines.
+        let central = IrqLock::new(unsafe { Central::new(caches.is_empty()) });
+        let has_exceptions = AtomicBool::new(false);
+        let space = Self { platform, last, caches, has_exceptions, central };
         let all = Run { first: 0, end: limit(last) };
-        if !space.shared.lock(&*space.platform).holes.add(space.platform.tables(), all) {
-            return Err(IovaError::OutOfMemory);
-        }
+        space.with_central(|central, tables| central.add(tables, all))?;
         if last >= *INTERRUPT_RANGE.end() {
             space.reserve(*INTERRUPT_RANGE.start(), *INTERRUPT_RANGE.end())?;
         }
         Ok(space)
     }
 
-    /// `pages` pages up to address `last`, aligned to their number rounded up to a power of two if that is not above
-    /// 256.
+    /// `pages` pages up to address `last`. Up to 256 pages are aligned to their number rounded up to a power of two,
+    /// as long as there is such room.
     ///
     /// # Errors
     /// [`IovaError::Exhausted`], [`IovaError::OutOfMemory`], [`IovaError::NotWholePages`] for no pages.
+    #[inline]
     pub fn allocate(&self, pages: u64, last: u64) -> Result<Iova, IovaError> {
-        self.allocate_with(&IovaRequest { pages, last, alignment: PAGE_BYTES, boundary: 0 })
+        match self.pop(pages, last) {
+            Some(iova) => Ok(iova),
+            None => self.allocate_missed(&IovaRequest::new(pages, last)),
+        }
     }
 
     /// Pages that lie as `request` says.
@@ -89,16 +148,9 @@ impl<P: Platform> IovaSpace<P> {
     /// # Errors
     /// As [`allocate`](Self::allocate), and [`IovaError::Impossible`].
     pub fn allocate_with(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
-        let shape = Shape::new(request)?;
-        let mut shared = self.shared.lock(&*self.platform);
-        let order = shape.pages.next_power_of_two().max(shape.alignment).ilog2();
-        let block = shared.holes.find_blocks(order, 1, shape.limit);
-        let run = block
-            .map(|block| Run { end: block.first + shape.pages, ..block })
-            .or_else(|| shared.holes.find(&shape))
-            .ok_or(IovaError::Exhausted { pages: request.pages, last: request.last })?;
-        shared.take(self.platform.tables(), run)?;
-        Ok(Iova::new(run.first << PAGE_SHIFT))
+        request.shape()?;
+        let cached = if request.is_block() { self.pop(request.pages, request.last) } else { None };
+        cached.map_or_else(|| self.allocate_missed(request), Ok)
     }
 
     /// Exactly the `pages` pages at `iova`, which are given back by [`free`](Self::free).
@@ -108,7 +160,7 @@ impl<P: Platform> IovaSpace<P> {
     /// [`IovaError::NotWholePages`].
     pub fn allocate_at(&self, iova: Iova, pages: u64) -> Result<(), IovaError> {
         let run = whole_pages(iova.as_u64(), pages.saturating_mul(PAGE_BYTES))?;
-        self.take_at(run)
+        self.fixed(run, false)
     }
 
     /// Withholds the addresses `first..=last` for as long as the space lives.
@@ -116,105 +168,185 @@ impl<P: Platform> IovaSpace<P> {
     /// # Errors
     /// As [`allocate_at`](Self::allocate_at).
     pub fn reserve(&self, first: u64, last: u64) -> Result<(), IovaError> {
-        let bytes = last.wrapping_sub(first).wrapping_add(1);
-        let run = whole_pages(first, bytes)?;
-        self.take_at(run)?;
-        let mut shared = self.shared.lock(&*self.platform);
-        shared.holes.keep(run);
-        shared.taken_pages -= run.pages();
-        Ok(())
+        let run = whole_pages(first, last.wrapping_sub(first).wrapping_add(1))?;
+        self.fixed(run, true)
     }
 
     /// Takes `pages` pages at `iova` back.
     ///
     /// # Errors
-    /// If they are not allocated. Nothing has changed then.
+    /// If they are seen not to be allocated; nothing has changed then. A space that is not
+    /// [checked](Self::new_checked) sees that only of ranges beyond the magazines.
+    #[inline]
     pub fn free(&self, iova: Iova, pages: u64) -> Result<(), FreeError> {
+        if let Some(kind) = Kind::of_block(iova.as_u64(), pages)
+            && !self.has_exceptions.load(Ordering::Relaxed)
+        {
+            let interrupts = InterruptsOff::new(&*self.platform);
+            if let Some(cache) = self.caches.get(interrupts.cpu())
+                && cache.0.lock_under(&interrupts)[kind.index()].push(iova.as_u64())
+            {
+                return Ok(());
+            }
+        }
+        self.free_missed(iova, pages)
+    }
+}
+
+impl<P: Platform> IovaSpace<P> {
+    /// Gives the memory back that nothing needs now, after emptying all magazines.
+    pub fn trim(&self) {
+        self.drain();
+        self.with_central(Central::trim);
+    }
+
+    /// How much of the space is used. Counted while others go on, so not exact to the page.
+    pub fn statistics(&self) -> IovaStatistics {
+        let in_magazines: u64 = self.caches.iter().map(|cache| self.cached_pages(cache)).sum();
+        let central = self.central.lock(&*self.platform);
+        let cached_pages = in_magazines + central.depot_pages();
+        IovaStatistics {
+            allocated_pages: central.taken_pages().saturating_sub(cached_pages),
+            cached_pages,
+            memory_pages: central.memory_pages(),
+        }
+    }
+
+    fn cached_pages(&self, cache: &Cache) -> u64 {
+        let racks = cache.0.lock(&*self.platform);
+        let pages = |(kind, rack): (Kind, &Rack)| {
+            rack.magazines().map(|m| m.len() as u64 * kind.pages()).sum::<u64>()
+        };
+        Kind::all().zip(racks.iter()).map(pages).sum()
+    }
+
+    /// The block on top of this CPU's magazine, if there is one and it fits.
+    #[inline]
+    fn pop(&self, pages: u64, last: u64) -> Option<Iova> {
+        let kind = Kind::for_request(pages, last.min(self.last))?;
+        let interrupts = InterruptsOff::new(&*self.platform);
+        let cache = self.caches.get(interrupts.cpu())?;
+        cache.0.lock_under(&interrupts)[kind.index()].pop(kind.bytes(), last).map(Iova::new)
+    }
+
+    /// What [`pop`](Self::pop) could not serve.
+    #[cold]
+    fn allocate_missed(&self, request: &IovaRequest) -> Result<Iova, IovaError> {
+        let shape = request.shape()?;
+        let &IovaRequest { pages, last, .. } = request;
+        if request.is_block()
+            && let Some(kind) = Kind::for_request(pages, last.min(self.last))
+            && let Some(iova) = self.refill(kind, last)
+        {
+            return Ok(iova);
+        }
+        let run = self.take_from_holes(|central, tables| central.allocate(tables, &shape));
+        run.unwrap_or(Err(IovaError::Exhausted { pages, last }))
+    }
+
+    /// Takes exactly `run`.
+    fn fixed(&self, run: Run, lasting: bool) -> Result<(), IovaError> {
+        let Run { first, end } = run;
+        let taken =
+            IovaError::Taken { first: first << PAGE_SHIFT, last: (end << PAGE_SHIFT).wrapping_sub(1) };
+        self.take_from_holes(|central, tables| central.take_fixed(tables, run, lasting)).unwrap_or(Err(taken))
+    }
+
+    /// What `take` finds in the holes, if need be after emptying all magazines.
+    fn take_from_holes<T>(&self, mut take: impl FnMut(&mut Central, &P::Tables) -> Option<T>) -> Option<T> {
+        for _ in 0..MAX_DRAINS {
+            let found = self.with_central(&mut take);
+            if found.is_some() || !self.drain() {
+                return found;
+            }
+        }
+        self.with_central(take)
+    }
+
+    fn with_central<T>(&self, change: impl FnOnce(&mut Central, &P::Tables) -> T) -> T {
+        let mut central = self.central.lock(&*self.platform);
+        let result = change(&mut central, self.platform.tables());
+        self.has_exceptions.store(central.has_exceptions(), Ordering::Relaxed);
+        result
+    }
+
+    /// Brings blocks into this CPU's magazines and takes one, if there are any.
+    fn refill(&self, kind: Kind, last: u64) -> Option<Iova> {
+        let interrupts = InterruptsOff::new(&*self.platform);
+        let mut racks = self.caches.get(interrupts.cpu())?.0.lock_under(&interrupts);
+        let rack = &mut racks[kind.index()];
+        let first = rack.pop_any(kind.bytes(), last).or_else(|| {
+            let mut central = self.central.lock_under(&interrupts);
+            central.refill(self.platform.tables(), rack, kind, last);
+            rack.pop_any(kind.bytes(), last)
+        });
+        first.map(Iova::new)
+    }
+
+    /// [`free`](Self::free), when there is no room on top of this CPU's magazine.
+    #[cold]
+    fn free_missed(&self, iova: Iova, pages: u64) -> Result<(), FreeError> {
         let error = FreeError::NotAllocated { iova, pages };
         let run = whole_pages(iova.as_u64(), pages.saturating_mul(PAGE_BYTES)).map_err(|_| error)?;
-        let mut shared = self.shared.lock(&*self.platform);
-        if shared.holes.touches(run) {
+        if run.end > limit(self.last) {
             return Err(error);
         }
-        shared.holes.give(self.platform.tables(), run);
-        shared.taken_pages -= run.pages();
-        Ok(())
+        let may_be_written_down = self.caches.is_empty() || self.has_exceptions.load(Ordering::Relaxed);
+        if may_be_written_down && self.with_central(|central, tables| central.strike(tables, run, pages))? {
+            return Ok(());
+        }
+        let block = Kind::of_block(iova.as_u64(), pages);
+        if block.is_some_and(|kind| self.stow(kind, iova.as_u64())) {
+            return Ok(());
+        }
+        let run = block.map_or(run, |kind| kind.run(iova.as_u64()));
+        if self.with_central(|central, tables| central.give(tables, run)) { Ok(()) } else { Err(error) }
     }
 
-    /// How much of the space is used.
-    pub fn statistics(&self) -> IovaStatistics {
-        let shared = self.shared.lock(&*self.platform);
-        IovaStatistics {
-            allocated_pages: shared.taken_pages,
-            cached_pages: 0,
-            memory_pages: shared.holes.node_pages(),
+    /// Puts a block into this CPU's magazines, after making room if need be. `false` if there is none.
+    fn stow(&self, kind: Kind, first: u64) -> bool {
+        let interrupts = InterruptsOff::new(&*self.platform);
+        let Some(cache) = self.caches.get(interrupts.cpu()) else { return false };
+        let rack = &mut cache.0.lock_under(&interrupts)[kind.index()];
+        if rack.push(first) {
+            return true;
         }
+        if !rack.make_room() {
+            self.central.lock_under(&interrupts).make_room(self.platform.tables(), rack, kind);
+        }
+        rack.push(first)
     }
 
-    fn take_at(&self, run: Run) -> Result<(), IovaError> {
-        let mut shared = self.shared.lock(&*self.platform);
-        if !shared.holes.is_free(run) {
-            return Err(IovaError::Taken {
-                first: run.first << PAGE_SHIFT,
-                last: (run.end << PAGE_SHIFT) - 1,
-            });
+    /// Empties all magazines into the holes. Whether there was anything in them.
+    ///
+    /// Interrupts are on again after each magazine.
+    fn drain(&self) -> bool {
+        let mut found = false;
+        for cache in &self.caches {
+            let mut racks = mem::take(&mut *cache.0.lock(&*self.platform));
+            for (kind, rack) in Kind::all().zip(&mut racks) {
+                for magazine in rack.take() {
+                    found |= self.with_central(|central, tables| central.retire(tables, magazine, kind));
+                }
+            }
         }
-        shared.take(self.platform.tables(), run)
+        for kind in Kind::all() {
+            for _ in 0..DEPOT_MAGAZINES {
+                found |= self.with_central(|central, tables| central.retire_from_depot(tables, kind));
+            }
+        }
+        found
     }
 }
 
 impl<P: Platform> Drop for IovaSpace<P> {
     fn drop(&mut self) {
-        self.shared.lock(&*self.platform).holes.release(self.platform.tables());
+        self.with_central(Central::release);
     }
 }
 
 impl<P: Platform> fmt::Debug for IovaSpace<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.statistics().fmt(f)
-    }
-}
-
-impl Shared {
-    fn take<M: TableMemory>(&mut self, tables: &M, run: Run) -> Result<(), IovaError> {
-        if !self.holes.prepare(tables, run.pieces().count()) {
-            return Err(IovaError::OutOfMemory);
-        }
-        self.holes.take(tables, run);
-        self.taken_pages += run.pages();
-        Ok(())
-    }
-}
-
-/// The first page that is not wholly at or below address `last`.
-const fn limit(last: u64) -> u64 {
-    let pages = last / PAGE_BYTES + (last % PAGE_BYTES == PAGE_BYTES - 1) as u64;
-    if pages < MAX_PAGES { pages } else { MAX_PAGES }
-}
-
-/// The pages of the `bytes` bytes at `first`.
-const fn whole_pages(first: u64, bytes: u64) -> Result<Run, IovaError> {
-    let whole = bytes > 0 && (first | bytes).is_multiple_of(PAGE_BYTES);
-    match first.checked_add(bytes) {
-        Some(end) if whole => Ok(Run { first: first >> PAGE_SHIFT, end: end >> PAGE_SHIFT }),
-        _ => Err(IovaError::NotWholePages { first, bytes }),
-    }
-}
-
-impl Shape {
-    fn new(request: &IovaRequest) -> Result<Self, IovaError> {
-        let &IovaRequest { pages, last, alignment, boundary } = request;
-        let is_whole = |bytes: u64| bytes.is_power_of_two() && bytes >= PAGE_BYTES;
-        if pages == 0 {
-            return Err(IovaError::NotWholePages { first: 0, bytes: 0 });
-        }
-        if pages > MAX_PAGES || alignment >> PAGE_SHIFT > MAX_PAGES {
-            return Err(IovaError::Exhausted { pages, last });
-        }
-        let boundary_pages = if boundary == 0 { 2 * MAX_PAGES } else { boundary >> PAGE_SHIFT };
-        if !is_whole(alignment) || (boundary != 0 && !is_whole(boundary)) || pages > boundary_pages {
-            return Err(IovaError::Impossible { pages, alignment, boundary });
-        }
-        Ok(Self { pages, alignment: alignment >> PAGE_SHIFT, boundary: boundary_pages, limit: limit(last) })
     }
 }

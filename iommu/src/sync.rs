@@ -23,6 +23,31 @@ impl<T> IrqLock<T> {
         let interrupts = platform.interrupt_guard();
         IrqLockGuard { value: self.inner.lock(), _interrupts: interrupts }
     }
+
+    /// Locks while interrupts are off already: for what belongs to this CPU, and for a second lock.
+    #[inline]
+    pub fn lock_under<'a, P: Platform>(&'a self, _: &'a InterruptsOff<'_, P>) -> SpinMutexGuard<'a, T> {
+        self.inner.lock()
+    }
+}
+
+/// Interrupts are off on this CPU while this lives, so its number stays the same.
+pub(crate) struct InterruptsOff<'a, P: Platform> {
+    platform: &'a P,
+    _interrupts: P::InterruptGuard,
+}
+
+impl<'a, P: Platform> InterruptsOff<'a, P> {
+    #[inline]
+    pub fn new(platform: &'a P) -> Self {
+        Self { _interrupts: platform.interrupt_guard(), platform }
+    }
+
+    /// Number of this CPU.
+    #[inline]
+    pub fn cpu(&self) -> usize {
+        self.platform.cpu()
+    }
 }
 
 /// Access to what an [`IrqLock`] protects. The lock is released before interrupts come back: fields drop in order.

@@ -13,7 +13,7 @@
 use core::cell::Cell;
 
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
-use mm::table::TableMemory;
+use mm::{PAGE_BYTES, table::TableMemory};
 
 use super::slab::{Slab, Slot};
 
@@ -31,6 +31,12 @@ const WALLS: [u64; 2] = [1, HIGH];
 
 /// Holes that an exact search looks at before it gives up: it runs with interrupts off.
 const MAX_EXACT_LOOKS: usize = 4096;
+
+/// The first page that is not wholly at or below address `last`.
+pub(super) const fn limit(last: u64) -> u64 {
+    let pages = last / PAGE_BYTES + (last % PAGE_BYTES == PAGE_BYTES - 1) as u64;
+    if pages < MAX_PAGES { pages } else { MAX_PAGES }
+}
 
 /// Pages `first..end`: free, or to be taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -248,7 +254,7 @@ impl Holes {
     }
 
     /// Pages of memory that hold nodes.
-    pub fn node_pages(&self) -> usize {
+    pub fn memory_pages(&self) -> usize {
         self.nodes.pages()
     }
 
@@ -326,11 +332,6 @@ impl Holes {
         if !split {
             self.nodes.unreserve(1);
         }
-    }
-
-    /// `run`, which was taken, will never be given back.
-    pub fn keep(&mut self, run: Run) {
-        self.nodes.unreserve(run.pieces().count());
     }
 
     /// Takes `run`, none of it free, back. Each of its pieces has a node set aside.

@@ -186,12 +186,11 @@ impl<T> Slab<T> {
                 cursor.move_next();
                 continue;
             }
-            let frame = page.frame;
-            cursor.remove();
+            let Some(page) = cursor.remove() else { return };
             self.page_count -= 1;
             self.free -= Self::PER_PAGE;
-            // SAFETY: the frame is one of ours, none of its slots is in use, and it is in no list any more.
-            unsafe { tables.free(frame) };
+            // SAFETY: none of the page's slots is in use, and it is in no list any more.
+            unsafe { give_back(tables, page) };
         }
     }
 
@@ -199,8 +198,8 @@ impl<T> Slab<T> {
     pub fn release<M: TableMemory>(&mut self, tables: &M) {
         (self.free, self.reserved, self.page_count) = (0, 0, 0);
         while let Some(page) = self.pages.pop_front() {
-            // SAFETY: the frame is one of ours, and by the contract of `new` no slot in it is used any more.
-            unsafe { tables.free(page.frame) };
+            // SAFETY: the page is in no list any more, and by the contract of `new` no slot in it is used.
+            unsafe { give_back(tables, page) };
         }
     }
 
@@ -237,8 +236,8 @@ impl<T> Slab<T> {
         self.unlink(&page);
         self.page_count -= 1;
         self.free -= Self::PER_PAGE;
-        // SAFETY: the frame is one of ours, none of its slots is in use, and it is in no list any more.
-        unsafe { tables.free(page.frame) };
+        // SAFETY: none of the page's slots is in use, and it is in no list any more.
+        unsafe { give_back(tables, page) };
     }
 
     fn unlink(&mut self, page: &UnsafeRef<Page>) {
@@ -251,5 +250,19 @@ impl<T> Slab<T> {
         let page = slot.0.as_ptr().cast::<Page>().map_addr(|address| address & !(PAGE_BYTES as usize - 1));
         // SAFETY: the slot was cut from a page whose header is at its start; the pointer still reaches all of the page.
         unsafe { UnsafeRef::from_raw(page) }
+    }
+}
+
+/// Gives `page` to the host, which expects zeros.
+///
+/// # Safety
+/// The page came from `tables`; nothing refers to it or to a slot of it any more.
+unsafe fn give_back<M: TableMemory>(tables: &M, page: UnsafeRef<Page>) {
+    let frame = page.frame;
+    let page = UnsafeRef::into_raw(page).cast::<u8>();
+    // SAFETY: the pointer reaches the whole page, which is ours alone until it is freed.
+    unsafe {
+        page.write_bytes(0, PAGE_BYTES as usize);
+        tables.free(frame);
     }
 }
