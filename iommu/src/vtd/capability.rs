@@ -258,7 +258,7 @@ impl Capability {
 
     /// ECAP.SC: second-stage leaves may force snooping.
     #[must_use]
-    pub fn has_snoop_control(&self) -> bool {
+    pub fn controls_snooping(&self) -> bool {
         self.ecap.snoop_control()
     }
 

@@ -1,0 +1,262 @@
+//! The invalidation queue: how software makes a unit forget.
+//!
+//! A batch of [`Invalidation`]s becomes descriptors in a ring, one doorbell, and a wait descriptor whose completion the
+//! unit writes to memory. What makes it safe:
+//!
+//! - The lock is held while entries are written and the doorbell is rung, never while anything is waited for: any number
+//!   of CPUs wait at once, each for a status slot of its own.
+//! - A slot's value is used once, and a slot is used again only after its completion was seen, so that a late completion
+//!   is never taken for another's ([`slots`]).
+//! - Device TLBs complete under a wait of their own: a device may take a minute to be declared dead by the unit, and what
+//!   does not concern it must not be given up for that ([`ticket`]).
+//! - A descriptor that the unit refuses, and a device that does not answer, stop the queue. Whoever notices first,
+//!   a waiter or the fault handler, sets it going again and tells those concerned ([`recovery`]).
+//! - A unit that misses a deadline is stuck for good: slots in flight are never used again, and every later request
+//!   fails at once.
+
+mod error;
+mod invalidation;
+mod job;
+mod plan;
+mod recovery;
+mod ring;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod ticket;
+
+use core::sync::atomic::{Ordering, fence};
+
+use mm::PAGE_BYTES;
+
+pub use self::{
+    error::{InvalidationError, QueueReport},
+    invalidation::{ContextScope, InterruptScope, Invalidation, IotlbScope},
+    plan::{MAX_PAGE_DESCRIPTORS, Plan},
+    ticket::Ticket,
+};
+use self::{
+    job::{Job, Step},
+    ring::Ring,
+    slots::{OwnedSlot, Slots},
+};
+use super::{
+    capability::Capability,
+    spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
+    unit::Hardware,
+};
+use crate::{Platform, dma::Stuck, fault::BoundedRing, sync::IrqLock};
+
+/// log2 of the number of pages of a queue: 256 entries of 128 bits. A batch takes a handful, and hardware seldom lags.
+const QUEUE_ORDER: u8 = 0;
+
+/// Reports of errors that are kept until somebody takes them.
+const REPORTS: usize = 16;
+
+/// How long a unit may take over invalidations in its own caches.
+const WAIT_TIMEOUT_NS: u64 = 2_000_000_000;
+
+/// How long a device may take to invalidate its TLB: beyond the minute or more after which the unit itself gives up
+/// on the device (ITE), so that this deadline is met only by a unit that does not.
+const DEVICE_TIMEOUT_NS: u64 = 120_000_000_000;
+
+/// The queue of one unit.
+pub(super) struct Queue {
+    ring: Ring,
+    slots: Slots,
+    progress: IrqLock<Progress>,
+    reports: BoundedRing<QueueReport, REPORTS>,
+}
+
+/// What the queue has done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct QueueStatistics {
+    /// Batches submitted: one doorbell each.
+    pub batches: u64,
+    /// Descriptors written, wait descriptors included.
+    pub descriptors: u64,
+    /// Descriptors that the unit refused (IQE).
+    pub refused: u64,
+    /// Times that a device did not answer (ITE).
+    pub device_timeouts: u64,
+}
+
+/// How far the queue has come. Positions count descriptors from when the queue was turned on, and never wrap.
+struct Progress {
+    /// Where the next descriptor goes.
+    tail: u64,
+    /// Everything below was fetched when this was last looked at.
+    head: u64,
+    /// The position of the last descriptor that was refused.
+    refused_at: Option<u64>,
+    statistics: QueueStatistics,
+}
+
+/// A batch under way: the slots of its two waits.
+#[derive(Debug)]
+struct Pending {
+    main: Option<OwnedSlot>,
+    devices: Option<OwnedSlot>,
+    since_ns: u64,
+}
+
+impl Queue {
+    /// A queue that is not yet turned on; `wide` for descriptors of 256 bits. `None` if there is no memory.
+    pub fn new<P: Platform>(platform: &P, capability: &Capability, wide: bool) -> Option<Self> {
+        let coherent = capability.walks_coherently();
+        Some(Self {
+            ring: Ring::new(platform, QUEUE_ORDER, wide, coherent)?,
+            slots: Slots::new(platform, coherent)?,
+            progress: IrqLock::new(Progress {
+                tail: 0,
+                head: 0,
+                refused_at: None,
+                statistics: QueueStatistics::default(),
+            }),
+            reports: BoundedRing::new(),
+        })
+    }
+
+    /// What the unit must be told of where the queue lies.
+    pub fn address(&self) -> QueueAddress {
+        self.ring.address()
+    }
+
+    pub fn statistics<P: Platform>(&self, platform: &P) -> QueueStatistics {
+        self.progress.lock(platform).statistics
+    }
+
+    pub fn take_report<P: Platform>(&self, platform: &P) -> Option<QueueReport> {
+        self.reports.pop(platform)
+    }
+
+    /// Puts `job` into the queue, waiting for room if there is none.
+    fn submit<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        job: &Job<'_>,
+    ) -> Result<Pending, Stuck> {
+        let start = platform.now_ns();
+        let (mut moved_at, mut moved_to) = (start, 0);
+        loop {
+            let now = platform.now_ns();
+            hardware.check()?;
+            let head = match self.try_submit(platform, hardware, job) {
+                Ok(pending) => return Ok(pending),
+                Err(Full { head }) => head,
+            };
+            self.recover(platform, hardware);
+            if head > moved_to {
+                (moved_at, moved_to) = (now, head);
+            }
+            let stalled = now.saturating_sub(moved_at) > self.stall_timeout_ns(platform);
+            if stalled || now.saturating_sub(start) > 2 * DEVICE_TIMEOUT_NS {
+                return Err(hardware.mark_stuck());
+            }
+            platform.relax();
+        }
+    }
+
+    /// How long the head may stand still: a device that does not answer holds everything behind it back.
+    fn stall_timeout_ns<P: Platform>(&self, platform: &P) -> u64 {
+        let devices = self.slots.devices_outstanding(platform, u64::MAX);
+        if devices { DEVICE_TIMEOUT_NS } else { WAIT_TIMEOUT_NS }
+    }
+
+    fn try_submit<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        job: &Job<'_>,
+    ) -> Result<Pending, Full> {
+        let needed = job.descriptors();
+        let mut progress = self.progress.lock(platform);
+        if self.room(&progress) < needed {
+            progress.head = self.read_head(hardware, &progress).unwrap_or(progress.head);
+        }
+        let full = Full { head: progress.head };
+        if self.room(&progress) < needed {
+            return Err(full);
+        }
+        let mut pending = self.slots_for(platform, job).ok_or(full)?;
+        pending.since_ns = platform.now_ns();
+        self.write(platform, &mut progress, job, &pending);
+        self.ring_doorbell(hardware, &progress);
+        Ok(pending)
+    }
+
+    /// Descriptors that still fit. One entry stays free: a full ring would look empty.
+    fn room(&self, progress: &Progress) -> usize {
+        self.ring.entries() - 1 - (progress.tail - progress.head) as usize
+    }
+
+    fn slots_for<P: Platform>(&self, platform: &P, job: &Job<'_>) -> Option<Pending> {
+        let main = match job.has_main() {
+            true => Some(self.slots.take(platform)?),
+            false => None,
+        };
+        let devices = match job.has_devices() {
+            true => match self.slots.take(platform) {
+                Some(slot) => Some(slot),
+                None => {
+                    main.into_iter().for_each(|slot| self.slots.put_back(slot));
+                    return None;
+                }
+            },
+            false => None,
+        };
+        Some(Pending { main, devices, since_ns: 0 })
+    }
+
+    fn write<P: Platform>(&self, platform: &P, progress: &mut Progress, job: &Job<'_>, pending: &Pending) {
+        let first = progress.tail;
+        job.for_each(|step| {
+            let wait = |slot: Option<&OwnedSlot>, devices: bool, fence: bool| {
+                slot.map(|slot| self.slots.arm(slot, progress.tail, devices, fence))
+            };
+            let descriptor = match step {
+                Step::Invalidate(descriptor) => Some(descriptor),
+                Step::Fence => Some(Descriptor::Wait(self.slots.scrap_wait(true))),
+                Step::MainDone { fence } => wait(pending.main.as_ref(), false, fence).map(Descriptor::Wait),
+                Step::DevicesDone => wait(pending.devices.as_ref(), true, false).map(Descriptor::Wait),
+            };
+            if let Some(descriptor) = descriptor {
+                self.ring.write(platform, progress.tail, descriptor.encode());
+                progress.tail += 1;
+            }
+        });
+        progress.statistics.batches += 1;
+        progress.statistics.descriptors += progress.tail - first;
+    }
+
+    /// Tells the unit of everything below the tail.
+    fn ring_doorbell<R: crate::platform::Registers>(&self, hardware: &Hardware<R>, progress: &Progress) {
+        // The unit must not fetch an entry before it is written.
+        fence(Ordering::SeqCst);
+        hardware.registers.write(QueueTail::new().with_units(self.ring.units(progress.tail)));
+    }
+
+    /// The position that the unit fetches next. `None` if what the register says cannot be.
+    fn read_head<R: crate::platform::Registers>(
+        &self,
+        hardware: &Hardware<R>,
+        progress: &Progress,
+    ) -> Option<u64> {
+        let register: QueueHead = hardware.registers.read();
+        if register.into_bits() == u64::MAX {
+            return None;
+        }
+        let head = self.ring.position_below(register.units(), progress.tail)?;
+        (head >= progress.head).then_some(head)
+    }
+}
+
+/// No room in the ring, or no slot.
+#[derive(Clone, Copy)]
+struct Full {
+    head: u64,
+}
+
+/// The ring's entries lie in whole pages.
+const _: () = assert!(PAGE_BYTES.is_multiple_of(ring::ENTRY_BYTES as u64));

@@ -1,0 +1,176 @@
+//! What can be invalidated.
+
+use core::num::NonZeroU8;
+
+use crate::{
+    Iova, SourceId,
+    vtd::{
+        capability::Capability,
+        spec::{Descriptor, DeviceTlbScope, DomainId, FunctionMask, Granularity},
+    },
+};
+
+/// One thing that a unit, or a device behind it, is to forget.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Invalidation {
+    /// Context entries.
+    Context(ContextScope),
+    /// Translations in the unit.
+    Iotlb(IotlbScope),
+    /// Translations in a device.
+    DeviceTlb {
+        /// The device.
+        source: SourceId,
+        /// Requester id of the physical function of a virtual one, where the unit asks for it, else 0.
+        physical_function: u16,
+        /// How many invalidations the device takes at a time (1 to 32).
+        queue_depth: NonZeroU8,
+        /// How much.
+        scope: DeviceTlbScope,
+    },
+    /// Interrupt-remapping entries.
+    InterruptEntries(InterruptScope),
+}
+
+/// Which context entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ContextScope {
+    /// All.
+    Global,
+    /// Those of a domain.
+    Domain(DomainId),
+    /// That of one function.
+    Device {
+        /// The domain id in the entry that may be cached: the *old* one. Entries that were not present are cached
+        /// under id 0.
+        domain: DomainId,
+        /// The function.
+        source: SourceId,
+        /// Which functions besides.
+        mask: FunctionMask,
+    },
+}
+
+/// Which translations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IotlbScope {
+    /// All.
+    Global,
+    /// All of a domain.
+    Domain(DomainId),
+    /// 2^`order` pages from `first`, which is a multiple of that size.
+    Pages {
+        /// The domain.
+        domain: DomainId,
+        /// First address.
+        first: Iova,
+        /// log2 of the number of pages, at most [`Capability::page_selective_order`].
+        order: u8,
+        /// Only leaves changed, so that cached upper levels may stay.
+        leaf_only: bool,
+    },
+}
+
+/// Which interrupt-remapping entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptScope {
+    /// All.
+    Global,
+    /// 2^`order` entries from `first`, which is a multiple of that number.
+    Entries {
+        /// Index of the first entry.
+        first: u16,
+        /// log2 of their number.
+        order: u8,
+    },
+}
+
+/// In which order invalidations must complete.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Stage {
+    /// Context entries: translations made by a stale one must not outlive it.
+    Contexts,
+    /// The unit's other caches.
+    Translations,
+    /// Device TLBs, which are filled from the unit's.
+    Devices,
+}
+
+impl Invalidation {
+    pub(super) const fn stage(&self) -> Stage {
+        match self {
+            Self::Context(_) => Stage::Contexts,
+            Self::Iotlb(_) | Self::InterruptEntries(_) => Stage::Translations,
+            Self::DeviceTlb { .. } => Stage::Devices,
+        }
+    }
+
+    /// The same of everything that this is about: what is tried when a unit refuses the selective form.
+    pub(super) const fn coarse(self) -> Self {
+        match self {
+            Self::Context(_) => Self::Context(ContextScope::Global),
+            Self::Iotlb(_) => Self::Iotlb(IotlbScope::Global),
+            Self::InterruptEntries(_) => Self::InterruptEntries(InterruptScope::Global),
+            Self::DeviceTlb { source, physical_function, queue_depth, .. } => {
+                Self::DeviceTlb { source, physical_function, queue_depth, scope: DeviceTlbScope::All }
+            }
+        }
+    }
+
+    pub(super) fn descriptor(self, capability: &Capability) -> Descriptor {
+        match self {
+            Self::Context(scope) => scope.descriptor(),
+            Self::Iotlb(scope) => scope.descriptor(capability),
+            Self::DeviceTlb { source, physical_function, queue_depth, scope } => {
+                Descriptor::DeviceTlb { source: source.requester, physical_function, queue_depth, scope }
+            }
+            Self::InterruptEntries(scope) => {
+                let entries = match scope {
+                    InterruptScope::Entries { first, order }
+                        if order <= capability.interrupt_entries_order() =>
+                    {
+                        Some((first, order))
+                    }
+                    _ => None,
+                };
+                Descriptor::InterruptEntries { entries }
+            }
+        }
+    }
+}
+
+const NO_DOMAIN: DomainId = DomainId::new(0);
+
+impl ContextScope {
+    const fn descriptor(self) -> Descriptor {
+        let (granularity, domain, source, mask) = match self {
+            Self::Global => (Granularity::Global, NO_DOMAIN, 0, FunctionMask::Exact),
+            Self::Domain(domain) => (Granularity::Domain, domain, 0, FunctionMask::Exact),
+            Self::Device { domain, source, mask } => (Granularity::Selective, domain, source.requester, mask),
+        };
+        Descriptor::Context { granularity, domain, source, mask }
+    }
+}
+
+impl IotlbScope {
+    /// Requests in flight are always drained where the unit can: the memory is given to somebody else next.
+    fn descriptor(self, capability: &Capability) -> Descriptor {
+        let nowhere = Iova::new(0);
+        let (granularity, domain, first, order, leaf_only) = match self {
+            Self::Global => (Granularity::Global, NO_DOMAIN, nowhere, 0, false),
+            Self::Domain(domain) => (Granularity::Domain, domain, nowhere, 0, false),
+            Self::Pages { domain, first, order, leaf_only } => {
+                (Granularity::Selective, domain, first, order, leaf_only)
+            }
+        };
+        Descriptor::Iotlb {
+            granularity,
+            domain,
+            first,
+            order,
+            leaf_only,
+            drain_writes: capability.drains_writes(),
+            drain_reads: capability.drains_reads(),
+        }
+    }
+}

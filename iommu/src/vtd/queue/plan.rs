@@ -1,0 +1,152 @@
+//! Which invalidations cover a range of addresses.
+
+use super::invalidation::{Invalidation, IotlbScope};
+use crate::{
+    Iova,
+    vtd::{
+        capability::Capability,
+        spec::{DeviceTlbScope, DomainId},
+    },
+};
+
+/// Most page-selective invalidations that a [`Plan`] holds. Whatever takes more is invalidated with its whole domain.
+///
+/// A page-selective invalidation saves later misses: those of the domain's translations that it spares. It costs a
+/// descriptor of its own: a fetch of 16 bytes and a look-up, about as much as one miss whose upper levels are cached.
+/// So `n` of them pay as long as the domain has more than `n` live translations outside the range that its device
+/// will use again. A device keeps at least a handful in use (its rings and the buffers under way); more than that is a
+/// guess, and emulated units, which search their whole IOTLB for each descriptor, make long lists dearer still. Two
+/// descriptors cover any range that the address mask reaches; eight leave room for ranges a few times longer, and for
+/// small masks.
+pub const MAX_PAGE_DESCRIPTORS: usize = 8;
+
+/// The invalidations that cover one or more ranges of a domain: a few page-selective ones, or one of the whole domain.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    domain: DomainId,
+    leaf_only: bool,
+    /// log2 of the most pages that one invalidation may name; `None` if the unit knows only whole domains.
+    max_order: Option<u8>,
+    invalidations: [Invalidation; MAX_PAGE_DESCRIPTORS],
+    count: usize,
+}
+
+/// Page numbers have no more bits than this.
+const PAGE_NUMBER_BITS: u8 = 52;
+
+impl Plan {
+    /// A plan for translations of `domain`. With `leaf_only`, nothing but leaves changed, so that cached upper levels
+    /// may stay.
+    #[must_use]
+    pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability) -> Self {
+        let max_order = capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1));
+        let whole = Invalidation::Iotlb(IotlbScope::Domain(domain));
+        Self { domain, leaf_only, max_order, invalidations: [whole; MAX_PAGE_DESCRIPTORS], count: 0 }
+    }
+
+    /// Adds `first..=last`.
+    pub fn add(&mut self, first: Iova, last: Iova) {
+        let Some(max_order) = self.max_order else { return self.widen() };
+        for Block { first, order } in Blocks::covering(first, last, max_order) {
+            if self.count == MAX_PAGE_DESCRIPTORS {
+                return self.widen();
+            }
+            let pages = IotlbScope::Pages { domain: self.domain, first, order, leaf_only: self.leaf_only };
+            self.invalidations[self.count] = Invalidation::Iotlb(pages);
+            self.count += 1;
+        }
+    }
+
+    /// From now on it covers the whole domain, whatever is added.
+    fn widen(&mut self) {
+        self.max_order = None;
+        self.invalidations[0] = Invalidation::Iotlb(IotlbScope::Domain(self.domain));
+        self.count = 1;
+    }
+
+    /// What to submit.
+    #[must_use]
+    pub fn invalidations(&self) -> &[Invalidation] {
+        &self.invalidations[..self.count]
+    }
+}
+
+impl DeviceTlbScope {
+    /// The scopes, one or two, that cover `first..=last`.
+    pub fn covering(first: Iova, last: Iova) -> impl Iterator<Item = Self> {
+        Blocks::covering(first, last, Self::MAX_ORDER)
+            .map(|Block { first, order }| Self::Pages { first, order })
+    }
+}
+
+/// 2^`order` pages from `first`, which is a multiple of that size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Block {
+    first: Iova,
+    order: u8,
+}
+
+/// Blocks that cover a range, both ends included, and less than as much again around it.
+///
+/// A range that has no large alignment boundary inside is covered by one block. Any other is cut at the largest boundary
+/// in it: each part then touches that boundary with one end, so that the block which covers it is the smallest power of
+/// two that holds it. Where that is larger than a block may be, several of the largest stand side by side.
+struct Blocks {
+    /// At most two runs of equal blocks.
+    runs: [Run; 2],
+}
+
+/// `count` blocks of 2^`order` pages from page `page` on.
+#[derive(Clone, Copy)]
+struct Run {
+    page: u64,
+    order: u8,
+    count: u64,
+}
+
+impl Blocks {
+    fn covering(first: Iova, last: Iova, max_order: u8) -> Self {
+        let (first, last) = (first.as_u64() >> mm::PAGE_SHIFT, last.as_u64() >> mm::PAGE_SHIFT);
+        debug_assert!(first <= last);
+        let pages = last - first + 1;
+        // The smallest aligned block that both ends lie in.
+        let order = (u64::BITS - (first ^ last).leading_zeros()) as u8;
+        if order <= max_order && 1 << order < 2 * pages {
+            let one = Run { page: first >> order << order, order, count: 1 };
+            return Self { runs: [one, Run { count: 0, ..one }] };
+        }
+        // The ends lie in different halves of that block.
+        let middle = last >> (order - 1) << (order - 1);
+        let below = Run::of_pages(middle - first, max_order);
+        let above = Run::of_pages(last - middle + 1, max_order);
+        Self {
+            runs: [
+                Run { page: middle - (below.count << below.order), ..below },
+                Run { page: middle, ..above },
+            ],
+        }
+    }
+}
+
+impl Run {
+    /// As many blocks as hold `pages` pages that start or end at a boundary; where, is for the caller to say.
+    fn of_pages(pages: u64, max_order: u8) -> Self {
+        let order = (pages.next_power_of_two().trailing_zeros() as u8).min(max_order);
+        Self { page: 0, order, count: pages.div_ceil(1 << order) }
+    }
+}
+
+impl Iterator for Blocks {
+    type Item = Block;
+
+    fn next(&mut self) -> Option<Block> {
+        let run = self.runs.iter_mut().find(|run| run.count > 0)?;
+        let block = Block { first: Iova::new(run.page << mm::PAGE_SHIFT), order: run.order };
+        run.page += 1 << run.order;
+        run.count -= 1;
+        Some(block)
+    }
+}
+
+#[cfg(test)]
+mod tests;

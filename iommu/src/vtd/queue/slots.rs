@@ -1,0 +1,270 @@
+//! Status slots: where the unit writes that a wait is done.
+//!
+//! Each wait has a slot of its own and a value that the slot never had before. A slot is handed out again only when no
+//! write to it can be outstanding any more:
+//!
+//! - its completion was seen; or
+//! - nobody waits for it any more, and it completed, or a later wait did, which proves that everything before it is
+//!   over.
+//!
+//! A slot whose wait missed its deadline is never handed out again: the unit may yet write to it. The CPU never writes
+//! to the slots' memory, so that it cannot undo a completion.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use mm::{
+    PAGE_BYTES, PhysAddr,
+    table::{TABLE_ENTRIES, TableMemory},
+};
+
+use crate::{
+    Platform,
+    vtd::spec::{Completion, Wait},
+};
+
+/// One page of slots, a 64-bit word each, of which the unit writes the low half.
+const SLOTS: usize = TABLE_ENTRIES;
+const SLOT_BYTES: u64 = PAGE_BYTES / SLOTS as u64;
+const WORDS: usize = SLOTS / 64;
+
+/// The slot that is written for order's sake and never read.
+const SCRAP: u16 = 0;
+
+pub(super) struct Slots {
+    page: PhysAddr,
+    slots: Vec<Slot>,
+    /// One bit a slot, set while it may be handed out.
+    free: [AtomicU64; WORDS],
+    /// Position of the last wait that is known to be done.
+    done: AtomicU64,
+}
+
+/// What software knows of a slot. Written under the queue's lock; a waiter reads its own at any time.
+struct Slot {
+    /// What the unit writes when the wait is done.
+    value: AtomicU32,
+    /// Position of the wait descriptor.
+    end: AtomicU64,
+    state: AtomicU8,
+    /// The wait is for device TLBs.
+    devices: AtomicBool,
+    /// The unit refused a descriptor that the wait is about.
+    refused: AtomicBool,
+    /// The device that did not answer, once the state is [`DROPPED`].
+    source: AtomicU16,
+}
+
+/// Not handed out.
+const FREE: u8 = 0;
+/// Handed out: somebody waits.
+const PENDING: u8 = 1;
+/// The unit dropped the wait when a device did not answer. Nothing will be written.
+const DROPPED: u8 = 2;
+/// Nobody waits any more.
+const ORPHANED: u8 = 3;
+/// The wait missed its deadline.
+const LATE: u8 = 4;
+
+/// A slot handed out. Dropping it loses the slot for good.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct OwnedSlot(u16);
+
+/// How a wait stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Status {
+    /// Not done.
+    Waiting,
+    /// Done.
+    Done {
+        /// Something that it is about was refused, and not carried out.
+        refused: bool,
+    },
+    /// It will never be done, because the device `source` did not answer.
+    Dropped {
+        /// Requester id.
+        source: u16,
+    },
+}
+
+impl Slots {
+    pub fn new<P: Platform>(platform: &P, coherent: bool) -> Option<Self> {
+        let page = platform.allocate_contiguous(1)?;
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(SLOTS).ok()?;
+        slots.resize_with(SLOTS, Slot::new);
+        let free = [const { AtomicU64::new(u64::MAX) }; WORDS];
+        free[usize::from(SCRAP) / 64].fetch_and(!(1 << (SCRAP % 64)), Ordering::Relaxed);
+        let slots = Self { page, slots, free, done: AtomicU64::new(0) };
+        if !coherent {
+            slots.with_memory(platform, |words| {
+                platform.tables().write_back(words.as_ptr().cast(), size_of_val(words));
+            });
+        }
+        Some(slots)
+    }
+
+    /// A free slot, near those that this CPU used before.
+    pub fn take<P: Platform>(&self, platform: &P) -> Option<OwnedSlot> {
+        let near = platform.cpu() % WORDS;
+        self.take_free(near).or_else(|| {
+            self.reclaim(platform);
+            self.take_free(near)
+        })
+    }
+
+    fn take_free(&self, near: usize) -> Option<OwnedSlot> {
+        (0..WORDS).map(|offset| (near + offset) % WORDS).find_map(|word| {
+            let free = self.free[word].fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| {
+                (free != 0).then_some(free & free.wrapping_sub(1))
+            });
+            let bit = free.ok()?.trailing_zeros() as usize;
+            Some(OwnedSlot((word * 64 + bit) as u16))
+        })
+    }
+
+    /// Takes back a slot that was not armed, or whose completion was seen.
+    pub fn put_back(&self, slot: OwnedSlot) {
+        self.free_slot(usize::from(slot.0));
+    }
+
+    fn free_slot(&self, index: usize) {
+        self.slots[index].state.store(FREE, Ordering::Relaxed);
+        self.free[index / 64].fetch_or(1 << (index % 64), Ordering::Release);
+    }
+
+    /// Nobody will wait for `slot` any more.
+    pub fn orphan(&self, slot: OwnedSlot) {
+        self.slot(&slot).state.store(ORPHANED, Ordering::Release);
+    }
+
+    /// The deadline of `slot` is over. It is never handed out again.
+    pub fn pin(&self, slot: OwnedSlot) {
+        self.slot(&slot).state.store(LATE, Ordering::Release);
+    }
+
+    /// The wait descriptor, to be written at `position`, that completes `slot`.
+    pub fn arm(&self, slot: &OwnedSlot, position: u64, devices: bool, fence: bool) -> Wait {
+        let state = self.slot(slot);
+        let value = state.value.load(Ordering::Relaxed).wrapping_add(1);
+        state.value.store(value, Ordering::Relaxed);
+        state.end.store(position, Ordering::Relaxed);
+        state.devices.store(devices, Ordering::Relaxed);
+        state.refused.store(false, Ordering::Relaxed);
+        state.state.store(PENDING, Ordering::Release);
+        self.wait(usize::from(slot.0), value, fence)
+    }
+
+    /// A wait whose completion nobody looks at.
+    pub fn scrap_wait(&self, fence: bool) -> Wait {
+        self.wait(usize::from(SCRAP), 0, fence)
+    }
+
+    fn wait(&self, index: usize, value: u32, fence: bool) -> Wait {
+        let address = PhysAddr::new(self.page.as_u64() + index as u64 * SLOT_BYTES);
+        Wait { completion: Completion::Status { address, value }, fence }
+    }
+
+    /// How the wait of `slot` stands.
+    pub fn status<P: Platform>(&self, platform: &P, slot: &OwnedSlot) -> Status {
+        let state = self.slot(slot);
+        if self.is_done(platform, usize::from(slot.0)) {
+            self.done.fetch_max(state.end.load(Ordering::Relaxed), Ordering::Relaxed);
+            return Status::Done { refused: state.refused.load(Ordering::Acquire) };
+        }
+        match state.state.load(Ordering::Acquire) {
+            DROPPED => Status::Dropped { source: state.source.load(Ordering::Relaxed) },
+            _ => Status::Waiting,
+        }
+    }
+
+    /// Position of the wait descriptor of `slot`.
+    pub fn position(&self, slot: &OwnedSlot) -> u64 {
+        self.slot(slot).end.load(Ordering::Relaxed)
+    }
+
+    /// Whether a wait for device TLBs below `position` is neither done nor given up.
+    pub fn devices_outstanding<P: Platform>(&self, platform: &P, position: u64) -> bool {
+        self.outstanding(platform).any(|(_, slot)| {
+            slot.devices.load(Ordering::Relaxed) && slot.end.load(Ordering::Relaxed) < position
+        })
+    }
+
+    /// A descriptor at `position` was refused: tells the wait that is about it. If it is that wait itself, returns
+    /// what to write in its place.
+    pub fn refuse<P: Platform>(&self, platform: &P, position: u64) -> Wait {
+        let concerned = self
+            .outstanding(platform)
+            .map(|(index, slot)| (slot.end.load(Ordering::Relaxed), index, slot))
+            .filter(|&(end, ..)| end >= position)
+            .min_by_key(|&(end, ..)| end);
+        let Some((end, index, slot)) = concerned else { return self.scrap_wait(false) };
+        slot.refused.store(true, Ordering::Release);
+        if end == position {
+            return self.wait(index, slot.value.load(Ordering::Relaxed), false);
+        }
+        self.scrap_wait(false)
+    }
+
+    /// The device `source` did not answer, and the unit dropped every unfinished wait below `head`.
+    pub fn drop_below<P: Platform>(&self, platform: &P, head: u64, source: u16) {
+        for (_, slot) in self.outstanding(platform) {
+            if slot.end.load(Ordering::Relaxed) < head {
+                slot.source.store(source, Ordering::Relaxed);
+                // An orphan stays one: nobody asks.
+                let _ = slot.state.compare_exchange(PENDING, DROPPED, Ordering::Release, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits in flight, those that nobody waits for included.
+    fn outstanding<P: Platform>(&self, platform: &P) -> impl Iterator<Item = (usize, &Slot)> {
+        let done = self.done.load(Ordering::Relaxed);
+        self.slots.iter().enumerate().filter(move |&(index, slot)| {
+            matches!(slot.state.load(Ordering::Acquire), PENDING | ORPHANED)
+                && slot.end.load(Ordering::Relaxed) >= done
+                && !self.is_done(platform, index)
+        })
+    }
+
+    /// Frees orphans that nothing can be written to any more. Under the queue's lock.
+    fn reclaim<P: Platform>(&self, platform: &P) {
+        let done = self.done.load(Ordering::Relaxed);
+        for (index, slot) in self.slots.iter().enumerate() {
+            let over = || slot.end.load(Ordering::Relaxed) < done || self.is_done(platform, index);
+            if slot.state.load(Ordering::Acquire) == ORPHANED && over() {
+                self.free_slot(index);
+            }
+        }
+    }
+
+    fn slot(&self, slot: &OwnedSlot) -> &Slot {
+        &self.slots[usize::from(slot.0)]
+    }
+
+    /// Whether the unit has written the value that slot `index` waits for.
+    fn is_done<P: Platform>(&self, platform: &P, index: usize) -> bool {
+        let written = self.with_memory(platform, |words| words[index].load(Ordering::Acquire));
+        // The unit writes 32 bits: the low half.
+        written as u32 == self.slots[index].value.load(Ordering::Relaxed)
+    }
+
+    fn with_memory<P: Platform, T>(&self, platform: &P, access: impl FnOnce(&[AtomicU64]) -> T) -> T {
+        // SAFETY: the page is the one that `allocate_contiguous` returned for these slots, which is never freed.
+        access(unsafe { platform.tables().table(self.page) })
+    }
+}
+
+impl Slot {
+    const fn new() -> Self {
+        Self {
+            value: AtomicU32::new(0),
+            end: AtomicU64::new(0),
+            state: AtomicU8::new(FREE),
+            devices: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            source: AtomicU16::new(0),
+        }
+    }
+}

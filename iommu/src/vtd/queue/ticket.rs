@@ -1,0 +1,265 @@
+//! Waiting for a batch.
+
+use core::fmt;
+
+use super::{
+    DEVICE_TIMEOUT_NS, Pending, Queue, WAIT_TIMEOUT_NS,
+    error::InvalidationError,
+    invalidation::Invalidation,
+    job::{Job, MAX_ITEMS},
+    slots::{OwnedSlot, Status},
+};
+use crate::{Platform, SourceId, dma::Stuck, vtd::unit::Hardware};
+
+/// How often a waiter asks the unit for errors: reading a register is slow.
+const ERROR_CHECK_NS: u64 = 20_000;
+
+/// How often a batch is submitted again because somebody else's device did not answer. Each time costs that device
+/// its driver, and takes the unit a minute.
+const MAX_ATTEMPTS: usize = 16;
+
+/// A batch of invalidations under way. Nothing may be taken for invalidated before [`wait`](Ticket::wait) says so.
+#[must_use = "an invalidation is not done before it was waited for"]
+pub struct Ticket<'a, P: Platform> {
+    /// `None`: it was done at once.
+    state: Option<State<'a, P>>,
+}
+
+struct State<'a, P: Platform> {
+    hardware: &'a Hardware<P::Registers>,
+    queue: &'a Queue,
+    job: Job<'a>,
+    pending: Pending,
+}
+
+/// How a job came out.
+enum Outcome {
+    /// All of it was carried out.
+    Done,
+    /// Something was refused.
+    Refused,
+    /// The unit dropped it because of a device. The main part was done already, or not.
+    Dropped { source: u16, main_done: bool },
+    /// A device missed its deadline, and the unit did not notice.
+    DevicesLate,
+}
+
+impl<'a, P: Platform> Ticket<'a, P> {
+    /// The ticket of something that is done already.
+    pub(in crate::vtd) fn done() -> Self {
+        Self { state: None }
+    }
+
+    pub(in crate::vtd) fn submit(
+        platform: &P,
+        hardware: &'a Hardware<P::Registers>,
+        queue: &'a Queue,
+        batch: &'a [Invalidation],
+    ) -> Result<Self, InvalidationError> {
+        let last = match batch.len() {
+            0 => return Ok(Self::done()),
+            length => (length - 1) / MAX_ITEMS * MAX_ITEMS,
+        };
+        let (before, last) = batch.split_at(last);
+        for chunk in before.chunks(MAX_ITEMS) {
+            Self::submit_chunk(platform, hardware, queue, chunk)?.wait(platform)?;
+        }
+        Self::submit_chunk(platform, hardware, queue, last)
+    }
+
+    fn submit_chunk(
+        platform: &P,
+        hardware: &'a Hardware<P::Registers>,
+        queue: &'a Queue,
+        batch: &'a [Invalidation],
+    ) -> Result<Self, InvalidationError> {
+        let job = Job::new(batch, &hardware.capability);
+        let pending = queue.submit(platform, hardware, &job)?;
+        Ok(Self { state: Some(State { hardware, queue, job, pending }) })
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once. `false` may also mean that something went wrong, which only
+    /// `wait` finds out.
+    #[must_use]
+    pub fn is_complete(&self, platform: &P) -> bool {
+        let Some(state) = &self.state else { return true };
+        let done = |slot: &OwnedSlot| matches!(state.queue.slots.status(platform, slot), Status::Done { .. });
+        state.pending.main.iter().all(done) && state.pending.devices.iter().all(done)
+    }
+
+    /// Waits until the whole batch is carried out. The caller holds no lock.
+    ///
+    /// What a unit refuses is asked for again in its coarsest form; what was dropped because of a device that does not
+    /// answer is asked for again without that device.
+    ///
+    /// # Errors
+    /// [`InvalidationError::Stuck`]: the unit is given up. [`InvalidationError::DeviceTimeout`]: all was done but for
+    /// the TLB of this device.
+    pub fn wait(mut self, platform: &P) -> Result<(), InvalidationError> {
+        let Some(State { hardware, queue, mut job, mut pending }) = self.state.take() else { return Ok(()) };
+        let device = |source| InvalidationError::DeviceTimeout {
+            source: SourceId { segment: hardware.segment, requester: source },
+        };
+        let mut result = Ok(());
+        for _ in 0..MAX_ATTEMPTS {
+            match queue.outcome(platform, hardware, pending)? {
+                Outcome::Done => return result,
+                Outcome::Refused if job.is_coarse() => break,
+                Outcome::Refused => job = job.coarse(),
+                Outcome::Dropped { source, main_done } => {
+                    job = if main_done { job.devices_only() } else { job };
+                    if let Some(source) = culprit(&job, source) {
+                        job = job.without_device(source);
+                        result = result.and(Err(device(source)));
+                    }
+                }
+                Outcome::DevicesLate => {
+                    return result.and(Err(job.first_device().map_or(stuck(hardware), device)));
+                }
+            }
+            if job.is_empty() {
+                return result;
+            }
+            pending = queue.submit(platform, hardware, &job)?;
+        }
+        match job.first_device() {
+            Some(source) if !job.has_main() => result.and(Err(device(source))),
+            _ => Err(stuck(hardware)),
+        }
+    }
+}
+
+/// The device of `job` that did not answer, if it is one of its own. Older units do not say who it was, and leave 0,
+/// which no device with a TLB has.
+fn culprit(job: &Job<'_>, source: u16) -> Option<u16> {
+    if job.has_device(source) {
+        return Some(source);
+    }
+    if source == 0 { job.first_device() } else { None }
+}
+
+fn stuck<R>(hardware: &Hardware<R>) -> InvalidationError {
+    hardware.mark_stuck().into()
+}
+
+impl Queue {
+    /// Waits for both parts of a job.
+    fn outcome<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        pending: Pending,
+    ) -> Result<Outcome, Stuck> {
+        let Pending { main, devices, since_ns } = pending;
+        let mut refused = false;
+        if let Some(slot) = main {
+            let expired = |waited| self.main_expired(platform, &slot, waited);
+            match self.wait_for(platform, hardware, &slot, since_ns, expired) {
+                Waited::Done { refused: main_refused } => refused = main_refused,
+                Waited::Dropped { source } => {
+                    self.slots.orphan(slot);
+                    devices.into_iter().for_each(|slot| self.slots.orphan(slot));
+                    return Ok(Outcome::Dropped { source, main_done: false });
+                }
+                Waited::Expired | Waited::Stuck => {
+                    self.slots.pin(slot);
+                    devices.into_iter().for_each(|slot| self.slots.pin(slot));
+                    return Err(hardware.mark_stuck());
+                }
+            }
+            self.slots.put_back(slot);
+        }
+        let Some(slot) = devices else { return Ok(done(refused)) };
+        match self.wait_for(platform, hardware, &slot, since_ns, |waited| waited > DEVICE_TIMEOUT_NS) {
+            Waited::Done { refused: devices_refused } => {
+                self.slots.put_back(slot);
+                Ok(done(refused || devices_refused))
+            }
+            Waited::Dropped { source } => {
+                self.slots.orphan(slot);
+                Ok(if refused { Outcome::Refused } else { Outcome::Dropped { source, main_done: true } })
+            }
+            Waited::Expired => {
+                self.slots.pin(slot);
+                Ok(Outcome::DevicesLate)
+            }
+            Waited::Stuck => {
+                self.slots.pin(slot);
+                Err(hardware.stuck())
+            }
+        }
+    }
+
+    /// Whether a wait for the unit's own caches has waited too long. While a device before it may yet answer, it has
+    /// not: the unit completes in order.
+    fn main_expired<P: Platform>(&self, platform: &P, slot: &OwnedSlot, waited_ns: u64) -> bool {
+        if waited_ns <= WAIT_TIMEOUT_NS {
+            return false;
+        }
+        let behind_device = self.slots.devices_outstanding(platform, self.slots.position(slot));
+        !behind_device || waited_ns > DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS
+    }
+
+    /// Waits for one slot.
+    fn wait_for<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        slot: &OwnedSlot,
+        since_ns: u64,
+        expired: impl Fn(u64) -> bool,
+    ) -> Waited {
+        let mut checked_ns = since_ns;
+        loop {
+            // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.
+            let now = platform.now_ns();
+            match self.slots.status(platform, slot) {
+                Status::Done { refused } => return Waited::Done { refused },
+                Status::Dropped { source } => return Waited::Dropped { source },
+                Status::Waiting => {}
+            }
+            if hardware.is_stuck() {
+                return Waited::Stuck;
+            }
+            if expired(now.saturating_sub(since_ns)) {
+                return Waited::Expired;
+            }
+            if now.saturating_sub(checked_ns) > ERROR_CHECK_NS {
+                checked_ns = now;
+                self.recover(platform, hardware);
+            }
+            platform.relax();
+        }
+    }
+}
+
+/// How waiting for one slot came out.
+enum Waited {
+    Done {
+        refused: bool,
+    },
+    Dropped {
+        source: u16,
+    },
+    /// Past its deadline.
+    Expired,
+    /// The unit was given up.
+    Stuck,
+}
+
+fn done(refused: bool) -> Outcome {
+    if refused { Outcome::Refused } else { Outcome::Done }
+}
+
+impl<P: Platform> Drop for Ticket<'_, P> {
+    fn drop(&mut self) {
+        let Some(State { queue, pending, .. }) = self.state.take() else { return };
+        pending.main.into_iter().chain(pending.devices).for_each(|slot| queue.slots.orphan(slot));
+    }
+}
+
+impl<P: Platform> fmt::Debug for Ticket<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("done_at_once", &self.state.is_none()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,197 @@
+//! One remapping unit: found, brought up, commanded, and given up when it stops answering.
+//!
+//! Bring-up goes in an order that leaves no window open: see [`Unit::bring_up`]. Translation is turned on by a separate
+//! call, last, after every table is in place.
+//!
+//! A unit that does not do what it was told within its deadline is *stuck* for good: every later request fails at once,
+//! and what the unit may still reach stays pinned. Nothing here tries again behind the caller's back.
+
+mod bring_up;
+mod by_register;
+mod claim;
+mod command;
+mod deadline;
+mod error;
+mod events;
+mod hardware;
+#[cfg(test)]
+mod tests;
+
+use core::{fmt, sync::atomic::AtomicU64};
+
+use mm::PhysAddr;
+
+pub use self::{
+    bring_up::{BringUp, InterruptSetup},
+    error::{BringUpError, CommandError, DiscoverError},
+};
+use self::{claim::Claim, command::Command};
+pub(super) use self::{deadline::wait_until, hardware::Hardware};
+use super::{
+    capability::{Capability, FIRST_PAGE_BYTES},
+    queue::{Invalidation, InvalidationError, Queue, QueueReport, QueueStatistics, Ticket},
+    registers::Bank,
+    remap::InterruptTable,
+    spec::{FaultStatus, GlobalStatus},
+};
+use crate::{Platform, dma::Stuck, platform::Registers, sync::IrqLock};
+
+/// Where firmware says that a unit is (DRHD).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Location {
+    /// Physical address of its registers.
+    pub base: PhysAddr,
+    /// PCI segment that it serves.
+    pub segment: u16,
+}
+
+/// One remapping unit.
+pub struct Unit<P: Platform> {
+    pub(super) hardware: Hardware<P::Registers>,
+    commands: Claim,
+    pub(super) queue: Option<Queue>,
+    interrupts: Option<InterruptTable>,
+    /// Held by whoever drains the fault records.
+    pub(super) draining: IrqLock<()>,
+    /// How often the fault records were full.
+    pub(super) overflows: AtomicU64,
+}
+
+impl<P: Platform> Unit<P> {
+    /// Maps the registers of unit number `index` and learns what it can do. The unit is left as it is.
+    ///
+    /// # Errors
+    /// [`DiscoverError`] if there is no unit at the address, or what it says of itself makes no sense.
+    pub fn discover(platform: &P, index: usize, location: Location) -> Result<Self, DiscoverError> {
+        let Location { base, segment } = location;
+        if base.as_u64() == 0 || !base.is_aligned(mm::PAGE_BYTES) {
+            return Err(DiscoverError::BadBase { base });
+        }
+        let first = Bank::new(map(platform, base, FIRST_PAGE_BYTES)?);
+        let capability = Capability::decode(first.read(), first.read(), first.read())
+            .map_err(|error| DiscoverError::Capability { base, error })?;
+        let bytes = capability.register_bytes();
+        let registers = if bytes > FIRST_PAGE_BYTES { Bank::new(map(platform, base, bytes)?) } else { first };
+        Ok(Self {
+            hardware: Hardware::new(index, segment, base, capability, registers),
+            commands: Claim::new(),
+            queue: None,
+            interrupts: None,
+            draining: IrqLock::new(()),
+            overflows: AtomicU64::new(0),
+        })
+    }
+
+    /// Its index among the units of the machine.
+    pub fn index(&self) -> usize {
+        self.hardware.index
+    }
+
+    /// The PCI segment that it serves.
+    pub fn segment(&self) -> u16 {
+        self.hardware.segment
+    }
+
+    /// Physical address of its registers.
+    pub fn base(&self) -> PhysAddr {
+        self.hardware.base
+    }
+
+    /// What it can do.
+    pub fn capability(&self) -> &Capability {
+        &self.hardware.capability
+    }
+
+    /// Whether it has stopped answering.
+    pub fn is_stuck(&self) -> bool {
+        self.hardware.is_stuck()
+    }
+
+    /// GSTS as it reads now.
+    pub fn read_global_status(&self) -> GlobalStatus {
+        self.hardware.registers.read()
+    }
+
+    /// FSTS as it reads now.
+    pub fn read_fault_status(&self) -> FaultStatus {
+        self.hardware.registers.read()
+    }
+
+    /// Its interrupt-remapping table, if interrupts are remapped.
+    pub fn interrupts(&self) -> Option<&InterruptTable> {
+        self.interrupts.as_ref()
+    }
+
+    /// What the invalidation queue has done so far; `None` without a queue.
+    pub fn queue_statistics(&self, platform: &P) -> Option<QueueStatistics> {
+        self.queue.as_ref().map(|queue| queue.statistics(platform))
+    }
+
+    /// The oldest report of an error of the invalidation queue that nobody has taken yet.
+    pub fn take_queue_report(&self, platform: &P) -> Option<QueueReport> {
+        self.queue.as_ref()?.take_report(platform)
+    }
+
+    /// Starts the invalidations in `batch`, in one go. With the queue, they are under way when this returns; without it,
+    /// they are done.
+    ///
+    /// IOTLB invalidations follow those of the context cache, and device TLBs follow both, wherever they stand in the
+    /// batch. The caller holds no lock.
+    ///
+    /// # Errors
+    /// [`InvalidationError`]; nothing may be taken for invalidated then.
+    pub fn submit<'a>(
+        &'a self,
+        platform: &P,
+        batch: &'a [Invalidation],
+    ) -> Result<Ticket<'a, P>, InvalidationError> {
+        match &self.queue {
+            Some(queue) => Ticket::submit(platform, &self.hardware, queue, batch),
+            None => {
+                batch
+                    .iter()
+                    .try_for_each(|invalidation| self.invalidate_by_register(platform, invalidation))?;
+                Ok(Ticket::done())
+            }
+        }
+    }
+
+    /// Carries out the invalidations in `batch`; when this returns, nothing of them is cached any more.
+    ///
+    /// # Errors
+    /// [`InvalidationError`]; see [`Ticket::wait`].
+    pub fn invalidate(&self, platform: &P, batch: &[Invalidation]) -> Result<(), InvalidationError> {
+        self.submit(platform, batch)?.wait(platform)
+    }
+
+    /// Makes hardware see entries that were not present before (CAP.RWBF). Does nothing on most units.
+    ///
+    /// # Errors
+    /// [`Stuck`] if the unit does not answer.
+    pub fn flush_write_buffer(&self, platform: &P) -> Result<(), Stuck> {
+        if !self.capability().needs_write_buffer_flush() {
+            return Ok(());
+        }
+        self.hardware.check()?;
+        self.command(platform, Command::FlushWriteBuffer).map_err(|_| self.hardware.stuck())
+    }
+}
+
+impl<P: Platform> fmt::Debug for Unit<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unit")
+            .field("index", &self.index())
+            .field("segment", &self.segment())
+            .field("base", &self.base())
+            .field("stuck", &self.is_stuck())
+            .finish_non_exhaustive()
+    }
+}
+
+fn map<P: Platform>(platform: &P, base: PhysAddr, bytes: usize) -> Result<P::Registers, DiscoverError> {
+    let registers = platform.map_registers(base, bytes).ok_or(DiscoverError::NotMapped { base, bytes })?;
+    if registers.bytes() < bytes {
+        return Err(DiscoverError::NotMapped { base, bytes });
+    }
+    Ok(registers)
+}

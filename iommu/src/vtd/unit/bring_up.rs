@@ -1,0 +1,182 @@
+//! From whatever firmware left to a unit that translates.
+
+use mm::PhysAddr;
+
+use super::{
+    BringUpError, Unit,
+    command::Command,
+    deadline::{COMMAND_TIMEOUT_NS, wait_until},
+};
+use crate::{
+    Platform,
+    platform::Event,
+    vtd::{
+        queue::{ContextScope, InterruptScope, Invalidation, IotlbScope, Queue},
+        remap::InterruptTable,
+        spec::{QueueHead, QueueTail, RootTableAddress, TranslationTable},
+    },
+};
+
+/// How a unit is to be brought up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BringUp {
+    /// The root table, written back if the unit does not snoop.
+    pub root: PhysAddr,
+    /// Its kind.
+    pub table: TranslationTable,
+    /// Use the invalidation queue if there is one.
+    pub queue: bool,
+    /// Remap interrupts, if the unit can.
+    pub interrupts: Option<InterruptSetup>,
+}
+
+/// How interrupts are to be remapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterruptSetup {
+    /// log2 of the number of entries: 8 to 16.
+    pub entries_order: u8,
+    /// The CPUs' local APICs are in x2APIC mode: use destinations of 32 bits, if the unit has them.
+    pub x2apic: bool,
+}
+
+impl<P: Platform> Unit<P> {
+    /// Takes the unit over from firmware and makes it ready, with translation off:
+    ///
+    /// fault events masked - firmware's queue, interrupt remapping and translation off - old faults forgotten - write
+    /// buffer flushed - queue on - root table set and everything cached forgotten - interrupt remapping on, if asked for -
+    /// fault events on.
+    ///
+    /// The queue comes before the root table because some units cannot invalidate by register, or do not finish doing
+    /// so, without it. No device is a bus master at this time.
+    ///
+    /// # Errors
+    /// [`BringUpError`]; the unit must not be used then, and nothing given to it may be used for anything else.
+    pub fn bring_up(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
+        self.take_over(platform)?;
+        self.flush_write_buffer(platform)?;
+        if how.queue && self.capability().has_queue() {
+            self.start_queue(platform, how.table == TranslationTable::Scalable)?;
+        } else if !self.capability().has_register_invalidation() {
+            return Err(BringUpError::NoInvalidation { unit: self.index() });
+        }
+        self.set_root(platform, how.root, how.table)?;
+        if let Some(setup) = how.interrupts
+            && self.capability().has_interrupt_remapping()
+            && self.queue.is_some()
+        {
+            self.start_interrupt_remapping(platform, setup)?;
+        }
+        let event = Event::Fault { unit: self.index() };
+        let message = platform.allocate_vector(event).ok_or(BringUpError::NoVector { unit: self.index() })?;
+        self.enable_fault_events(message);
+        Ok(())
+    }
+
+    /// Turns translation on, then lets DMA into the memory that firmware protected until now.
+    ///
+    /// # Errors
+    /// [`BringUpError`]; the devices behind the unit must not become bus masters then.
+    pub fn enable_translation(&self, platform: &P) -> Result<(), BringUpError> {
+        if self.capability().widest().is_none() {
+            return Err(BringUpError::NoTranslation { unit: self.index() });
+        }
+        self.hardware.check()?;
+        self.command(platform, Command::Translation(true))?;
+        self.release_protected_memory(platform)?;
+        Ok(())
+    }
+
+    /// Turns everything off, for another kernel to take over. No device is a bus master at this time. The unit takes no
+    /// requests afterwards.
+    ///
+    /// # Errors
+    /// [`BringUpError`] if the unit does not obey.
+    pub fn shut_down(&self, platform: &P) -> Result<(), BringUpError> {
+        self.hardware.check()?;
+        self.invalidate(platform, &EVERYTHING[..if self.interrupts.is_some() { 3 } else { 2 }])?;
+        self.hardware.mark_stuck();
+        self.mask_events();
+        let status = self.read_global_status();
+        self.release_protected_memory(platform)?;
+        if status.translation() {
+            self.command(platform, Command::Translation(false))?;
+        }
+        if status.interrupt_remapping() {
+            self.command(platform, Command::InterruptRemapping(false))?;
+        }
+        if status.queued_invalidation() {
+            self.drain_queue(platform);
+            self.command(platform, Command::Queue(false))?;
+        }
+        Ok(())
+    }
+
+    /// Turns off what firmware, or a kernel before this one, left on.
+    fn take_over(&self, platform: &P) -> Result<(), BringUpError> {
+        self.mask_events();
+        let status = self.read_global_status();
+        if status.queued_invalidation() {
+            self.drain_queue(platform);
+            self.command(platform, Command::Queue(false))?;
+        }
+        if status.interrupt_remapping() {
+            self.command(platform, Command::InterruptRemapping(false))?;
+        }
+        if status.translation() {
+            self.command(platform, Command::Translation(false))?;
+        }
+        self.clear_faults();
+        Ok(())
+    }
+
+    /// Lets the hardware finish what is in the queue. One that does not is turned off all the same: whether it obeys,
+    /// the command that follows finds out.
+    fn drain_queue(&self, platform: &P) {
+        let registers = &self.hardware.registers;
+        let empty = || registers.read::<QueueHead>().units() == registers.read::<QueueTail>().units();
+        wait_until(platform, COMMAND_TIMEOUT_NS, empty);
+    }
+
+    fn start_queue(&mut self, platform: &P, wide: bool) -> Result<(), BringUpError> {
+        let queue = Queue::new(platform, &self.hardware.capability, wide)
+            .ok_or(BringUpError::OutOfMemory { unit: self.index() })?;
+        self.hardware.registers.write(QueueTail::new());
+        self.hardware.registers.write(queue.address());
+        self.command(platform, Command::Queue(true))?;
+        self.queue = Some(queue);
+        Ok(())
+    }
+
+    fn set_root(&self, platform: &P, root: PhysAddr, table: TranslationTable) -> Result<(), BringUpError> {
+        self.hardware.registers.write(RootTableAddress::at(root, table));
+        self.command(platform, Command::SetRootTable)?;
+        if !self.capability().set_root_invalidates() {
+            self.invalidate(platform, &EVERYTHING[..2])?;
+        }
+        Ok(())
+    }
+
+    fn start_interrupt_remapping(&mut self, platform: &P, setup: InterruptSetup) -> Result<(), BringUpError> {
+        let InterruptSetup { entries_order, x2apic } = setup;
+        let table = InterruptTable::new(platform, &self.hardware.capability, entries_order, x2apic)
+            .ok_or(BringUpError::OutOfMemory { unit: self.index() })?;
+        self.hardware.registers.write(table.register());
+        self.command(platform, Command::SetInterruptTable)?;
+        if !self.capability().set_interrupt_table_invalidates() {
+            self.invalidate(platform, &EVERYTHING[2..])?;
+        }
+        self.command(platform, Command::InterruptRemapping(true))?;
+        if self.read_global_status().compatibility_interrupts() {
+            self.command(platform, Command::BlockCompatibilityInterrupts)?;
+        }
+        self.interrupts = Some(table);
+        Ok(())
+    }
+}
+
+/// Every cache of the unit itself: contexts, then translations, then interrupt entries.
+const EVERYTHING: [Invalidation; 3] = [
+    Invalidation::Context(ContextScope::Global),
+    Invalidation::Iotlb(IotlbScope::Global),
+    Invalidation::InterruptEntries(InterruptScope::Global),
+];

@@ -1,0 +1,47 @@
+//! The interrupts that the unit itself raises.
+
+use super::Unit;
+use crate::{
+    Platform,
+    platform::MsiMessage,
+    vtd::spec::{
+        EventControl, FaultAddress, FaultControl, FaultData, FaultRecordHigh, FaultStatus, FaultUpperAddress,
+    },
+};
+
+impl<P: Platform> Unit<P> {
+    /// No events from now on: firmware may have left theirs on.
+    pub(super) fn mask_events(&self) {
+        let registers = &self.hardware.registers;
+        registers.write(FaultControl::new().with_masked(true));
+        registers.write(EventControl::new().with_masked(true));
+        // Reading back makes sure that the writes have reached the unit.
+        let _ = registers.read::<FaultControl>();
+        let _ = registers.read::<EventControl>();
+    }
+
+    /// Forgets every fault recorded so far.
+    pub(super) fn clear_faults(&self) {
+        let registers = &self.hardware.registers;
+        for index in 0..self.capability().fault_records() {
+            let record = self.capability().fault_record(index);
+            registers.write_record(record, FaultRecordHigh::new().with_fault(true));
+        }
+        registers.write(
+            FaultStatus::new()
+                .with_overflow(true)
+                .with_queue_error(true)
+                .with_completion_error(true)
+                .with_timeout_error(true),
+        );
+    }
+
+    /// Sends `message` for each fault from now on, and for those recorded since [`clear_faults`](Self::clear_faults).
+    pub(super) fn enable_fault_events(&self, message: MsiMessage) {
+        let registers = &self.hardware.registers;
+        registers.write(FaultData::new().with_data(message.data as u16));
+        registers.write(FaultAddress::new().with_dword(message.address as u32 >> 2));
+        registers.write(FaultUpperAddress::new().with_address((message.address >> 32) as u32));
+        registers.write(FaultControl::new().with_masked(false));
+    }
+}
