@@ -1,4 +1,41 @@
 //! DMA remapping for Rust kernels: no device reaches memory that its driver has not handed it.
+//!
+//! # A tour
+//!
+//! A kernel implements [`Platform`], hands an instance, the bytes of the ACPI DMAR table and the PCI functions it found
+//! to [`Iommu::start`], and gets a handle. From then on every function is blocked, but for memory that firmware
+//! reserved for it (RMRR). A driver [claims](Iommu::claim) a function and gets a [`DmaDevice`]; what it maps with it is
+//! what the function reaches.
+//!
+//! ```text
+//!   driver          DmaDevice -> Mapping / Coherent                dma/        knows neither platform nor vendor
+//!                       |  one dynamic call per operation
+//!   front           Domain = page table + IOVAs + tags             domain.rs   generic over the vendor
+//!                   Group  = functions that share a domain         group.rs
+//!                   Protection = units, groups, faults             protection.rs
+//!                       |  trait Backend                           backend.rs
+//!   VT-d            Vtd -> ContextTables, DomainIds, planner       vtd/
+//!                   Unit -> registers, invalidation queue, faults  vtd/unit, vtd/queue, vtd/fault
+//!                   register and structure layouts, values only    vtd/spec/
+//!                       |  trait Platform                          platform.rs
+//!   host kernel     memory, registers, clock, vectors, configuration space, threads
+//! ```
+//!
+//! What comes from outside is read once, into types that cannot be wrong: firmware's table by [`dmar`], the hierarchy
+//! of bridges by [`topology`], the capability registers by `vtd::Capability`.
+//!
+//! # Unmapping
+//!
+//! `mm`'s engine clears leaves and returns a `Stale` token: the range, and the table pages that came off. The
+//! invalidation queue turns it into descriptors for every place that may hold a translation, waits, and returns
+//! `Flushed`. Only that frees the table pages, then the IOVA, and gives the buffer back. There is no way around: the
+//! types have no other constructor.
+//!
+//! # Locks
+//!
+//! In the order in which they nest: group, domain (its tags), IOVA space, table page, frames, unit (context tables,
+//! domain ids), queue. All of them are [`IrqLock`](sync::IrqLock)s, held for a bounded number of steps; nothing
+//! allocates or waits in an interrupt, and no lock is held while waiting for a unit.
 #![no_std]
 #![warn(missing_docs)]
 
@@ -7,15 +44,31 @@ extern crate alloc;
 extern crate std;
 
 mod address;
+mod backend;
+mod direct;
 pub mod dma;
 pub mod dmar;
+mod domain;
+pub mod dump;
+pub mod fault;
+mod fault_log;
+mod group;
 pub mod iova;
+pub mod options;
 pub mod platform;
+mod protection;
+mod subsystem;
 mod sync;
+pub mod topology;
+pub mod vtd;
 
 pub use address::{Iova, PciAddress, SourceId};
 pub use dma::{
     Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, PageBuffer, Rejected,
     ToDevice,
 };
+pub use group::ClaimError;
+pub use options::Options;
 pub use platform::Platform;
+pub use protection::StartError;
+pub use subsystem::{Iommu, Machine};

@@ -97,16 +97,11 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
-/// An interrupt of a remapping unit. `unit` is its index in [`Iommu::units`](crate::Iommu::units).
+/// An interrupt of a remapping unit. `unit` is its position in [`Dmar::units`](crate::dmar::Dmar::units).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The unit recorded a fault.
     Fault {
-        /// Index of the unit.
-        unit: usize,
-    },
-    /// A wait descriptor with its interrupt flag completed.
-    InvalidationComplete {
         /// Index of the unit.
         unit: usize,
     },

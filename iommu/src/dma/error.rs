@@ -33,12 +33,24 @@ pub enum DmaError {
         /// First address asked for.
         iova: Iova,
     },
+    /// The unit has no domain id left, or the domain spans too many units.
+    OutOfDomainIds {
+        /// Index of the unit.
+        unit: usize,
+    },
+    /// The units that see the device's requests have no page-table format in common.
+    NoCommonFormat,
     /// No memory for a buffer, for table pages or for bookkeeping.
     OutOfMemory,
     /// A count of elements that is zero or does not fit into the address space.
     BadLength {
         /// Elements asked for.
         count: usize,
+    },
+    /// The range is not mapped the way its mapping says: a bug in this crate, caught before memory was reused.
+    NotMapped {
+        /// First address of the range.
+        iova: Iova,
     },
     /// The device was taken away from its driver; nothing can be mapped for it any more.
     Revoked,
@@ -74,8 +86,13 @@ impl fmt::Display for DmaError {
             }
             Self::NoIova { pages, last } => write!(f, "no free IOVA range of {pages} pages up to {last:#x}"),
             Self::IovaTaken { iova } => write!(f, "IOVA {iova} is not free"),
+            Self::OutOfDomainIds { unit } => write!(f, "no free domain id in remapping unit {unit}"),
+            Self::NoCommonFormat => {
+                f.write_str("the device's remapping units walk no common page-table format")
+            }
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::BadLength { count } => write!(f, "{count} elements are not a valid length"),
+            Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),
             Self::Revoked => f.write_str("the device was taken away from its driver"),
             Self::Stuck(stuck) => stuck.fmt(f),
         }
@@ -95,8 +112,9 @@ impl From<Stuck> for DmaError {
 pub struct Rejected<B> {
     /// Why.
     pub error: DmaError,
-    /// The buffer as it was.
-    pub buffer: B,
+    /// The buffer as it was. `None` only if the unit stopped answering in just that moment, with a part of the buffer
+    /// mapped: then it stays pinned for ever.
+    pub buffer: Option<B>,
 }
 
 impl<B> From<Rejected<B>> for DmaError {

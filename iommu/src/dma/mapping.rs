@@ -5,7 +5,7 @@ use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
 use super::{
     Direction, DmaBuffer, DmaError, RawBuffer, Rejected,
     reaper::Abandoned,
-    space::{Live, MapRequest, Placement, Space},
+    space::{Live, MapRequest, NotMapped, Placement, Space},
 };
 use crate::Iova;
 use alloc::sync::Arc;
@@ -28,11 +28,12 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
                 let live = Live { space: space.clone(), iova, buffer: raw };
                 Ok(Self { live: ManuallyDrop::new(live), types: PhantomData })
             }
-            Err(error) => {
-                // SAFETY: `raw` is the buffer just taken apart, and nothing was mapped.
+            Err(NotMapped::Untouched(error)) => {
+                // SAFETY: `raw` is the buffer just taken apart, and no device ever had access.
                 let buffer = unsafe { B::from_raw(raw) };
-                Err(Rejected { error, buffer })
+                Err(Rejected { error, buffer: Some(buffer) })
             }
+            Err(NotMapped::Exposed(stuck)) => Err(Rejected { error: stuck.into(), buffer: None }),
         }
     }
 

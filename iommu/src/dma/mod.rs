@@ -6,7 +6,7 @@
 
 mod buffer;
 mod coherent;
-mod device;
+pub(crate) mod device;
 mod direction;
 mod error;
 mod mapping;

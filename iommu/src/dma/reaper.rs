@@ -26,7 +26,7 @@ impl Abandoned {
         match space.unmap(iova, buffer.bytes) {
             // SAFETY: no unit can translate the range any more, and `release` belongs to the buffer's type.
             Ok(()) => unsafe { (self.release)(buffer) },
-            Err(stuck) => log::error!("dropped mapping at {iova} stays pinned: {stuck}"),
+            Err(error) => log::error!("dropped mapping at {iova} stays pinned: {error}"),
         }
     }
 }

@@ -4,8 +4,10 @@
 use alloc::sync::Arc;
 use core::ptr::NonNull;
 
+use mm::{PAGE_BYTES, PhysRange};
+
 use super::{Access, DmaError, Stuck, reaper::Abandoned};
-use crate::Iova;
+use crate::{Iova, Platform};
 
 /// What [`Space::map`] is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -29,14 +31,29 @@ pub(crate) enum Placement {
     At(Iova),
 }
 
+/// Why [`Space::map`] failed, and what became of the buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NotMapped {
+    /// No device ever had access.
+    Untouched(DmaError),
+    /// A part was mapped and taken back, but a unit does not confirm that: the memory must never be used again.
+    Exposed(Stuck),
+}
+
+impl From<DmaError> for NotMapped {
+    fn from(error: DmaError) -> Self {
+        Self::Untouched(error)
+    }
+}
+
 /// An address space that a device uses.
 pub(crate) trait Space: Send + Sync {
     /// Maps a buffer and reserves what giving it back will need.
-    fn map(&self, request: &MapRequest) -> Result<Iova, DmaError>;
+    fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped>;
 
     /// Undoes [`map`](Self::map); when it returns `Ok`, no unit can translate the range any more. After an error the
     /// memory must never be used again.
-    fn unmap(&self, iova: Iova, bytes: usize) -> Result<(), Stuck>;
+    fn unmap(&self, iova: Iova, bytes: usize) -> Result<(), DmaError>;
 
     /// Leaves a mapping that was dropped to the reaper. Never waits, never allocates.
     fn abandon(&self, abandoned: Abandoned);
@@ -47,4 +64,18 @@ pub(crate) struct Live {
     pub space: Arc<dyn Space>,
     pub iova: Iova,
     pub buffer: super::RawBuffer,
+}
+
+/// The physical memory of a buffer that is whole pages.
+///
+/// A page is what a table can grant: anything smaller would show the device the rest of its page as well.
+#[inline]
+pub(crate) fn whole_pages<P: Platform>(platform: &P, request: &MapRequest) -> Result<PhysRange, DmaError> {
+    debug_assert!(!platform.in_interrupt(), "nothing is mapped in a hard interrupt");
+    let (address, bytes) = (request.first.as_ptr().addr(), request.bytes);
+    if bytes == 0 || !((address | bytes) as u64).is_multiple_of(PAGE_BYTES) {
+        return Err(DmaError::NotWholePages { address, bytes });
+    }
+    let start = platform.physical(request.first, bytes).ok_or(DmaError::NotMappable { address, bytes })?;
+    Ok(PhysRange::new(start, bytes as u64))
 }

@@ -214,7 +214,7 @@ impl Machine {
     pub(crate) fn allocate_vector(&self, event: Event) -> Option<MsiMessage> {
         const FIRST_VECTOR: u32 = 0x40;
         let mut vectors = self.vectors.lock().unwrap();
-        let (Event::Fault { unit } | Event::InvalidationComplete { unit }) = event;
+        let Event::Fault { unit } = event;
         if vectors.exhausted {
             return None;
         }

@@ -1,0 +1,78 @@
+//! The seam to a vendor's remapping hardware.
+//!
+//! [`Domain`](crate::domain::Domain) and [`Group`](crate::group::Group) are written against this trait alone and
+//! compiled for its implementation; the one there is is [`vtd`](crate::vtd).
+
+use alloc::sync::Arc;
+
+use mm::{
+    PhysAddr,
+    table::{Flushed, Format, Stale},
+};
+
+use crate::{
+    Iova, Platform, SourceId,
+    dma::{Access, DmaError, Stuck},
+};
+
+/// Units, by index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct UnitSet(u64);
+
+impl UnitSet {
+    /// Units that the subsystem can hold.
+    pub const MAX_UNITS: usize = 64;
+
+    /// These units and unit `unit`.
+    pub const fn with(self, unit: usize) -> Self {
+        Self(self.0 | 1 << unit)
+    }
+
+    /// The indices.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::MAX_UNITS).filter(move |unit| self.0 >> unit & 1 != 0)
+    }
+}
+
+/// What the front asks of the hardware.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// The host kernel.
+    type Platform: Platform;
+    /// Layout of the page tables that the hardware walks for a domain.
+    type Format: Format;
+    /// What the hardware knows a domain by: its ids and where its translations may be cached.
+    type Tags: Send + Sync;
+
+    /// The host kernel.
+    fn platform(&self) -> &Arc<Self::Platform>;
+
+    /// The table format that all of `units` walk, if there is one.
+    fn format(&self, units: UnitSet) -> Option<Self::Format>;
+
+    /// The permissions of a leaf.
+    fn access(&self, access: Access) -> <Self::Format as Format>::Access;
+
+    /// What the permissions of a leaf allow.
+    fn rights(&self, access: <Self::Format as Format>::Access) -> Access;
+
+    /// Highest IOVA that a table of `format` translates and all of `units` let a device use.
+    fn last_iova(&self, units: UnitSet, format: Self::Format) -> u64;
+
+    /// The tags of a new domain whose table has its root at `root`.
+    fn new_tags(&self, root: PhysAddr, format: Self::Format) -> Self::Tags;
+
+    /// Makes the requests of `source` translate through the domain. The source reached nothing before.
+    fn attach(&self, tags: &Self::Tags, unit: usize, source: SourceId) -> Result<(), DmaError>;
+
+    /// Makes the requests of `source` reach nothing. When it returns `Ok`, no unit can translate for them any more.
+    fn block(&self, tags: &Self::Tags, unit: usize, source: SourceId) -> Result<(), Stuck>;
+
+    /// Whether no source is attached, and nothing in any unit is tagged as the domain's.
+    fn is_unused(&self, tags: &Self::Tags) -> bool;
+
+    /// Makes newly mapped leaves visible: nothing at all on most hardware.
+    fn publish(&self, tags: &Self::Tags, first: Iova, bytes: u64) -> Result<(), Stuck>;
+
+    /// Removes `stale` from every cache that may hold it. This is the only place where a [`Flushed`] comes from.
+    fn flush(&self, tags: &Self::Tags, stale: Stale) -> Result<Flushed, Stuck>;
+}

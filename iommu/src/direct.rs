@@ -1,0 +1,63 @@
+//! `iommu=off`: devices use physical addresses and reach all of memory.
+//!
+//! It exists to measure what isolation costs and to boot a machine without a unit; it is never a fallback.
+
+use alloc::sync::Arc;
+
+use crate::{
+    Iova, Platform,
+    dma::{
+        DmaError,
+        device::FaultCount,
+        reaper::{Abandoned, Reaper},
+        space::{MapRequest, NotMapped, Placement, Space, whole_pages},
+    },
+};
+
+/// The space of every device when there is no isolation: an IOVA is a physical address.
+pub(crate) struct DirectSpace<P: Platform> {
+    platform: Arc<P>,
+    reaper: Arc<Reaper<P>>,
+}
+
+impl<P: Platform> DirectSpace<P> {
+    pub fn new(platform: Arc<P>, reaper: Arc<Reaper<P>>) -> Self {
+        Self { platform, reaper }
+    }
+}
+
+impl<P: Platform> Space for DirectSpace<P> {
+    fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
+        let memory = whole_pages(&*self.platform, request)?;
+        let iova = Iova::new(memory.start.as_u64());
+        let last = iova.as_u64() + (memory.bytes - 1);
+        match request.placement {
+            Placement::Below(limit) if last > limit => {
+                return Err(DmaError::NoIova { pages: memory.bytes / mm::PAGE_BYTES, last: limit }.into());
+            }
+            Placement::At(wanted) if wanted != iova => {
+                return Err(DmaError::IovaTaken { iova: wanted }.into());
+            }
+            _ => self.reaper.reserve()?,
+        }
+        Ok(iova)
+    }
+
+    fn unmap(&self, _iova: Iova, _bytes: usize) -> Result<(), DmaError> {
+        self.reaper.release();
+        Ok(())
+    }
+
+    fn abandon(&self, abandoned: Abandoned) {
+        self.reaper.abandon(abandoned);
+    }
+}
+
+/// Without a unit no fault is ever seen.
+pub(crate) struct NoFaults;
+
+impl FaultCount for NoFaults {
+    fn faults(&self) -> u64 {
+        0
+    }
+}

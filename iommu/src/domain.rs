@@ -1,0 +1,277 @@
+//! A DMA address space: a page table, the IOVAs that are free in it, and the groups that translate through it.
+//!
+//! The order of things is what makes it safe. Mapping reserves everything that can fail first (IOVA, table pages, the
+//! reaper's slot), then writes leaves. Unmapping clears the leaves, flushes every cache that may hold them, and only
+//! then gives back table pages, then the IOVA, then (to the caller) the buffer.
+
+use alloc::sync::Arc;
+use core::{
+    mem::ManuallyDrop,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
+};
+
+use mm::{
+    PAGE_BYTES, PhysAddr, PhysRange,
+    table::{EditError, MapError, PageTable, Stale, TableMemory},
+};
+
+use crate::{
+    Iova, Platform, SourceId,
+    backend::{Backend, UnitSet},
+    dma::{
+        Access, DmaError, Stuck,
+        reaper::{Abandoned, Reaper},
+        space::{MapRequest, NotMapped, Placement, Space, whole_pages},
+    },
+    dump::{MappingReport, Visitor},
+    iova::{IovaError, IovaSpace},
+};
+
+/// Table pages of the host kernel, as the engine takes them.
+pub(crate) struct PlatformTables<P>(pub Arc<P>);
+
+// SAFETY: every call goes to the platform's own table memory, which keeps the contract.
+unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
+    #[inline]
+    fn allocate(&self) -> Option<PhysAddr> {
+        self.0.tables().allocate()
+    }
+
+    #[inline]
+    unsafe fn free(&self, page: PhysAddr) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.tables().free(page) }
+    }
+
+    #[inline]
+    unsafe fn table(&self, page: PhysAddr) -> &mm::table::Table {
+        // SAFETY: passed on to the caller.
+        unsafe { self.0.tables().table(page) }
+    }
+
+    #[inline]
+    fn write_back(&self, first: *const u8, bytes: usize) {
+        self.0.tables().write_back(first, bytes);
+    }
+}
+
+/// One DMA address space.
+pub(crate) struct Domain<B: Backend> {
+    number: u64,
+    backend: Arc<B>,
+    units: UnitSet,
+    table: ManuallyDrop<PageTable<B::Format, PlatformTables<B::Platform>>>,
+    iovas: IovaSpace<B::Platform>,
+    tags: B::Tags,
+    reaper: Arc<Reaper<B::Platform>>,
+    /// The device was taken away: nothing new is mapped.
+    revoked: AtomicBool,
+    mapped_pages: AtomicU64,
+}
+
+impl<B: Backend> Domain<B> {
+    /// An empty domain that all of `units` can walk, with `reserved` mapped one to one.
+    pub fn new(
+        number: u64,
+        backend: Arc<B>,
+        reaper: Arc<Reaper<B::Platform>>,
+        units: UnitSet,
+        reserved: &[PhysRange],
+    ) -> Result<Self, DmaError> {
+        let platform = backend.platform().clone();
+        let format = backend.format(units).ok_or(DmaError::NoCommonFormat)?;
+        let table =
+            PageTable::new(format, PlatformTables(platform.clone())).map_err(|_| DmaError::OutOfMemory)?;
+        let iovas =
+            IovaSpace::new(platform, backend.last_iova(units, format)).map_err(|_| DmaError::OutOfMemory)?;
+        let tags = backend.new_tags(table.root(), format);
+        let domain = Self {
+            number,
+            backend,
+            units,
+            table: ManuallyDrop::new(table),
+            iovas,
+            tags,
+            reaper,
+            revoked: AtomicBool::new(false),
+            mapped_pages: AtomicU64::new(0),
+        };
+        for &region in reserved {
+            domain.map_reserved_region(region)?;
+        }
+        Ok(domain)
+    }
+
+    /// Number of the domain, for people.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Pages mapped now, reserved regions included.
+    pub fn mapped_pages(&self) -> u64 {
+        self.mapped_pages.load(Ordering::Relaxed)
+    }
+
+    /// The table, to look at.
+    pub fn table(&self) -> &PageTable<B::Format, PlatformTables<B::Platform>> {
+        &self.table
+    }
+
+    /// Shows what is mapped.
+    pub fn visit_mappings(&self, visitor: &mut dyn Visitor) {
+        for run in self.table.runs(0, self.backend.last_iova(self.units, *self.table.format())) {
+            let Access { read, write } = self.backend.rights(run.access);
+            let iova = Iova::new(run.input);
+            visitor.mapping(&MappingReport { iova, output: run.output, bytes: run.bytes, read, write });
+        }
+    }
+
+    /// Makes `source` translate through this domain.
+    pub fn attach(&self, unit: usize, source: SourceId) -> Result<(), DmaError> {
+        self.backend.attach(&self.tags, unit, source)
+    }
+
+    /// Makes `source` reach nothing.
+    pub fn block(&self, unit: usize, source: SourceId) -> Result<(), Stuck> {
+        self.backend.block(&self.tags, unit, source)
+    }
+
+    /// Refuses every later map.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    /// Memory that firmware wants the device to reach at all times (RMRR), mapped one to one.
+    fn map_reserved_region(&self, region: PhysRange) -> Result<(), DmaError> {
+        let first = region.start.as_u64();
+        let iova = Iova::new(first);
+        self.iovas.reserve(first, first + (region.bytes - 1)).map_err(|error| match error {
+            IovaError::OutOfMemory => DmaError::OutOfMemory,
+            _ => DmaError::IovaTaken { iova },
+        })?;
+        match self.map_leaves(iova, region, Access { read: true, write: true }) {
+            Ok(()) => Ok(()),
+            Err(NotMapped::Untouched(error)) => Err(error),
+            Err(NotMapped::Exposed(stuck)) => Err(stuck.into()),
+        }
+    }
+
+    fn allocate(&self, placement: Placement, bytes: u64) -> Result<Iova, DmaError> {
+        let pages = bytes / PAGE_BYTES;
+        match placement {
+            Placement::Below(last) => self.iovas.allocate(pages, last).map_err(|error| match error {
+                IovaError::OutOfMemory => DmaError::OutOfMemory,
+                _ => DmaError::NoIova { pages, last },
+            }),
+            Placement::At(iova) => {
+                self.iovas.allocate_at(iova, pages).map_err(|_| DmaError::IovaTaken { iova })?;
+                Ok(iova)
+            }
+        }
+    }
+
+    fn map_leaves(&self, iova: Iova, memory: PhysRange, access: Access) -> Result<(), NotMapped> {
+        // SAFETY: the range was allocated for this mapping alone, and the caller lends the memory for this access.
+        let mapped = unsafe { self.table.map(iova.as_u64(), &[memory], self.backend.access(access)) };
+        let emptied = mapped.map_err(|error| self.undo(iova, error))?;
+        self.mapped_pages.fetch_add(memory.bytes / PAGE_BYTES, Ordering::Relaxed);
+        // A unit that does not answer in one of the next two steps is dead and its devices are stopped. The mapping
+        // stands: the next map is refused, and the unmap of this one pins the buffer.
+        if let Some(stale) = emptied {
+            let _ = self.flush(stale);
+        }
+        let _ = self.backend.publish(&self.tags, iova, memory.bytes);
+        Ok(())
+    }
+
+    /// The engine took a partial mapping back; what a unit may have seen of it is flushed before anything is reused.
+    #[cold]
+    fn undo(&self, iova: Iova, error: MapError) -> NotMapped {
+        let reason = match error {
+            MapError::OutOfTables { .. } => DmaError::OutOfMemory,
+            _ => DmaError::IovaTaken { iova },
+        };
+        match error.into_undone().map(|stale| self.flush(stale)) {
+            Some(Err(stuck)) => NotMapped::Exposed(stuck),
+            _ => NotMapped::Untouched(reason),
+        }
+    }
+
+    /// Flushes what `stale` speaks of and frees the table pages in it.
+    fn flush(&self, stale: Stale) -> Result<(), Stuck> {
+        // Leaves are cleared before the tags are read: a group that attaches in between walks the cleared table.
+        fence(Ordering::SeqCst);
+        let flushed = self.backend.flush(&self.tags, stale)?;
+        self.table.redeem(flushed);
+        Ok(())
+    }
+
+    /// Maps into a range that is reserved for it; gives the range back if no device can have seen it.
+    fn map_at(&self, iova: Iova, memory: PhysRange, access: Access) -> Result<Iova, NotMapped> {
+        let result = self.map_leaves(iova, memory, access);
+        if let Err(NotMapped::Untouched(_)) = result {
+            self.free(iova, memory.bytes / PAGE_BYTES);
+        }
+        result.map(|()| iova)
+    }
+
+    /// A mapping's range covers whole leaves, so that unmapping it splits nothing and cannot fail.
+    #[cold]
+    fn not_mapped(&self, iova: Iova, error: EditError) -> DmaError {
+        log::error!("domain {}: {error}", self.number);
+        DmaError::NotMapped { iova }
+    }
+
+    fn free(&self, iova: Iova, pages: u64) {
+        if let Err(error) = self.iovas.free(iova, pages) {
+            log::error!("domain {}: {error}", self.number);
+        }
+    }
+}
+
+impl<B: Backend> Drop for Domain<B> {
+    fn drop(&mut self) {
+        if !self.backend.is_unused(&self.tags) {
+            log::error!(
+                "domain {} goes while a unit may still walk its table: the table is lost",
+                self.number
+            );
+            return;
+        }
+        // SAFETY: the table is not used after `drop`, and this is the only place that takes it.
+        let table = unsafe { ManuallyDrop::take(&mut self.table) };
+        // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed.
+        unsafe { table.destroy() };
+    }
+}
+
+impl<B: Backend> Space for Domain<B> {
+    fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
+        let memory = whole_pages(&**self.backend.platform(), request)?;
+        if self.revoked.load(Ordering::Acquire) {
+            return Err(DmaError::Revoked.into());
+        }
+        self.reaper.reserve()?;
+        self.allocate(request.placement, memory.bytes)
+            .map_err(NotMapped::from)
+            .and_then(|iova| self.map_at(iova, memory, request.access))
+            .inspect_err(|_| self.reaper.release())
+    }
+
+    fn unmap(&self, iova: Iova, bytes: usize) -> Result<(), DmaError> {
+        debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
+        let pages = bytes as u64 / PAGE_BYTES;
+        // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush below.
+        let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes as u64) };
+        let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
+        self.flush(stale)?;
+        self.free(iova, pages);
+        self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);
+        self.reaper.release();
+        Ok(())
+    }
+
+    fn abandon(&self, abandoned: Abandoned) {
+        self.reaper.abandon(abandoned);
+    }
+}

@@ -1,0 +1,133 @@
+//! What the subsystem shows of itself: plain values, for a shell to print and tests to compare.
+
+use core::fmt;
+
+use mm::{PhysAddr, PhysRange};
+
+use crate::{Iova, PciAddress, SourceId, fault::Fault};
+
+/// Takes what [`Iommu::visit`](crate::Iommu::visit) shows. Each method does nothing unless it is overridden. They are
+/// called without a lock held, and may print and wait.
+pub trait Visitor {
+    /// A remapping unit.
+    fn unit(&mut self, _unit: &UnitReport) {}
+
+    /// A group of functions, after all units.
+    fn group(&mut self, _group: &GroupReport<'_>) {}
+
+    /// The domain of the group shown just before; blocked groups have none.
+    fn domain(&mut self, _domain: &DomainReport) {}
+
+    /// One run of addresses that the domain shown just before maps.
+    fn mapping(&mut self, _mapping: &MappingReport) {}
+
+    /// A fault, oldest first, after all groups.
+    fn fault(&mut self, _fault: &Fault) {}
+
+    /// Faults that found no room in the ring, after the last one.
+    fn lost_faults(&mut self, _count: u64) {}
+}
+
+/// One remapping unit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnitReport {
+    /// Its index.
+    pub unit: usize,
+    /// PCI segment that it serves.
+    pub segment: u16,
+    /// Address of its registers.
+    pub base: PhysAddr,
+    /// Major and minor version (VER).
+    pub version: (u8, u8),
+    /// The CAP register.
+    pub capability: u64,
+    /// The ECAP register.
+    pub extended_capability: u64,
+    /// The GSTS register as it reads now.
+    pub global_status: u32,
+    /// The FSTS register as it reads now.
+    pub fault_status: u32,
+    /// Widest IOVA that it translates, in bits.
+    pub address_bits: u32,
+    /// Domain ids in use.
+    pub domains: usize,
+    /// Whether it still answers.
+    pub alive: bool,
+}
+
+impl UnitReport {
+    /// DMA remapping is on (GSTS.TES).
+    #[must_use]
+    pub const fn translates(&self) -> bool {
+        self.global_status >> 31 & 1 != 0
+    }
+
+    /// The root table pointer is set (GSTS.RTPS).
+    #[must_use]
+    pub const fn has_root(&self) -> bool {
+        self.global_status >> 30 & 1 != 0
+    }
+
+    /// Queued invalidation is on (GSTS.QIES).
+    #[must_use]
+    pub const fn queues_invalidations(&self) -> bool {
+        self.global_status >> 26 & 1 != 0
+    }
+
+    /// Interrupt remapping is on (GSTS.IRES).
+    #[must_use]
+    pub const fn remaps_interrupts(&self) -> bool {
+        self.global_status >> 25 & 1 != 0
+    }
+}
+
+/// One group.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupReport<'a> {
+    /// Its index.
+    pub group: usize,
+    /// Its functions.
+    pub functions: &'a [PciAddress],
+    /// The ids that requests of its functions carry, each with the index of the unit that sees it.
+    pub sources: &'a [(SourceId, usize)],
+    /// Memory that it reaches at all times.
+    pub reserved: &'a [PhysRange],
+    /// Faults so far.
+    pub faults: u64,
+}
+
+/// One domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DomainReport {
+    /// Its number.
+    pub number: u64,
+    /// Root of its page table.
+    pub root: PhysAddr,
+    /// Levels of its page table.
+    pub levels: u8,
+    /// Pages of 4 KiB mapped now.
+    pub mapped_pages: u64,
+}
+
+/// One run of mapped addresses with the same rights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MappingReport {
+    /// First IOVA.
+    pub iova: Iova,
+    /// What it translates to.
+    pub output: PhysAddr,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// The device may read.
+    pub read: bool,
+    /// The device may write.
+    pub write: bool,
+}
+
+impl fmt::Display for MappingReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let right = |on, letter| if on { letter } else { '-' };
+        let (read, write) = (right(self.read, 'r'), right(self.write, 'w'));
+        write!(f, "{} -> {} {:#x} bytes {read}{write}", self.iova, self.output, self.bytes)
+    }
+}

@@ -1,0 +1,127 @@
+//! From the interrupt that reads a fault to the log and the shell.
+
+use crate::{
+    Platform,
+    dump::Visitor,
+    fault::{Fault, FaultRing},
+    platform::Work,
+    sync::IrqLock,
+};
+
+/// Faults that `faults` shows: the last ones.
+const HISTORY: usize = 64;
+
+/// Log lines about faults that are written at once, and after how long another may be.
+const BURST_LINES: u32 = 10;
+const LINE_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// The faults of all units.
+pub(crate) struct FaultLog {
+    /// What interrupts have read and no thread has seen.
+    ring: FaultRing,
+    state: IrqLock<State>,
+}
+
+struct State {
+    history: [Option<Fault>; HISTORY],
+    /// Where the next one goes.
+    next: usize,
+    budget: Budget,
+}
+
+/// A token bucket: what may be written to the log.
+struct Budget {
+    lines: u32,
+    refilled_ns: u64,
+    suppressed: u64,
+}
+
+impl FaultLog {
+    pub const fn new() -> Self {
+        let budget = Budget { lines: BURST_LINES, refilled_ns: 0, suppressed: 0 };
+        Self {
+            ring: FaultRing::new(),
+            state: IrqLock::new(State { history: [None; HISTORY], next: 0, budget }),
+        }
+    }
+
+    /// Takes one fault over from a unit. Callable in an interrupt.
+    pub fn record<P: Platform>(&self, platform: &P, fault: Fault) {
+        self.ring.push(platform, fault);
+        platform.wake(Work::Faults);
+    }
+
+    /// Logs what has been recorded, as far as the log's budget allows, and keeps the last ones to show.
+    pub fn process<P: Platform>(&self, platform: &P) {
+        // One lap: a device that goes on faulting wakes the thread again.
+        for _ in 0..crate::fault::FAULT_RING_ENTRIES {
+            let Some(fault) = self.ring.pop(platform) else { return };
+            let now_ns = platform.now_ns();
+            let allowed = {
+                let mut state = self.state.lock(platform);
+                let next = state.next;
+                state.history[next] = Some(fault);
+                state.next = (next + 1) % HISTORY;
+                state.budget.take(now_ns)
+            };
+            match allowed {
+                Some(0) => log::warn!("iommu: {fault}"),
+                Some(suppressed) => log::warn!("iommu: {fault} ({suppressed} faults before it not logged)"),
+                None => {}
+            }
+        }
+    }
+
+    /// Shows the last faults, oldest first.
+    pub fn visit<P: Platform>(&self, platform: &P, visitor: &mut dyn Visitor) {
+        for age in 0..HISTORY {
+            let fault = {
+                let state = self.state.lock(platform);
+                state.history[(state.next + age) % HISTORY]
+            };
+            if let Some(fault) = fault {
+                visitor.fault(&fault);
+            }
+        }
+        visitor.lost_faults(self.ring.lost(platform));
+    }
+}
+
+impl Budget {
+    /// Whether a line may be written now, and how many were not since the last one.
+    fn take(&mut self, now_ns: u64) -> Option<u64> {
+        let refill = now_ns.saturating_sub(self.refilled_ns) / LINE_INTERVAL_NS;
+        if refill > 0 {
+            self.refilled_ns = now_ns;
+            self.lines =
+                self.lines.saturating_add(u32::try_from(refill).unwrap_or(u32::MAX)).min(BURST_LINES);
+        }
+        if self.lines == 0 {
+            self.suppressed += 1;
+            return None;
+        }
+        self.lines -= 1;
+        Some(core::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_writes_a_burst_and_then_a_line_a_second() {
+        let mut budget = Budget { lines: BURST_LINES, refilled_ns: 0, suppressed: 0 };
+        let written = (0..1_000_000_u64).filter(|step| budget.take(step * 10_000).is_some()).count();
+        assert_eq!(written, BURST_LINES as usize + 9, "ten seconds of a fault each 10 microseconds");
+    }
+
+    #[test]
+    fn the_line_after_a_gap_says_how_many_were_left_out() {
+        let mut budget = Budget { lines: 1, refilled_ns: 0, suppressed: 0 };
+        assert_eq!(budget.take(0), Some(0));
+        assert_eq!(budget.take(1), None);
+        assert_eq!(budget.take(2), None);
+        assert_eq!(budget.take(LINE_INTERVAL_NS), Some(2));
+    }
+}

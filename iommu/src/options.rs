@@ -1,0 +1,118 @@
+//! The words of `iommu=` on the kernel's command line, after Xen's option of that name.
+//!
+//! A word stands in [`WORDS`] only when it does something; every other one is reported.
+
+/// Whether devices must be isolated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// `off`: the units stay as they are, and a device reaches all of memory.
+    Off,
+    /// `on`: use the units; without one no device is handed out.
+    #[default]
+    On,
+    /// `force`: refuse to boot without a working unit.
+    Force,
+}
+
+/// How the units are to be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Whether devices must be isolated.
+    pub mode: Mode,
+    /// Use interrupt remapping where a unit has it.
+    pub interrupt_remapping: bool,
+    /// Use the invalidation queue where a unit has it.
+    pub queued_invalidation: bool,
+    /// Use leaves larger than 4 KiB where a unit has them.
+    pub superpages: bool,
+    /// Use snoop control where a unit has it.
+    pub snoop: bool,
+    /// Log bring-up in detail.
+    pub verbose: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::On,
+            interrupt_remapping: true,
+            queued_invalidation: true,
+            superpages: true,
+            snoop: true,
+            verbose: false,
+        }
+    }
+}
+
+/// The words and what each sets. The last word about a thing wins.
+const WORDS: &[(&str, fn(&mut Options))] = &[
+    ("on", |options| options.mode = Mode::On),
+    ("off", |options| options.mode = Mode::Off),
+    ("force", |options| options.mode = Mode::Force),
+    ("intremap", |options| options.interrupt_remapping = true),
+    ("no-intremap", |options| options.interrupt_remapping = false),
+    ("qinval", |options| options.queued_invalidation = true),
+    ("no-qinval", |options| options.queued_invalidation = false),
+    ("superpages", |options| options.superpages = true),
+    ("no-superpages", |options| options.superpages = false),
+    ("snoop", |options| options.snoop = true),
+    ("no-snoop", |options| options.snoop = false),
+    ("verbose", |options| options.verbose = true),
+];
+
+impl Options {
+    /// Applies the comma-separated `words`; each unknown one is passed to `unknown` and changes nothing.
+    pub fn apply<'a>(&mut self, words: &'a str, mut unknown: impl FnMut(&'a str)) {
+        for word in words.split(',').filter(|word| !word.is_empty()) {
+            match WORDS.iter().find(|(name, _)| *name == word) {
+                Some((_, set)) => set(self),
+                None => unknown(word),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn parse(words: &str) -> (Options, Vec<&str>) {
+        let (mut options, mut unknown) = (Options::default(), Vec::new());
+        options.apply(words, |word| unknown.push(word));
+        (options, unknown)
+    }
+
+    #[test]
+    fn the_default_isolates_with_everything_the_units_have() {
+        assert_eq!(parse(""), (Options::default(), Vec::new()));
+        assert_eq!(Options::default().mode, Mode::On);
+    }
+
+    #[test]
+    fn each_word_changes_exactly_what_it_names() {
+        let base = Options::default();
+        let expected = [
+            ("off", Options { mode: Mode::Off, ..base }),
+            ("force", Options { mode: Mode::Force, ..base }),
+            ("no-intremap", Options { interrupt_remapping: false, ..base }),
+            ("no-qinval", Options { queued_invalidation: false, ..base }),
+            ("no-superpages", Options { superpages: false, ..base }),
+            ("no-snoop", Options { snoop: false, ..base }),
+            ("verbose", Options { verbose: true, ..base }),
+            ("no-intremap,intremap", base),
+            ("off,on", base),
+        ];
+        for (words, options) in expected {
+            assert_eq!(parse(words), (options, Vec::new()), "{words}");
+        }
+    }
+
+    #[test]
+    fn unknown_words_are_reported_and_the_rest_still_counts() {
+        let (options, unknown) = parse("frobnicate,force,,Off,no-");
+        assert_eq!(unknown, ["frobnicate", "Off", "no-"]);
+        assert_eq!(options.mode, Mode::Force);
+    }
+}

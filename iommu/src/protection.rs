@@ -1,0 +1,272 @@
+//! The subsystem at work: the units of a machine, its groups, and the way of a fault.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::fmt;
+
+use crate::{
+    Options, PciAddress, Platform,
+    backend::UnitSet,
+    dma::{DmaDevice, Stuck, device::FaultCount, reaper::Reaper},
+    dmar::{Dmar, DmarError},
+    dump::{DomainReport, GroupReport, Visitor},
+    fault_log::FaultLog,
+    group::{ClaimError, DomainMaker, Group, GroupLayout},
+    platform::{Event, Work},
+    subsystem::Control,
+    topology::{self, FunctionKind, Topology, TopologyError},
+    vtd::{Vtd, VtdError},
+};
+
+/// Why the subsystem could not start. No unit translates then.
+#[derive(Debug)]
+pub enum StartError {
+    /// `iommu=force`, and firmware describes no unit.
+    NoUnit,
+    /// The DMAR table cannot be read.
+    Table(DmarError),
+    /// The PCI hierarchy makes no sense.
+    Topology(TopologyError),
+    /// A unit could not be brought up.
+    Unit(VtdError),
+    /// No memory.
+    OutOfMemory,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoUnit => f.write_str("firmware describes no remapping unit"),
+            Self::Table(error) => write!(f, "DMAR table: {error}"),
+            Self::Topology(error) => write!(f, "PCI topology: {error}"),
+            Self::Unit(error) => error.fmt(f),
+            Self::OutOfMemory => f.write_str("out of memory"),
+        }
+    }
+}
+
+impl core::error::Error for StartError {}
+
+impl From<DmarError> for StartError {
+    fn from(error: DmarError) -> Self {
+        Self::Table(error)
+    }
+}
+
+impl From<TopologyError> for StartError {
+    fn from(error: TopologyError) -> Self {
+        Self::Topology(error)
+    }
+}
+
+impl From<VtdError> for StartError {
+    fn from(error: VtdError) -> Self {
+        Self::Unit(error)
+    }
+}
+
+/// How many warnings about one table or hierarchy are logged: firmware decides how many there are.
+const MAX_LOGGED_WARNINGS: usize = 16;
+
+/// The units, groups and faults of one machine.
+pub(crate) struct Protection<P: Platform> {
+    shared: Arc<Shared<P>>,
+    maker: DomainMaker<Vtd<P>>,
+}
+
+/// What a device handle shares with the subsystem.
+struct Shared<P: Platform> {
+    platform: Arc<P>,
+    backend: Arc<Vtd<P>>,
+    topology: Topology,
+    /// By the topology's group number; `None` for a group that some unit does not cover.
+    groups: Vec<Option<Group<Vtd<P>>>>,
+    faults: FaultLog,
+}
+
+impl<P: Platform> Protection<P> {
+    /// Brings the units up: everything blocked but reserved memory, then translation on.
+    pub fn start(
+        platform: Arc<P>,
+        reaper: Arc<Reaper<P>>,
+        dmar: &[u8],
+        functions: &[topology::Function],
+        options: Options,
+    ) -> Result<Self, StartError> {
+        let dmar = Dmar::parse(dmar)?;
+        log_warnings(&dmar);
+        let topology = Topology::build(functions, Some(&dmar))?;
+        for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
+            log::warn!("iommu: {problem}");
+        }
+        stop_bus_masters(&*platform, &topology);
+        let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, options)?);
+        let groups = make_groups(&topology)?;
+        let maker = DomainMaker::new(backend.clone(), reaper);
+        let shared = Arc::new(Shared { platform, backend, topology, groups, faults: FaultLog::new() });
+        let protection = Self { shared, maker };
+        protection.map_reserved();
+        protection.shared.backend.enable_translation()?;
+        Ok(protection)
+    }
+
+    /// Maps reserved memory for the groups that have any. A group for which that fails stays blocked.
+    fn map_reserved(&self) {
+        for group in self.shared.groups.iter().flatten() {
+            if let Err(error) = group.map_reserved(&self.maker) {
+                log::error!("iommu: reserved memory of {:?}: {error}", group.layout().functions);
+            }
+        }
+    }
+}
+
+fn log_warnings(dmar: &Dmar<'_>) {
+    let mut count = 0;
+    dmar.warnings(|warning| {
+        if count < MAX_LOGGED_WARNINGS {
+            log::warn!("iommu: DMAR table: {warning}");
+        }
+        count += 1;
+    });
+    if count > MAX_LOGGED_WARNINGS {
+        log::warn!("iommu: DMAR table: {} more warnings", count - MAX_LOGGED_WARNINGS);
+    }
+}
+
+/// Turns bus mastering off on every endpoint that needs no reserved memory: what firmware left running stops before
+/// anything is translated. A driver turns it on again after its claim.
+fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology) {
+    for function in topology.functions() {
+        let runs_on = topology.reserved(function.address).next().is_some();
+        if function.kind == FunctionKind::Endpoint && !runs_on {
+            stop_bus_master(platform, function.address);
+        }
+    }
+}
+
+fn stop_bus_master<P: Platform>(platform: &P, function: PciAddress) {
+    /// The dword of Command and Status; writing Status bits as 0 leaves them alone.
+    const COMMAND: u16 = 0x04;
+    const COMMAND_BITS: u32 = 0xffff;
+    const BUS_MASTER: u32 = 1 << 2;
+    let command = platform.read_config(function, COMMAND) & COMMAND_BITS;
+    platform.write_config(function, COMMAND, command & !BUS_MASTER);
+}
+
+fn make_groups<B: crate::backend::Backend>(topology: &Topology) -> Result<Vec<Option<Group<B>>>, StartError> {
+    let mut groups = Vec::new();
+    groups.try_reserve_exact(topology.groups().count()).map_err(|_| StartError::OutOfMemory)?;
+    for group in topology.groups() {
+        groups.push(GroupLayout::of(group)?.map(Group::new));
+    }
+    Ok(groups)
+}
+
+impl<P: Platform> Shared<P> {
+    fn group(&self, function: PciAddress) -> Option<&Group<Vtd<P>>> {
+        self.groups.get(self.topology.group(function)?.number())?.as_ref()
+    }
+
+    /// Reads the fault records of `unit` into the log. Callable in an interrupt.
+    fn drain(&self, unit: usize) {
+        self.backend.drain_faults(unit, |fault| {
+            if let Some(group) = self.topology.group_of_source(fault.source) {
+                if let Some(Some(group)) = self.groups.get(group.number()) {
+                    group.count_fault();
+                }
+            }
+            self.faults.record(&*self.platform, fault);
+        });
+    }
+
+    /// Stops the devices behind a unit that does not answer any more.
+    fn stop_behind(&self, stuck: Stuck) {
+        for group in self.groups.iter().flatten() {
+            if group.layout().sources.iter().any(|&(_, unit)| unit == stuck.unit) {
+                for &function in &group.layout().functions {
+                    stop_bus_master(&*self.platform, function);
+                }
+            }
+        }
+        log::error!("iommu: {stuck}: bus mastering is off behind it, what it may reach stays pinned");
+    }
+}
+
+impl<P: Platform> Control for Protection<P> {
+    fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
+        let group = self.shared.group(function).ok_or(ClaimError::Unknown { function })?;
+        let domain = group.claim(&self.maker, function)?;
+        let faults = DeviceFaults { shared: self.shared.clone(), function };
+        Ok(DmaDevice::new(function, domain, Arc::new(faults)))
+    }
+
+    fn handle_event(&self, event: Event) {
+        match event {
+            Event::Fault { unit } => {
+                self.shared.drain(unit);
+                self.shared.platform.wake(Work::Faults);
+            }
+        }
+    }
+
+    fn process_faults(&self) {
+        // At most one lap a unit: a unit whose records fill up faster than that wakes this thread again.
+        for unit in core::iter::from_fn(|| self.shared.backend.take_undrained()).take(UnitSet::MAX_UNITS) {
+            self.shared.drain(unit);
+        }
+        self.shared.faults.process(&*self.shared.platform);
+        self.shared.backend.log_queue_errors();
+        while let Some(stuck) = self.shared.backend.take_newly_stuck() {
+            self.shared.stop_behind(stuck);
+        }
+    }
+
+    fn reap(&self) {
+        self.maker.reaper.reap();
+    }
+
+    fn live_mappings(&self) -> usize {
+        self.maker.reaper.live()
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        let backend = &*self.shared.backend;
+        backend.visit(visitor);
+        for (number, group) in self.shared.groups.iter().enumerate() {
+            let Some(group) = group else { continue };
+            let GroupLayout { functions, sources, reserved } = group.layout();
+            let faults = group.faults();
+            visitor.group(&GroupReport { group: number, functions, sources, reserved, faults });
+            let Some(domain) = group.domain(backend) else { continue };
+            let table = domain.table();
+            visitor.domain(&DomainReport {
+                number: domain.number(),
+                root: table.root(),
+                levels: mm::table::Format::levels(table.format()),
+                mapped_pages: domain.mapped_pages(),
+            });
+            domain.visit_mappings(visitor);
+        }
+        self.shared.faults.visit(&*self.shared.platform, visitor);
+    }
+}
+
+/// The fault count of one claimed function: its group's, because its unit cannot tell them apart.
+struct DeviceFaults<P: Platform> {
+    shared: Arc<Shared<P>>,
+    function: PciAddress,
+}
+
+impl<P: Platform> FaultCount for DeviceFaults<P> {
+    fn faults(&self) -> u64 {
+        let Some(group) = self.shared.group(self.function) else { return 0 };
+        let mut count = 0;
+        let mut last_unit = None;
+        for &(_, unit) in &group.layout().sources {
+            if last_unit.replace(unit) != Some(unit) {
+                self.shared.drain(unit);
+                count += self.shared.backend.lost_faults(unit);
+            }
+        }
+        count + group.faults()
+    }
+}

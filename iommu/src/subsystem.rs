@@ -1,0 +1,156 @@
+//! The handle that a kernel holds: bring-up, claims, events, and what the shell shows.
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use crate::{
+    Options, PciAddress, Platform,
+    direct::{DirectSpace, NoFaults},
+    dma::{DmaDevice, reaper::Reaper},
+    dump::Visitor,
+    group::ClaimError,
+    options::Mode,
+    platform::Event,
+    protection::{Protection, StartError},
+    topology,
+};
+
+/// What firmware and enumeration say about the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// The bytes of the ACPI DMAR table, header included, if there is one.
+    pub dmar: Option<&'a [u8]>,
+    /// Every PCI function that was found.
+    pub functions: &'a [topology::Function],
+}
+
+/// The IOMMU subsystem of one machine. Clones are the same.
+#[derive(Clone)]
+pub struct Iommu {
+    control: Arc<dyn Control>,
+}
+
+/// What a handle does, without the platform's and the vendor's types.
+pub(crate) trait Control: Send + Sync {
+    fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError>;
+    fn handle_event(&self, event: Event);
+    fn process_faults(&self);
+    fn reap(&self);
+    fn live_mappings(&self) -> usize;
+    fn visit(&self, visitor: &mut dyn Visitor);
+}
+
+impl Iommu {
+    /// Brings every unit of the machine up, with all functions blocked but for their reserved memory, and turns
+    /// translation on.
+    ///
+    /// # Errors
+    /// [`StartError`] names what was wrong and where. With [`Mode::On`] a machine without a unit is no error: claims
+    /// are refused then.
+    pub fn start<P: Platform>(
+        platform: Arc<P>,
+        machine: &Machine<'_>,
+        options: Options,
+    ) -> Result<Self, StartError> {
+        let reaper = Arc::new(Reaper::new(platform.clone()));
+        let control: Arc<dyn Control> = match (options.mode, machine.dmar) {
+            (Mode::Off, _) => Arc::new(Unprotected { platform, reaper }),
+            (Mode::On, None) => Arc::new(NoUnit),
+            (Mode::Force, None) => return Err(StartError::NoUnit),
+            (_, Some(dmar)) => {
+                Arc::new(Protection::start(platform, reaper, dmar, machine.functions, options)?)
+            }
+        };
+        Ok(Self { control })
+    }
+
+    /// Gives `function` to a driver. From now on it reaches what the driver maps, and nothing else.
+    ///
+    /// # Errors
+    /// See [`ClaimError`]; the function stays blocked.
+    pub fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
+        self.control.claim(function)
+    }
+
+    /// Handles an interrupt that [`Platform::allocate_vector`] was asked for. Called in the interrupt.
+    pub fn handle_event(&self, event: Event) {
+        self.control.handle_event(event);
+    }
+
+    /// Logs recorded faults and acts on them. Runs in a thread of the host, woken for
+    /// [`Work::Faults`](crate::platform::Work::Faults).
+    pub fn process_faults(&self) {
+        self.control.process_faults();
+    }
+
+    /// Flushes and frees mappings that were dropped. Runs in a thread of the host, woken for
+    /// [`Work::Reap`](crate::platform::Work::Reap).
+    pub fn reap(&self) {
+        self.control.reap();
+    }
+
+    /// Number of live mappings, dropped ones that wait for the reaper included.
+    #[must_use]
+    pub fn live_mappings(&self) -> usize {
+        self.control.live_mappings()
+    }
+
+    /// Shows `visitor` the units, groups, domains and faults as they are now.
+    pub fn visit(&self, visitor: &mut dyn Visitor) {
+        self.control.visit(visitor);
+    }
+}
+
+impl fmt::Debug for Iommu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iommu").finish_non_exhaustive()
+    }
+}
+
+/// A machine without a unit, isolation asked for: no device is handed out.
+struct NoUnit;
+
+impl Control for NoUnit {
+    fn claim(&self, _function: PciAddress) -> Result<DmaDevice, ClaimError> {
+        Err(ClaimError::NoUnit)
+    }
+
+    fn handle_event(&self, _event: Event) {}
+
+    fn process_faults(&self) {}
+
+    fn reap(&self) {}
+
+    fn live_mappings(&self) -> usize {
+        0
+    }
+
+    fn visit(&self, _visitor: &mut dyn Visitor) {}
+}
+
+/// `iommu=off`.
+struct Unprotected<P: Platform> {
+    platform: Arc<P>,
+    reaper: Arc<Reaper<P>>,
+}
+
+impl<P: Platform> Control for Unprotected<P> {
+    fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
+        let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
+        Ok(DmaDevice::new(function, Arc::new(space), Arc::new(NoFaults)))
+    }
+
+    fn handle_event(&self, _event: Event) {}
+
+    fn process_faults(&self) {}
+
+    fn reap(&self) {
+        self.reaper.reap();
+    }
+
+    fn live_mappings(&self) -> usize {
+        self.reaper.live()
+    }
+
+    fn visit(&self, _visitor: &mut dyn Visitor) {}
+}

@@ -1,0 +1,53 @@
+//! Why the units could not be brought up.
+
+use core::fmt;
+
+use super::unit::{BringUpError, DiscoverError};
+
+/// Why the units could not be brought up. None of them translates then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VtdError {
+    /// There is no usable unit where the DMAR table says.
+    Discover(DiscoverError),
+    /// A unit did not come up.
+    BringUp(BringUpError),
+    /// The register base address of a DRHD does not fit into 52 bits.
+    BadBase {
+        /// Index of the unit.
+        unit: usize,
+        /// The address.
+        base: u64,
+    },
+    /// More DRHDs than the subsystem holds.
+    TooManyUnits,
+    /// No memory for tables.
+    OutOfMemory,
+}
+
+impl fmt::Display for VtdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Discover(error) => error.fmt(f),
+            Self::BringUp(error) => error.fmt(f),
+            Self::BadBase { unit, base } => {
+                write!(f, "remapping unit {unit} cannot have its registers at {base:#x}")
+            }
+            Self::TooManyUnits => f.write_str("too many remapping units"),
+            Self::OutOfMemory => f.write_str("no memory for the tables of a remapping unit"),
+        }
+    }
+}
+
+impl core::error::Error for VtdError {}
+
+impl From<DiscoverError> for VtdError {
+    fn from(error: DiscoverError) -> Self {
+        Self::Discover(error)
+    }
+}
+
+impl From<BringUpError> for VtdError {
+    fn from(error: BringUpError) -> Self {
+        Self::BringUp(error)
+    }
+}

@@ -1,0 +1,399 @@
+//! All units of a machine, as the vendor-neutral front uses them.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use mm::{
+    PhysAddr,
+    table::{Flushed, Format, LeafSizes, Stale, level_shift},
+};
+
+use super::{
+    Capability, SecondStageAccess, SecondStageFormat,
+    domain_ids::DomainIds,
+    error::VtdError,
+    fault::Drained,
+    queue::{ContextScope, Invalidation, IotlbScope, Plan},
+    spec::{AddressWidth, ContextEntry, DomainId, FunctionMask, TranslationTable, TranslationType},
+    tables::ContextTables,
+    unit::{BringUp, Location, Unit},
+};
+use crate::{
+    Iova, Options, Platform, SourceId,
+    backend::{Backend, UnitSet},
+    dma::{Access, DmaError, Stuck},
+    dmar::Dmar,
+    dump::{UnitReport, Visitor},
+    fault::Fault,
+    platform::Work,
+    sync::IrqLock,
+};
+
+/// Units that one domain can span.
+const MAX_DOMAIN_UNITS: usize = 8;
+
+/// Every unit of a machine.
+pub(crate) struct Vtd<P: Platform> {
+    platform: Arc<P>,
+    units: Vec<UnitState<P>>,
+    /// Width of a physical address (host address width of the DMAR table), in bits.
+    physical_bits: u8,
+    options: Options,
+    /// One bit a unit whose failure the front has been told of.
+    reported_stuck: AtomicU64,
+    /// No unit caches entries that are not present or buffers writes: a new leaf is seen as soon as it is stored.
+    publishes_freely: bool,
+}
+
+/// A unit and what it is told through memory.
+struct UnitState<P: Platform> {
+    unit: Unit<P>,
+    tables: IrqLock<Tables<P>>,
+    /// Its fault records have to be read again, by a thread.
+    more_faults: AtomicBool,
+}
+
+struct Tables<P: Platform> {
+    contexts: ContextTables<P>,
+    ids: DomainIds,
+}
+
+/// Where the translations of one domain may be cached, and what its table looks like.
+pub(crate) struct Tags {
+    root: PhysAddr,
+    levels: u8,
+    list: IrqLock<TagList>,
+}
+
+/// The units that know a domain; its first `None` ends it.
+type TagList = [Option<Tag>; MAX_DOMAIN_UNITS];
+
+/// One unit that knows a domain.
+#[derive(Clone, Copy)]
+struct Tag {
+    unit: usize,
+    domain: DomainId,
+    /// Sources that translate through it.
+    sources: usize,
+}
+
+/// Inputs that some caches have to forget; both ends inclusive.
+struct IovaRange {
+    first: Iova,
+    last: Iova,
+    only_leaves: bool,
+}
+
+/// The width of a physical address, as far as page tables can express it.
+fn physical_bits(dmar: &Dmar<'_>) -> u8 {
+    const MAX_PHYSICAL_BITS: u16 = 52;
+    dmar.header().host_address_bits.min(MAX_PHYSICAL_BITS) as u8
+}
+
+impl<P: Platform> Vtd<P> {
+    /// Finds the units that firmware describes and makes them ready, with empty tables and translation off.
+    pub fn bring_up(platform: Arc<P>, dmar: &Dmar<'_>, options: Options) -> Result<Self, VtdError> {
+        let mut units = Vec::new();
+        for (index, drhd) in dmar.units().enumerate() {
+            if index == UnitSet::MAX_UNITS {
+                return Err(VtdError::TooManyUnits);
+            }
+            let base =
+                PhysAddr::checked(drhd.base).ok_or(VtdError::BadBase { unit: index, base: drhd.base })?;
+            let unit = Unit::discover(&*platform, index, Location { base, segment: drhd.segment })?;
+            units.try_reserve(1).map_err(|_| VtdError::OutOfMemory)?;
+            units.push(UnitState::bring_up(platform.clone(), unit, options)?);
+        }
+        let publishes_freely = units.iter().all(|state| {
+            let capability = state.unit.capability();
+            !capability.caches_not_present() && !capability.needs_write_buffer_flush()
+        });
+        let physical_bits = physical_bits(dmar);
+        Ok(Self {
+            platform,
+            units,
+            physical_bits,
+            options,
+            reported_stuck: AtomicU64::new(0),
+            publishes_freely,
+        })
+    }
+
+    /// Turns translation on, on every unit.
+    pub fn enable_translation(&self) -> Result<(), VtdError> {
+        self.units.iter().try_for_each(|state| Ok(state.unit.enable_translation(&*self.platform)?))
+    }
+
+    /// Reads the fault records of unit `unit`. Callable in an interrupt.
+    pub fn drain_faults(&self, unit: usize, sink: impl FnMut(Fault)) {
+        let Some(state) = self.units.get(unit) else { return };
+        if state.unit.drain_faults(&*self.platform, sink) == Drained::More {
+            state.more_faults.store(true, Ordering::Relaxed);
+            self.platform.wake(Work::Faults);
+        }
+    }
+
+    /// A unit whose records filled up again while they were read: no event will come for them.
+    pub fn take_undrained(&self) -> Option<usize> {
+        self.units.iter().position(|state| state.more_faults.swap(false, Ordering::Relaxed))
+    }
+
+    /// Logs the errors of invalidation queues that were dealt with.
+    pub fn log_queue_errors(&self) {
+        for state in &self.units {
+            while let Some(report) = state.unit.take_queue_report(&*self.platform) {
+                log::error!("iommu: unit {}: {report}", state.unit.index());
+            }
+        }
+    }
+
+    /// How many times unit `unit` had to drop faults because its records were full.
+    pub fn lost_faults(&self, unit: usize) -> u64 {
+        self.units.get(unit).map_or(0, |state| state.unit.overflows())
+    }
+
+    /// A unit that stopped answering and was not returned by this before.
+    pub fn take_newly_stuck(&self) -> Option<Stuck> {
+        let stuck = self.units.iter().filter(|state| state.unit.is_stuck()).map(|state| state.unit.index());
+        let is_new =
+            |&unit: &usize| self.reported_stuck.fetch_or(1 << unit, Ordering::Relaxed) >> unit & 1 == 0;
+        stuck.into_iter().find(is_new).map(|unit| Stuck { unit })
+    }
+
+    /// Shows the units.
+    pub fn visit(&self, visitor: &mut dyn Visitor) {
+        for state in &self.units {
+            visitor.unit(&state.report(&*self.platform));
+        }
+    }
+
+    /// Logs what made a unit fail, and has its devices stopped.
+    #[cold]
+    fn failed(&self, unit: usize, error: impl core::fmt::Display) -> Stuck {
+        log::error!("iommu: {error}");
+        self.platform.wake(Work::Faults);
+        Stuck { unit }
+    }
+
+    fn invalidate(&self, unit: usize, batch: &[Invalidation]) -> Result<(), Stuck> {
+        self.units[unit].unit.invalidate(&*self.platform, batch).map_err(|error| self.failed(unit, error))
+    }
+
+    /// The tag of a domain in `unit`, with one more source.
+    fn add_tag(&self, tags: &Tags, unit: usize) -> Result<DomainId, DmaError> {
+        let mut list = tags.list.lock(&*self.platform);
+        if let Some(tag) = list.iter_mut().flatten().find(|tag| tag.unit == unit) {
+            tag.sources += 1;
+            return Ok(tag.domain);
+        }
+        let free = list.iter_mut().find(|slot| slot.is_none()).ok_or(DmaError::OutOfDomainIds { unit })?;
+        let mut tables = self.units[unit].tables.lock(&*self.platform);
+        let domain = tables.ids.allocate().ok_or(DmaError::OutOfDomainIds { unit })?;
+        *free = Some(Tag { unit, domain, sources: 1 });
+        Ok(domain)
+    }
+
+    /// Undoes one [`add_tag`](Self::add_tag). Nothing in the unit is tagged for the source any more.
+    fn remove_tag(&self, tags: &Tags, unit: usize) {
+        let mut list = tags.list.lock(&*self.platform);
+        let Some(slot) = list.iter_mut().find(|slot| slot.is_some_and(|tag| tag.unit == unit)) else {
+            return;
+        };
+        let Some(tag) = slot else { return };
+        tag.sources -= 1;
+        if tag.sources == 0 {
+            self.units[unit].tables.lock(&*self.platform).ids.free(tag.domain);
+            *slot = None;
+            // The list has no gaps.
+            list.sort_unstable_by_key(Option::is_none);
+        }
+    }
+
+    /// The context entry that makes a source translate through the domain.
+    fn context_entry(tags: &Tags, domain: DomainId) -> Result<ContextEntry, DmaError> {
+        let width = AddressWidth::from_levels(tags.levels).ok_or(DmaError::OutOfMemory)?;
+        Ok(ContextEntry::translating(domain, tags.root, width, TranslationType::Translate))
+    }
+
+    /// What a unit with caching mode or a write buffer needs before it sees a new context entry.
+    fn publish_context(&self, unit: usize, source: SourceId, domain: DomainId) -> Result<(), Stuck> {
+        let hardware = &self.units[unit].unit;
+        if hardware.capability().caches_not_present() {
+            let device = ContextScope::Device { domain: DomainId::new(0), source, mask: FunctionMask::Exact };
+            return self.invalidate(
+                unit,
+                &[Invalidation::Context(device), Invalidation::Iotlb(IotlbScope::Domain(domain))],
+            );
+        }
+        hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))
+    }
+
+    /// What units with caching mode or a write buffer need before they see new leaves.
+    #[cold]
+    fn publish_slowly(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Stuck> {
+        let range = IovaRange { first, last: Iova::new(first.as_u64() + (bytes - 1)), only_leaves: false };
+        let list = *tags.list.lock(&*self.platform);
+        for tag in list.iter().flatten() {
+            let unit = &self.units[tag.unit].unit;
+            if unit.capability().caches_not_present() {
+                self.invalidate_range(&[Some(*tag)], &range)?;
+            } else {
+                unit.flush_write_buffer(&*self.platform).map_err(|error| self.failed(tag.unit, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the invalidation of `first..=last` at each unit in `tags`, then waits for all of them.
+    fn invalidate_range(&self, tags: &[Option<Tag>], range: &IovaRange) -> Result<(), Stuck> {
+        let [Some(tag), others @ ..] = tags else { return Ok(()) };
+        let unit = &self.units[tag.unit].unit;
+        let mut plan = Plan::new(tag.domain, range.only_leaves, unit.capability());
+        plan.add(range.first, range.last);
+        let submitted = unit.submit(&*self.platform, plan.invalidations());
+        let result = self.invalidate_range(others, range);
+        let completed = submitted.and_then(|ticket| ticket.wait(&*self.platform));
+        completed.map_err(|error| self.failed(tag.unit, error)).and(result)
+    }
+}
+
+impl<P: Platform> Backend for Vtd<P> {
+    type Platform = P;
+    type Format = SecondStageFormat;
+    type Tags = Tags;
+
+    #[inline]
+    fn platform(&self) -> &Arc<P> {
+        &self.platform
+    }
+
+    fn format(&self, units: UnitSet) -> Option<SecondStageFormat> {
+        let capabilities = || units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability()));
+        let has_all = |width: &AddressWidth| capabilities().all(|capability| capability.has_width(*width));
+        let wanted = capabilities().map(Capability::address_bits).min()?;
+        let widths = [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57];
+        let mut common = widths.into_iter().filter(has_all);
+        let widest = common.clone().next_back();
+        let width = common.find(|width| width.bits() >= wanted).or(widest)?;
+        let sizes =
+            capabilities().fold(LeafSizes::all(), |sizes, capability| sizes & capability.leaf_sizes());
+        SecondStageFormat::new(
+            width.levels(),
+            if self.options.superpages { sizes } else { LeafSizes::SIZE_4K },
+            self.physical_bits,
+            capabilities().all(Capability::walks_coherently),
+            self.options.snoop && capabilities().all(Capability::controls_snooping),
+        )
+    }
+
+    fn access(&self, access: Access) -> SecondStageAccess {
+        match (access.read, access.write) {
+            (true, true) => SecondStageAccess::ReadWrite,
+            (false, true) => SecondStageAccess::Write,
+            // There is no entry for neither: a direction that allows nothing does not exist.
+            (_, false) => SecondStageAccess::Read,
+        }
+    }
+
+    fn rights(&self, access: SecondStageAccess) -> Access {
+        Access { read: access != SecondStageAccess::Write, write: access != SecondStageAccess::Read }
+    }
+
+    fn last_iova(&self, units: UnitSet, format: SecondStageFormat) -> u64 {
+        let table_bits = level_shift(format.levels() + 1);
+        let unit_bits =
+            units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability().address_bits()));
+        let bits = unit_bits.map(u32::from).fold(table_bits, u32::min);
+        1_u64.checked_shl(bits).map_or(u64::MAX, |limit| limit - 1)
+    }
+
+    fn new_tags(&self, root: PhysAddr, format: SecondStageFormat) -> Tags {
+        Tags { root, levels: format.levels(), list: IrqLock::new([None; MAX_DOMAIN_UNITS]) }
+    }
+
+    fn attach(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), DmaError> {
+        // The tag comes first: an unmap that runs at the same time either finds it, or has cleared its leaves before
+        // the unit can walk them.
+        let domain = self.add_tag(tags, unit)?;
+        let entry = Self::context_entry(tags, domain);
+        let published = entry
+            .and_then(|entry| self.units[unit].tables.lock(&*self.platform).contexts.publish(source, entry));
+        if let Err(error) = published {
+            self.remove_tag(tags, unit);
+            return Err(error);
+        }
+        Ok(self.publish_context(unit, source, domain)?)
+    }
+
+    fn block(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), Stuck> {
+        let withdrawn = self.units[unit].tables.lock(&*self.platform).contexts.withdraw(source);
+        let Some(entry) = withdrawn else { return Ok(()) };
+        let domain = entry.domain();
+        let device = ContextScope::Device { domain, source, mask: FunctionMask::Exact };
+        self.invalidate(
+            unit,
+            &[Invalidation::Context(device), Invalidation::Iotlb(IotlbScope::Domain(domain))],
+        )?;
+        self.remove_tag(tags, unit);
+        Ok(())
+    }
+
+    fn is_unused(&self, tags: &Tags) -> bool {
+        tags.list.lock(&*self.platform).iter().all(Option::is_none)
+    }
+
+    #[inline]
+    fn publish(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Stuck> {
+        if self.publishes_freely {
+            return Ok(());
+        }
+        self.publish_slowly(tags, first, bytes)
+    }
+
+    fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Stuck> {
+        let range = IovaRange {
+            first: Iova::new(stale.first()),
+            last: Iova::new(stale.last()),
+            only_leaves: stale.only_leaves(),
+        };
+        let list = *tags.list.lock(&*self.platform);
+        self.invalidate_range(&list, &range)?;
+        // SAFETY: every unit that knows the domain has confirmed that it holds nothing of the range any more, and no
+        // other ever had a tag of it when the leaves were cleared.
+        Ok(unsafe { stale.assume_flushed() })
+    }
+}
+
+impl<P: Platform> UnitState<P> {
+    fn bring_up(platform: Arc<P>, mut unit: Unit<P>, options: Options) -> Result<Self, VtdError> {
+        let capability = *unit.capability();
+        let contexts = ContextTables::new(platform.clone(), capability.walks_coherently());
+        let contexts = contexts.ok_or(VtdError::OutOfMemory)?;
+        let ids = DomainIds::new(capability.domain_ids() as usize).ok_or(VtdError::OutOfMemory)?;
+        let how = BringUp {
+            root: contexts.root(),
+            table: TranslationTable::Legacy,
+            queue: options.queued_invalidation,
+            interrupts: None,
+        };
+        unit.bring_up(&*platform, &how)?;
+        Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(false) })
+    }
+
+    fn report(&self, platform: &P) -> UnitReport {
+        let capability = self.unit.capability();
+        UnitReport {
+            unit: self.unit.index(),
+            segment: self.unit.segment(),
+            base: self.unit.base(),
+            version: (capability.version().major(), capability.version().minor()),
+            capability: capability.cap().into_bits(),
+            extended_capability: capability.ecap().into_bits(),
+            global_status: self.unit.read_global_status().into_bits(),
+            fault_status: self.unit.read_fault_status().into_bits(),
+            address_bits: capability.fitting_width().map_or(0, |width| u32::from(width.bits())),
+            domains: self.tables.lock(platform).ids.in_use(),
+            alive: !self.unit.is_stuck(),
+        }
+    }
+}

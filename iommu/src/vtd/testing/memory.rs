@@ -1,0 +1,95 @@
+//! Memory whose physical addresses are not its virtual ones.
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    vec::Vec,
+};
+
+use mm::{
+    PAGE_BYTES, PhysAddr,
+    table::{TABLE_ENTRIES, Table, TableMemory},
+};
+
+/// Where the memory starts: beyond 32 bits, so that a truncated address shows.
+const FIRST: u64 = 0x12_3456_0000;
+const PAGES: usize = 300;
+
+pub struct FakeMemory {
+    words: Vec<AtomicU64>,
+    next: AtomicUsize,
+    limit: AtomicUsize,
+    /// What was written back: physical address and length of each run.
+    written_back: Mutex<Vec<(u64, usize)>>,
+}
+
+impl FakeMemory {
+    pub fn new() -> Self {
+        let mut words = Vec::new();
+        words.resize_with(PAGES * TABLE_ENTRIES, || AtomicU64::new(0));
+        let (next, limit) = (AtomicUsize::new(0), AtomicUsize::new(PAGES));
+        Self { words, next, limit, written_back: Mutex::new(Vec::new()) }
+    }
+
+    pub fn allocate_run(&self, pages: usize) -> Option<PhysAddr> {
+        let first = self.next.load(Ordering::Relaxed).next_multiple_of(pages);
+        if first + pages > self.limit.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.next.store(first + pages, Ordering::Relaxed);
+        Some(PhysAddr::new(FIRST + first as u64 * PAGE_BYTES))
+    }
+
+    /// From now on there is no more memory.
+    pub fn exhaust(&self) {
+        self.limit.store(0, Ordering::Relaxed);
+    }
+
+    /// The 64-bit word at `address`.
+    pub fn word(&self, address: u64) -> &AtomicU64 {
+        assert!(address.is_multiple_of(8), "unaligned word at {address:#x}");
+        let offset = address.checked_sub(FIRST).expect("a virtual address was given to hardware");
+        &self.words[offset as usize / 8]
+    }
+
+    /// What hardware does for a wait: 32 bits.
+    pub fn write32(&self, address: u64, value: u32) {
+        let (word, shift) = (self.word(address & !7), (address & 4) * 8);
+        let mask = 0xffff_ffff << shift;
+        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
+            Some(old & !mask | u64::from(value) << shift)
+        })
+        .unwrap();
+    }
+
+    pub fn was_written_back(&self, address: u64, bytes: usize) -> bool {
+        let end = address + bytes as u64;
+        let holds = |&(first, length): &(u64, usize)| first <= address && end <= first + length as u64;
+        self.written_back.lock().unwrap().iter().any(holds)
+    }
+
+    pub fn write_backs(&self) -> usize {
+        self.written_back.lock().unwrap().len()
+    }
+}
+
+// SAFETY: pages are handed out once, zeroed, and live as long as the memory.
+unsafe impl TableMemory for FakeMemory {
+    fn allocate(&self) -> Option<PhysAddr> {
+        self.allocate_run(1)
+    }
+
+    unsafe fn free(&self, _page: PhysAddr) {}
+
+    unsafe fn table(&self, page: PhysAddr) -> &Table {
+        let offset = page.as_u64().checked_sub(FIRST).expect("not a page of this memory") as usize / 8;
+        self.words[offset..offset + TABLE_ENTRIES].try_into().unwrap()
+    }
+
+    fn write_back(&self, first: *const u8, bytes: usize) {
+        let offset = first.addr().checked_sub(self.words.as_ptr().addr()).expect("not in this memory");
+        self.written_back.lock().unwrap().push((FIRST + offset as u64, bytes));
+    }
+}

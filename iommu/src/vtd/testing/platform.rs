@@ -1,0 +1,143 @@
+//! The host kernel.
+
+use core::ptr::NonNull;
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+use std::vec::Vec;
+
+use mm::PhysAddr;
+
+use super::{FakeMemory, FakeUnit};
+use crate::{
+    PciAddress, Platform,
+    platform::{Event, MsiMessage, Registers, Work},
+};
+
+/// What one look at the clock costs.
+const TICK_NS: u64 = 100;
+/// What one round of waiting costs.
+const RELAX_NS: u64 = 10_000;
+
+pub struct FakePlatform {
+    pub memory: Arc<FakeMemory>,
+    pub unit: Arc<FakeUnit>,
+    pub clock_ns: AtomicU64,
+    pub wakes: AtomicUsize,
+    pub cpu: AtomicUsize,
+    pub mapped: Mutex<Vec<(u64, usize)>>,
+    pub has_vectors: bool,
+}
+
+/// The message for every event.
+pub const MESSAGE: MsiMessage = MsiMessage { address: 0x7700_fee0_3000, data: 0x41 };
+
+impl FakePlatform {
+    /// A machine whose one unit reports `cap` and `ecap`.
+    pub fn new(cap: u64, ecap: u64) -> Self {
+        let memory = Arc::new(FakeMemory::new());
+        Self {
+            unit: Arc::new(FakeUnit::new(memory.clone(), cap, ecap)),
+            memory,
+            clock_ns: AtomicU64::new(1_000_000),
+            wakes: AtomicUsize::new(0),
+            cpu: AtomicUsize::new(0),
+            mapped: Mutex::new(Vec::new()),
+            has_vectors: true,
+        }
+    }
+
+    pub fn elapsed_since(&self, start_ns: u64) -> u64 {
+        self.clock_ns.load(Ordering::SeqCst) - start_ns
+    }
+}
+
+pub struct FakeRegisters {
+    unit: Arc<FakeUnit>,
+    bytes: usize,
+}
+
+impl Registers for FakeRegisters {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn read32(&self, offset: usize) -> u32 {
+        assert!(offset + 4 <= self.bytes, "read at {offset:#x} beyond the mapping");
+        self.unit.read32(offset)
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        assert!(offset + 4 <= self.bytes, "write at {offset:#x} beyond the mapping");
+        self.unit.write32(offset, value);
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        assert!(offset + 8 <= self.bytes, "read at {offset:#x} beyond the mapping");
+        self.unit.read64(offset)
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        assert!(offset + 8 <= self.bytes, "write at {offset:#x} beyond the mapping");
+        self.unit.write64(offset, value);
+    }
+}
+
+// SAFETY: the memory and the registers are what they are said to be; no device exists.
+unsafe impl Platform for FakePlatform {
+    type Tables = FakeMemory;
+    type Registers = FakeRegisters;
+    type InterruptGuard = ();
+
+    fn tables(&self) -> &FakeMemory {
+        &self.memory
+    }
+
+    fn allocate_contiguous(&self, pages: usize) -> Option<PhysAddr> {
+        self.memory.allocate_run(pages)
+    }
+
+    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<FakeRegisters> {
+        self.mapped.lock().unwrap().push((base.as_u64(), bytes));
+        Some(FakeRegisters { unit: self.unit.clone(), bytes })
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.clock_ns.fetch_add(TICK_NS, Ordering::SeqCst)
+    }
+
+    fn cpu(&self) -> usize {
+        self.cpu.load(Ordering::Relaxed)
+    }
+
+    fn interrupt_guard(&self) {}
+
+    fn in_interrupt(&self) -> bool {
+        false
+    }
+
+    fn relax(&self) {
+        let now = self.clock_ns.fetch_add(RELAX_NS, Ordering::SeqCst);
+        self.unit.time_passes(now);
+        std::thread::yield_now();
+    }
+
+    fn allocate_vector(&self, _event: Event) -> Option<MsiMessage> {
+        self.has_vectors.then_some(MESSAGE)
+    }
+
+    fn read_config(&self, _function: PciAddress, _offset: u16) -> u32 {
+        u32::MAX
+    }
+
+    fn write_config(&self, _function: PciAddress, _offset: u16, _value: u32) {}
+
+    fn wake(&self, _work: Work) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn physical(&self, _first: NonNull<u8>, _bytes: usize) -> Option<PhysAddr> {
+        None
+    }
+}
