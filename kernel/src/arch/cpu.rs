@@ -1,0 +1,161 @@
+//! What belongs to one CPU.
+
+use core::{
+    arch::asm,
+    cell::UnsafeCell,
+    ptr,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
+
+use iommu::platform::MAX_CPUS;
+use x86::msr::{IA32_GS_BASE, wrmsr};
+
+use super::gdt::Descriptors;
+use crate::threads::Thread;
+
+/// The data of one CPU. The GS base points to it.
+///
+/// Only its own CPU writes it, with interrupts off; atomics say so to the compiler at no cost.
+#[repr(C)]
+pub struct Cpu {
+    /// Address of this structure: what `gs:0` reads.
+    this: AtomicPtr<Cpu>,
+    index: AtomicUsize,
+    apic_id: AtomicU32,
+    guard_depth: AtomicU32,
+    were_on: AtomicBool,
+    interrupt_depth: AtomicU32,
+    /// A scheduling decision is due when the current interrupt ends.
+    reschedule: AtomicBool,
+    /// Where the page-fault handler resumes if the fault was asked for (see [`super::probe`]), or 0.
+    pub(super) fault_resume: AtomicUsize,
+    pub(super) fault_error: AtomicU64,
+    pub(super) fault_address: AtomicU64,
+    /// The thread that runs here; null before [`crate::threads::init`].
+    pub current_thread: AtomicPtr<Thread>,
+    /// When the timer of this CPU fires next.
+    pub timer_armed_ns: AtomicU64,
+    /// Ranks of the locks held, one bit each (see [`crate::sync`]).
+    pub held_ranks: AtomicU32,
+    pub(super) descriptors: UnsafeCell<Descriptors>,
+}
+
+// SAFETY: `descriptors` is written once, by its own CPU, before it is loaded (see `gdt::load`).
+unsafe impl Sync for Cpu {}
+
+static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
+
+impl Cpu {
+    const fn new() -> Self {
+        Self {
+            this: AtomicPtr::new(ptr::null_mut()),
+            index: AtomicUsize::new(0),
+            apic_id: AtomicU32::new(0),
+            guard_depth: AtomicU32::new(0),
+            were_on: AtomicBool::new(false),
+            interrupt_depth: AtomicU32::new(0),
+            reschedule: AtomicBool::new(false),
+            fault_resume: AtomicUsize::new(0),
+            fault_error: AtomicU64::new(0),
+            fault_address: AtomicU64::new(0),
+            current_thread: AtomicPtr::new(ptr::null_mut()),
+            timer_armed_ns: AtomicU64::new(u64::MAX),
+            held_ranks: AtomicU32::new(0),
+            descriptors: UnsafeCell::new(Descriptors::new()),
+        }
+    }
+
+    /// Makes this CPU the one with number `index`. The first thing that a CPU does: locks and guards need it.
+    ///
+    /// # Panics
+    /// If `index` is not below [`MAX_CPUS`]: a bug of the caller, who numbers the CPUs.
+    pub fn install(index: usize) {
+        let cpu = &CPUS[index];
+        cpu.index.store(index, Relaxed);
+        cpu.this.store(ptr::from_ref(cpu).cast_mut(), Relaxed);
+        // SAFETY: GS is used for nothing but this, and `cpu` lives for ever.
+        unsafe { wrmsr(IA32_GS_BASE, ptr::from_ref(cpu) as u64) };
+    }
+
+    /// The CPU that this runs on. Without an interrupt guard the answer may be outdated at once.
+    #[inline]
+    pub fn current() -> &'static Self {
+        let this: *const Self;
+        // SAFETY: `install` ran before anything else did on this CPU, so the GS base points to a `Cpu`, whose first
+        // word is its own address.
+        unsafe {
+            asm!("mov {}, gs:[0]", out(reg) this, options(nostack, preserves_flags, readonly));
+            &*this
+        }
+    }
+
+    /// Number of this CPU, below [`MAX_CPUS`].
+    #[inline]
+    pub fn index(&self) -> usize {
+        self.index.load(Relaxed)
+    }
+
+    /// The id that interrupts are addressed to.
+    pub fn apic_id(&self) -> u32 {
+        self.apic_id.load(Relaxed)
+    }
+
+    pub(super) fn set_apic_id(&self, id: u32) {
+        self.apic_id.store(id, Relaxed);
+    }
+
+    /// Whether a hard interrupt handler runs on this CPU.
+    #[inline]
+    pub fn in_interrupt(&self) -> bool {
+        self.interrupt_depth.load(Relaxed) > 0
+    }
+
+    pub(super) fn enter_interrupt(&self) {
+        self.interrupt_depth.store(self.interrupt_depth.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub(super) fn leave_interrupt(&self) {
+        self.interrupt_depth.store(self.interrupt_depth.load(Relaxed) - 1, Relaxed);
+    }
+
+    /// Asks for a scheduling decision at the end of the current interrupt.
+    pub fn request_reschedule(&self) {
+        self.reschedule.store(true, Relaxed);
+    }
+
+    /// Whether one was asked for; clears the request.
+    pub fn take_reschedule(&self) -> bool {
+        let due = self.reschedule.load(Relaxed);
+        self.reschedule.store(false, Relaxed);
+        due
+    }
+
+    #[inline]
+    pub(super) fn enter_guard(&self, were_on: bool) {
+        let depth = self.guard_depth.load(Relaxed);
+        if depth == 0 {
+            self.were_on.store(were_on, Relaxed);
+        }
+        self.guard_depth.store(depth + 1, Relaxed);
+    }
+
+    /// Whether interrupts have to be turned on again.
+    #[inline]
+    pub(super) fn leave_guard(&self) -> bool {
+        let depth = self.guard_depth.load(Relaxed);
+        debug_assert!(depth > 0, "more interrupt guards dropped than made");
+        self.guard_depth.store(depth - 1, Relaxed);
+        depth == 1 && self.were_on.load(Relaxed)
+    }
+
+    /// Whether interrupts come back when the last guard goes: a property of the running thread, which the scheduler
+    /// carries over a switch.
+    pub fn interrupts_were_on(&self) -> bool {
+        self.were_on.load(Relaxed)
+    }
+
+    /// See [`interrupts_were_on`](Self::interrupts_were_on).
+    pub fn set_interrupts_were_on(&self, were_on: bool) {
+        self.were_on.store(were_on, Relaxed);
+    }
+}

@@ -1,0 +1,148 @@
+//! The interrupt descriptor table: 256 entry stubs that all end in [`super::traps::handle_trap`].
+
+use core::{arch::global_asm, cell::UnsafeCell};
+
+use x86::dtables::{DescriptorTablePointer, lidt};
+
+use super::gdt::{CODE_SELECTOR, InterruptStack};
+
+/// Number of vectors.
+pub const VECTORS: usize = 256;
+
+// Each stub is padded to 16 bytes, so that the address of one follows from its vector. The CPU pushes an error code
+// for some exceptions only; the others get a zero, so that all frames look alike. The kernel neither uses nor saves
+// vector registers.
+global_asm!(
+    r#"
+    .section .text.traps, "ax", @progbits
+    .balign 16
+    .global trap_stubs
+trap_stubs:
+    .set vector, 0
+    .rept 256
+        .balign 16
+        # 8, 10-14, 17, 21, 29 and 30 come with an error code.
+        .if (vector < 32) && ((0x60227d00 >> vector) & 1)
+        .else
+            pushq $0
+        .endif
+        pushq $vector
+        jmp trap_common
+        .set vector, vector + 1
+    .endr
+
+trap_common:
+    pushq %rax
+    pushq %rbx
+    pushq %rcx
+    pushq %rdx
+    pushq %rsi
+    pushq %rdi
+    pushq %rbp
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    cld
+    movq %rsp, %rdi
+    # The CPU aligned the stack to 16 bytes before it pushed; 22 words later it is aligned again.
+    callq {handle_trap}
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rbp
+    popq %rdi
+    popq %rsi
+    popq %rdx
+    popq %rcx
+    popq %rbx
+    popq %rax
+    addq $16, %rsp
+    iretq
+    "#,
+    handle_trap = sym super::traps::handle_trap,
+    options(att_syntax),
+);
+
+unsafe extern "C" {
+    /// The first of 256 stubs, 16 bytes each.
+    static trap_stubs: [[u8; 16]; VECTORS];
+}
+
+/// A gate: where a vector leads.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Gate {
+    offset_low: u16,
+    selector: u16,
+    stack: u8,
+    kind: u8,
+    offset_middle: u16,
+    offset_high: u32,
+    reserved: u32,
+}
+
+impl Gate {
+    const EMPTY: Self =
+        Self { offset_low: 0, selector: 0, stack: 0, kind: 0, offset_middle: 0, offset_high: 0, reserved: 0 };
+
+    /// An interrupt gate (interrupts off on entry), ring 0, present.
+    fn interrupt(handler: u64, stack: u8) -> Self {
+        Self {
+            offset_low: handler as u16,
+            selector: CODE_SELECTOR.bits(),
+            stack,
+            kind: 0x8e,
+            offset_middle: (handler >> 16) as u16,
+            offset_high: (handler >> 32) as u32,
+            reserved: 0,
+        }
+    }
+}
+
+struct Table(UnsafeCell<[Gate; VECTORS]>);
+
+// SAFETY: written only by `init` and `use_interrupt_stacks`, on the first CPU before others run.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table(UnsafeCell::new([Gate::EMPTY; VECTORS]));
+
+/// Fills the table and loads it on this CPU. Exceptions use the current stack until
+/// [`use_interrupt_stacks`] is called.
+pub fn init() {
+    let stubs = &raw const trap_stubs as u64;
+    for vector in 0..VECTORS {
+        let handler = stubs + (vector * size_of::<[u8; 16]>()) as u64;
+        // SAFETY: one CPU runs, with interrupts off, and the table is not loaded yet.
+        unsafe { (*TABLE.0.get())[vector] = Gate::interrupt(handler, 0) };
+    }
+    load();
+}
+
+/// Loads the table on this CPU.
+pub fn load() {
+    // SAFETY: the table is static, and its gates lead to the stubs.
+    unsafe { lidt(&DescriptorTablePointer::new(&*TABLE.0.get())) };
+}
+
+/// Gives the exceptions of [`InterruptStack`] their own stacks.
+///
+/// # Safety
+/// This CPU, and every one that loads the table later, has a task state with these stacks.
+pub unsafe fn use_interrupt_stacks() {
+    for (vector, stack) in
+        [(8, InterruptStack::DoubleFault), (2, InterruptStack::Nmi), (18, InterruptStack::MachineCheck)]
+    {
+        // SAFETY: one byte is written; one CPU runs, and none of these exceptions is expected here.
+        unsafe { (*TABLE.0.get())[vector].stack = stack as u8 };
+    }
+}

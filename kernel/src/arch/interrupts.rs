@@ -1,0 +1,111 @@
+//! Vectors above the exceptions: who handles which, and what happens when one arrives.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::{apic, cpu::Cpu, idt::VECTORS};
+use crate::{
+    sync::{IrqMutex, Rank},
+    threads,
+};
+
+/// The legacy interrupt controllers, masked for good, are moved here: a spurious interrupt of theirs does no harm.
+pub const LEGACY_BASE: u8 = 0x20;
+/// Vectors given out by [`allocate`], lowest first. The APIC serves higher vectors first.
+const DYNAMIC: core::ops::Range<u8> = 0x30..0xf0;
+/// The timer of the local APIC.
+pub const TIMER: u8 = 0xf0;
+/// The local APIC's error interrupt.
+pub const APIC_ERROR: u8 = 0xfe;
+/// What the local APIC delivers when an interrupt went away before it was taken. Not acknowledged.
+pub const SPURIOUS: u8 = 0xff;
+
+/// What to do when a vector arrives: runs with interrupts off, must not block or allocate.
+type Handler = Box<dyn Fn() + Send + Sync>;
+
+static HANDLERS: [IrqMutex<Option<Handler>>; VECTORS] =
+    [const { IrqMutex::new(Rank::Handler, None) }; VECTORS];
+static ARRIVED: [AtomicU64; VECTORS] = [const { AtomicU64::new(0) }; VECTORS];
+static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
+
+/// A vector with a handler. Dropping it frees the vector: after that the handler neither runs nor is running.
+///
+/// Its device must no longer raise it then, or the interrupt counts as unexpected, or as the next owner's.
+#[derive(Debug)]
+pub struct Vector(u8);
+
+impl Vector {
+    /// The number that a message carries.
+    pub fn number(&self) -> u8 {
+        self.0
+    }
+}
+
+impl Drop for Vector {
+    fn drop(&mut self) {
+        // Out of the lock first: dropping a handler may free memory, whose locks come later.
+        let handler = HANDLERS[usize::from(self.0)].lock().take();
+        drop(handler);
+    }
+}
+
+/// A free vector, with `handler` installed; `None` if there is none.
+///
+/// The handler runs in the interrupt, under a lock of its vector: it must be short, and must not block, allocate or
+/// free, nor allocate vectors.
+pub fn allocate(handler: Handler) -> Option<Vector> {
+    for vector in DYNAMIC {
+        let mut slot = HANDLERS[usize::from(vector)].lock();
+        if slot.is_none() {
+            *slot = Some(handler);
+            return Some(Vector(vector));
+        }
+    }
+    None
+}
+
+/// Whether `vector` has a handler, or a meaning of its own.
+pub fn is_used(vector: u8) -> bool {
+    matches!(vector, 0..LEGACY_BASE | TIMER | APIC_ERROR | SPURIOUS)
+        || HANDLERS[usize::from(vector)].lock().is_some()
+}
+
+/// How often `vector` arrived.
+pub fn arrived(vector: u8) -> u64 {
+    ARRIVED[usize::from(vector)].load(Relaxed)
+}
+
+/// How many interrupts arrived that nobody had asked for.
+pub fn unexpected() -> u64 {
+    UNEXPECTED.load(Relaxed)
+}
+
+/// An interrupt arrived.
+pub(super) fn dispatch(vector: u8) {
+    let cpu = Cpu::current();
+    cpu.enter_interrupt();
+    ARRIVED[usize::from(vector)].fetch_add(1, Relaxed);
+    match vector {
+        TIMER => threads::timer_interrupt(),
+        SPURIOUS => {}
+        APIC_ERROR => log::warn!("local APIC error {:#x}", apic::take_errors()),
+        vector => run_handler(vector),
+    }
+    // An `int` instruction raises a vector without the APIC: acknowledging it would acknowledge another interrupt.
+    if apic::in_service(vector) {
+        apic::acknowledge();
+    }
+    cpu.leave_interrupt();
+    if cpu.take_reschedule() {
+        threads::preempt();
+    }
+}
+
+fn run_handler(vector: u8) {
+    match &*HANDLERS[usize::from(vector)].lock() {
+        Some(handler) => handler(),
+        None => {
+            UNEXPECTED.fetch_add(1, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The CPU and what is wired to it: entry, descriptor tables, traps, interrupts, time.
+
+pub mod apic;
+pub mod backtrace;
+mod boot;
+mod cache;
+pub mod clock;
+pub mod context;
+mod cpu;
+mod exit;
+pub mod gdt;
+pub mod idt;
+mod interrupt_guard;
+pub mod interrupts;
+pub mod io_apic;
+pub mod legacy_pic;
+pub mod probe;
+mod traps;
+
+pub use cache::write_back;
+pub use cpu::Cpu;
+pub use exit::{ExitCode, exit};
+pub use interrupt_guard::{InterruptGuard, are_enabled, disable, enable_and_halt};
+pub use traps::PageFault;

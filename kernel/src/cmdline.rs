@@ -1,0 +1,118 @@
+//! The command line: what the kernel is asked to do.
+
+use core::fmt;
+
+use log::LevelFilter;
+
+/// The words of the command line, sorted by what they are for. Later words win.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Power off after the tests and the demonstration, instead of starting the shell.
+    pub exit: bool,
+    /// Which tests to run.
+    pub tests: Selection<'a>,
+    /// Which benchmarks to run.
+    pub bench: Option<&'a str>,
+    /// What the log shows.
+    pub log: LevelFilter,
+    /// What `iommu=` says, to be read by the `iommu` crate.
+    pub iommu: &'a str,
+    /// A test that misbehaves on purpose is added.
+    pub selftest: Option<Misbehaviour>,
+}
+
+/// Which tests to run: those that the glob matches, from or after a name in sorted order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Selection<'a> {
+    /// `test=`; nothing is run if it is `none`.
+    pub glob: &'a str,
+    /// `test-from=`.
+    pub from: Option<&'a str>,
+    /// `test-after=`.
+    pub after: Option<&'a str>,
+}
+
+/// How a test misbehaves that proves that misbehaviour is noticed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Misbehaviour {
+    /// It panics.
+    Panic,
+    /// It spins with interrupts off.
+    Hang,
+    /// It destroys the interrupt descriptor table.
+    TripleFault,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            exit: false,
+            tests: Selection { glob: "*", from: None, after: None },
+            bench: None,
+            log: LevelFilter::Info,
+            iommu: "",
+            selftest: None,
+        }
+    }
+}
+
+/// A word that means nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownWord<'a>(pub &'a str);
+
+impl fmt::Display for UnknownWord<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unknown word on the command line: {:?}", self.0)
+    }
+}
+
+/// Reads `line`, and reports every word that means nothing.
+pub fn parse<'a>(line: &'a str, mut report: impl FnMut(UnknownWord<'a>)) -> Options<'a> {
+    let mut options = Options::default();
+    for word in line.split_ascii_whitespace() {
+        if options.take(word).is_none() {
+            report(UnknownWord(word));
+        }
+    }
+    options
+}
+
+impl<'a> Options<'a> {
+    /// Takes one word; `None` if it means nothing.
+    fn take(&mut self, word: &'a str) -> Option<()> {
+        let Some((key, value)) = word.split_once('=') else {
+            return (word == "exit").then(|| self.exit = true);
+        };
+        match key {
+            "test" => self.tests.glob = value,
+            "test-from" => self.tests.from = Some(value),
+            "test-after" => self.tests.after = Some(value),
+            "bench" => self.bench = Some(value),
+            "log" => self.log = log_level(value)?,
+            "iommu" => self.iommu = value,
+            "selftest" => self.selftest = Some(misbehaviour(value)?),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+fn log_level(value: &str) -> Option<LevelFilter> {
+    Some(match value {
+        "error" => LevelFilter::Error,
+        "warn" => LevelFilter::Warn,
+        "info" => LevelFilter::Info,
+        "debug" => LevelFilter::Debug,
+        "trace" => LevelFilter::Trace,
+        _ => return None,
+    })
+}
+
+fn misbehaviour(value: &str) -> Option<Misbehaviour> {
+    Some(match value {
+        "panic" => Misbehaviour::Panic,
+        "hang" => Misbehaviour::Hang,
+        "triple-fault" => Misbehaviour::TripleFault,
+        _ => return None,
+    })
+}

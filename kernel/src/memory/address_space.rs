@@ -1,0 +1,214 @@
+//! The kernel's own page table, built by `mm`'s engine.
+//!
+//! | addresses                   | what                                     | how                          |
+//! |-----------------------------|------------------------------------------|------------------------------|
+//! | [`layout::DIRECT_MAP`]      | RAM, without the kernel's image          | writable, no execution       |
+//! | [`layout::WINDOW`]          | device registers; firmware's tables      | uncached; read-only          |
+//! | [`layout::STACKS`]          | stacks                                   | writable, no execution       |
+//! | [`layout::KERNEL_BASE`]     | code; constants; variables, boot stack   | execute; read; write         |
+
+use core::{fmt, ops::Range, ptr::NonNull};
+
+use mm::{
+    PAGE_BYTES, PhysAddr, PhysRange,
+    table::{
+        Flushed, LeafSizes, MapError, OutOfTables, PageTable, Runs, Stale, Table, TableMemory, Translation,
+        x86::{X86Access, X86Format},
+    },
+};
+use spin::Once;
+use x86::{controlregs, cpuid::CpuId, tlb};
+
+use super::{RangeSet, frames, layout};
+use crate::sync::{IrqMutex, Rank};
+
+const READ_ONLY: X86Access = X86Access::NO_EXECUTE;
+const READ_WRITE: X86Access = X86Access::NO_EXECUTE.union(X86Access::WRITE);
+const EXECUTE: X86Access = X86Access::empty();
+/// Uncached with the page-attribute table as it is after reset.
+const REGISTERS: X86Access = READ_WRITE.union(X86Access::CACHE_DISABLE).union(X86Access::WRITE_THROUGH);
+
+static TABLE: Once<PageTable<X86Format, KernelTables>> = Once::new();
+/// The part of [`layout::WINDOW`] that is not in use yet.
+static WINDOW: IrqMutex<Range<u64>> = IrqMutex::new(Rank::AddressSpace, layout::WINDOW);
+
+/// Table pages from the frame allocator, reached through the direct map.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelTables;
+
+// SAFETY: frames are given out once until they are freed, and the direct map shows them at `direct`.
+unsafe impl TableMemory for KernelTables {
+    fn allocate(&self) -> Option<PhysAddr> {
+        frames::allocate_zeroed(1)
+    }
+
+    unsafe fn free(&self, page: PhysAddr) {
+        // SAFETY: the caller's promise; `allocate` got it as a run of one page.
+        unsafe { frames::free(page, 1) }
+    }
+
+    unsafe fn table(&self, page: PhysAddr) -> &Table {
+        // SAFETY: the page belongs to the caller and is mapped; any contents are valid atomics.
+        unsafe { &*(layout::direct(page) as *const Table) }
+    }
+
+    fn write_back(&self, first: *const u8, bytes: usize) {
+        crate::arch::write_back(first, bytes);
+    }
+}
+
+/// Why the address space could not be built.
+#[derive(Debug)]
+pub enum BuildError {
+    /// CPUID reports a physical address width that the engine does not know.
+    AddressWidth(u8),
+    /// No page for the root.
+    NoRoot(OutOfTables),
+    /// A mapping failed.
+    Map(MapError),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddressWidth(bits) => write!(f, "physical addresses of {bits} bits"),
+            Self::NoRoot(error) => write!(f, "{error}"),
+            Self::Map(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl core::error::Error for BuildError {}
+
+/// Builds the address space and switches to it.
+///
+/// # Errors
+/// See [`BuildError`].
+///
+/// # Safety
+/// Called once, on the boot tables; `ram` is all memory that the kernel uses besides its image.
+pub(super) unsafe fn build(ram: &RangeSet) -> Result<(), BuildError> {
+    let cpuid = CpuId::new();
+    let has_huge = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
+    let huge = if has_huge { LeafSizes::SIZE_1G } else { LeafSizes::empty() };
+    let sizes = LeafSizes::SIZE_4K | LeafSizes::SIZE_2M | huge;
+    let bits = cpuid.get_processor_capacity_feature_info().map_or(36, |info| info.physical_address_bits());
+    let format = X86Format::new(4, sizes, bits).ok_or(BuildError::AddressWidth(bits))?;
+    let table = PageTable::new(format, KernelTables).map_err(BuildError::NoRoot)?;
+
+    let map = |input: u64, range: PhysRange, access| {
+        // SAFETY: the table is not in use yet, and each range is mapped with what its contents need.
+        let stale = unsafe { table.map(input, &[range], access) }.map_err(BuildError::Map)?;
+        debug_assert!(stale.is_none(), "nothing was ever unmapped from this table");
+        Ok(())
+    };
+    for &range in ram.as_slice() {
+        map(layout::direct(range.start), range, READ_WRITE)?;
+    }
+    let data = layout::data().start..layout::boot_stack_guard().start;
+    let above_guard = layout::boot_stack().start..layout::data().end;
+    for (section, access) in [
+        (layout::text(), EXECUTE),
+        (layout::rodata(), READ_ONLY),
+        (data, READ_WRITE),
+        (above_guard, READ_WRITE),
+    ] {
+        let physical = PhysAddr::new(section.start - layout::KERNEL_BASE);
+        map(section.start, PhysRange::new(physical, section.end - section.start), access)?;
+    }
+    let root = table.root();
+    TABLE.call_once(|| table);
+    // SAFETY: the new table maps the code that runs, its stack and all memory that is in use, at the same addresses.
+    unsafe { controlregs::cr3_write(root.as_u64()) };
+    Ok(())
+}
+
+/// What a piece of the window shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Device registers: uncached.
+    Registers,
+    /// Memory of the firmware: read-only.
+    Firmware,
+}
+
+/// Maps the pages of `range` somewhere in the window, for good, and returns where its first byte is.
+pub(super) fn map_window(range: PhysRange, kind: Kind) -> Option<NonNull<u8>> {
+    let offset = range.start.as_u64() % PAGE_BYTES;
+    let first = PhysAddr::new(range.start.as_u64() - offset);
+    let pages = PhysRange::new(first, (range.bytes + offset).next_multiple_of(PAGE_BYTES));
+    let input = reserve_window(pages)?;
+    let access = match kind {
+        Kind::Registers => REGISTERS,
+        Kind::Firmware => READ_ONLY,
+    };
+    // SAFETY: this piece of the window was given out to this call alone; the caller checked that the range is not RAM
+    // that Rust knows of.
+    unsafe { map(input, pages, access) }.then(|| NonNull::new((input + offset) as *mut u8)).flatten()
+}
+
+/// Addresses for `pages`, aligned alike as far as large pages need it. They are not given back.
+fn reserve_window(pages: PhysRange) -> Option<u64> {
+    const LARGE: u64 = 2 << 20;
+    let mut window = WINDOW.lock();
+    let alignment = if pages.bytes >= LARGE { LARGE } else { PAGE_BYTES };
+    let skew = pages.start.as_u64() % alignment;
+    let input = window.start.next_multiple_of(alignment) + skew;
+    let end = input.checked_add(pages.bytes).filter(|&end| end <= window.end)?;
+    window.start = end;
+    Some(input)
+}
+
+/// Maps `range` at `input`. False if there is no memory for tables, or something is mapped there.
+///
+/// # Safety
+/// The addresses belong to the caller, and memory that Rust knows of is not made accessible twice.
+unsafe fn map(input: u64, range: PhysRange, access: X86Access) -> bool {
+    let Some(table) = TABLE.get() else { return false };
+    // SAFETY: the caller's promise.
+    let (stale, mapped) = match unsafe { table.map(input, &[range], access) } {
+        Ok(stale) => (stale, true),
+        Err(error) => {
+            log::warn!("{error}");
+            (error.into_undone(), false)
+        }
+    };
+    if let Some(stale) = stale {
+        table.redeem(flush(stale));
+    }
+    mapped
+}
+
+/// Maps `pages` zeroed frames for a stack at `input`.
+///
+/// # Safety
+/// The addresses belong to the caller.
+pub(super) unsafe fn map_stack(input: u64, pages: usize) -> bool {
+    let Some(first) = frames::allocate_zeroed(pages) else { return false };
+    // SAFETY: the caller owns the addresses; the frames are new, and reached through this mapping only.
+    let mapped = unsafe { map(input, PhysRange::new(first, pages as u64 * PAGE_BYTES), READ_WRITE) };
+    if !mapped {
+        // SAFETY: the run was allocated above and is not mapped.
+        unsafe { frames::free(first, pages) };
+    }
+    mapped
+}
+
+/// Takes what `stale` speaks of out of the TLB. One CPU runs; a shoot-down of the others belongs here.
+fn flush(stale: Stale) -> Flushed {
+    // SAFETY: reloading CR3 drops all translations of this CPU, which is the only one; no global pages are in use.
+    unsafe {
+        tlb::flush_all();
+        stale.assume_flushed()
+    }
+}
+
+/// What the kernel's table says about `address`.
+pub fn lookup(address: u64) -> Option<Translation<X86Access>> {
+    TABLE.get()?.lookup(address)
+}
+
+/// What is mapped in `first..=last`.
+pub fn runs(first: u64, last: u64) -> Option<Runs<'static, X86Format, KernelTables>> {
+    Some(TABLE.get()?.runs(first, last))
+}

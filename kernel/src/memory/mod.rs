@@ -1,0 +1,136 @@
+//! Physical memory, the kernel's address space, and what is mapped in it.
+//!
+//! [`init`] goes from the boot tables to the final ones in three steps: find the RAM, build the address space with
+//! pages from the largest piece of it, and give the rest to the frame allocator.
+
+mod address_space;
+pub mod frames;
+mod heap;
+pub mod layout;
+mod ranges;
+pub mod stacks;
+
+use core::{fmt, ptr::NonNull};
+
+use mm::{PAGE_BYTES, PhysAddr, PhysRange};
+use spin::Once;
+
+pub use address_space::{KernelTables, lookup, runs};
+pub use ranges::RangeSet;
+
+use crate::boot_info::{BootInfo, Region};
+
+/// Low memory is left alone: firmware data, and later the code that starts other CPUs.
+const LOW_MEMORY_END: u64 = 1 << 20;
+
+/// RAM that the kernel uses and that the direct map shows.
+static RAM: Once<RangeSet> = Once::new();
+/// Everything that the memory map speaks of and that is not in [`RAM`].
+static FIRMWARE: Once<RangeSet> = Once::new();
+
+/// Why there is no memory to work with.
+#[derive(Debug)]
+pub enum MemoryError {
+    /// The memory map has no usable RAM below 4 GiB.
+    NoRam,
+    /// The address space could not be built.
+    AddressSpace(address_space::BuildError),
+    /// The frame allocator could not be set up.
+    Frames,
+}
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRam => f.write_str("the memory map has no usable RAM below 4 GiB"),
+            Self::AddressSpace(error) => write!(f, "the kernel's address space: {error}"),
+            Self::Frames => f.write_str("no memory for the frame allocator"),
+        }
+    }
+}
+
+impl core::error::Error for MemoryError {}
+
+/// Sets up RAM, address space and heap. Returns the bytes of RAM in use.
+///
+/// # Errors
+/// See [`MemoryError`].
+///
+/// # Safety
+/// Called once, on the boot tables, before anything but the loader's structures is in RAM.
+pub unsafe fn init(boot: &BootInfo) -> Result<u64, MemoryError> {
+    let (ram, firmware) = sort_regions(boot.regions());
+    let ram = RAM.call_once(|| ram);
+    FIRMWARE.call_once(|| firmware);
+    // SAFETY: the ranges are RAM that nothing uses yet (the image is not in them), and the boot tables reach the part
+    // below 4 GiB.
+    unsafe {
+        frames::init_early(ram).ok_or(MemoryError::NoRam)?;
+        address_space::build(ram).map_err(MemoryError::AddressSpace)?;
+        frames::init(ram).ok_or(MemoryError::Frames)?;
+    }
+    Ok(ram.bytes())
+}
+
+/// RAM for the kernel's use, and what else the memory map speaks of.
+fn sort_regions(regions: &[Region]) -> (RangeSet, RangeSet) {
+    let mut ram = RangeSet::new();
+    let mut firmware = RangeSet::new();
+    for region in regions.iter().filter(|region| region.is_ram) {
+        ram.add(region.start, region.end.min(layout::DIRECT_MAP_BYTES));
+    }
+    // What one entry reserves is reserved, whatever another one says.
+    for region in regions.iter().filter(|region| !region.is_ram) {
+        ram.remove(region.start, region.end);
+        firmware.add(region.start & !(PAGE_BYTES - 1), region.end.next_multiple_of(PAGE_BYTES));
+    }
+    ram.remove(0, LOW_MEMORY_END);
+    firmware.add(0, LOW_MEMORY_END);
+    let image = layout::image_physical();
+    ram.remove(image.start.as_u64(), image.start.as_u64() + image.bytes);
+    firmware.remove(image.start.as_u64(), image.start.as_u64() + image.bytes);
+    (ram, firmware)
+}
+
+/// Maps `bytes` bytes of device registers from `base`, uncached, for good. `None` if the range is RAM, wraps, or there
+/// is no memory for tables.
+pub fn map_registers(base: PhysAddr, bytes: usize) -> Option<NonNull<u8>> {
+    let range = checked_range(base, bytes)?;
+    if RAM.get()?.overlaps(range) || range_overlaps_image(range) {
+        return None;
+    }
+    address_space::map_window(range, address_space::Kind::Registers)
+}
+
+/// Makes `bytes` bytes of firmware tables at `base` readable, for good. `None` if that is not memory, or there is no
+/// memory for tables.
+pub fn map_firmware(base: PhysAddr, bytes: usize) -> Option<NonNull<u8>> {
+    let range = checked_range(base, bytes)?;
+    if RAM.get()?.contains(range) {
+        return NonNull::new(layout::direct(base) as *mut u8);
+    }
+    if !FIRMWARE.get()?.contains(range) {
+        return None;
+    }
+    address_space::map_window(range, address_space::Kind::Firmware)
+}
+
+/// The physical address of the `bytes` bytes at `first`, if they lie in RAM that the frame allocator gives out: not in
+/// a stack, the kernel's image, or a window.
+pub fn physical(first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
+    let start = layout::direct_to_physical(first.as_ptr() as u64)?;
+    let range = checked_range(start, bytes)?;
+    RAM.get()?.contains(range).then_some(start)
+}
+
+fn checked_range(base: PhysAddr, bytes: usize) -> Option<PhysRange> {
+    base.checked_add(bytes as u64)?;
+    (bytes > 0).then_some(PhysRange::new(base, bytes as u64))
+}
+
+fn range_overlaps_image(range: PhysRange) -> bool {
+    let image = layout::image_physical();
+    let mut set = RangeSet::new();
+    set.add(image.start.as_u64(), image.start.as_u64() + image.bytes);
+    set.overlaps(range)
+}

@@ -1,0 +1,157 @@
+//! What this kernel is to the `iommu` crate and to drivers: one instance serves both.
+
+mod config;
+mod host;
+mod registers;
+
+use alloc::{boxed::Box, sync::Arc};
+use core::ptr::NonNull;
+
+use iommu::{
+    PciAddress, Platform,
+    platform::{Event, MsiMessage, Work},
+};
+use mm::PhysAddr;
+use spin::Once;
+
+use crate::{
+    acpi,
+    arch::{Cpu, InterruptGuard, apic, clock, interrupts},
+    memory::{self, KernelTables},
+    threads::{self, SpawnError},
+};
+use config::ConfigSpace;
+pub use registers::MappedRegisters;
+
+/// What the remapping units' interrupts are handed to.
+type EventHandler = Box<dyn Fn(Event) + Send + Sync>;
+
+/// The kernel as its subsystems see it.
+pub struct Kernel {
+    config: ConfigSpace,
+    handler: Arc<Once<EventHandler>>,
+    /// Signalled to make the thread for each kind of [`Work`] run.
+    faults: threads::Event,
+    reap: threads::Event,
+}
+
+impl Kernel {
+    /// An instance that reaches the configuration space of `tables`.
+    pub fn new(tables: &acpi::Tables) -> Arc<Self> {
+        Arc::new(Self {
+            config: ConfigSpace::new(&tables.segments),
+            handler: Arc::new(Once::new()),
+            faults: threads::Event::new(),
+            reap: threads::Event::new(),
+        })
+    }
+
+    /// Hands the interrupts of remapping units to `handler`, which is called in the interrupt. Before this they are
+    /// lost; a second call changes nothing.
+    pub fn handle_events(&self, handler: EventHandler) {
+        self.handler.call_once(|| handler);
+    }
+
+    /// Starts the thread that does `work` whenever it is asked for.
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub fn start_worker(
+        self: &Arc<Self>,
+        work: Work,
+        run: impl Fn() + Send + 'static,
+    ) -> Result<(), SpawnError> {
+        let kernel = self.clone();
+        let name = match work {
+            Work::Faults => "iommu-faults",
+            Work::Reap => "iommu-reaper",
+        };
+        threads::spawn(
+            name,
+            Box::new(move || {
+                loop {
+                    kernel.event_of(work).wait(u64::MAX);
+                    run();
+                }
+            }),
+        )
+        .map(|_detached| ())
+    }
+
+    fn event_of(&self, work: Work) -> &threads::Event {
+        match work {
+            Work::Faults => &self.faults,
+            Work::Reap => &self.reap,
+        }
+    }
+}
+
+// SAFETY: `physical` accepts only RAM of the frame allocator in the direct map, `map_registers` maps anything but RAM,
+// and `allocate_contiguous` hands out frames that are nobody else's.
+unsafe impl Platform for Kernel {
+    type Tables = KernelTables;
+    type Registers = MappedRegisters;
+    type InterruptGuard = InterruptGuard;
+
+    fn tables(&self) -> &KernelTables {
+        &KernelTables
+    }
+
+    fn allocate_contiguous(&self, pages: usize) -> Option<PhysAddr> {
+        memory::frames::allocate_zeroed(pages)
+    }
+
+    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<MappedRegisters> {
+        // SAFETY: mapped here, for good, and it is not RAM.
+        memory::map_registers(base, bytes).map(|at| unsafe { MappedRegisters::new(at, bytes) })
+    }
+
+    fn now_ns(&self) -> u64 {
+        clock::now_ns()
+    }
+
+    fn cpu(&self) -> usize {
+        Cpu::current().index()
+    }
+
+    fn interrupt_guard(&self) -> InterruptGuard {
+        InterruptGuard::new()
+    }
+
+    fn in_interrupt(&self) -> bool {
+        Cpu::current().in_interrupt()
+    }
+
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    fn allocate_vector(&self, event: Event) -> Option<MsiMessage> {
+        let handler = self.handler.clone();
+        let vector = interrupts::allocate(Box::new(move || {
+            if let Some(handle) = handler.get() {
+                handle(event);
+            }
+        }))?;
+        let message = apic::message(Cpu::current().apic_id(), vector.number())?;
+        // Units stay for as long as the kernel runs, and so do their vectors.
+        core::mem::forget(vector);
+        Some(message)
+    }
+
+    fn read_config(&self, function: PciAddress, offset: u16) -> u32 {
+        self.config.read(function, offset)
+    }
+
+    fn write_config(&self, function: PciAddress, offset: u16, value: u32) {
+        self.config.write(function, offset, value);
+    }
+
+    fn wake(&self, work: Work) {
+        self.event_of(work).signal();
+    }
+
+    fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
+        memory::physical(first, bytes)
+    }
+}

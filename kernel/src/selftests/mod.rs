@@ -1,0 +1,10 @@
+//! Tests of the kernel by itself: memory protection, threads, time, interrupts.
+
+mod firmware;
+mod interrupts;
+mod memory;
+mod misbehaving;
+mod threading;
+mod time;
+
+pub use misbehaving::misbehaving;

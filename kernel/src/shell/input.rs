@@ -1,0 +1,74 @@
+//! Keys from the serial line.
+
+use alloc::boxed::Box;
+
+use crate::{
+    acpi::Wire,
+    arch::{Cpu, interrupts, io_apic},
+    console,
+    sync::{IrqMutex, Rank},
+    threads::Event,
+};
+
+/// Keys that nobody has read yet; more than that are lost.
+const KEYS_MAX: usize = 256;
+
+struct Ring {
+    keys: [u8; KEYS_MAX],
+    first: usize,
+    len: usize,
+}
+
+static RING: IrqMutex<Ring> = IrqMutex::new(Rank::Input, Ring { keys: [0; KEYS_MAX], first: 0, len: 0 });
+static ARRIVED: Event = Event::new();
+
+impl Ring {
+    fn push(&mut self, key: u8) {
+        if self.len < KEYS_MAX {
+            self.keys[(self.first + self.len) % KEYS_MAX] = key;
+            self.len += 1;
+        }
+    }
+
+    fn pop(&mut self) -> Option<u8> {
+        self.len = self.len.checked_sub(1)?;
+        let key = self.keys[self.first];
+        self.first = (self.first + 1) % KEYS_MAX;
+        Some(key)
+    }
+}
+
+/// Makes the serial line, whose interrupt comes in by `wire`, fill the ring. False if it has no way to a CPU.
+pub fn init(wire: Wire) -> bool {
+    let Some(vector) = interrupts::allocate(Box::new(take_keys)) else { return false };
+    let routed = io_apic::route(wire, vector.number(), Cpu::current().apic_id());
+    if routed {
+        console::enable_receive_interrupt();
+        // The line is never given up.
+        core::mem::forget(vector);
+    }
+    routed
+}
+
+/// The interrupt of the serial line.
+fn take_keys() {
+    // The port's FIFO holds 16.
+    const BURST_MAX: usize = 64;
+    for _ in 0..BURST_MAX {
+        let Some(key) = console::receive() else { break };
+        RING.lock().push(key);
+    }
+    ARRIVED.signal();
+}
+
+/// The next key. Waits for ever: nobody has to type.
+pub fn read_key() -> u8 {
+    loop {
+        // The lock is released before the wait.
+        let key = RING.lock().pop();
+        if let Some(key) = key {
+            return key;
+        }
+        ARRIVED.wait(u64::MAX);
+    }
+}

@@ -1,0 +1,69 @@
+//! The shell on the serial line.
+//!
+//! A command is an entry of [`COMMANDS`], in the order in which `help` shows them.
+
+mod builtin;
+pub mod input;
+mod line;
+
+use alloc::vec::Vec;
+use core::any::Any;
+
+use crate::{print, println};
+
+/// Words on a line, the command included, at most.
+const WORDS_MAX: usize = 16;
+
+/// A command of the shell.
+pub struct Command {
+    /// What is typed.
+    pub name: &'static str,
+    /// Its arguments, for `help`.
+    pub arguments: &'static str,
+    /// What it does, in a few words.
+    pub help: &'static str,
+    /// Runs it on the words after its name. An error is shown, with how to use the command.
+    pub run: fn(&Shell<'_>, &[&str]) -> Result<(), UsageError>,
+}
+
+/// The arguments do not fit the command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UsageError;
+
+/// What commands see.
+pub struct Shell<'a> {
+    /// What tests are given.
+    pub environment: &'a (dyn Any + Sync),
+}
+
+/// All commands.
+static COMMANDS: &[&[Command]] = &[builtin::COMMANDS];
+
+fn commands() -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().copied().flatten()
+}
+
+impl Shell<'_> {
+    /// Reads lines and runs them, for ever; `exit` ends the machine.
+    pub fn run(&self) -> ! {
+        println!("Type `help` for the commands.");
+        loop {
+            print!("> ");
+            let line = line::read();
+            self.execute(&line);
+        }
+    }
+
+    fn execute(&self, line: &str) {
+        let words: Vec<&str> = line.split_ascii_whitespace().take(WORDS_MAX).collect();
+        let Some((&name, arguments)) = words.split_first() else { return };
+        match commands().find(|command| command.name == name) {
+            Some(command) => {
+                if (command.run)(self, arguments) == Err(UsageError) {
+                    println!("usage: {name} {}", command.arguments);
+                }
+            }
+            None => println!("unknown command {name:?}; `help` lists them"),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The kernel's lock.
+
+use core::{
+    fmt, mem,
+    ops::{Deref, DerefMut},
+};
+
+use spin::mutex::SpinMutex;
+
+#[cfg(debug_assertions)]
+use crate::arch::Cpu;
+use crate::arch::InterruptGuard;
+
+/// The order in which locks nest: a CPU that holds one may take only later ones.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Rank {
+    /// Configuration of devices and of the machine: taken by threads, held over calls into everything below.
+    Device,
+    /// The handler of an interrupt vector.
+    Handler,
+    /// Keys received and not read.
+    Input,
+    /// The waiters of one wait queue.
+    WaitQueue,
+    /// The body of a thread that has not started.
+    ThreadBody,
+    /// The run queue, the sleepers, and the state of all threads.
+    Scheduler,
+    /// Which thread stacks are in use.
+    Stacks,
+    /// The kernel's page table and its window of mapped registers.
+    AddressSpace,
+    /// Small allocations.
+    Heap,
+    /// Free frames.
+    Frames,
+    /// The serial line.
+    Console,
+}
+
+/// A spin lock that is held only with interrupts off, so that a handler never waits for the code it interrupted.
+///
+/// Debug builds check the order of [`Rank`]s.
+pub struct IrqMutex<T> {
+    rank: Rank,
+    inner: SpinMutex<T>,
+}
+
+impl<T> IrqMutex<T> {
+    /// A lock around `value`.
+    pub const fn new(rank: Rank, value: T) -> Self {
+        Self { rank, inner: SpinMutex::new(value) }
+    }
+
+    /// Takes the lock.
+    #[inline]
+    #[track_caller]
+    pub fn lock(&self) -> IrqMutexGuard<'_, T> {
+        let interrupts = InterruptGuard::new();
+        note_taken(self.rank);
+        mem::forget(self.inner.lock());
+        IrqMutexGuard { lock: self, _interrupts: interrupts }
+    }
+
+    /// Takes the lock if that succeeds within `tries` attempts: for code that must go on although the holder may be
+    /// dead.
+    pub fn try_lock_for(&self, tries: usize) -> Option<IrqMutexGuard<'_, T>> {
+        let interrupts = InterruptGuard::new();
+        for _ in 0..tries {
+            if let Some(guard) = self.inner.try_lock() {
+                mem::forget(guard);
+                note_taken(self.rank);
+                return Some(IrqMutexGuard { lock: self, _interrupts: interrupts });
+            }
+            core::hint::spin_loop();
+        }
+        None
+    }
+
+    /// The guard of a lock that is already held: how the scheduler hands its lock from one thread to the next.
+    ///
+    /// # Safety
+    /// This CPU holds the lock by a guard that was forgotten, and makes only one guard out of it.
+    pub unsafe fn assume_locked(&self) -> IrqMutexGuard<'_, T> {
+        debug_assert!(self.inner.is_locked());
+        let counted_by_the_forgotten_guard = InterruptGuard::assume();
+        IrqMutexGuard { lock: self, _interrupts: counted_by_the_forgotten_guard }
+    }
+}
+
+impl<T> fmt::Debug for IrqMutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IrqMutex").field("rank", &self.rank).finish_non_exhaustive()
+    }
+}
+
+/// Access to what an [`IrqMutex`] protects. The lock is released before interrupts come back.
+pub struct IrqMutexGuard<'a, T> {
+    lock: &'a IrqMutex<T>,
+    _interrupts: InterruptGuard,
+}
+
+impl<T> Deref for IrqMutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the lock is held while the guard lives.
+        unsafe { &*self.lock.inner.as_mut_ptr() }
+    }
+}
+
+impl<T> DerefMut for IrqMutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the lock is held while the guard lives, and the guard is borrowed exclusively.
+        unsafe { &mut *self.lock.inner.as_mut_ptr() }
+    }
+}
+
+impl<T> Drop for IrqMutexGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        note_released(self.lock.rank);
+        // SAFETY: this guard holds the lock, and nothing uses it after this.
+        unsafe { self.lock.inner.force_unlock() }
+    }
+}
+
+/// Notes that this CPU holds a lock of `rank`.
+///
+/// # Panics
+/// If it already holds one of that rank or of a later one: a deadlock with another CPU that takes them in order.
+#[cfg(debug_assertions)]
+#[track_caller]
+fn note_taken(rank: Rank) {
+    use core::sync::atomic::Ordering::Relaxed;
+    let held = &Cpu::current().held_ranks;
+    let ranks = held.load(Relaxed);
+    assert!(ranks >> (rank as u8) == 0, "lock of rank {rank:?} taken while holding ranks {ranks:#b}");
+    held.store(ranks | 1 << rank as u8, Relaxed);
+}
+
+#[cfg(not(debug_assertions))]
+fn note_taken(_rank: Rank) {}
+
+#[cfg(debug_assertions)]
+fn note_released(rank: Rank) {
+    use core::sync::atomic::Ordering::Relaxed;
+    let held = &Cpu::current().held_ranks;
+    held.store(held.load(Relaxed) & !(1 << rank as u8), Relaxed);
+}
+
+#[cfg(not(debug_assertions))]
+fn note_released(_rank: Rank) {}
