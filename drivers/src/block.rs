@@ -160,8 +160,8 @@ pub enum BlockError {
     Reset,
     /// The device was shut down, or could not be made to work again.
     Gone,
-    /// A remapping unit does not answer, so the buffer cannot be given back.
-    Unmap(DmaError),
+    /// A remapping unit does not answer, so that the buffer cannot be given back.
+    Pinned(DmaError),
 }
 
 impl fmt::Display for BlockError {
@@ -172,7 +172,7 @@ impl fmt::Display for BlockError {
             Self::TimedOut => f.write_str("the device did not answer in time"),
             Self::Reset => f.write_str("the device was reset"),
             Self::Gone => f.write_str("the device is out of order"),
-            Self::Unmap(error) => error.fmt(f),
+            Self::Pinned(error) => error.fmt(f),
         }
     }
 }

@@ -3,11 +3,14 @@
 //! It makes a good attacker. It copies between its own 4 KiB buffer, which the CPU cannot see, and any IOVA; it says
 //! nothing about whether the IOMMU let it. A transfer takes 100 ms from its start and reads or writes memory only at
 //! the end of them.
+//!
+//! The driver has no memory of its own for the device, so it takes no DMA handle: what the device can reach is up to
+//! who has claimed it, if anybody has.
 
 use alloc::sync::Arc;
 use core::fmt;
 
-use iommu::{DmaDevice, Iova};
+use iommu::{Iova, PciAddress};
 
 use crate::{
     host::{Event, Host, InterruptError},
@@ -86,12 +89,16 @@ impl Registers {
 /// Dropping it takes bus mastering away, which ends what the device could do to memory.
 pub struct Edu {
     host: Arc<dyn Host>,
-    dma: DmaDevice,
     device: Device,
     registers: Registers,
-    interrupted: Arc<dyn Event>,
-    /// A transfer was started and its interrupt not yet awaited.
+    /// `None`: the end of a transfer is polled for.
+    interrupt: Option<EduInterrupt>,
+    /// A transfer was started and its end not yet awaited.
     started: bool,
+}
+
+struct EduInterrupt {
+    arrived: Arc<dyn Event>,
     _msi: Msi,
 }
 
@@ -198,28 +205,38 @@ impl From<InterruptError> for EduError {
 }
 
 impl Edu {
-    /// Takes `dma`'s function, an `edu`, into use.
+    /// Takes `function`, an `edu`, into use, with its interrupt, and lets it master the bus.
     ///
     /// # Errors
     /// It is none, or has no usable registers or interrupt.
-    pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Self, EduError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(EduError::Absent)?;
+    pub fn open(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
+        let mut edu = Self::open_polled(host, function)?;
+        let arrived = host.event();
+        let interrupt = host.allocate_interrupt(function, arrived.clone())?;
+        let msi = Msi::enable(&edu.device, interrupt)?;
+        edu.interrupt = Some(EduInterrupt { arrived, _msi: msi });
+        Ok(edu)
+    }
+
+    /// As [`open`](Self::open), without an interrupt: for a function that nobody has claimed.
+    ///
+    /// # Errors
+    /// It is none, or has no usable registers.
+    pub fn open_polled(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
+        let device = Device::open(host.clone(), function).ok_or(EduError::Absent)?;
         let registers = Registers::at(&device.map_bar(0)?)?;
         let identification = registers.identification.read();
         if identification & 0xffff != IDENTIFICATION {
             return Err(EduError::NotEdu(identification));
         }
-        let interrupted = host.event();
-        let interrupt = host.allocate_interrupt(dma.function(), interrupted.clone())?;
-        let msi = Msi::enable(&device, interrupt)?;
         device.enable_bus_master();
-        Ok(Self { host: host.clone(), dma, device, registers, interrupted, started: false, _msi: msi })
+        Ok(Self { host: host.clone(), device, registers, interrupt: None, started: false })
     }
 
-    /// The device's DMA handle.
+    /// The function.
     #[must_use]
-    pub fn dma(&self) -> &DmaDevice {
-        &self.dma
+    pub fn function(&self) -> PciAddress {
+        self.device.function()
     }
 
     /// Checks that the device answers: it gives back the complement of what is written.
@@ -251,11 +268,12 @@ impl Edu {
     /// Makes the device raise its interrupt with `value` in its interrupt status, and waits for it.
     ///
     /// # Errors
-    /// The interrupt did not arrive in time, or the status lacks `value`.
+    /// The interrupt did not arrive in time, or the device was opened without one, or the status lacks `value`.
     pub fn raise_interrupt(&mut self, value: u32) -> Result<(), EduError> {
         self.drain_interrupts();
         self.registers.interrupt_raise.write(value);
-        let arrived = self.interrupted.wait(self.host.now_ns().saturating_add(DEADLINE_NS));
+        let deadline_ns = self.host.now_ns().saturating_add(DEADLINE_NS);
+        let arrived = self.interrupt.as_ref().is_some_and(|interrupt| interrupt.arrived.wait(deadline_ns));
         let got = self.drain_interrupts();
         match (arrived, got & value == value) {
             (true, true) => Ok(()),
@@ -294,7 +312,8 @@ impl Edu {
         self.registers.source.write(source);
         self.registers.destination.write(destination);
         self.registers.count.write(bytes as u64);
-        self.registers.command.write(command::RUN | command::INTERRUPT | direction);
+        let interrupt = if self.interrupt.is_some() { command::INTERRUPT } else { 0 };
+        self.registers.command.write(command::RUN | interrupt | direction);
         self.started = true;
         Ok(())
     }
@@ -308,19 +327,36 @@ impl Edu {
             return Ok(());
         }
         let deadline_ns = self.host.now_ns().saturating_add(TRANSFER_DEADLINE_NS);
+        match &self.interrupt {
+            None => self.poll_end(deadline_ns),
+            Some(interrupt) => {
+                self.await_end(&*interrupt.arrived, deadline_ns)?;
+                let (got, expected) = (self.drain_interrupts(), INTERRUPT_TRANSFER);
+                if got & expected != 0 { Ok(()) } else { Err(EduError::Wrong { got, expected }) }
+            }
+        }
+    }
+
+    fn await_end(&self, arrived: &dyn Event, deadline_ns: u64) -> Result<(), EduError> {
         // Any interrupt but the one at the end finds the device running.
         loop {
-            let arrived = self.interrupted.wait(deadline_ns);
-            match (arrived, self.is_running()) {
-                (true, false) => break,
+            match (arrived.wait(deadline_ns), self.is_running()) {
+                (true, false) => return Ok(()),
                 (true, true) => {}
                 (false, true) => return Err(self.timed_out()),
                 (false, false) => return Err(EduError::NoInterrupt),
             }
         }
-        let got = self.drain_interrupts();
-        let expected = INTERRUPT_TRANSFER;
-        if got & expected != 0 { Ok(()) } else { Err(EduError::Wrong { got, expected }) }
+    }
+
+    fn poll_end(&self, deadline_ns: u64) -> Result<(), EduError> {
+        while self.is_running() {
+            if self.host.now_ns() >= deadline_ns {
+                return Err(self.timed_out());
+            }
+            self.host.relax();
+        }
+        Ok(())
     }
 
     fn is_running(&self) -> bool {
@@ -331,8 +367,10 @@ impl Edu {
     fn drain_interrupts(&self) -> u32 {
         let raised = self.registers.interrupt_status.read();
         self.registers.interrupt_acknowledge.write(raised);
-        // A deadline in the past: only clears the event.
-        self.interrupted.wait(0);
+        if let Some(interrupt) = &self.interrupt {
+            // A deadline in the past: only clears the event.
+            interrupt.arrived.wait(0);
+        }
         raised
     }
 

@@ -12,7 +12,7 @@ extern crate std;
 pub mod block;
 pub mod edu;
 pub mod host;
-mod lock;
+pub mod lock;
 pub mod mmio;
 pub mod nvme;
 pub mod pci;

@@ -1,6 +1,6 @@
 //! What PCI Express says about a function's place in the hierarchy, and which requests it keeps apart.
 
-use bitflags::bitflags;
+use iommu::topology::Acs;
 
 use super::{
     capability::{extended_id, id},
@@ -51,42 +51,17 @@ impl PortType {
     }
 }
 
-bitflags! {
-    /// Access control services that a function has and has turned on.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct Acs: u16 {
-        /// Checks the bus number of a requester.
-        const SOURCE_VALIDATION = 1 << 0;
-        /// Blocks requests with a translated address.
-        const TRANSLATION_BLOCKING = 1 << 1;
-        /// Sends peer-to-peer requests up to the IOMMU.
-        const REQUEST_REDIRECT = 1 << 2;
-        /// Sends peer-to-peer completions up to the IOMMU.
-        const COMPLETION_REDIRECT = 1 << 3;
-        /// Sends what came up straight up again.
-        const UPSTREAM_FORWARDING = 1 << 4;
-        /// Filters peer-to-peer by port.
-        const EGRESS_CONTROL = 1 << 5;
-        /// Lets translated requests go directly.
-        const DIRECT_TRANSLATED = 1 << 6;
-    }
-}
-
-impl Acs {
-    /// What the functions behind a port need to be isolated from each other.
-    pub const ISOLATION: Self = Self::SOURCE_VALIDATION
-        .union(Self::REQUEST_REDIRECT)
-        .union(Self::COMPLETION_REDIRECT)
-        .union(Self::UPSTREAM_FORWARDING);
-}
-
 /// Where the control register of the ACS capability is; the capability register precedes it.
 const ACS_CAPABILITY: u16 = 4;
 const ACS_CONTROL: u16 = 6;
 const ACS_BYTES: u16 = 8;
 
-/// Bytes of the PCI Express capability up to its capabilities register.
+/// Bytes of the PCI Express capability up to its capabilities register, and up to its device status register.
 const EXPRESS_BYTES: u16 = 4;
+const EXPRESS_DEVICE_BYTES: u16 = 12;
+const DEVICE_CAPABILITIES: u16 = 4;
+const DEVICE_CONTROL: u16 = 8;
+const PHANTOM_FUNCTIONS_ENABLE: u16 = 1 << 9;
 
 impl<C: ConfigSpace + ?Sized> Config<'_, C> {
     /// The device/port type, if the function has the PCI Express capability.
@@ -95,20 +70,32 @@ impl<C: ConfigSpace + ?Sized> Config<'_, C> {
         Some(PortType::decode(self.read16(offset + 2)))
     }
 
-    /// The access control services that the function offers, and those that are on, if it has the capability.
-    pub fn acs(self) -> Option<(Acs, Acs)> {
+    /// Access control services, if the function has the capability.
+    pub fn acs(self) -> Option<Acs> {
         let offset = self.find_extended(extended_id::ACS, ACS_BYTES)?;
-        let offered = Acs::from_bits_truncate(self.read16(offset + ACS_CAPABILITY));
-        let on = Acs::from_bits_truncate(self.read16(offset + ACS_CONTROL));
-        Some((offered, on))
+        let (offered, enabled) = (self.read16(offset + ACS_CAPABILITY), self.read16(offset + ACS_CONTROL));
+        Some(Acs { offered, enabled })
     }
 
     /// Turns on what the function offers of [`Acs::ISOLATION`], and returns what is on then; `None` without ACS.
+    ///
+    /// Until it is done, functions behind a port may reach each other without the IOMMU seeing it.
     pub fn enable_isolation(self) -> Option<Acs> {
         let offset = self.find_extended(extended_id::ACS, ACS_BYTES)?;
-        let (offered, on) = self.acs()?;
-        let wanted = on.union(offered.intersection(Acs::ISOLATION));
-        self.write16(offset + ACS_CONTROL, wanted.bits());
-        self.acs().map(|(_, on)| on)
+        let Acs { offered, enabled } = self.acs()?;
+        // The other half of the dword is the read-only capability register.
+        self.write16(offset + ACS_CONTROL, enabled | offered & Acs::ISOLATION);
+        self.acs()
+    }
+
+    /// How many upper bits of its function number the function uses for phantom functions, which send requests under
+    /// ids of their own.
+    pub fn phantom_bits(self) -> u8 {
+        let Some(offset) = self.find(id::EXPRESS, EXPRESS_DEVICE_BYTES) else {
+            return 0;
+        };
+        let supported = (self.read32(offset + DEVICE_CAPABILITIES) >> 3 & 0x3) as u8;
+        let enabled = self.read16(offset + DEVICE_CONTROL) & PHANTOM_FUNCTIONS_ENABLE != 0;
+        if enabled { supported } else { 0 }
     }
 }

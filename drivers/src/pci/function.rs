@@ -2,11 +2,14 @@
 
 use core::fmt;
 
-use iommu::PciAddress;
+use iommu::{
+    PciAddress,
+    topology::{self, Acs, BridgeKind, FunctionKind},
+};
 
 use super::{
     config::{Config, ConfigSpace, offset},
-    express::{Acs, PortType},
+    express::PortType,
 };
 
 /// One PCI function as enumeration found it.
@@ -26,8 +29,10 @@ pub struct Function {
     pub multifunction: bool,
     /// Its PCI Express type; `None` for a conventional function.
     pub port: Option<PortType>,
-    /// Access control services that are on; `None` without the capability.
+    /// Access control services; `None` without the capability.
     pub acs: Option<Acs>,
+    /// How many upper bits of its function number it uses for phantom functions.
+    pub phantom_bits: u8,
     /// The bridge right above it; `None` on a root bus.
     pub parent: Option<PciAddress>,
 }
@@ -65,11 +70,13 @@ pub enum Layout {
     Endpoint,
     /// Type 1: a PCI-to-PCI bridge.
     Bridge(Bridge),
-    /// Type 2 (CardBus), or one that is not defined: nothing beyond the common registers is known.
+    /// Type 2: a bridge to CardBus.
+    CardBus(Bridge),
+    /// One that is not defined: nothing beyond the common registers is known.
     Other(u8),
 }
 
-/// Bus numbers of a PCI-to-PCI bridge, as firmware left them.
+/// Bus numbers of a bridge, as firmware left them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bridge {
     /// The bus right behind the bridge.
@@ -99,17 +106,47 @@ impl Function {
             layout: Layout::read(config, header & 0x7f),
             multifunction: header & 0x80 != 0,
             port: config.port_type(),
-            acs: config.acs().map(|(_, on)| on),
+            acs: config.acs(),
+            phantom_bits: config.phantom_bits(),
             parent,
         })
     }
 
-    /// Bus numbers, if this is a PCI-to-PCI bridge.
+    /// Bus numbers, if this is a bridge.
     #[must_use]
     pub fn bridge(&self) -> Option<Bridge> {
         match self.layout {
-            Layout::Bridge(bridge) => Some(bridge),
+            Layout::Bridge(bridge) | Layout::CardBus(bridge) => Some(bridge),
             Layout::Endpoint | Layout::Other(_) => None,
+        }
+    }
+
+    /// Turns on what isolation takes of the function's access control services, as far as it has them. Comes before
+    /// the topology is built.
+    pub fn enable_isolation<C: ConfigSpace + ?Sized>(&mut self, space: &C) {
+        self.acs = Config::new(space, self.address).enable_isolation();
+    }
+
+    /// What the IOMMU has to know of the function.
+    #[must_use]
+    pub fn topology(&self) -> topology::Function {
+        let endpoint = topology::Function::endpoint(self.address);
+        let kind = self.bridge().map_or(FunctionKind::Endpoint, |Bridge { secondary, subordinate }| {
+            FunctionKind::Bridge { kind: self.bridge_kind(), secondary, subordinate }
+        });
+        topology::Function { kind, acs: self.acs, phantom_bits: self.phantom_bits, ..endpoint }
+    }
+
+    /// How the bridge passes requests on. One without a PCI Express type, or with one that no bridge has, is taken for
+    /// conventional: the kind that tells least apart.
+    fn bridge_kind(&self) -> BridgeKind {
+        match self.port {
+            Some(PortType::RootPort) => BridgeKind::RootPort,
+            Some(PortType::UpstreamPort) => BridgeKind::UpstreamPort,
+            Some(PortType::DownstreamPort) => BridgeKind::DownstreamPort,
+            Some(PortType::ToPciBridge) => BridgeKind::ToPci,
+            Some(PortType::FromPciBridge) => BridgeKind::FromPci,
+            _ => BridgeKind::Conventional,
         }
     }
 }
@@ -118,10 +155,8 @@ impl Layout {
     fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>, header: u8) -> Self {
         match header {
             0 => Self::Endpoint,
-            1 => {
-                let buses = config.read32(offset::BUS_NUMBERS);
-                Self::Bridge(Bridge { secondary: (buses >> 8) as u8, subordinate: (buses >> 16) as u8 })
-            }
+            1 => Self::Bridge(Bridge::read(config)),
+            2 => Self::CardBus(Bridge::read(config)),
             other => Self::Other(other),
         }
     }
@@ -132,7 +167,20 @@ impl Layout {
         match self {
             Self::Endpoint => 6,
             Self::Bridge(_) => 2,
+            Self::CardBus(_) => 1,
             Self::Other(_) => 0,
         }
     }
 }
+
+impl Bridge {
+    /// Both kinds of bridge have their bus numbers in the same place.
+    fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> Self {
+        let buses = config.read32(offset::BUS_NUMBERS);
+        Self { secondary: (buses >> 8) as u8, subordinate: (buses >> 16) as u8 }
+    }
+}
+
+#[cfg(test)]
+#[path = "function_tests.rs"]
+mod tests;

@@ -25,7 +25,7 @@ pub use capability::{Capabilities, Capability, ExtendedCapabilities};
 pub use config::{Config, ConfigSpace};
 pub use device::Device;
 pub use enumerate::{BusRange, enumerate};
-pub use express::{Acs, PortType};
+pub use express::PortType;
 pub use function::{Bridge, Class, Function, Id, Layout};
 pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};

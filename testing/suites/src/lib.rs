@@ -1,1 +1,27 @@
+//! What the kernel tests about itself when it boots.
+//!
+//! A kernel hands a [`Machine`] to its tests as their environment. A test that needs something that the machine does
+//! not have says so and is not run; one that needs something that should be there and does not work fails.
+//!
+//! - `unit`: the state of the remapping units after bring-up, and who gets a device;
+//! - `edu`: DMA inside of mappings moves the right bytes;
+//! - `isolation`: everything else is blocked, and recorded exactly;
+//! - `mapping`: the life of a mapping, and errors that leave nothing behind;
+//! - `nvme`: the same from a device that does thousands of transfers a second;
+//! - `disk`: a real disk, compared with what the host has in its image.
 #![no_std]
+
+extern crate alloc;
+
+mod disk;
+mod edu;
+mod faults;
+mod isolation;
+mod machine;
+mod mapping;
+mod nvme;
+mod pattern;
+mod reports;
+mod unit;
+
+pub use machine::{Machine, Memory, Parts};

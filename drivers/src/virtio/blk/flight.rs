@@ -26,20 +26,22 @@ pub enum Job {
 }
 
 impl Job {
-    /// Maps the buffer of `operation`; gives it back if that fails.
-    pub fn map(dma: &DmaDevice, operation: Operation) -> Result<Self, (DmaError, Operation)> {
+    /// Maps the buffer of `operation`.
+    pub fn map(dma: &DmaDevice, operation: Operation) -> Result<Self, NotMapped> {
         match operation {
             Operation::Flush => Ok(Self::Flush),
             Operation::Read(Transfer { first, blocks, buffer }) => match dma.dma_map(buffer, FromDevice) {
                 Ok(mapping) => Ok(Self::Read(Extent { first, blocks }, mapping)),
                 Err(dma::Rejected { error, buffer }) => {
-                    Err((error, Operation::Read(Transfer { first, blocks, buffer })))
+                    let whole = |buffer| Operation::Read(Transfer { first, blocks, buffer });
+                    Err(NotMapped { error, operation: buffer.map(whole) })
                 }
             },
             Operation::Write(Transfer { first, blocks, buffer }) => match dma.dma_map(buffer, ToDevice) {
                 Ok(mapping) => Ok(Self::Write(Extent { first, blocks }, mapping)),
                 Err(dma::Rejected { error, buffer }) => {
-                    Err((error, Operation::Write(Transfer { first, blocks, buffer })))
+                    let whole = |buffer| Operation::Write(Transfer { first, blocks, buffer });
+                    Err(NotMapped { error, operation: buffer.map(whole) })
                 }
             },
         }
@@ -51,12 +53,12 @@ impl Job {
             Self::Read(Extent { first, blocks }, mapping) => Operation::Read(Transfer {
                 first,
                 blocks,
-                buffer: mapping.unmap().map_err(BlockError::Unmap)?,
+                buffer: mapping.unmap().map_err(BlockError::Pinned)?,
             }),
             Self::Write(Extent { first, blocks }, mapping) => Operation::Write(Transfer {
                 first,
                 blocks,
-                buffer: mapping.unmap().map_err(BlockError::Unmap)?,
+                buffer: mapping.unmap().map_err(BlockError::Pinned)?,
             }),
             // Nothing was mapped.
             Self::Flush | Self::At { .. } => Operation::Flush,
@@ -66,8 +68,8 @@ impl Job {
     /// Takes the buffer back from a device that is done with it, or has been reset.
     fn reclaim(self) -> Result<Option<PageBuffer>, BlockError> {
         match self {
-            Self::Read(_, mapping) => mapping.unmap().map(Some).map_err(BlockError::Unmap),
-            Self::Write(_, mapping) => mapping.unmap().map(Some).map_err(BlockError::Unmap),
+            Self::Read(_, mapping) => mapping.unmap().map(Some).map_err(BlockError::Pinned),
+            Self::Write(_, mapping) => mapping.unmap().map(Some).map_err(BlockError::Pinned),
             Self::Flush | Self::At { .. } => Ok(None),
         }
     }
@@ -90,6 +92,13 @@ impl Job {
             Self::Flush => None,
         }
     }
+}
+
+/// A buffer that could not be mapped.
+pub struct NotMapped {
+    pub error: DmaError,
+    /// What was to be done, unless its buffer is pinned behind a unit that does not answer.
+    pub operation: Option<Operation>,
 }
 
 /// A request that the device has: it owns the buffer and the promise to complete it.

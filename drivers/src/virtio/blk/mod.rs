@@ -20,12 +20,12 @@ use iommu::{DmaDevice, Iova};
 
 pub use self::error::{DiskError, NotQuiet};
 use self::{
-    flight::{Extent, Job},
+    flight::{Extent, Job, NotMapped},
     service::Service,
     state::{DESCRIPTORS, State},
 };
 use crate::{
-    block::{BlockDevice, BlockInfo, Completions, Operation, Promise, Reason, Rejected, Request},
+    block::{BlockDevice, BlockError, BlockInfo, Completions, Operation, Promise, Reason, Rejected, Request},
     host::{Event, Host},
     lock::Lock,
 };
@@ -163,9 +163,14 @@ impl BlockDevice for Disk {
         }
         let job = match Job::map(&self.shared.dma, operation) {
             Ok(job) => job,
-            Err((error, operation)) => {
+            Err(NotMapped { error, operation: Some(operation) }) => {
                 promise.withdraw();
                 return reject(Reason::Dma(error), operation);
+            }
+            // There is no buffer to reject the request with, here and below.
+            Err(NotMapped { error, operation: None }) => {
+                promise.keep(Err(BlockError::Pinned(error)), None);
+                return Ok(());
             }
         };
         let Err(Refused { reason, job, promise }) = self.shared.start(job, promise) else {
@@ -176,7 +181,6 @@ impl BlockDevice for Disk {
                 promise.withdraw();
                 reject(reason, operation)
             }
-            // There is no buffer to reject the request with.
             Err(error) => {
                 promise.keep(Err(error), None);
                 Ok(())

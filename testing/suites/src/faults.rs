@@ -1,0 +1,76 @@
+//! Waiting for exactly one fault.
+
+use harness::{Failure, failure};
+use iommu::{
+    Iova, PciAddress,
+    fault::{Fault, FaultAccess, FaultTarget},
+};
+
+use crate::{machine::Machine, reports};
+
+/// How long a fault may take from the device to the list that is shown.
+const DEADLINE_NS: u64 = 2_000_000_000;
+
+/// What a blocked access must have left behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// The function that tried.
+    pub function: PciAddress,
+    /// Where: a page that no other test uses.
+    pub page: Iova,
+    /// What it tried.
+    pub access: FaultAccess,
+    /// The number of the reason, as VT-d has it.
+    pub code: u8,
+}
+
+/// Reasons, as VT-d numbers them.
+pub mod code {
+    /// The function has no context entry: nobody has claimed it.
+    pub const NO_CONTEXT: u8 = 0x2;
+    /// Not mapped, or not for writing.
+    pub const NO_WRITE: u8 = 0x5;
+    /// Not mapped, or not for reading.
+    pub const NO_READ: u8 = 0x6;
+}
+
+impl Expected {
+    /// A read of `page` that no mapping allows.
+    pub fn read(function: PciAddress, page: Iova) -> Self {
+        Self { function, page, access: FaultAccess::Read, code: code::NO_READ }
+    }
+
+    /// A write to `page` that no mapping allows.
+    pub fn write(function: PciAddress, page: Iova) -> Self {
+        Self { function, page, access: FaultAccess::Write, code: code::NO_WRITE }
+    }
+
+    /// The same, where the function may reach nothing at all.
+    pub fn unclaimed(self) -> Self {
+        Self { code: code::NO_CONTEXT, ..self }
+    }
+
+    /// Waits until it has been recorded.
+    pub fn await_recorded(self, machine: &Machine) -> Result<(), Failure> {
+        let sources = reports::group(&machine.iommu, self.function).unwrap_or_default().sources;
+        let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
+        loop {
+            let faults = reports::faults(&machine.iommu);
+            if faults.iter().any(|fault| sources.contains(&fault.source) && self.is_of(fault)) {
+                return Ok(());
+            }
+            if machine.host.now_ns() >= deadline_ns {
+                let last = faults.last();
+                return Err(failure!("{self:?} not recorded; the last fault is {last:?}"));
+            }
+            machine.host.relax();
+        }
+    }
+
+    fn is_of(&self, fault: &Fault) -> bool {
+        fault.target == FaultTarget::Address(self.page)
+            && fault.access == self.access
+            && fault.reason.code == self.code
+            && fault.pasid.is_none()
+    }
+}

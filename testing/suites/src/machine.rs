@@ -1,0 +1,307 @@
+//! The machine as the kernel hands it to its tests.
+
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use core::{
+    any::Any,
+    ops::{Deref, DerefMut},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use drivers::{
+    edu::{self, Edu},
+    host::Host,
+    lock::Lock,
+    nvme::Controller,
+    pci::Function,
+    virtio::blk::Disk,
+};
+use harness::{Context, Failure};
+use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, options::Mode};
+
+use crate::reports;
+
+/// What tests need of the kernel's memory.
+pub trait Memory: Send + Sync {
+    /// Free page frames, those in caches included.
+    fn free_frames(&self) -> u64;
+
+    /// Takes all free page frames; they come back when the result is dropped. What the heap has already is left to it.
+    fn exhaust(&self) -> Box<dyn Any>;
+}
+
+/// What the kernel hands over.
+pub struct Parts {
+    /// What drivers are given.
+    pub host: Arc<dyn Host>,
+    /// The subsystem, started.
+    pub iommu: Iommu,
+    /// How it was started.
+    pub options: Options,
+    /// Every PCI function.
+    pub functions: Vec<Function>,
+    /// The disk, if the kernel has opened one.
+    pub disk: Option<Arc<Disk>>,
+    /// The kernel's memory.
+    pub memory: Arc<dyn Memory>,
+}
+
+/// The machine that is tested: the kernel's parts, and the attackers that the tests have claimed.
+pub struct Machine {
+    parts: Parts,
+    /// Claimed, in the order of their addresses.
+    edus: Vec<Slot<ClaimedEdu>>,
+    /// The one that nobody claims.
+    idle_edu: Option<PciAddress>,
+    nvme: Option<Slot<Controller>>,
+    /// Addresses that no test has used yet.
+    next_page: AtomicU64,
+}
+
+/// An `edu` device and the handle by which it reaches memory.
+pub struct ClaimedEdu {
+    pub device: Edu,
+    pub dma: DmaDevice,
+}
+
+/// A device for one test at a time, or why it could not be opened.
+struct Slot<T> {
+    device: Lock<Option<T>>,
+    error: Option<String>,
+}
+
+/// A device lent to a test; it goes back when dropped.
+pub struct Lent<'a, T> {
+    device: Option<T>,
+    slot: &'a Slot<T>,
+}
+
+/// What stands between devices and memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isolation {
+    /// Remapping units.
+    Enforced,
+    /// Nothing, because it was asked for: devices use physical addresses.
+    Off,
+    /// Nothing, so that no device is handed out.
+    Refused,
+}
+
+/// Class of NVMe controllers: storage, non-volatile memory.
+const NVME_CLASS: (u8, u8, u8) = (0x01, 0x08, 0x02);
+
+/// Where addresses for attacks start: far above what is handed out first, and inside 39 bits.
+const FIRST_ATTACK_PAGE: u64 = 0x50_0000_0000;
+/// From one to the next: another table page, and other address bits 19:12, the only ones by which QEMU 7.2 tells pages
+/// apart when it invalidates some.
+const ATTACK_STEP: u64 = 0x20_3000;
+
+impl Machine {
+    /// Claims what the tests attack with. Of several `edu` devices the second stays unclaimed.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let of_kind = |wanted: &dyn Fn(&Function) -> bool| -> Vec<PciAddress> {
+            let matching = parts.functions.iter().filter(|function| wanted(function));
+            matching.map(|function| function.address).collect()
+        };
+        let mut edus = of_kind(&|function| function.id == edu::ID);
+        let idle_edu = (edus.len() > 1).then(|| edus.remove(1));
+        let nvme = of_kind(&|function| {
+            (function.class.base, function.class.sub, function.class.interface) == NVME_CLASS
+        });
+        let edus = edus.iter().map(|&function| Slot::new(&parts, claim_edu(&parts, function))).collect();
+        let nvme = nvme.first().map(|&function| Slot::new(&parts, claim_nvme(&parts, function)));
+        Self { parts, edus, idle_edu, nvme, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
+    }
+
+    /// The machine that `context` is about.
+    pub fn of<'a>(context: &Context<'a>) -> Result<&'a Self, Failure> {
+        context.environment().ok_or_else(|| Failure::new("the kernel has handed no machine over"))
+    }
+
+    /// What stands between devices and memory.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        match self.parts.options.mode {
+            Mode::Off => Isolation::Off,
+            Mode::On | Mode::Force if reports::units(&self.parts.iommu).is_empty() => Isolation::Refused,
+            Mode::On | Mode::Force => Isolation::Enforced,
+        }
+    }
+
+    /// The `edu` device number `index` of those that are claimed.
+    pub fn edu(&self, index: usize) -> Result<Lent<'_, ClaimedEdu>, Failure> {
+        self.edus.get(index).ok_or_else(|| Failure::new("no such edu device"))?.lend()
+    }
+
+    /// How many `edu` devices are claimed.
+    #[must_use]
+    pub fn edus(&self) -> usize {
+        self.edus.len()
+    }
+
+    /// The `edu` device that nobody has claimed.
+    #[must_use]
+    pub fn idle_edu(&self) -> Option<PciAddress> {
+        self.idle_edu
+    }
+
+    /// The NVMe controller.
+    pub fn nvme(&self) -> Result<Lent<'_, Controller>, Failure> {
+        self.nvme.as_ref().ok_or_else(|| Failure::new("no NVMe controller"))?.lend()
+    }
+
+    /// Whether there is an NVMe controller.
+    #[must_use]
+    pub fn has_nvme(&self) -> bool {
+        self.nvme.is_some()
+    }
+
+    /// The disk.
+    pub fn disk(&self) -> Result<&Disk, Failure> {
+        self.disk.as_deref().ok_or_else(|| Failure::new("the disk could not be opened"))
+    }
+
+    /// The address of a page that was never mapped, and never aimed at.
+    #[must_use]
+    pub fn fresh_page(&self) -> Iova {
+        Iova::new(self.next_page.fetch_add(ATTACK_STEP, Ordering::Relaxed))
+    }
+}
+
+impl Deref for Machine {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+fn claim_edu(parts: &Parts, function: PciAddress) -> Result<ClaimedEdu, String> {
+    let dma = parts.iommu.claim(function).map_err(|error| format!("{error}"))?;
+    let device = Edu::open(&parts.host, function).map_err(|error| format!("{function}: {error}"))?;
+    Ok(ClaimedEdu { device, dma })
+}
+
+fn claim_nvme(parts: &Parts, function: PciAddress) -> Result<Controller, String> {
+    let dma = parts.iommu.claim(function).map_err(|error| format!("{error}"))?;
+    Controller::open(&parts.host, dma).map_err(|error| format!("{function}: {error}"))
+}
+
+impl<T> Slot<T> {
+    fn new(parts: &Parts, device: Result<T, String>) -> Self {
+        let (device, error) = match device {
+            Ok(device) => (Some(device), None),
+            Err(error) => (None, Some(error)),
+        };
+        Self { device: Lock::new(parts.host.clone(), device), error }
+    }
+
+    fn lend(&self) -> Result<Lent<'_, T>, Failure> {
+        let device = self.device.lock().take();
+        if device.is_none() {
+            return Err(Failure::new(self.error.as_deref().unwrap_or("another test has the device")));
+        }
+        Ok(Lent { device, slot: self })
+    }
+}
+
+impl<T> Deref for Lent<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match &self.device {
+            Some(device) => device,
+            None => unreachable!("it is there until it is dropped"),
+        }
+    }
+}
+
+impl<T> DerefMut for Lent<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match &mut self.device {
+            Some(device) => device,
+            None => unreachable!("it is there until it is dropped"),
+        }
+    }
+}
+
+impl<T> Drop for Lent<'_, T> {
+    fn drop(&mut self) {
+        *self.slot.device.lock() = self.device.take();
+    }
+}
+
+/// What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
+pub mod lacks {
+    use harness::Context;
+
+    use super::{Isolation, Machine};
+
+    /// For tests that move data, isolated or not.
+    pub fn dma(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        (machine.isolation() == Isolation::Refused).then_some("a remapping unit")
+    }
+
+    /// For tests that choose addresses, or expect something to be blocked.
+    pub fn unit(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        (machine.isolation() != Isolation::Enforced).then_some("a remapping unit in use")
+    }
+
+    /// For tests that move data by `edu`.
+    pub fn edu(context: &Context<'_>) -> Option<&'static str> {
+        dma(context).or_else(|| edus(context, 1))
+    }
+
+    /// For tests that attack by `edu`.
+    pub fn isolated_edu(context: &Context<'_>) -> Option<&'static str> {
+        unit(context).or_else(|| edus(context, 1))
+    }
+
+    /// For tests that attack one `edu` by another.
+    pub fn two_isolated_edus(context: &Context<'_>) -> Option<&'static str> {
+        unit(context).or_else(|| edus(context, 2))
+    }
+
+    /// For tests that attack by an `edu` that nobody has claimed.
+    pub fn idle_edu(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        unit(context).or_else(|| machine.idle_edu().is_none().then_some("an edu device to leave unclaimed"))
+    }
+
+    /// For tests that move data by NVMe.
+    pub fn nvme(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        dma(context).or_else(|| (!machine.has_nvme()).then_some("an NVMe controller"))
+    }
+
+    /// For tests that attack by NVMe.
+    pub fn isolated_nvme(context: &Context<'_>) -> Option<&'static str> {
+        unit(context).or_else(|| nvme(context))
+    }
+
+    /// For tests that need a disk.
+    pub fn disk(context: &Context<'_>) -> Option<&'static str> {
+        dma(context).or_else(|| no_disk(context))
+    }
+
+    /// For tests that block a disk.
+    pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
+        unit(context).or_else(|| no_disk(context))
+    }
+
+    fn edus(context: &Context<'_>, needed: usize) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        (machine.edus() < needed).then_some(if needed > 1 { "two edu devices" } else { "an edu device" })
+    }
+
+    fn no_disk(context: &Context<'_>) -> Option<&'static str> {
+        /// What virtio calls a block device, modern and transitional.
+        const DISKS: [(u16, u16); 2] = [(0x1af4, 0x1042), (0x1af4, 0x1001)];
+        let machine = Machine::of(context).ok()?;
+        let is_disk = |id: drivers::pci::Id| DISKS.contains(&(id.vendor, id.device));
+        let none = !machine.functions.iter().any(|function| is_disk(function.id));
+        none.then_some("a virtio disk")
+    }
+}

@@ -1,0 +1,331 @@
+//! The life of a mapping: what it reaches, when that ends, and errors that leave nothing behind.
+
+use alloc::vec::Vec;
+
+use drivers::edu::{Transfer, Way};
+use harness::{Failure, check, check_eq, failure, test};
+use iommu::{Bidirectional, DmaDevice, DmaError, FromDevice, Iova, PageBuffer, ToDevice};
+
+use crate::{
+    edu::BYTES,
+    faults::Expected,
+    machine::{Machine, lacks},
+    pattern, reports,
+};
+
+test! {
+    /// An unmap ends what the unit has just translated, and has cached.
+    deadline_ms = 20_000,
+    lacks = lacks::isolated_edu,
+    fn after_unmap_a_warm_address_is_blocked(context) {
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        edu.load(1)?;
+        let page = machine.fresh_page();
+        let mapping = edu.dma.dma_map_at(pattern::pages(1, 2)?, Bidirectional, page)?;
+        edu.push(page, 64)?;
+        edu.pull(page, 64)?;
+        let buffer = mapping.unmap()?;
+        pattern::expect(&buffer[..64], 1, "the page while it was mapped")?;
+        edu.load(3)?;
+        edu.push(page, 64)?;
+        Expected::write(edu.device.function(), page).await_recorded(machine)?;
+        edu.pull(page, 64)?;
+        Expected::read(edu.device.function(), page).await_recorded(machine)?;
+        pattern::expect(&buffer[..64], 1, "the page after it was unmapped")?;
+    }
+}
+
+test! {
+    /// An address that is used again reaches the new buffer only.
+    deadline_ms = 20_000,
+    lacks = lacks::isolated_edu,
+    fn an_address_used_again_reaches_the_new_buffer(context) {
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        let page = machine.fresh_page();
+        edu.load(1)?;
+        let first = edu.dma.dma_map_at(pattern::pages(1, 2)?, FromDevice, page)?;
+        edu.push(page, BYTES)?;
+        let first = first.unmap()?;
+        let second = edu.dma.dma_map_at(pattern::pages(1, 3)?, FromDevice, page)?;
+        edu.load(4)?;
+        edu.push(page, BYTES)?;
+        pattern::expect(&second.unmap()?[..BYTES], 4, "the new buffer")?;
+        pattern::expect(&first[..BYTES], 1, "the old buffer")?;
+    }
+}
+
+test! {
+    /// The same address means another buffer to another function.
+    deadline_ms = 20_000,
+    lacks = lacks::two_isolated_edus,
+    fn one_address_reaches_two_buffers_from_two_functions(context) {
+        let machine = Machine::of(context)?;
+        let (mut one, mut other) = (machine.edu(0)?, machine.edu(1)?);
+        one.load(1)?;
+        other.load(2)?;
+        let page = machine.fresh_page();
+        let first = one.dma.dma_map_at(pattern::pages(1, 3)?, FromDevice, page)?;
+        let second = other.dma.dma_map_at(pattern::pages(1, 4)?, FromDevice, page)?;
+        one.push(page, BYTES)?;
+        other.push(page, BYTES)?;
+        pattern::expect(&first.unmap()?[..BYTES], 1, "the first function's buffer")?;
+        pattern::expect(&second.unmap()?[..BYTES], 2, "the second function's buffer")?;
+    }
+}
+
+test! {
+    /// A buffer that is unmapped before the device fetches it is never touched, though the transfer has started.
+    lacks = lacks::isolated_edu,
+    fn a_buffer_unmapped_during_the_delay_is_not_touched(context) {
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        edu.load(1)?;
+        let page = machine.fresh_page();
+        let mapping = edu.dma.dma_map_at(pattern::pages(1, 2)?, FromDevice, page)?;
+        edu.device.start(Transfer { way: Way::ToMemory, iova: page, offset: 0, bytes: BYTES })?;
+        let buffer = mapping.unmap()?;
+        pattern::expect(&buffer, 2, "the buffer right after it was unmapped")?;
+        edu.device.finish()?;
+        Expected::write(edu.device.function(), page).await_recorded(machine)?;
+        pattern::expect(&buffer, 2, "the buffer after the transfer")?;
+    }
+}
+
+test! {
+    /// A mapping that is dropped is unmapped before its memory is used again.
+    lacks = lacks::isolated_edu,
+    fn a_dropped_mapping_is_unmapped(context) {
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        let before = machine.iommu.live_mappings();
+        let page = machine.fresh_page();
+        drop(edu.dma.dma_map_at(pattern::pages(1, 1)?, FromDevice, page)?);
+        await_live_mappings(machine, before)?;
+        edu.push(page, 64)?;
+        Expected::write(edu.device.function(), page).await_recorded(machine)?;
+    }
+}
+
+fn await_live_mappings(machine: &Machine, wanted: usize) -> Result<(), Failure> {
+    const DEADLINE_NS: u64 = 2_000_000_000;
+    let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
+    while machine.iommu.live_mappings() != wanted {
+        if machine.host.now_ns() >= deadline_ns {
+            return Err(failure!("{} mappings are live, not {wanted}", machine.iommu.live_mappings()));
+        }
+        machine.host.relax();
+    }
+    Ok(())
+}
+
+test! {
+    /// Long-lived shared memory: the device sees what the CPU writes, and the other way round.
+    lacks = lacks::edu,
+    fn coherent_memory_is_shared(context) {
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        let mut memory = edu.dma.alloc_coherent::<u64>(512)?;
+        check_eq!(memory.read(511), 0);
+        memory.write(7, 0x1122_3344_5566_7788);
+        edu.pull(memory.iova_of(7), 8)?;
+        edu.push(memory.iova_of(100), 8)?;
+        check_eq!(memory.read(100), 0x1122_3344_5566_7788);
+        check_eq!(memory.read(101), 0);
+    }
+}
+
+test! {
+    /// A run that is long and aligned enough for a large leaf is reached at both ends, and gone as a whole.
+    deadline_ms = 20_000,
+    lacks = lacks::isolated_edu,
+    fn a_large_mapping_is_reached_at_both_ends(context) {
+        const PAGES: usize = 1024;
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        edu.load(1)?;
+        let page = Iova::new(machine.fresh_page().as_u64() & !0x1f_ffff);
+        let buffer = PageBuffer::zeroed(PAGES).ok_or_else(|| Failure::new("no memory"))?;
+        let mapping = edu.dma.dma_map_at(buffer, FromDevice, page)?;
+        let last = Iova::new(page.as_u64() + (PAGES as u64 - 1) * 4096);
+        edu.push(page, 64)?;
+        edu.push(last, 64)?;
+        let buffer = mapping.unmap()?;
+        pattern::expect(&buffer[..64], 1, "the first page")?;
+        pattern::expect(&buffer[(PAGES - 1) * 4096..][..64], 1, "the last page")?;
+        edu.push(last, 64)?;
+        Expected::write(edu.device.function(), last).await_recorded(machine)?;
+    }
+}
+
+/// What must be the same before and after.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Held {
+    free_frames: u64,
+    mapped_pages: u64,
+    live_mappings: usize,
+}
+
+impl Held {
+    fn now(machine: &Machine, dma: &DmaDevice) -> Self {
+        let group = reports::group(&machine.iommu, dma.function()).unwrap_or_default();
+        Self {
+            mapped_pages: group.domain.map_or(0, |domain| domain.mapped_pages),
+            live_mappings: machine.iommu.live_mappings(),
+            // Last, because the report itself takes memory for a moment.
+            free_frames: machine.memory.free_frames(),
+        }
+    }
+}
+
+/// Does `work` twice, the first time to warm up, and fails unless the second time left nothing behind.
+fn leaves_nothing_behind(
+    machine: &Machine,
+    dma: &DmaDevice,
+    mut work: impl FnMut() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    work()?;
+    let before = Held::now(machine, dma);
+    work()?;
+    check_eq!(Held::now(machine, dma), before);
+    Ok(())
+}
+
+test! {
+    /// Mapping and unmapping gives everything back: frames, addresses, table pages.
+    lacks = lacks::isolated_edu,
+    fn unmap_gives_everything_back(context) {
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        leaves_nothing_behind(machine, &edu.dma, || {
+            let mut mappings = Vec::new();
+            for pages in 1..32 {
+                mappings.push(edu.dma.dma_map(pattern::pages(pages, 1)?, ToDevice)?);
+                mappings.push(edu.dma.dma_map_at(pattern::pages(pages, 2)?, ToDevice, machine.fresh_page())?);
+            }
+            for mapping in mappings {
+                mapping.unmap()?;
+            }
+            Ok(())
+        })?;
+    }
+}
+
+/// Maps `buffer` and expects exactly `error`, and the buffer back.
+fn expect_rejected<B: iommu::DmaBuffer>(
+    result: Result<iommu::Mapping<B, ToDevice>, iommu::Rejected<B>>,
+    is_expected: impl Fn(DmaError) -> bool,
+) -> Result<B, Failure> {
+    match result {
+        Ok(mapping) => Err(failure!("mapped at {}", mapping.iova())),
+        Err(rejected) if is_expected(rejected.error) => {
+            rejected.buffer.ok_or_else(|| failure!("the buffer did not come back"))
+        }
+        Err(rejected) => Err(failure!("the error is {:?}", rejected.error)),
+    }
+}
+
+test! {
+    /// A length that is not whole pages.
+    lacks = lacks::isolated_edu,
+    fn a_bad_length_is_an_error(context) {
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        leaves_nothing_behind(machine, &edu.dma, || {
+            for bytes in [0, 1, 100, 4095] {
+                let buffer = alloc::vec![0x5a_u8; bytes];
+                let result = edu.dma.dma_map(buffer, ToDevice);
+                let buffer = expect_rejected(result, |error| matches!(error, DmaError::NotWholePages { .. }))?;
+                check!(buffer.len() == bytes && buffer.iter().all(|&byte| byte == 0x5a), "the buffer is another");
+            }
+            check_eq!(edu.dma.alloc_coherent::<u64>(0).err(), Some(DmaError::BadLength { count: 0 }));
+            let too_many = usize::MAX / 4;
+            check_eq!(edu.dma.alloc_coherent::<u64>(too_many).err(), Some(DmaError::BadLength { count: too_many }));
+            Ok(())
+        })?;
+    }
+}
+
+test! {
+    /// A device that cannot send an address as high as it would take.
+    lacks = lacks::isolated_edu,
+    fn a_mask_that_is_too_small_is_an_error(context) {
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        edu.dma.set_address_bits(13);
+        let result = leaves_nothing_behind(machine, &edu.dma, || {
+            let result = edu.dma.dma_map(pattern::pages(3, 1)?, ToDevice);
+            let buffer = expect_rejected(result, |error| matches!(error, DmaError::NoIova { pages: 3, .. }))?;
+            pattern::expect(&buffer, 1, "the rejected buffer")
+        });
+        edu.dma.set_address_bits(32);
+        let below = edu.dma.dma_map(pattern::pages(3, 1)?, ToDevice)?;
+        edu.dma.set_address_bits(64);
+        result?;
+        check!(below.iova().as_u64() + 3 * 4096 <= 1 << 32, "{} is beyond 32 bits", below.iova());
+        below.unmap()?;
+    }
+}
+
+test! {
+    /// Addresses that are taken, misaligned, reserved for interrupts, or beyond the width.
+    lacks = lacks::isolated_edu,
+    fn an_address_that_is_not_free_is_an_error(context) {
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        let page = machine.fresh_page();
+        let taken = edu.dma.dma_map_at(pattern::pages(2, 1)?, ToDevice, page)?;
+        let inside = Iova::new(page.as_u64() + 4096);
+        let before = Iova::new(page.as_u64() - 4096);
+        let misaligned = Iova::new(machine.fresh_page().as_u64() + 8);
+        let wrong = [inside, before, misaligned, Iova::new(0xfee0_0000), Iova::new(0xfedf_f000), Iova::new(1 << 62)];
+        leaves_nothing_behind(machine, &edu.dma, || {
+            for iova in wrong {
+                let result = edu.dma.dma_map_at(pattern::pages(2, 2)?, ToDevice, iova);
+                expect_rejected(result, |error| error == DmaError::IovaTaken { iova })?;
+            }
+            Ok(())
+        })?;
+        pattern::expect(&taken.unmap()?, 1, "what was mapped all along")?;
+    }
+}
+
+test! {
+    /// No memory for table pages.
+    lacks = lacks::isolated_edu,
+    fn no_memory_is_an_error(context) {
+        /// Each in a region of its own, so that each needs table pages.
+        const BUFFERS: u64 = 32;
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        let mut refused = 0;
+        leaves_nothing_behind(machine, &edu.dma, || {
+            let mut buffers = Vec::new();
+            for _ in 0..BUFFERS {
+                buffers.push((pattern::pages(1, 1)?, machine.fresh_page()));
+            }
+            let mut mappings = Vec::with_capacity(buffers.len());
+            let mut rejected = Vec::with_capacity(buffers.len());
+            let everything = machine.memory.exhaust();
+            for (buffer, page) in buffers {
+                match edu.dma.dma_map_at(buffer, ToDevice, page) {
+                    Ok(mapping) => mappings.push(mapping),
+                    Err(error) => rejected.push(error),
+                }
+            }
+            drop(everything);
+            refused = rejected.len();
+            for rejected in rejected {
+                let buffer = expect_rejected(Err(rejected), |error| error == DmaError::OutOfMemory)?;
+                pattern::expect(&buffer, 1, "the rejected buffer")?;
+            }
+            for mapping in mappings {
+                mapping.unmap()?;
+            }
+            Ok(())
+        })?;
+        check!(refused > 0, "{BUFFERS} mappings found memory where there was none");
+        edu.dma.dma_map(pattern::pages(1, 1)?, ToDevice)?.unmap()?;
+    }
+}

@@ -1,0 +1,82 @@
+//! What the subsystem shows of itself, collected for comparison.
+
+use alloc::vec::Vec;
+
+use iommu::{
+    Iommu, PciAddress, SourceId,
+    dump::{DomainReport, GroupReport, MappingReport, UnitReport, Visitor},
+    fault::Fault,
+};
+
+/// The units.
+pub fn units(iommu: &Iommu) -> Vec<UnitReport> {
+    #[derive(Default)]
+    struct Units(Vec<UnitReport>);
+    impl Visitor for Units {
+        fn unit(&mut self, unit: &UnitReport) {
+            self.0.push(*unit);
+        }
+    }
+    let mut units = Units::default();
+    iommu.visit(&mut units);
+    units.0
+}
+
+/// The last faults, oldest first.
+pub fn faults(iommu: &Iommu) -> Vec<Fault> {
+    #[derive(Default)]
+    struct Faults(Vec<Fault>);
+    impl Visitor for Faults {
+        fn fault(&mut self, fault: &Fault) {
+            self.0.push(*fault);
+        }
+    }
+    let mut faults = Faults::default();
+    iommu.visit(&mut faults);
+    faults.0
+}
+
+/// What is known about the group of one function.
+#[derive(Default)]
+pub struct Group {
+    /// The ids that its requests carry.
+    pub sources: Vec<SourceId>,
+    /// Its domain, if it is not blocked.
+    pub domain: Option<DomainReport>,
+    /// What the domain maps.
+    pub mappings: Vec<MappingReport>,
+}
+
+/// The group of `function`, if a unit covers it.
+pub fn group(iommu: &Iommu, function: PciAddress) -> Option<Group> {
+    struct Search {
+        function: PciAddress,
+        /// The group shown last is the one that is looked for.
+        here: bool,
+        found: Option<Group>,
+    }
+    impl Visitor for Search {
+        fn group(&mut self, group: &GroupReport<'_>) {
+            self.here = group.functions.contains(&self.function);
+            if self.here {
+                let sources = group.sources.iter().map(|&(source, _)| source).collect();
+                self.found = Some(Group { sources, ..Group::default() });
+            }
+        }
+
+        fn domain(&mut self, domain: &DomainReport) {
+            if let (true, Some(found)) = (self.here, &mut self.found) {
+                found.domain = Some(*domain);
+            }
+        }
+
+        fn mapping(&mut self, mapping: &MappingReport) {
+            if let (true, Some(found)) = (self.here, &mut self.found) {
+                found.mappings.push(*mapping);
+            }
+        }
+    }
+    let mut search = Search { function, here: false, found: None };
+    iommu.visit(&mut search);
+    search.found
+}
