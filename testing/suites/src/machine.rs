@@ -233,6 +233,7 @@ impl<T> Drop for Lent<'_, T> {
 
 /// What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
 pub mod lacks {
+    use drivers::virtio::blk;
     use harness::Context;
 
     use super::{Isolation, Machine};
@@ -297,11 +298,8 @@ pub mod lacks {
     }
 
     fn no_disk(context: &Context<'_>) -> Option<&'static str> {
-        /// What virtio calls a block device, modern and transitional.
-        const DISKS: [(u16, u16); 2] = [(0x1af4, 0x1042), (0x1af4, 0x1001)];
         let machine = Machine::of(context).ok()?;
-        let is_disk = |id: drivers::pci::Id| DISKS.contains(&(id.vendor, id.device));
-        let none = !machine.functions.iter().any(|function| is_disk(function.id));
+        let none = !machine.functions.iter().any(|function| blk::IDS.contains(&function.id));
         none.then_some("a virtio disk")
     }
 }

@@ -28,7 +28,11 @@ use crate::{
     block::{BlockDevice, BlockError, BlockInfo, Completions, Operation, Promise, Reason, Rejected, Request},
     host::{Event, Host},
     lock::Lock,
+    pci::Id,
 };
+
+/// What the device is called: by its modern id, and by its transitional one, which may have the modern interface too.
+pub const IDS: [Id; 2] = [Id { vendor: 0x1af4, device: 0x1042 }, Id { vendor: 0x1af4, device: 0x1001 }];
 
 /// How long the device may have a request.
 const REQUEST_DEADLINE_NS: u64 = 10_000_000_000;
