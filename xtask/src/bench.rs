@@ -80,7 +80,7 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     };
     let scenario = Scenario { name: "bench", tests: "none", silence_s: SILENCE_S, ..Scenario::DEFAULT };
     let (report, _) = stage.boot(&scenario, None, &folder)?;
-    if report.ending != Ending::Guest(Verdict::Passed) || report.record.done.is_none() {
+    if report.ending != Ending::Guest(Verdict::Passed) {
         bail!("{}\n    {}", report.ending, report.console_tail.join("\n    "));
     }
     if report.record.measurements.is_empty() {

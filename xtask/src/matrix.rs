@@ -97,14 +97,14 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "selftest-panic",
         about: "a test that panics is charged with it, the others run on",
         cmdline: "selftest=panic",
-        expect: Expect::TheseFail(&["selftest::panic"]),
+        expect: Expect::TheseFail(&["selftest::panics"]),
         ..DEFAULT
     },
     Scenario {
         name: "selftest-hang",
         about: "a test that hangs with interrupts off",
         cmdline: "selftest=hang",
-        expect: Expect::TheseFail(&["selftest::hang"]),
+        expect: Expect::TheseFail(&["selftest::hangs"]),
         silence_s: 60,
         ..DEFAULT
     },
@@ -112,7 +112,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "selftest-triple-fault",
         about: "a test that resets the machine",
         cmdline: "selftest=triple-fault",
-        expect: Expect::TheseFail(&["selftest::triple_fault"]),
+        expect: Expect::TheseFail(&["selftest::triple_faults"]),
         ..DEFAULT
     },
 ];

@@ -62,7 +62,9 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     if let Ending::Overrun(_) | Ending::Guest(Verdict::Panicked) = report.ending {
         eprintln!("\nthe last lines of the console:\n    {}", report.console_tail.join("\n    "));
     }
-    Ok(ExitCode::from(exit_code(&report.ending, report.record.done)))
+    // A kernel that is to run no test has come to their end from the start.
+    let done = if options.tests.as_deref() == Some("none") { Some((0, 0)) } else { report.record.done };
+    Ok(ExitCode::from(exit_code(&report.ending, done)))
 }
 
 /// The exit code for how the boot ended; `done` are the guest's counts, if it came to the end of its tests.
@@ -109,8 +111,9 @@ impl Options {
         if self.gdb {
             eprintln!("waiting for a debugger: gdb {} -ex 'target remote :1234'", shown_path(&kernel));
         }
-        // Whoever sits at a debugger has all the time.
-        let limits = (!self.gdb).then_some(Limits {
+        // Whoever sits at a debugger has all the time, and so has who goes straight to the shell.
+        let at_once = interactive && self.tests.as_deref() == Some("none");
+        let limits = (!self.gdb && !at_once).then_some(Limits {
             silence: SILENCE,
             total: self.boot.time_limit.unwrap_or(TOTAL),
             interactive,

@@ -86,9 +86,6 @@ impl Options {
         let pattern = self.scenario.as_deref().unwrap_or("*");
         let chosen = SCENARIOS.iter().filter(|scenario| glob::matches(pattern, scenario.name));
         let mut chosen: Vec<Scenario> = chosen.cloned().collect();
-        if chosen.is_empty() {
-            bail!("no scenario is called {pattern}; --list shows them");
-        }
         if let Some(tests) = &self.tests {
             chosen.retain_mut(|scenario| match &mut scenario.expect {
                 Expect::AllPass { disk_reads, disk_writes } => {
@@ -97,6 +94,9 @@ impl Options {
                 }
                 Expect::TheseFail(names) => names.iter().all(|name| glob::matches(tests, name)),
             });
+        }
+        if chosen.is_empty() {
+            bail!("no scenario fits {pattern} and the tests asked for; --list shows them");
         }
         Ok(chosen)
     }
@@ -279,7 +279,7 @@ mod tests {
         let nothing_else = Expect::AllPass { disk_reads: 0, disk_writes: 0 };
         assert!(!some.is_empty() && some.iter().all(|scenario| scenario.expect == nothing_else));
         let selftest = Options {
-            tests: Some("selftest::panic".into()),
+            tests: Some("selftest::panics".into()),
             scenario: Some("selftest-*".into()),
             ..Options::default()
         };
