@@ -56,6 +56,7 @@ mod group;
 pub mod iova;
 pub mod options;
 pub mod platform;
+pub mod policy;
 mod protection;
 mod subsystem;
 mod sync;
