@@ -8,7 +8,7 @@
 //!
 //! A length is counted in pages of 4 KiB, an address in bytes; `last` is inclusive.
 //!
-//! **Magazines** ([`magazine`]) hold blocks of 1 to 256 pages, in powers of two and naturally aligned. What they serve
+//! **Magazines** ([`magazine`]) hold blocks of 1 to 512 pages (2 MiB), in powers of two and naturally aligned. What they serve
 //! takes the lock of this CPU's magazines, with interrupts off, and nothing else: no lock that another CPU wants (but to
 //! drain them), no memory, no search. Nothing here is lock-free: the lock of a CPU's own magazines is as good as never
 //! contended, and it makes it possible to take back what another CPU keeps.
@@ -52,7 +52,7 @@ use mm::{PAGE_BYTES, PAGE_SHIFT};
 use central::Central;
 pub use error::{FreeError, IovaError};
 use holes::{Run, limit};
-use magazine::{DEPOT_MAGAZINES, KINDS, Kind, Rack};
+use magazine::{KINDS, Kind, MAX_DEPOT_MAGAZINES, Rack};
 pub use request::IovaRequest;
 use request::whole_pages;
 
@@ -71,7 +71,7 @@ const MAX_DRAINS: usize = 2;
 /// How much of a space is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct IovaStatistics {
-    /// Pages handed out and not given back; a length up to 256 pages counts as the next power of two.
+    /// Pages handed out and not given back; a length up to 512 pages counts as the next power of two.
     pub allocated_pages: u64,
     /// Pages given back and kept in magazines for the next request.
     pub cached_pages: u64,
@@ -130,7 +130,7 @@ impl<P: Platform> IovaSpace<P> {
         Ok(space)
     }
 
-    /// `pages` pages up to address `last`. Up to 256 pages are aligned to their number rounded up to a power of two,
+    /// `pages` pages up to address `last`. Up to 512 pages are aligned to their number rounded up to a power of two,
     /// as long as there is such room.
     ///
     /// # Errors
@@ -223,10 +223,11 @@ impl<P: Platform> IovaSpace<P> {
     /// The block on top of this CPU's magazine, if there is one and it fits.
     #[inline]
     fn pop(&self, pages: u64, last: u64) -> Option<Iova> {
-        let kind = Kind::for_request(pages, last.min(self.last))?;
+        let kind = Kind::for_request(pages, last)?;
         let interrupts = InterruptsOff::new(&*self.platform);
         let cache = self.caches.get(interrupts.cpu())?;
-        cache.0.lock_under(&interrupts)[kind.index()].pop(kind.bytes(), last).map(Iova::new)
+        let first = cache.0.lock_under(&interrupts)[kind.index()].pop(pages * PAGE_BYTES, last)?;
+        Some(Iova::new(first))
     }
 
     /// What [`pop`](Self::pop) could not serve.
@@ -236,7 +237,7 @@ impl<P: Platform> IovaSpace<P> {
         let &IovaRequest { pages, last, .. } = request;
         if request.is_block()
             && let Some(kind) = Kind::for_request(pages, last.min(self.last))
-            && let Some(iova) = self.refill(kind, last)
+            && let Some(iova) = self.refill(kind, pages * PAGE_BYTES, last)
         {
             return Ok(iova);
         }
@@ -271,14 +272,14 @@ impl<P: Platform> IovaSpace<P> {
     }
 
     /// Brings blocks into this CPU's magazines and takes one, if there are any.
-    fn refill(&self, kind: Kind, last: u64) -> Option<Iova> {
+    fn refill(&self, kind: Kind, bytes: u64, last: u64) -> Option<Iova> {
         let interrupts = InterruptsOff::new(&*self.platform);
         let mut racks = self.caches.get(interrupts.cpu())?.0.lock_under(&interrupts);
         let rack = &mut racks[kind.index()];
-        let first = rack.pop_any(kind.bytes(), last).or_else(|| {
+        let first = rack.pop_any(bytes, last).or_else(|| {
             let mut central = self.central.lock_under(&interrupts);
             central.refill(self.platform.tables(), rack, kind, last);
-            rack.pop_any(kind.bytes(), last)
+            rack.pop_any(bytes, last)
         });
         first.map(Iova::new)
     }
@@ -296,6 +297,9 @@ impl<P: Platform> IovaSpace<P> {
             return Ok(());
         }
         let block = Kind::of_block(iova.as_u64(), pages);
+        if block.is_some_and(|kind| !run.first.is_multiple_of(kind.pages())) {
+            return Err(error);
+        }
         if block.is_some_and(|kind| self.stow(kind, iova.as_u64())) {
             return Ok(());
         }
@@ -330,10 +334,11 @@ impl<P: Platform> IovaSpace<P> {
                 }
             }
         }
-        for kind in Kind::all() {
-            for _ in 0..DEPOT_MAGAZINES {
-                found |= self.with_central(|central, tables| central.retire_from_depot(tables, kind));
+        for _ in 0..MAX_DEPOT_MAGAZINES {
+            if !self.with_central(Central::retire_from_depot) {
+                break;
             }
+            found = true;
         }
         found
     }

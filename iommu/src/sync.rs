@@ -27,7 +27,8 @@ impl<T> IrqLock<T> {
     /// Locks while interrupts are off already: for what belongs to this CPU, and for a second lock.
     #[inline]
     pub fn lock_under<'a, P: Platform>(&'a self, _: &'a InterruptsOff<'_, P>) -> SpinMutexGuard<'a, T> {
-        self.inner.lock()
+        // Out of line if it is contended.
+        self.inner.try_lock().unwrap_or_else(|| self.inner.lock())
     }
 }
 

@@ -115,8 +115,8 @@ impl Central {
     /// Takes `run` for a request for `pages` pages, and writes it down if need be.
     fn take<M: TableMemory>(&mut self, tables: &M, run: Run, pages: u64) -> Result<(), IovaError> {
         let looks_like = Kind::of_block(run.first << PAGE_SHIFT, pages);
-        let misleading = looks_like.is_some_and(|kind| kind.pages() != run.pages());
-        let record = self.checked || misleading;
+        let is_block = |kind: Kind| kind.pages() == run.pages() && run.first.is_multiple_of(kind.pages());
+        let record = self.checked || !looks_like.is_none_or(is_block);
         if record && !self.ledger.prepare(tables) {
             return Err(IovaError::OutOfMemory);
         }
@@ -191,7 +191,7 @@ impl Central {
     /// be none all the same, for want of memory.
     pub fn make_room<M: TableMemory>(&mut self, tables: &M, rack: &mut Rack, kind: Kind) {
         let depot = &mut self.depots[kind.index()];
-        let is_wanted = rack.previous.is_none() || depot.has_room();
+        let is_wanted = rack.previous.is_none() || depot.has_room(kind);
         let fresh = is_wanted.then(|| self.magazines.take(tables, Magazine::new(kind))).flatten();
         match (fresh, rack.previous.take()) {
             (Some(fresh), previous) => {
@@ -226,9 +226,10 @@ impl Central {
         had_blocks
     }
 
-    /// Does the same to a magazine of the depot, if there is one.
-    pub fn retire_from_depot<M: TableMemory>(&mut self, tables: &M, kind: Kind) -> bool {
-        let magazine = self.depots[kind.index()].pop();
-        magazine.is_some_and(|magazine| self.retire(tables, magazine, kind))
+    /// Does the same to a magazine of the depot. Whether there was one.
+    pub fn retire_from_depot<M: TableMemory>(&mut self, tables: &M) -> bool {
+        let mut kinds = Kind::all();
+        let found = kinds.find_map(|kind| Some((kind, self.depots[kind.index()].pop()?)));
+        found.is_some_and(|(kind, magazine)| self.retire(tables, magazine, kind))
     }
 }

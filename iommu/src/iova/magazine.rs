@@ -12,8 +12,8 @@ use super::{
 };
 use mm::PAGE_SHIFT;
 
-/// Block sizes that magazines hold: 1 to 256 pages (1 MiB), in powers of two.
-pub(super) const ORDERS: usize = 9;
+/// Block sizes that magazines hold: 1 to 512 pages (2 MiB), in powers of two.
+const ORDERS: usize = 10;
 
 /// Pages in the largest of them.
 const LARGEST: u64 = 1 << (ORDERS - 1);
@@ -21,14 +21,18 @@ const LARGEST: u64 = 1 << (ORDERS - 1);
 /// Kinds of blocks: each size for devices that reach addresses below 4 GiB only, then each size for all others.
 pub(super) const KINDS: usize = 2 * ORDERS;
 
-/// Blocks in a magazine: what fits into an eighth of a page of memory.
-const ROUNDS: usize = 61;
+/// Blocks in a magazine.
+const ROUNDS: usize = 64;
 
 /// Most pages in a magazine, whatever their blocks' size.
-const MAX_PAGES: usize = 2048;
+const MAGAZINE_PAGES: usize = 2048;
 
-/// Full magazines of each kind in the depot. What is given back beyond that returns to the holes.
-pub(super) const DEPOT_MAGAZINES: usize = 16;
+/// Full magazines of a kind in the depot, and the pages in them. What is given back beyond that returns to the holes.
+const DEPOT_MAGAZINES: usize = 64;
+const DEPOT_PAGES: usize = 1 << 15;
+
+/// Most magazines in the depot.
+pub(super) const MAX_DEPOT_MAGAZINES: usize = KINDS * DEPOT_MAGAZINES;
 
 /// A size of blocks and the part of the space that they serve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,24 +51,19 @@ impl Kind {
         }
         // The order of 2^k, and of everything above 2^(k-1), is k.
         let order = (2 * others + 1).ilog2();
-        Some(Self { order, wide: last >> PAGE_SHIFT >= HIGH })
+        Some(Self { order, wide: last >= HIGH << PAGE_SHIFT })
     }
 
-    /// The block that begins at address `first` and was handed out for `pages` pages. `None` if it was not one that
-    /// magazines hold: those are aligned to their size.
+    /// The block that begins at address `first` and was handed out for `pages` pages. `None` if magazines hold none of
+    /// that size.
     #[inline]
     pub fn of_block(first: u64, pages: u64) -> Option<Self> {
-        Self::for_request(pages, first).filter(|kind| first & (kind.bytes() - 1) == 0)
+        Self::for_request(pages, first)
     }
 
     #[inline]
     pub fn index(self) -> usize {
         self.order as usize + if self.wide { ORDERS } else { 0 }
-    }
-
-    #[inline]
-    pub fn bytes(self) -> u64 {
-        1 << (PAGE_SHIFT + self.order)
     }
 
     pub fn pages(self) -> u64 {
@@ -73,7 +72,7 @@ impl Kind {
 
     /// Blocks in a magazine of this kind.
     pub fn rounds(self) -> usize {
-        ROUNDS.min(MAX_PAGES >> self.order)
+        ROUNDS.min(MAGAZINE_PAGES >> self.order)
     }
 
     /// Blocks to fetch from the holes at once: half a magazine, so that what comes back next finds room.
@@ -95,8 +94,8 @@ impl Kind {
 
 /// A stack of blocks of one kind.
 pub(super) struct Magazine {
-    count: u32,
-    rounds: u32,
+    count: usize,
+    rounds: usize,
     /// The next one in the depot.
     next: Option<Slot<Magazine>>,
     firsts: [u64; ROUNDS],
@@ -104,26 +103,27 @@ pub(super) struct Magazine {
 
 impl Magazine {
     pub fn new(kind: Kind) -> Self {
-        Self { count: 0, rounds: kind.rounds() as u32, next: None, firsts: [0; ROUNDS] }
+        Self { count: 0, rounds: kind.rounds(), next: None, firsts: [0; ROUNDS] }
     }
 
     /// Puts the block at address `first` on top. `false` if the magazine is full.
     #[inline]
     pub fn push(&mut self, first: u64) -> bool {
-        if self.count >= self.rounds {
-            return false;
+        let has_room = self.count < self.rounds;
+        if has_room {
+            // `rounds` is not above `ROUNDS`: the remainder only says so to the compiler.
+            self.firsts[self.count % ROUNDS] = first;
+            self.count += 1;
         }
-        let Some(free) = self.firsts.get_mut(self.count as usize) else { return false };
-        *free = first;
-        self.count += 1;
-        true
+        has_room
     }
 
-    /// Takes the top block, if the last of its `bytes` bytes is at or below address `last`.
+    /// Takes the top block, if the last of its first `bytes` bytes is at or below address `last`.
     #[inline]
     pub fn pop(&mut self, bytes: u64, last: u64) -> Option<u64> {
-        let top = self.count.checked_sub(1)?;
-        let first = *self.firsts.get(top as usize)?;
+        // Out of bounds if there is none.
+        let top = self.count.wrapping_sub(1);
+        let first = *self.firsts.get(top)?;
         if first + (bytes - 1) > last {
             return None;
         }
@@ -131,28 +131,28 @@ impl Magazine {
         Some(first)
     }
 
-    /// Takes any block whose `bytes` bytes are at or below address `last`.
+    /// Takes any block whose first `bytes` bytes are at or below address `last`.
     fn pop_any(&mut self, bytes: u64, last: u64) -> Option<u64> {
-        let blocks = self.firsts.get_mut(..self.count as usize)?;
+        let blocks = self.firsts.get_mut(..self.count)?;
         let fitting = blocks.iter().rposition(|first| first + (bytes - 1) <= last)?;
         blocks[fitting..].rotate_left(1);
         self.count -= 1;
-        self.firsts.get(self.count as usize).copied()
+        self.firsts.get(self.count).copied()
     }
 
     /// Takes all blocks.
     pub fn drain(&mut self) -> impl Iterator<Item = u64> {
-        let count = mem::take(&mut self.count) as usize;
+        let count = mem::take(&mut self.count);
         self.firsts.iter().take(count).copied()
     }
 
     pub fn len(&self) -> usize {
-        self.count as usize
+        self.count
     }
 
     /// Blocks that still fit.
     pub fn room(&self) -> usize {
-        self.rounds.saturating_sub(self.count) as usize
+        self.rounds.saturating_sub(self.count)
     }
 }
 
@@ -219,8 +219,8 @@ pub(super) struct Depot {
 }
 
 impl Depot {
-    pub fn has_room(&self) -> bool {
-        self.magazines < DEPOT_MAGAZINES
+    pub fn has_room(&self, kind: Kind) -> bool {
+        self.magazines < DEPOT_MAGAZINES && self.blocks << kind.order < DEPOT_PAGES
     }
 
     pub fn push(&mut self, mut magazine: Slot<Magazine>) {
