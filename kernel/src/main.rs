@@ -10,6 +10,7 @@ mod boot_info;
 mod cmdline;
 mod console;
 mod control;
+mod devices;
 mod memory;
 mod panic;
 mod platform;
@@ -19,7 +20,7 @@ mod sync;
 mod testing;
 mod threads;
 
-use alloc::{boxed::Box, string::String, sync::Arc};
+use alloc::{boxed::Box, string::String};
 use core::fmt::Display;
 
 use arch::{ExitCode, clock};
@@ -28,6 +29,7 @@ use cmdline::Options;
 use mm::PhysAddr;
 use platform::Kernel;
 use shell::Shell;
+use suites::Machine;
 
 /// Where the boot code leads, on the boot stack with interrupts off. `start_info` is the physical address of the
 /// loader's `hvm_start_info`.
@@ -80,15 +82,15 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>) {
     let tables = read_tables(rsdp);
     arch::io_apic::init(&tables.io_apics);
     let kernel = Kernel::new(&tables);
+    let parts = devices::start(&kernel, &tables, read_iommu_options(options.iommu)).unwrap_or_else(|error| fatal(&error));
+    let machine = Machine::new(parts);
 
-    // Discovery of devices and bring-up of the remapping units belong here, before any device may do DMA.
-
-    run_tests(&options, &kernel);
+    run_tests(&options, &machine);
     if !options.exit {
         if !shell::input::init(tables.isa_wire(console::ISA_IRQ)) {
             log::error!("the serial line has no interrupt");
         }
-        Shell { environment: &kernel }.run();
+        Shell { machine: &machine }.run();
     }
     arch::exit(ExitCode::Success)
 }
@@ -96,6 +98,12 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>) {
 fn read_options(command_line: &str) -> Options<'_> {
     let options = cmdline::parse(command_line, |word| log::warn!("{word}"));
     log::set_max_level(options.log);
+    options
+}
+
+fn read_iommu_options(words: &str) -> iommu::Options {
+    let mut options = iommu::Options::default();
+    options.apply(words, |word| log::warn!("unknown word in iommu=: {word:?}"));
     options
 }
 
@@ -112,13 +120,13 @@ fn read_tables(rsdp: Option<PhysAddr>) -> acpi::Tables {
 }
 
 /// Runs what the command line selects. With failures, and if nobody is there to look at them, the machine ends here.
-fn run_tests(options: &Options<'_>, kernel: &Arc<Kernel>) {
+fn run_tests(options: &Options<'_>, machine: &Machine) {
     let mut failed = 0;
     if options.tests.glob != "none" {
-        failed += testing::run(options.tests, options.selftest, kernel).failed;
+        failed += testing::run(options.tests, options.selftest, machine).failed;
     }
     if let Some(glob) = options.bench {
-        failed += testing::bench(glob, kernel);
+        failed += testing::bench(glob, machine);
     }
     if failed > 0 && options.exit {
         arch::exit(ExitCode::TestsFailed);

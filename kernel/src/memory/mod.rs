@@ -4,6 +4,7 @@
 //! pages from the largest piece of it, and give the rest to the frame allocator.
 
 mod address_space;
+mod exhausted;
 pub mod frames;
 mod heap;
 pub mod layout;
@@ -15,6 +16,7 @@ use core::{fmt, ptr::NonNull};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use spin::Once;
 
+pub use exhausted::Exhausted;
 pub use address_space::{KernelTables, lookup, runs};
 pub use ranges::RangeSet;
 

@@ -34,7 +34,7 @@ fn tests(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         [] => testing::names().iter().for_each(|name| println!("{name}")),
         [glob] => {
             let Totals { .. } =
-                testing::run(cmdline::Selection { glob, from: None, after: None }, None, shell.environment);
+                testing::run(cmdline::Selection { glob, from: None, after: None }, None, shell.machine);
         }
         _ => return Err(UsageError),
     }
@@ -43,7 +43,7 @@ fn tests(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 
 fn bench(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [glob] = arguments else { return Err(UsageError) };
-    testing::bench(glob, shell.environment);
+    testing::bench(glob, shell.machine);
     Ok(())
 }
 

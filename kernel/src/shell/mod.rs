@@ -7,7 +7,7 @@ pub mod input;
 mod line;
 
 use alloc::vec::Vec;
-use core::any::Any;
+use suites::Machine;
 
 use crate::{print, println};
 
@@ -32,8 +32,8 @@ pub struct UsageError;
 
 /// What commands see.
 pub struct Shell<'a> {
-    /// What tests are given.
-    pub environment: &'a (dyn Any + Sync),
+    /// The machine, as tests see it too.
+    pub machine: &'a Machine,
 }
 
 /// All commands.

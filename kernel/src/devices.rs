@@ -1,0 +1,117 @@
+//! From firmware's tables to devices in use: PCI functions found, remapping units up, the disk opened.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::{any::Any, fmt};
+
+use drivers::{
+    host::Host,
+    pci::{BusRange, Function, Id, enumerate},
+    virtio::blk::Disk,
+};
+use iommu::{Iommu, StartError, platform::Work};
+use suites::{Memory, Parts};
+
+use crate::{acpi, memory, platform::Kernel, threads::SpawnError};
+
+/// Why there are no devices.
+#[derive(Debug)]
+pub enum DevicesError {
+    /// The remapping units could not be brought up.
+    Iommu(StartError),
+    /// No memory for a list or a thread.
+    OutOfMemory,
+}
+
+impl fmt::Display for DevicesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iommu(error) => write!(f, "iommu: {error}"),
+            Self::OutOfMemory => f.write_str("no memory for the devices"),
+        }
+    }
+}
+
+impl From<SpawnError> for DevicesError {
+    fn from(_: SpawnError) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Finds the PCI functions, brings the remapping units up and opens the disk. Nothing does DMA before the units
+/// translate.
+pub fn start(
+    kernel: &Arc<Kernel>,
+    tables: &acpi::Tables,
+    options: iommu::Options,
+) -> Result<Parts, DevicesError> {
+    let host: Arc<dyn Host> = kernel.clone();
+    let functions = find_functions(&*host, tables)?;
+    let iommu = start_iommu(kernel, tables, &functions, options)?;
+    let disk = open_disk(&host, &iommu, &functions);
+    Ok(Parts { host, iommu, options, functions, disk, memory: Arc::new(Frames) })
+}
+
+fn find_functions(host: &dyn Host, tables: &acpi::Tables) -> Result<Vec<Function>, DevicesError> {
+    let mut functions = Vec::new();
+    for segment in &tables.segments {
+        let range = BusRange { segment: segment.segment, first: segment.first_bus, last: segment.last_bus };
+        let mut found = enumerate(host, range).map_err(|_| DevicesError::OutOfMemory)?;
+        functions.try_reserve(found.len()).map_err(|_| DevicesError::OutOfMemory)?;
+        functions.append(&mut found);
+    }
+    // Groups follow what is on, so this comes before the topology is built.
+    functions.iter_mut().for_each(|function| function.enable_isolation(host));
+    log::info!("{} PCI functions", functions.len());
+    Ok(functions)
+}
+
+fn start_iommu(
+    kernel: &Arc<Kernel>,
+    tables: &acpi::Tables,
+    functions: &[Function],
+    options: iommu::Options,
+) -> Result<Iommu, DevicesError> {
+    let mut topology = Vec::new();
+    topology.try_reserve_exact(functions.len()).map_err(|_| DevicesError::OutOfMemory)?;
+    topology.extend(functions.iter().map(Function::topology));
+    let machine = iommu::Machine { dmar: tables.dmar, functions: &topology };
+    let iommu = Iommu::start(kernel.clone(), &machine, options).map_err(DevicesError::Iommu)?;
+    let handle = iommu.clone();
+    kernel.handle_events(Box::new(move |event| handle.handle_event(event)));
+    let handle = iommu.clone();
+    kernel.start_worker(Work::Faults, move || handle.process_faults())?;
+    let handle = iommu.clone();
+    kernel.start_worker(Work::Reap, move || handle.reap())?;
+    Ok(iommu)
+}
+
+/// Whether this is what virtio calls a block device, modern or transitional.
+fn is_disk(id: Id) -> bool {
+    id.vendor == 0x1af4 && matches!(id.device, 0x1042 | 0x1001)
+}
+
+/// The first virtio disk, if it can be used.
+fn open_disk(host: &Arc<dyn Host>, iommu: &Iommu, functions: &[Function]) -> Option<Arc<Disk>> {
+    let function = functions.iter().find(|function| is_disk(function.id))?.address;
+    let opened = iommu.claim(function).map_err(|error| log::warn!("disk {function}: {error}")).ok()?;
+    match Disk::open(host, opened) {
+        Ok(disk) => Some(Arc::new(disk)),
+        Err(error) => {
+            log::warn!("disk {function}: {error}");
+            None
+        }
+    }
+}
+
+/// The kernel's memory, as tests see it.
+struct Frames;
+
+impl Memory for Frames {
+    fn free_frames(&self) -> u64 {
+        memory::frames::statistics().free
+    }
+
+    fn exhaust(&self) -> Box<dyn Any> {
+        Box::new(memory::Exhausted::new())
+    }
+}
