@@ -163,3 +163,6 @@ impl<T: Copy, const N: usize> BoundedRing<T, N> {
         self.state.lock(platform).lost
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,6 @@ mod memory;
 mod platform;
 mod registers;
 
-pub(super) use memory::FakeMemory;
-pub(super) use platform::FakePlatform;
-pub(super) use registers::{Executed, FakeUnit, Manner};
+pub(crate) use memory::FakeMemory;
+pub(crate) use platform::FakePlatform;
+pub(crate) use registers::{Executed, FakeUnit, Manner};

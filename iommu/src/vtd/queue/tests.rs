@@ -1,1 +1,95 @@
+//! The queue against a unit that obeys, refuses, dawdles or dies.
 
+mod errors;
+mod order;
+mod pressure;
+
+use core::num::NonZeroU8;
+use std::{vec, vec::Vec};
+
+use mm::PhysAddr;
+
+use super::*;
+use crate::{
+    Iova, SourceId,
+    vtd::{
+        spec::{DeviceTlbScope, DomainId, FunctionMask, Granularity, TranslationTable},
+        testing::{Executed, FakePlatform},
+        unit::{BringUp, Location, Unit},
+    },
+};
+
+const CAP: u64 = 0x00d2_008c_222f_0606;
+/// As QEMU's, with device TLBs.
+const ECAP: u64 = 0x00f0_0f4e;
+const COHERENT: u64 = 1;
+
+const DOMAIN: DomainId = DomainId::new(9);
+
+/// A unit that is up, its log empty.
+fn unit(platform: &FakePlatform) -> Unit<FakePlatform> {
+    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0 };
+    let mut unit = Unit::discover(platform, 0, location).unwrap();
+    let root = PhysAddr::new(0x1000);
+    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts: None };
+    unit.bring_up(platform, &how).unwrap();
+    platform.unit.take_log();
+    unit
+}
+
+fn domain() -> Invalidation {
+    Invalidation::Iotlb(IotlbScope::Domain(DOMAIN))
+}
+
+fn pages(first: u64) -> Invalidation {
+    Invalidation::Iotlb(IotlbScope::Pages {
+        domain: DOMAIN,
+        first: Iova::new(first << 12),
+        order: 0,
+        leaf_only: true,
+    })
+}
+
+fn context() -> Invalidation {
+    let source = SourceId { segment: 0, requester: 0x0308 };
+    Invalidation::Context(ContextScope::Device { domain: DOMAIN, source, mask: FunctionMask::Exact })
+}
+
+fn device(requester: u16) -> Invalidation {
+    Invalidation::DeviceTlb {
+        source: SourceId { segment: 0, requester },
+        physical_function: 0,
+        queue_depth: NonZeroU8::MIN,
+        scope: DeviceTlbScope::Pages { first: Iova::new(0x1000), order: 0 },
+    }
+}
+
+fn timed_out(requester: u16) -> Result<(), InvalidationError> {
+    Err(InvalidationError::DeviceTimeout { source: SourceId { segment: 0, requester } })
+}
+
+fn stuck() -> InvalidationError {
+    InvalidationError::Stuck(Stuck { unit: 0 })
+}
+
+/// A word for each descriptor.
+fn words(descriptors: &[Descriptor]) -> Vec<&'static str> {
+    let word = |descriptor: &Descriptor| match descriptor {
+        Descriptor::Context { .. } => "context",
+        Descriptor::Iotlb { granularity: Granularity::Global, .. } => "all",
+        Descriptor::Iotlb { .. } => "iotlb",
+        Descriptor::DeviceTlb { .. } => "device",
+        Descriptor::InterruptEntries { .. } => "interrupts",
+        Descriptor::Wait(wait) if wait.fence => "fence",
+        Descriptor::Wait(_) => "wait",
+    };
+    descriptors.iter().map(word).collect()
+}
+
+fn doorbells(log: &[Executed]) -> Vec<usize> {
+    let doorbell = |event: &Executed| match event {
+        Executed::Doorbell(tail) => Some(*tail),
+        _ => None,
+    };
+    log.iter().filter_map(doorbell).collect()
+}

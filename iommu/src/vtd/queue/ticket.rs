@@ -114,7 +114,7 @@ impl<'a, P: Platform> Ticket<'a, P> {
                     }
                 }
                 Outcome::DevicesLate => {
-                    return result.and(Err(job.first_device().map_or(stuck(hardware), device)));
+                    return result.and(Err(job.first_device().map_or_else(|| stuck(hardware), device)));
                 }
             }
             if job.is_empty() {

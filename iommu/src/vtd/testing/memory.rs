@@ -15,7 +15,7 @@ use mm::{
 
 /// Where the memory starts: beyond 32 bits, so that a truncated address shows.
 const FIRST: u64 = 0x12_3456_0000;
-const PAGES: usize = 300;
+const PAGES: usize = 600;
 
 pub struct FakeMemory {
     words: Vec<AtomicU64>,

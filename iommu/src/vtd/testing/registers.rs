@@ -65,6 +65,8 @@ pub struct Manner {
     pub gives_up_ns: Option<u64>,
     /// IQERCD does not say which device.
     pub conceals_source: bool,
+    /// IQERCD names this device instead.
+    pub blames: Option<u16>,
     /// CCMD and IOTLB never finish.
     pub busy: bool,
     /// CCMD and IOTLB refuse granularities above this one (1 global, 2 domain, 3 selective).
@@ -254,7 +256,10 @@ impl FakeUnit {
                 state.put32(FSTS, left);
                 state.run_if_eager(&self.memory);
             }
-            PMEN => state.put32(PMEN, value & 1 << 31 | value >> 31),
+            PMEN => {
+                state.log.push(Executed::Register { offset, value: value.into() });
+                state.put32(PMEN, value & 1 << 31 | value >> 31);
+            }
             _ => {
                 state.log.push(Executed::Register { offset, value: value.into() });
                 state.put32(offset, value);
@@ -445,6 +450,7 @@ impl State {
         self.dropped.extend(waits);
         let status = self.get32(FSTS) | ITE;
         self.put32(FSTS, status);
+        let source = self.manner.blames.unwrap_or(source);
         let source = if self.manner.conceals_source { 0 } else { u64::from(source) };
         self.put64(IQERCD, source << 32);
     }

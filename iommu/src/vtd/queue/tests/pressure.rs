@@ -1,0 +1,158 @@
+//! A queue that wraps, fills up, and is used by many at once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use super::*;
+
+const ENTRIES: usize = 256;
+
+#[test]
+fn trap_queue_tail_wraps_to_zero() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let mut last = None;
+    let mut wraps = [0, 0];
+    for length in [1, 2, 3, 1].into_iter().cycle().take(4 * ENTRIES) {
+        let batch: Vec<_> = (0..length).map(pages).collect();
+        unit.invalidate(&platform, &batch).unwrap();
+        let tail = doorbells(&platform.unit.take_log())[0];
+        // The unit itself panics at a tail beyond the queue.
+        let expected = last.map_or(tail, |last| (last + length as usize + 1) % ENTRIES);
+        assert_eq!(tail, expected);
+        wraps[0] += usize::from(tail == 0);
+        wraps[1] += usize::from(last.is_some_and(|last| last > tail && tail != 0));
+        last = Some(tail);
+    }
+    assert!(wraps[0] > 0 && wraps[1] > 0, "the tail met the end exactly, and went beyond it");
+}
+
+#[test]
+fn a_full_queue_is_waited_for_without_the_lock() {
+    let platform = Arc::new(FakePlatform::new(CAP, ECAP));
+    platform.slow_clock();
+    let unit = Arc::new(unit(&platform));
+    platform.unit.behave(|manner| manner.lazy = true);
+    // Two descriptors each: 127 fit.
+    static BATCH: [Invalidation; 1] = [Invalidation::Iotlb(IotlbScope::Global)];
+    let tickets: Vec<_> = (0..127).map(|_| unit.submit(&platform, &BATCH).unwrap()).collect();
+    let submitted = Arc::new(AtomicBool::new(false));
+    let waiter = {
+        let (platform, unit, submitted) = (platform.clone(), unit.clone(), submitted.clone());
+        thread::spawn(move || {
+            let ticket = unit.submit(&platform, &BATCH).unwrap();
+            submitted.store(true, Ordering::SeqCst);
+            ticket.wait(&platform)
+        })
+    };
+    // Whoever waits for room keeps nobody from looking.
+    for _ in 0..50 {
+        assert_eq!(unit.queue_statistics(&platform).unwrap().batches, 128, "127 and one of bring-up");
+        assert!(!submitted.load(Ordering::SeqCst));
+        thread::yield_now();
+    }
+    while !waiter.is_finished() {
+        platform.unit.run(1);
+    }
+    waiter.join().unwrap().unwrap();
+    tickets.into_iter().for_each(|ticket| ticket.wait(&platform).unwrap());
+}
+
+#[test]
+fn a_queue_that_stays_full_gives_the_unit_up() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.lazy = true);
+    let batch = [domain()];
+    let tickets: Vec<_> = (0..127).map(|_| unit.submit(&platform, &batch).unwrap()).collect();
+    let start = platform.now_ns();
+    assert_eq!(unit.submit(&platform, &batch).unwrap_err(), stuck());
+    let waited = platform.elapsed_since(start);
+    assert!((WAIT_TIMEOUT_NS..2 * WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
+    for ticket in tickets {
+        assert_eq!(ticket.wait(&platform), Err(stuck()));
+    }
+}
+
+#[test]
+fn a_head_that_cannot_be_is_not_believed() {
+    for head in [u64::MAX, 0x7_fff0, 0x1_0000, 0] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        unit.invalidate(&platform, &[domain(), domain()]).unwrap();
+        platform.unit.behave(|manner| (manner.lazy, manner.head) = (true, Some(head)));
+        let batch = [domain()];
+        let mut tickets = Vec::new();
+        let error = loop {
+            match unit.submit(&platform, &batch) {
+                Ok(ticket) => tickets.push(ticket),
+                Err(error) => break error,
+            }
+            assert!(tickets.len() < ENTRIES);
+        };
+        assert_eq!(error, stuck());
+    }
+}
+
+#[test]
+fn dropped_tickets_lose_no_slots() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.lazy = true);
+    let batch = [domain(), device(8)];
+    for _ in 0..2000 {
+        drop(unit.submit(&platform, &batch).unwrap());
+        platform.unit.run(usize::MAX);
+    }
+    platform.unit.behave(|manner| manner.lazy = false);
+    unit.invalidate(&platform, &batch).unwrap();
+}
+
+/// Waiters on many threads, served in lumps: each sees the completion of its own batch, and no sooner than it was
+/// carried out.
+#[test]
+fn many_wait_at_once_and_each_for_its_own() {
+    const THREADS: u64 = 8;
+    const ROUNDS: u64 = 300;
+    let platform = Arc::new(FakePlatform::new(CAP, ECAP));
+    platform.slow_clock();
+    let unit = Arc::new(unit(&platform));
+    platform.unit.behave(|manner| manner.lazy = true);
+    let running = Arc::new(AtomicUsize::new(THREADS as usize));
+    let done = Arc::new(std::sync::Mutex::new(vec![false; (THREADS * ROUNDS) as usize]));
+    let workers: Vec<_> = (0..THREADS)
+        .map(|worker| {
+            let (platform, unit, running, done) =
+                (platform.clone(), unit.clone(), running.clone(), done.clone());
+            thread::spawn(move || {
+                for round in 0..ROUNDS {
+                    let number = worker * ROUNDS + round;
+                    let batch = [pages(number), pages(number)];
+                    unit.invalidate(&platform, &batch[..1 + (number % 2) as usize]).unwrap();
+                    assert!(done.lock().unwrap()[number as usize], "completed before it was carried out");
+                }
+                running.fetch_sub(1, Ordering::SeqCst);
+            })
+        })
+        .collect();
+    let mut lump = 1;
+    while running.load(Ordering::SeqCst) > 0 {
+        // What the unit does and what the test notes of it is one step for the others.
+        let mut done = done.lock().unwrap();
+        platform.unit.run(lump);
+        lump = lump % 7 + 1;
+        for descriptor in platform.unit.take_descriptors() {
+            if let Descriptor::Iotlb { first, .. } = descriptor {
+                done[(first.as_u64() >> 12) as usize] = true;
+            }
+        }
+        drop(done);
+        thread::yield_now();
+    }
+    workers.into_iter().for_each(|worker| worker.join().unwrap());
+}
