@@ -77,6 +77,16 @@ impl Device {
     /// # Errors
     /// The first page that did not let it through; what came before was written.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Denied> {
+        if let Ok(word) = data.try_into()
+            && is_interrupt_range(address)
+        {
+            let message = MsiMessage { address, data: u32::from_le_bytes(word) };
+            return match self.interrupt(message) {
+                InterruptOutcome::Delivered(_) => Ok(()),
+                InterruptOutcome::Blocked(reason) => Err(Denied::Fault(reason)),
+                InterruptOutcome::NotBusMaster => Err(Denied::NotBusMaster),
+            };
+        }
         for (address, piece) in pieces(address, data) {
             let target = self.reach(address, piece.len(), Access::Write)?;
             // SAFETY: as in `read`.

@@ -10,8 +10,10 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Region {
     base: u64,
+    bytes: usize,
+    /// First byte, aligned to a page.
     start: NonNull<u8>,
-    layout: Layout,
+    allocation: (NonNull<u8>, Layout),
 }
 
 // SAFETY: the memory is reached through atomics, and by raw copies that stand for a device's accesses.
@@ -22,10 +24,16 @@ unsafe impl Sync for Region {}
 impl Region {
     /// `bytes` zeroed bytes. The host commits a page of them when it is first touched.
     pub fn new(base: u64, bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes, 4096).expect("a sensible size");
+        const PAGE_BYTES: usize = 4096;
+        // Aligned by hand: the allocator would write to all of a zeroed block with a large alignment.
+        let layout = Layout::from_size_align(bytes + PAGE_BYTES, 8).expect("a sensible size");
         // SAFETY: the size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) });
-        Self { base, start: start.unwrap_or_else(|| handle_alloc_error(layout)), layout }
+        let block = NonNull::new(unsafe { alloc_zeroed(layout) });
+        let block = block.unwrap_or_else(|| handle_alloc_error(layout));
+        let skip = block.as_ptr().align_offset(PAGE_BYTES);
+        // SAFETY: less than a page further, and the block is a page larger.
+        let start = unsafe { block.add(skip) };
+        Self { base, bytes, start, allocation: (block, layout) }
     }
 
     pub fn base(&self) -> u64 {
@@ -33,7 +41,7 @@ impl Region {
     }
 
     pub fn bytes(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 
     /// Offset of the physical address, if `bytes` bytes from there lie in the region.
@@ -72,7 +80,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        let (block, layout) = self.allocation;
         // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(block.as_ptr(), layout) }
     }
 }
