@@ -164,7 +164,10 @@ impl<B: Backend> Domain<B> {
                 _ => DmaError::NoIova { pages, last },
             }),
             Placement::At(iova) => {
-                self.iovas.allocate_at(iova, pages).map_err(|_| DmaError::IovaTaken { iova })?;
+                self.iovas.allocate_at(iova, pages).map_err(|error| match error {
+                    IovaError::OutOfMemory => DmaError::OutOfMemory,
+                    _ => DmaError::IovaTaken { iova },
+                })?;
                 Ok(iova)
             }
         }
