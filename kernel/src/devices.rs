@@ -108,7 +108,7 @@ struct Frames;
 
 impl Memory for Frames {
     fn free_frames(&self) -> u64 {
-        memory::frames::statistics().free
+        memory::frames::statistics().free as u64
     }
 
     fn exhaust(&self) -> Box<dyn Any> {
