@@ -24,4 +24,4 @@ mod pattern;
 mod reports;
 mod unit;
 
-pub use machine::{Machine, Memory, Parts};
+pub use machine::{ClaimedEdu, Machine, Memory, Parts};

@@ -293,6 +293,7 @@ test! {
 
 test! {
     /// No memory for table pages.
+    deadline_ms = 60_000,
     lacks = lacks::isolated_edu,
     fn no_memory_is_an_error(context) {
         /// Each in a region of its own, so that each needs table pages.

@@ -55,6 +55,8 @@ struct Shared {
     /// Something for the thread to do.
     wake: Arc<dyn Event>,
     stop: AtomicBool,
+    /// Somebody wants the device reset.
+    reset: AtomicBool,
     /// The thread has ended.
     stopped: Arc<dyn Event>,
     resets: AtomicU64,
@@ -122,6 +124,12 @@ impl Disk {
             refused.promise.withdraw();
             refused.reason
         })
+    }
+
+    /// Has the device reset and started again, soon: what it has then fails.
+    pub fn reset(&self) {
+        self.shared.reset.store(true, Ordering::Release);
+        self.shared.wake.signal();
     }
 
     /// Resets the device and fails what it has. When this returns `Ok`, all memory has gone back to its owners.

@@ -88,6 +88,7 @@ impl Service {
             flushes: features & feature::FLUSH != 0,
             wake,
             stop: AtomicBool::new(false),
+            reset: AtomicBool::new(false),
             stopped: host.event(),
             resets: AtomicU64::new(0),
             state: Lock::new(host.clone(), state),
@@ -121,6 +122,9 @@ impl Service {
         collected.map_err(Trouble::Queue)?;
         if self.config_changed.changed.swap(false, Ordering::AcqRel) && !self.transport.is_running() {
             return Err(Trouble::AskedForReset);
+        }
+        if self.shared.reset.swap(false, Ordering::AcqRel) {
+            return Err(Trouble::Requested);
         }
         self.watch()
     }
@@ -281,6 +285,8 @@ enum Trouble {
     AskedForReset,
     /// It did not finish a request in time.
     Overdue,
+    /// Its owner wants it.
+    Requested,
 }
 
 impl core::fmt::Display for Trouble {
@@ -289,6 +295,7 @@ impl core::fmt::Display for Trouble {
             Self::Queue(error) => error.fmt(f),
             Self::AskedForReset => f.write_str("the device asks for a reset"),
             Self::Overdue => f.write_str("a request is overdue"),
+            Self::Requested => f.write_str("its owner wants it reset"),
         }
     }
 }
