@@ -376,7 +376,9 @@ impl<P: Platform> UnitState<P> {
             queue: options.queued_invalidation,
             interrupts: None,
         };
-        unit.bring_up(&*platform, &how)?;
+        // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
+        // of domains.
+        unsafe { unit.bring_up(&*platform, &how)? };
         Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(false) })
     }
 

@@ -21,12 +21,12 @@ use core::{fmt, sync::atomic::AtomicU64};
 
 use mm::PhysAddr;
 
+pub(super) use self::hardware::Hardware;
 pub use self::{
     bring_up::{BringUp, InterruptSetup},
     error::{BringUpError, CommandError, DiscoverError},
 };
 use self::{claim::Claim, command::Command};
-pub(super) use self::{deadline::wait_until, hardware::Hardware};
 use super::{
     capability::{Capability, FIRST_PAGE_BYTES},
     queue::{Invalidation, InvalidationError, Queue, QueueReport, QueueStatistics, Ticket},

@@ -32,7 +32,8 @@ fn unit(platform: &FakePlatform) -> Unit<FakePlatform> {
     let mut unit = Unit::discover(platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
     let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts: None };
-    unit.bring_up(platform, &how).unwrap();
+    // SAFETY: no device exists.
+    unsafe { unit.bring_up(platform, &how) }.unwrap();
     platform.unit.take_log();
     unit
 }

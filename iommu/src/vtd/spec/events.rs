@@ -1,5 +1,7 @@
 //! Fault status and the two event messages that do not come from a device.
 
+#![allow(clippy::result_unit_err, reason = "bitfield-struct's checked setters, seen through the macro below")]
+
 use bitfield_struct::bitfield;
 
 use super::register::register;

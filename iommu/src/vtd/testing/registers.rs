@@ -46,6 +46,9 @@ pub enum Executed {
     ByRegister { command: u64, address: u64 },
 }
 
+type Refuses = Box<dyn FnMut(Descriptor) -> bool + Send>;
+type OnClear = Box<dyn FnMut(&mut RecordWriter<'_>, usize) + Send>;
+
 /// How the unit behaves.
 #[derive(Default)]
 pub struct Manner {
@@ -58,7 +61,7 @@ pub struct Manner {
     /// Nothing in the queue is carried out any more.
     pub frozen: bool,
     /// Which descriptors it refuses with IQE.
-    pub refuses: Option<Box<dyn FnMut(Descriptor) -> bool + Send>>,
+    pub refuses: Option<Refuses>,
     /// Devices that do not answer, by requester id; the waits behind their invalidations stay open.
     pub silent: Vec<u16>,
     /// After how long a device that does not answer becomes an ITE.
@@ -74,7 +77,16 @@ pub struct Manner {
     /// IQH reads as this.
     pub head: Option<u64>,
     /// What happens when fault record `index` has been cleared.
-    pub on_clear: Option<Box<dyn FnMut(&mut RecordWriter<'_>, usize) + Send>>,
+    pub on_clear: Option<OnClear>,
+}
+
+/// A device invalidation that was not answered.
+struct Unanswered {
+    source: u16,
+    /// When that was first noticed.
+    since_ns: Option<u64>,
+    /// Address and value of the waits behind it, which stay open.
+    waits: Vec<(u64, u32)>,
 }
 
 struct State {
@@ -83,8 +95,7 @@ struct State {
     log: Vec<Executed>,
     head: usize,
     tail: usize,
-    /// A device invalidation that was not answered: who, since when, and the waits that are open behind it.
-    unanswered: Option<(u16, Option<u64>, Vec<(u64, u32)>)>,
+    unanswered: Option<Unanswered>,
     /// Waits that the unit dropped, to be completed late by a test.
     dropped: Vec<(u64, u32)>,
 }
@@ -189,7 +200,7 @@ impl FakeUnit {
     /// Writes the status of every wait that was dropped, after all.
     pub fn complete_late(&self) {
         let mut state = self.state.lock().unwrap();
-        let open = state.unanswered.take().map(|(.., waits)| waits).unwrap_or_default();
+        let open = state.unanswered.take().map(|unanswered| unanswered.waits).unwrap_or_default();
         let dropped = core::mem::take(&mut state.dropped);
         for (address, value) in open.into_iter().chain(dropped) {
             self.memory.write32(address, value);
@@ -199,8 +210,8 @@ impl FakeUnit {
     pub(super) fn time_passes(&self, now_ns: u64) {
         let Ok(mut state) = self.state.try_lock() else { return };
         let Some(limit) = state.manner.gives_up_ns else { return };
-        let Some((_, since, _)) = &mut state.unanswered else { return };
-        if now_ns - *since.get_or_insert(now_ns) > limit {
+        let Some(unanswered) = &mut state.unanswered else { return };
+        if now_ns - *unanswered.since_ns.get_or_insert(now_ns) > limit {
             state.give_up();
         }
     }
@@ -297,7 +308,7 @@ fn is_qword(state: &State, offset: usize) -> bool {
     let invalidate = state.invalidate_area();
     let listed = [CAP, ECAP, 0x20, CCMD, IQH, IQT, IQA, IQERCD, 0xb8, invalidate, invalidate + 8];
     // Of a fault record, the low half is read at once.
-    listed.contains(&offset) || (state.record_of(offset).is_some() && offset % 16 == 0)
+    listed.contains(&offset) || (state.record_of(offset).is_some() && offset.is_multiple_of(16))
 }
 
 fn is_dword(state: &State, offset: usize) -> bool {
@@ -431,12 +442,12 @@ impl State {
         self.log.push(Executed::Descriptor(descriptor));
         match descriptor {
             Descriptor::DeviceTlb { source, .. } if self.manner.silent.contains(&source) => {
-                self.unanswered.get_or_insert((source, None, Vec::new()));
+                self.unanswered.get_or_insert(Unanswered { source, since_ns: None, waits: Vec::new() });
             }
             Descriptor::Wait(wait) => {
                 let Completion::Status { address, value } = wait.completion else { return };
                 match &mut self.unanswered {
-                    Some((.., waits)) => waits.push((address.as_u64(), value)),
+                    Some(unanswered) => unanswered.waits.push((address.as_u64(), value)),
                     None => memory.write32(address.as_u64(), value),
                 }
             }
@@ -446,7 +457,7 @@ impl State {
 
     /// ITE: the open waits are dropped.
     fn give_up(&mut self) {
-        let Some((source, _, waits)) = self.unanswered.take() else { return };
+        let Some(Unanswered { source, waits, .. }) = self.unanswered.take() else { return };
         self.dropped.extend(waits);
         let status = self.get32(FSTS) | ITE;
         self.put32(FSTS, status);

@@ -51,7 +51,12 @@ impl<P: Platform> Unit<P> {
     ///
     /// # Errors
     /// [`BringUpError`]; the unit must not be used then, and nothing given to it may be used for anything else.
-    pub fn bring_up(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
+    ///
+    /// # Safety
+    /// From the moment that translation is on until the unit is shut down, the tables below [`BringUp::root`] are all
+    /// that keeps devices from memory: they exist, belong to nobody else, and lead only to memory that devices may
+    /// reach.
+    pub unsafe fn bring_up(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
         self.take_over(platform)?;
         self.flush_write_buffer(platform)?;
         if how.queue && self.capability().has_queue() {

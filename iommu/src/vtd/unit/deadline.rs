@@ -10,11 +10,7 @@ pub(super) const COMMAND_TIMEOUT_NS: u64 = 2_000_000_000;
 ///
 /// The time is read before `done` is asked: a caller that is kept from running for longer than its deadline finds out
 /// what the hardware did in the meantime.
-pub(in crate::vtd) fn wait_until<P: Platform>(
-    platform: &P,
-    timeout_ns: u64,
-    mut done: impl FnMut() -> bool,
-) -> bool {
+pub(super) fn wait_until<P: Platform>(platform: &P, timeout_ns: u64, mut done: impl FnMut() -> bool) -> bool {
     let start = platform.now_ns();
     loop {
         let waited = platform.now_ns().saturating_sub(start);

@@ -44,9 +44,18 @@ fn remapping(x2apic: bool) -> BringUp {
     BringUp { interrupts: Some(InterruptSetup { entries_order: 8, x2apic }), ..plain() }
 }
 
+fn bring_up(
+    unit: &mut Unit<FakePlatform>,
+    platform: &FakePlatform,
+    how: &BringUp,
+) -> Result<(), BringUpError> {
+    // SAFETY: no device exists.
+    unsafe { unit.bring_up(platform, how) }
+}
+
 fn brought_up(platform: &FakePlatform, how: &BringUp) -> Unit<FakePlatform> {
     let mut unit = discover(platform);
-    unit.bring_up(platform, how).unwrap();
+    bring_up(&mut unit, platform, how).unwrap();
     unit
 }
 
@@ -241,7 +250,7 @@ fn fault_events_are_programmed_as_the_host_says() {
 #[test]
 fn without_a_vector_the_unit_does_not_come_up() {
     let platform = FakePlatform { has_vectors: false, ..FakePlatform::new(CAP, ECAP) };
-    let error = discover(&platform).bring_up(&platform, &plain()).unwrap_err();
+    let error = bring_up(&mut discover(&platform), &platform, &plain()).unwrap_err();
     assert_eq!(error, BringUpError::NoVector { unit: 3 });
 }
 
@@ -249,7 +258,7 @@ fn without_a_vector_the_unit_does_not_come_up() {
 fn without_memory_the_unit_does_not_come_up() {
     let platform = FakePlatform::new(CAP, ECAP);
     platform.memory.exhaust();
-    let error = discover(&platform).bring_up(&platform, &plain()).unwrap_err();
+    let error = bring_up(&mut discover(&platform), &platform, &plain()).unwrap_err();
     assert_eq!(error, BringUpError::OutOfMemory { unit: 3 });
 }
 
@@ -283,8 +292,8 @@ fn trap_every_command_has_a_deadline() {
         platform.unit.behave(|manner| manner.ignores = ignored);
         let mut unit = discover(&platform);
         let start = platform.now_ns();
-        let result =
-            unit.bring_up(&platform, &remapping(false)).and_then(|()| unit.enable_translation(&platform));
+        let result = bring_up(&mut unit, &platform, &remapping(false))
+            .and_then(|()| unit.enable_translation(&platform));
         if ignored != WBF {
             let expected = CommandError::Timeout { unit: 3, register: "GSTS", bit };
             assert_eq!(result, Err(BringUpError::Command(expected)));
@@ -320,7 +329,7 @@ fn a_unit_without_any_means_to_invalidate_is_refused() {
     let platform = FakePlatform::new(CAP, ECAP);
     platform.unit.preset32(0, 0x60);
     let mut unit = discover(&platform);
-    let error = unit.bring_up(&platform, &BringUp { queue: false, ..plain() }).unwrap_err();
+    let error = bring_up(&mut unit, &platform, &BringUp { queue: false, ..plain() }).unwrap_err();
     assert_eq!(error, BringUpError::NoInvalidation { unit: 3 });
 }
 
