@@ -34,6 +34,8 @@ pub struct Tables {
     /// I/O APICs (MADT).
     pub io_apics: Vec<IoApicEntry>,
     overrides: Vec<(u8, Wire)>,
+    /// Entries that made no sense.
+    pub entries_ignored: usize,
 }
 
 /// Configuration space of some buses, 1 MiB for each.
@@ -119,6 +121,9 @@ pub fn read(rsdp: PhysAddr) -> Result<Tables, TablesError> {
     if let Some(madt) = bytes_of::<Madt>(&tables) {
         found.read_madt(madt);
     }
+    if found.entries_ignored > 0 {
+        log::warn!("{} entries of MCFG and MADT make no sense and are ignored", found.entries_ignored);
+    }
     Ok(found)
 }
 
@@ -129,7 +134,8 @@ impl Tables {
         self.overrides.iter().find(|(source, _)| *source == irq).map_or(identity, |(_, wire)| *wire)
     }
 
-    fn read_mcfg(&mut self, table: &[u8]) {
+    /// Adds the entries of an MCFG table; those that make no sense are ignored.
+    pub fn read_mcfg(&mut self, table: &[u8]) {
         const ENTRIES: usize = size_of::<SdtHeader>() + 8;
         const ENTRY_BYTES: usize = 16;
         let entries = table.get(ENTRIES..).unwrap_or_default().chunks_exact(ENTRY_BYTES);
@@ -140,22 +146,23 @@ impl Tables {
                     let segment = u16::from_le_bytes([entry[8], entry[9]]);
                     self.segments.push(EcamSegment { segment, first_bus, last_bus, base });
                 }
-                _ => log::warn!("MCFG entry ignored: {entry:02x?}"),
+                _ => self.entries_ignored += 1,
             }
         }
     }
 
-    fn read_madt(&mut self, table: &[u8]) {
+    /// Adds the entries of an MADT table, up to the first whose length makes no sense.
+    pub fn read_madt(&mut self, table: &[u8]) {
         const ENTRIES: usize = size_of::<SdtHeader>() + 8;
         let mut rest = table.get(ENTRIES..).unwrap_or_default();
         for _ in 0..ENTRIES_MAX {
             let Some((&[kind, bytes], _)) = rest.split_first_chunk() else { return };
             let Some((entry, after)) = rest.split_at_checked(bytes.into()).filter(|_| bytes >= 2) else {
-                log::warn!("MADT ends in an entry of {bytes} bytes, with {} left", rest.len());
+                self.entries_ignored += 1;
                 return;
             };
             if self.read_madt_entry(kind, entry).is_none() {
-                log::warn!("MADT entry ignored: {entry:02x?}");
+                self.entries_ignored += 1;
             }
             rest = after;
         }

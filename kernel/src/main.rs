@@ -10,6 +10,7 @@ mod boot_info;
 mod cmdline;
 mod console;
 mod control;
+mod demo;
 mod devices;
 mod memory;
 mod panic;
@@ -82,10 +83,12 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>) {
     let tables = read_tables(rsdp);
     arch::io_apic::init(&tables.io_apics);
     let kernel = Kernel::new(&tables);
-    let parts = devices::start(&kernel, &tables, read_iommu_options(options.iommu)).unwrap_or_else(|error| fatal(&error));
+    let parts = devices::start(&kernel, &tables, read_iommu_options(options.iommu))
+        .unwrap_or_else(|error| fatal(&error));
     let machine = Machine::new(parts);
 
     run_tests(&options, &machine);
+    demo::run(&machine);
     if !options.exit {
         if !shell::input::init(tables.isa_wire(console::ISA_IRQ)) {
             log::error!("the serial line has no interrupt");

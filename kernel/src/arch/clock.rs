@@ -17,9 +17,8 @@ pub const NS_PER_MS: u64 = 1_000_000;
 const ASSUMED_HZ: u64 = 1_000_000_000;
 const PIT_HZ: u64 = 1_193_182;
 
-static TSC_HZ: AtomicU64 = AtomicU64::new(ASSUMED_HZ);
-/// The TSC when the clock started.
-static START: AtomicU64 = AtomicU64::new(0);
+/// The TSC when the clock started. Before that it shows 0.
+static START: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Nanoseconds per tick, times 2^32.
 static NS_PER_TICK_2_32: AtomicU64 = AtomicU64::new((NS_PER_S << 32) / ASSUMED_HZ);
 
@@ -36,12 +35,9 @@ pub enum Source {
 
 /// Measures the TSC and starts the clock at 0. Returns the frequency in Hz and how it was found.
 pub fn init() -> (u64, Source) {
-    let (hz, source) = match (stated_hz(), measured_hz()) {
-        (Some(hz), _) => (hz, Source::Cpuid),
-        (None, Some(hz)) => (hz, Source::IntervalTimer),
-        (None, None) => (ASSUMED_HZ, Source::Assumed),
-    };
-    TSC_HZ.store(hz, Relaxed);
+    let stated = stated_hz().map(|hz| (hz, Source::Cpuid));
+    let measured = || measured_hz().map(|hz| (hz, Source::IntervalTimer));
+    let (hz, source) = stated.or_else(measured).unwrap_or((ASSUMED_HZ, Source::Assumed));
     NS_PER_TICK_2_32.store(((u128::from(NS_PER_S) << 32) / u128::from(hz)) as u64, Relaxed);
     START.store(read_tsc(), Relaxed);
     (hz, source)
@@ -60,11 +56,6 @@ pub fn ns_to_tsc(ns: u64) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(START.load(Relaxed))
 }
 
-/// Frequency of the TSC.
-pub fn tsc_hz() -> u64 {
-    TSC_HZ.load(Relaxed)
-}
-
 /// The time-stamp counter.
 #[inline]
 pub fn read_tsc() -> u64 {
@@ -80,38 +71,65 @@ fn stated_hz() -> Option<u64> {
     by_cpu().or_else(by_hypervisor).filter(|&hz| hz >= 1_000_000)
 }
 
-/// The best of several short measurements: whatever disturbs one, makes it too long.
+/// Counts TSC ticks against channel 2 of the interval timer, for about 30 ms. `None` if that does not count.
 fn measured_hz() -> Option<u64> {
-    const ATTEMPTS: usize = 5;
-    (0..ATTEMPTS).filter_map(|_| measure_once()).min().filter(|&hz| hz >= 1_000_000)
-}
-
-/// Ticks per second, as seen while channel 2 of the interval timer counted 10 ms. `None` if it does not count.
-fn measure_once() -> Option<u64> {
-    const WINDOW_TICKS: u64 = PIT_HZ / 100;
-    const CHANNEL_2: u16 = 0x42;
-    const COMMAND: u16 = 0x43;
-    /// Channel 2, low byte then high byte, mode 0: the output goes high at zero.
-    const ONE_SHOT: u8 = 0b1011_0000;
-    const GATE: u16 = 0x61;
-    const GATE_ON_SPEAKER_OFF: u8 = 0b01;
-    const OUTPUT: u8 = 1 << 5;
-    // Each round reads a port, which takes about a microsecond on hardware and not much less anywhere else.
-    const ROUNDS_MAX: u32 = 10_000_000;
-
-    // SAFETY: the ports belong to the timer and its gate; nothing else uses channel 2.
-    unsafe {
-        outb(GATE, inb(GATE) & !0b11 | GATE_ON_SPEAKER_OFF);
-        outb(COMMAND, ONE_SHOT);
-        outb(CHANNEL_2, WINDOW_TICKS as u8);
-        outb(CHANNEL_2, (WINDOW_TICKS >> 8) as u8);
-    }
-    let start = read_tsc();
-    for _ in 0..ROUNDS_MAX {
-        // SAFETY: as above.
-        if unsafe { inb(GATE) } & OUTPUT != 0 {
-            return Some((read_tsc() - start) * PIT_HZ / WINDOW_TICKS);
+    const WINDOW_TICKS: u16 = 35_000;
+    // Reading the timer takes some microseconds at the very least, so this is more than a second.
+    const SAMPLES_MAX: usize = 500_000;
+    start_interval_timer();
+    let first = best_sample();
+    for _ in 0..SAMPLES_MAX {
+        if first.count.saturating_sub(sample().count) >= WINDOW_TICKS {
+            let last = best_sample();
+            let elapsed = u64::from(first.count.checked_sub(last.count).filter(|&ticks| ticks > 0)?);
+            return Some(last.tsc.checked_sub(first.tsc)? * PIT_HZ / elapsed).filter(|&hz| hz >= 1_000_000);
         }
     }
     None
+}
+
+const PIT_CHANNEL_2: u16 = 0x42;
+const PIT_COMMAND: u16 = 0x43;
+
+/// Makes channel 2 count down from its highest value, 55 ms away from zero.
+fn start_interval_timer() {
+    /// Channel 2, low byte then high byte, mode 0.
+    const ONE_SHOT: u8 = 0b1011_0000;
+    const GATE: u16 = 0x61;
+    const GATE_ON_SPEAKER_OFF: u8 = 0b01;
+    // SAFETY: the ports belong to the timer and its gate; nothing else uses channel 2.
+    unsafe {
+        outb(GATE, inb(GATE) & !0b11 | GATE_ON_SPEAKER_OFF);
+        outb(PIT_COMMAND, ONE_SHOT);
+        outb(PIT_CHANNEL_2, 0xff);
+        outb(PIT_CHANNEL_2, 0xff);
+    }
+}
+
+/// What the timer and the TSC showed at the same time.
+struct Sample {
+    count: u16,
+    /// The TSC half-way.
+    tsc: u64,
+    /// TSC ticks from before the reading to after it.
+    width: u64,
+}
+
+fn sample() -> Sample {
+    const LATCH: u8 = 0b1000_0000;
+    let before = read_tsc();
+    // SAFETY: as in `start_interval_timer`; latching does not disturb the count.
+    let count = unsafe {
+        outb(PIT_COMMAND, LATCH);
+        u16::from_le_bytes([inb(PIT_CHANNEL_2), inb(PIT_CHANNEL_2)])
+    };
+    let width = read_tsc() - before;
+    Sample { count, tsc: before + width / 2, width }
+}
+
+/// The sharpest of a few samples: a hypervisor may take the CPU away in the middle of one.
+fn best_sample() -> Sample {
+    const TRIES: usize = 8;
+    let first = sample();
+    (1..TRIES).map(|_| sample()).fold(first, |best, next| if next.width < best.width { next } else { best })
 }

@@ -16,8 +16,8 @@ use core::{fmt, ptr::NonNull};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use spin::Once;
 
-pub use exhausted::Exhausted;
 pub use address_space::{KernelTables, lookup, runs};
+pub use exhausted::Exhausted;
 pub use ranges::RangeSet;
 
 use crate::boot_info::{BootInfo, Region};

@@ -1,9 +1,14 @@
-//! What is said of memory that firmware speaks of.
+//! What firmware says, and what it must not achieve.
+
+use alloc::{vec, vec::Vec};
 
 use harness::{check, check_eq, test};
 use mm::PhysAddr;
 
-use crate::{cmdline, memory};
+use crate::{
+    acpi::{EcamSegment, IoApicEntry, Tables, Wire},
+    cmdline, memory,
+};
 
 test! {
     /// RAM cannot be mapped as registers, nor can addresses that wrap.
@@ -24,6 +29,67 @@ test! {
         for address in [0, 0x1000, 0xf_0000, 0xfee0_0000, PhysAddr::LIMIT - 1] {
             check!(crate::acpi::read(PhysAddr::new(address)).is_err(), "tables at {address:#x}");
         }
+    }
+}
+
+/// Header and fixed fields of the tables read here.
+const FIXED_BYTES: usize = 44;
+
+fn table(entries: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = vec![0; FIXED_BYTES];
+    entries.iter().for_each(|entry| bytes.extend_from_slice(entry));
+    bytes
+}
+
+test! {
+    /// CPUs, I/O APICs and rerouted interrupts come out of a MADT; entries that lie about their length end it.
+    fn an_interrupt_table_is_read_with_care(_context) {
+        const CPU: &[u8] = &[0, 8, 0, 3, 1, 0, 0, 0];
+        const CPU_OFF: &[u8] = &[0, 8, 1, 4, 0, 0, 0, 0];
+        const CPU_X2APIC: &[u8] = &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+        const IO_APIC: &[u8] = &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0];
+        const REROUTED: &[u8] = &[2, 10, 0, 9, 20, 0, 0, 0, 0x0f, 0];
+        let read = |entries: &[&[u8]]| {
+            let mut tables = Tables::default();
+            tables.read_madt(&table(entries));
+            tables
+        };
+        let all = read(&[CPU, CPU_OFF, &[0x7f, 3, 0], CPU_X2APIC, IO_APIC, REROUTED]);
+        check_eq!(all.cpus, [3, 256]);
+        check_eq!(all.io_apics, [IoApicEntry { address: PhysAddr::new(0xfec0_0000), first_input: 24 }]);
+        check_eq!(all.isa_wire(9), Wire { input: 20, is_active_low: true, is_level: true });
+        check_eq!(all.isa_wire(4), Wire { input: 4, is_active_low: false, is_level: false });
+        check_eq!(all.entries_ignored, 0);
+
+        let bad: [&[u8]; 5] = [&[0, 0], &[0, 1], &[0, 9, 0, 3, 1, 0, 0], &[0], &[1, 255]];
+        for last in bad {
+            check_eq!(read(&[CPU, last]).cpus, [3], "after {last:?}");
+        }
+        let short: [&[u8]; 3] = [&[0, 4, 0, 3], &[2, 5, 0, 9, 1], &[1, 2]];
+        for middle in short {
+            check_eq!(read(&[middle, CPU]).cpus, [3], "after {middle:?}");
+        }
+        for bytes in 0..FIXED_BYTES {
+            let mut tables = Tables::default();
+            tables.read_madt(&vec![0xff; bytes]);
+            tables.read_mcfg(&vec![0xff; bytes]);
+            check!(tables.cpus.is_empty() && tables.segments.is_empty(), "a table of {bytes} bytes");
+        }
+    }
+}
+
+test! {
+    /// Configuration space comes out of an MCFG, unless it makes no sense.
+    fn a_configuration_table_is_read_with_care(_context) {
+        const GOOD: &[u8] = &[0, 0, 0, 0xb0, 0, 0, 0, 0, 2, 0, 0, 0xff, 0, 0, 0, 0];
+        const BACKWARDS: &[u8] = &[0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0];
+        const MISALIGNED: &[u8] = &[1, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0];
+        const TOO_HIGH: &[u8] = &[0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 7, 0, 0, 0, 0];
+        let mut tables = Tables::default();
+        tables.read_mcfg(&table(&[BACKWARDS, MISALIGNED, TOO_HIGH, GOOD, &GOOD[..15]]));
+        let base = PhysAddr::new(0xb000_0000);
+        check_eq!(tables.segments, [EcamSegment { segment: 2, first_bus: 0, last_bus: 255, base }]);
+        check_eq!(tables.entries_ignored, 3);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the kernel by itself: memory protection, threads, time, interrupts.
 
+mod cost;
 mod firmware;
 mod interrupts;
 mod memory;

@@ -4,7 +4,11 @@ use alloc::boxed::Box;
 
 use crate::{
     acpi::Wire,
-    arch::{Cpu, interrupts, io_apic},
+    arch::{
+        Cpu,
+        clock::{self, NS_PER_S},
+        interrupts, io_apic,
+    },
     console,
     sync::{IrqMutex, Rank},
     threads::Event,
@@ -61,7 +65,7 @@ fn take_keys() {
     ARRIVED.signal();
 }
 
-/// The next key. Waits for ever: nobody has to type.
+/// The next key. Waits for ever: nobody has to type. Looks at the port once a second, should its interrupt be lost.
 pub fn read_key() -> u8 {
     loop {
         // The lock is released before the wait.
@@ -69,6 +73,8 @@ pub fn read_key() -> u8 {
         if let Some(key) = key {
             return key;
         }
-        ARRIVED.wait(u64::MAX);
+        if !ARRIVED.wait(clock::now_ns() + NS_PER_S) {
+            take_keys();
+        }
     }
 }

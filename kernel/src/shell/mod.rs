@@ -2,8 +2,11 @@
 //!
 //! A command is an entry of [`COMMANDS`], in the order in which `help` shows them.
 
+mod attack;
 mod builtin;
+mod devices;
 pub mod input;
+mod iommu;
 mod line;
 
 use alloc::vec::Vec;
@@ -37,7 +40,7 @@ pub struct Shell<'a> {
 }
 
 /// All commands.
-static COMMANDS: &[&[Command]] = &[builtin::COMMANDS];
+static COMMANDS: &[&[Command]] = &[builtin::COMMANDS, devices::COMMANDS, iommu::COMMANDS, attack::COMMANDS];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
     COMMANDS.iter().copied().flatten()

@@ -115,9 +115,4 @@ impl JoinHandle {
     pub fn is_finished(&self) -> bool {
         self.0.finished.load(core::sync::atomic::Ordering::Acquire)
     }
-
-    /// What the thread is called.
-    pub fn name(&self) -> &'static str {
-        self.0.name()
-    }
 }

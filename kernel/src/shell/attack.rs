@@ -1,0 +1,123 @@
+//! Attacks on memory, by a device whose DMA engine can be aimed anywhere.
+
+use drivers::edu::{EduError, Transfer, Way};
+use iommu::{Bidirectional, DmaError, Iova, PageBuffer, ToDevice};
+use suites::{ClaimedEdu, Machine};
+
+use super::{Command, Shell, UsageError};
+use crate::println;
+
+pub(super) static COMMANDS: &[Command] = &[Command {
+    name: "attack",
+    arguments: "read | write | read-only | unmapped",
+    help: "have a device do what it may not",
+    run: attack,
+}];
+
+/// Bytes that a device moves in an attack.
+const BYTES: usize = 64;
+
+/// What was tried, and whether memory shows that it worked.
+struct Outcome {
+    got_through: bool,
+    faults: u64,
+}
+
+fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let tried = match arguments {
+        ["read"] => with_edu(shell.machine, |edu, page| rogue(edu, page, Way::FromMemory)),
+        ["write"] => with_edu(shell.machine, |edu, page| rogue(edu, page, Way::ToMemory)),
+        ["read-only"] => with_edu(shell.machine, write_to_read_only),
+        ["unmapped"] => with_edu(shell.machine, use_after_unmap),
+        _ => return Err(UsageError),
+    };
+    match tried {
+        Ok(Outcome { got_through: false, faults }) => {
+            println!("memory is untouched; {faults} faults recorded")
+        }
+        Ok(Outcome { got_through: true, faults }) => println!("IT GOT THROUGH; {faults} faults recorded"),
+        Err(error) => println!("{error}"),
+    }
+    Ok(())
+}
+
+fn with_edu(
+    machine: &Machine,
+    try_it: impl FnOnce(&mut ClaimedEdu, Iova) -> Result<Outcome, AttackError>,
+) -> Result<Outcome, AttackError> {
+    let mut edu = machine.edu(0).map_err(AttackError::Machine)?;
+    println!("the attacker is {} (edu)", edu.device.function());
+    try_it(&mut edu, machine.fresh_page())
+}
+
+/// Runs a transfer, and counts the faults that it causes.
+fn transfer(edu: &mut ClaimedEdu, way: Way, iova: Iova) -> Result<u64, AttackError> {
+    let verb = if way == Way::ToMemory { "writes" } else { "reads" };
+    println!("  it {verb} {BYTES} bytes at {iova}");
+    let before = edu.dma.fault_count();
+    edu.device.transfer(Transfer { way, iova, offset: 0, bytes: BYTES })?;
+    Ok(edu.dma.fault_count() - before)
+}
+
+fn page(fill: u8) -> Result<PageBuffer, AttackError> {
+    let mut page = PageBuffer::zeroed(1).ok_or(AttackError::Dma(DmaError::OutOfMemory))?;
+    page.fill(fill);
+    Ok(page)
+}
+
+/// An address that nothing is mapped at. A read gets through if the device's buffer changes, which what it writes to a
+/// mapped page afterwards shows.
+fn rogue(edu: &mut ClaimedEdu, target: Iova, way: Way) -> Result<Outcome, AttackError> {
+    println!("nothing is mapped at {target}");
+    let faults = transfer(edu, way, target)?;
+    Ok(Outcome { got_through: faults == 0, faults })
+}
+
+fn write_to_read_only(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackError> {
+    let mapping = edu.dma.dma_map_at(page(0x5a)?, ToDevice, at).map_err(DmaError::from)?;
+    println!("a page is mapped at {at} for the device to read");
+    let faults = transfer(edu, Way::ToMemory, at)?;
+    let page = mapping.unmap()?;
+    Ok(Outcome { got_through: page.iter().any(|&byte| byte != 0x5a), faults })
+}
+
+fn use_after_unmap(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackError> {
+    let mapping = edu.dma.dma_map_at(page(0)?, Bidirectional, at).map_err(DmaError::from)?;
+    println!("a page is mapped at {at} for the device to read and write");
+    let allowed = transfer(edu, Way::ToMemory, at)?;
+    println!("  {allowed} faults: the translation is cached now");
+    let mut page = mapping.unmap()?;
+    println!("the page is unmapped and in use for something else");
+    page.fill(0xa5);
+    let faults = transfer(edu, Way::ToMemory, at)?;
+    Ok(Outcome { got_through: page.iter().any(|&byte| byte != 0xa5), faults })
+}
+
+/// Why an attack could not be tried.
+enum AttackError {
+    Machine(harness::Failure),
+    Device(EduError),
+    Dma(DmaError),
+}
+
+impl core::fmt::Display for AttackError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Machine(error) => error.fmt(f),
+            Self::Device(error) => error.fmt(f),
+            Self::Dma(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<EduError> for AttackError {
+    fn from(error: EduError) -> Self {
+        Self::Device(error)
+    }
+}
+
+impl From<DmaError> for AttackError {
+    fn from(error: DmaError) -> Self {
+        Self::Dma(error)
+    }
+}
