@@ -12,6 +12,7 @@ mod boot;
 mod check;
 mod control;
 mod disk;
+mod dmar;
 mod glob;
 mod host_tests;
 mod judge;
@@ -54,6 +55,7 @@ const COMMANDS: &[Command] = &[
         main: bench::main,
     },
     Command { name: "check", summary: "formatting and lints; Miri; mutations", main: check::main },
+    Command { name: "dmar", summary: "print the DMAR table of some machine", main: dmar::main },
 ];
 
 fn main() -> ExitCode {

@@ -85,6 +85,23 @@ pub enum DmarError {
     },
 }
 
+impl DmarError {
+    /// Where in the table the trouble is: the header's field, the structure or the device scope.
+    #[must_use]
+    pub const fn offset(&self) -> usize {
+        match *self {
+            Self::Signature { .. } => 0,
+            Self::TableTooShort { .. } | Self::TableTooLong { .. } => 4,
+            Self::HeaderTruncated { available } | Self::TableTruncated { available, .. } => available,
+            Self::TooManyStructures { offset }
+            | Self::StructureTooShort { offset, .. }
+            | Self::StructurePastEnd { offset, .. }
+            | Self::ScopeLength { offset, .. }
+            | Self::ScopePastEnd { offset, .. } => offset,
+        }
+    }
+}
+
 impl fmt::Display for DmarError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {

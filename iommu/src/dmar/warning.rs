@@ -213,7 +213,9 @@ impl fmt::Display for Warning {
         write!(f, "offset {:#x}: ", self.offset())?;
         match *self {
             Self::BadChecksum { sum } => write!(f, "bad checksum: the bytes add up to {sum:#04x}, not 0"),
-            Self::TrailingBytes { bytes, .. } => write!(f, "{bytes} trailing bytes belong to no structure"),
+            Self::TrailingBytes { bytes, .. } => {
+                write!(f, "trailing bytes: {bytes} after the last structure")
+            }
             Self::HostAddressBits { bits } => write!(f, "host address width of {bits} bits is implausible"),
             Self::OptOutWithoutRemapping => write!(f, "X2APIC_OPT_OUT without INTR_REMAP means nothing"),
             Self::NoUnits => write!(f, "the table describes no unit"),
