@@ -81,7 +81,7 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     let scenario = Scenario { name: "bench", tests: "none", silence_s: SILENCE_S, ..Scenario::DEFAULT };
     let (report, _) = stage.boot(&scenario, None, &folder)?;
     if report.ending != Ending::Guest(Verdict::Passed) {
-        bail!("{}\n    {}", report.ending, report.console_tail.join("\n    "));
+        bail!("{}\n    {}", report.ending, report.last_lines.join("\n    "));
     }
     if report.record.measurements.is_empty() {
         bail!("no benchmark of the kernel is called {pattern}");

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -91,17 +91,38 @@ pub struct Limits {
 pub struct Report {
     pub ending: Ending,
     pub record: Record,
-    /// The last lines of the console.
-    pub console_tail: Vec<String>,
+    /// The last lines of the console; where QEMU itself failed, also what it said.
+    pub last_lines: Vec<String>,
 }
 
-/// Runs `command`, a QEMU that writes to these two files, until it ends or exceeds the limits.
-pub fn watch(mut command: Command, console: &Path, control: &Path, limits: Option<Limits>) -> Result<Report> {
+/// What a boot leaves behind.
+pub struct Logs {
+    /// All that the guest wrote on its console.
+    pub console: PathBuf,
+    pub control: PathBuf,
+    /// QEMU's own messages. It comments on every access that its IOMMU blocks.
+    pub qemu: PathBuf,
+}
+
+impl Logs {
+    pub fn within(folder: &Path) -> Logs {
+        Logs {
+            console: folder.join("console.log"),
+            control: folder.join("control.log"),
+            qemu: folder.join("qemu.log"),
+        }
+    }
+}
+
+/// Runs `command`, a QEMU that writes console and control channel to these files, until it ends or exceeds the limits.
+pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Result<Report> {
+    let Logs { console, control, qemu } = logs;
     for stale in [console, control] {
         if stale.exists() {
             fs::remove_file(stale).with_context(|| format!("cannot remove {}", stale.display()))?;
         }
     }
+    command.stderr(File::create(qemu).with_context(|| format!("cannot create {}", qemu.display()))?);
     let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
     let mut guest = Guest(child);
     let mut progress = Progress::new();
@@ -117,7 +138,11 @@ pub fn watch(mut command: Command, console: &Path, control: &Path, limits: Optio
         }
         sleep(POLL);
     };
-    Ok(Report { ending, record: Record::read(&content(control)), console_tail: tail(&content(console)) })
+    let mut last_lines = tail(&content(console));
+    if let Ending::Qemu(_) = ending {
+        last_lines.extend(tail(&content(qemu)));
+    }
+    Ok(Report { ending, record: Record::read(&content(control)), last_lines })
 }
 
 /// When the guest last gave a sign of life.

@@ -1,30 +1,22 @@
 //! The watching of a boot, with a shell script in QEMU's place.
 
-use std::path::PathBuf;
-
 use super::*;
 use crate::workspace::Workspace;
 
 const PATIENT: Limits =
     Limits { silence: Duration::from_secs(20), total: Duration::from_secs(60), interactive: false };
 
-struct Files {
-    console: PathBuf,
-    control: PathBuf,
-}
-
 /// Runs `script` as QEMU; `$console` and `$control` are its files.
 fn watch_script(name: &str, script: &str, limits: Limits) -> Report {
-    let folder = Workspace::locate().unwrap().scratch("unit-tests").unwrap();
-    let files = Files { console: folder.join(format!("{name}.console")), control: folder.join(name) };
+    let folder = Workspace::locate().unwrap().scratch("unit-tests").unwrap().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    let logs = Logs::within(&folder);
     // What an earlier boot left must not be taken for this one's.
-    fs::write(&files.control, "begin stale\nok stale\ndone 1 0\n").unwrap();
+    fs::write(&logs.control, "begin stale\nok stale\ndone 1 0\n").unwrap();
     let mut command = Command::new("sh");
-    command.args(["-c", script]).env("console", &files.console).env("control", &files.control);
-    let report = watch(command, &files.console, &files.control, Some(limits)).unwrap();
-    for file in [files.console, files.control] {
-        let _ = fs::remove_file(file);
-    }
+    command.args(["-c", script]).env("console", &logs.console).env("control", &logs.control);
+    let report = watch(command, &logs, Some(limits)).unwrap();
+    fs::remove_dir_all(folder).unwrap();
     report
 }
 
@@ -54,6 +46,14 @@ fn the_record_is_this_boots_own() {
 }
 
 #[test]
+fn what_qemu_says_is_kept_where_it_failed() {
+    let report = watch_script("refused", "echo 'no such device' >&2; exit 1", PATIENT);
+    assert_eq!(report.last_lines, ["no such device"]);
+    let report = watch_script("comments", "echo comment >&2; echo end > $console; exit 33", PATIENT);
+    assert_eq!(report.last_lines, ["end"]);
+}
+
+#[test]
 fn a_silent_guest_is_ended_and_its_last_lines_are_kept() {
     let limits = Limits { silence: Duration::from_millis(300), ..PATIENT };
     let script = "seq 1 100 > $console; echo 'begin a' > $control; exec sleep 1000";
@@ -62,8 +62,8 @@ fn a_silent_guest_is_ended_and_its_last_lines_are_kept() {
     assert_eq!(report.ending, Ending::Overrun(Overrun::Silent(limits.silence)));
     assert!(started.elapsed() < Duration::from_secs(15));
     assert_eq!(report.record.open.as_deref(), Some("a"));
-    assert_eq!(report.console_tail.len(), TAIL_LINES);
-    assert_eq!(report.console_tail.last().unwrap(), "100");
+    assert_eq!(report.last_lines.len(), TAIL_LINES);
+    assert_eq!(report.last_lines.last().unwrap(), "100");
 }
 
 #[test]

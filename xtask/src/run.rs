@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use lexopt::{Parser, ValueExt};
 
-use crate::boot::{self, Ending, Limits, Report, Verdict};
+use crate::boot::{self, Ending, Limits, Logs, Report, Verdict};
 use crate::disk;
 use crate::machine::{Console, Files, Machine};
 use crate::matrix::SCENARIOS;
@@ -24,6 +24,7 @@ const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
 
 Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict:
 0 all well, 1 tests failed, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
+QEMU's own messages are in target/sluice/run/qemu.log.
 On a terminal a shell follows the tests (Ctrl-A X quits QEMU); otherwise the guest powers off.
 
   --exit              power off after the tests, on a terminal too
@@ -59,8 +60,8 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     if !matches!(report.ending, Ending::Guest(_)) {
         eprintln!("\nxtask run: {}", report.ending);
     }
-    if let Ending::Overrun(_) | Ending::Guest(Verdict::Panicked) = report.ending {
-        eprintln!("\nthe last lines of the console:\n    {}", report.console_tail.join("\n    "));
+    if let Ending::Overrun(_) | Ending::Qemu(_) | Ending::Guest(Verdict::Panicked) = report.ending {
+        eprintln!("\nthe last lines:\n    {}", report.last_lines.join("\n    "));
     }
     // A kernel that is to run no test has come to their end from the start.
     let done = if options.tests.as_deref() == Some("none") { Some((0, 0)) } else { report.record.done };
@@ -104,8 +105,9 @@ impl Options {
         if !disk.exists() {
             disk::create(&disk)?;
         }
-        let (console_log, control) = (folder.join("console.log"), folder.join("control.log"));
-        let files = Files { kernel: &kernel, disk: &disk, console_log: &console_log, control: &control };
+        let logs = Logs::within(&folder);
+        let files =
+            Files { kernel: &kernel, disk: &disk, console_log: &logs.console, control: &logs.control };
         let interactive = std::io::stdin().is_terminal() && !self.exit;
         let command = self.command(&qemu, scenario, files, interactive);
         if self.gdb {
@@ -118,8 +120,8 @@ impl Options {
             total: self.boot.time_limit.unwrap_or(TOTAL),
             interactive,
         });
-        let mut report = boot::watch(command, &console_log, &control, limits)?;
-        report.console_tail = symbols::resolve(&kernel, report.console_tail);
+        let mut report = boot::watch(command, &logs, limits)?;
+        report.last_lines = symbols::resolve(&kernel, report.last_lines);
         Ok(report)
     }
 

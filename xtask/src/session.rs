@@ -71,11 +71,11 @@ impl Outcome {
             let expected = if failed == 0 { GuestVerdict::Passed } else { GuestVerdict::TestsFailed };
             if report.ending != Ending::Guest(expected) {
                 self.complain("end of the run", format!("after the last test, {}", report.ending));
-                self.keep_scene(report.console_tail);
+                self.keep_scene(report.last_lines);
             }
             return None;
         }
-        self.keep_scene(report.console_tail);
+        self.keep_scene(report.last_lines);
         self.charge(record.open, last, &report.ending)
     }
 
@@ -99,9 +99,9 @@ impl Outcome {
         self.checks.push((what.to_string(), Err(reason)));
     }
 
-    fn keep_scene(&mut self, console_tail: Vec<String>) {
+    fn keep_scene(&mut self, last_lines: Vec<String>) {
         let boot = self.boots;
-        self.scenes.push(format!("boot {boot} ended with\n    {}", console_tail.join("\n    ")));
+        self.scenes.push(format!("boot {boot} ended with\n    {}", last_lines.join("\n    ")));
     }
 }
 

@@ -1,14 +1,14 @@
 //! Runs a scenario's boots: files, command line, comparison of the disk.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::boot::{self, Limits, Report};
+use crate::boot::{self, Limits, Logs, Report};
 use crate::control::{Record, Verdict};
 use crate::disk::{self, Claim};
 use crate::machine::{Console, Files, Machine, Processor};
@@ -59,15 +59,11 @@ impl Stage<'_> {
         folder: &Path,
     ) -> Result<(Report, Vec<(String, Verdict)>)> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let paths = Paths::within(folder);
-        disk::create(&paths.disk)?;
+        let (disk, logs) = (folder.join("disk.img"), Logs::within(folder));
+        disk::create(&disk)?;
         let cmdline = self.command_line(scenario, after);
-        let files = Files {
-            kernel: self.kernel,
-            disk: &paths.disk,
-            console_log: &paths.console,
-            control: &paths.control,
-        };
+        let files =
+            Files { kernel: self.kernel, disk: &disk, console_log: &logs.console, control: &logs.control };
         let machine = Machine {
             scenario,
             processor: self.processor,
@@ -78,11 +74,11 @@ impl Stage<'_> {
         let command = self.command(machine.arguments(), folder)?;
         let silence = Duration::from_secs(scenario.silence_s);
         let limits = Limits { silence, total: self.total, interactive: false };
-        let mut report = boot::watch(command, &paths.console, &paths.control, Some(limits))?;
-        report.console_tail = symbols::resolve(self.kernel, report.console_tail);
-        let checks = compare_disk(&report.record, &paths.disk);
+        let mut report = boot::watch(command, &logs, Some(limits))?;
+        report.last_lines = symbols::resolve(self.kernel, report.last_lines);
+        let checks = compare_disk(&report.record, &disk);
         if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
-            fs::remove_file(&paths.disk)?;
+            fs::remove_file(&disk)?;
         }
         Ok((report, checks))
     }
@@ -95,30 +91,12 @@ impl Stage<'_> {
         words.join(" ")
     }
 
-    /// QEMU with nothing to read, its own messages in a log, and the whole command line beside it to repeat by hand.
+    /// QEMU with nothing to read; the whole command line is written beside its logs, to repeat it by hand.
     fn command(&self, arguments: Vec<OsString>, folder: &Path) -> Result<Command> {
-        let log = folder.join("qemu.log");
-        let messages = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let mut command = Command::new(&self.qemu.program);
-        command.args(arguments).stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
         fs::write(folder.join("command"), shown(&command) + "\n")?;
         Ok(command)
-    }
-}
-
-struct Paths {
-    disk: PathBuf,
-    console: PathBuf,
-    control: PathBuf,
-}
-
-impl Paths {
-    fn within(folder: &Path) -> Paths {
-        Paths {
-            disk: folder.join("disk.img"),
-            console: folder.join("console.log"),
-            control: folder.join("control.log"),
-        }
     }
 }
 
