@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 use core::{
     mem::ManuallyDrop,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 use mm::{
@@ -64,8 +64,6 @@ pub(crate) struct Domain<B: Backend> {
     iovas: IovaSpace<B::Platform>,
     tags: B::Tags,
     reaper: Arc<Reaper<B::Platform>>,
-    /// The device was taken away: nothing new is mapped.
-    revoked: AtomicBool,
     mapped_pages: AtomicU64,
 }
 
@@ -93,7 +91,6 @@ impl<B: Backend> Domain<B> {
             iovas,
             tags,
             reaper,
-            revoked: AtomicBool::new(false),
             mapped_pages: AtomicU64::new(0),
         };
         for &region in reserved {
@@ -134,11 +131,6 @@ impl<B: Backend> Domain<B> {
     /// Makes `source` reach nothing.
     pub fn block(&self, unit: usize, source: SourceId) -> Result<(), Stuck> {
         self.backend.block(&self.tags, unit, source)
-    }
-
-    /// Refuses every later map.
-    pub fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
     }
 
     /// Memory that firmware wants the device to reach at all times (RMRR), mapped one to one.
@@ -251,9 +243,6 @@ impl<B: Backend> Drop for Domain<B> {
 impl<B: Backend> Space for Domain<B> {
     fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
         let memory = whole_pages(&**self.backend.platform(), request)?;
-        if self.revoked.load(Ordering::Acquire) {
-            return Err(DmaError::Revoked.into());
-        }
         self.reaper.reserve()?;
         self.allocate(request.placement, memory.bytes)
             .map_err(NotMapped::from)

@@ -65,8 +65,8 @@ impl FaultLog {
                 state.budget.take(now_ns)
             };
             match allowed {
-                Some(0) => log::warn!("iommu: {fault}"),
-                Some(suppressed) => log::warn!("iommu: {fault} ({suppressed} faults before it not logged)"),
+                Some(0) => log::warn!("{fault}"),
+                Some(suppressed) => log::warn!("{fault} ({suppressed} faults before it not logged)"),
                 None => {}
             }
         }

@@ -149,11 +149,6 @@ impl<B: Backend> Group<B> {
         self.state.lock(&**backend.platform()).domain.clone()
     }
 
-    /// The functions of the group that drivers have claimed.
-    pub fn is_claimed(&self, backend: &B, function: PciAddress) -> bool {
-        self.state.lock(&**backend.platform()).claimed.contains(&function)
-    }
-
     /// Maps the group's reserved memory, before translation is turned on.
     pub fn map_reserved(&self, maker: &DomainMaker<B>) -> Result<(), ClaimError> {
         if self.layout.reserved.is_empty() {

@@ -19,38 +19,30 @@ pub enum Mode {
 pub struct Options {
     /// Whether devices must be isolated.
     pub mode: Mode,
-    /// Use interrupt remapping where a unit has it.
-    pub interrupt_remapping: bool,
     /// Use the invalidation queue where a unit has it.
     pub queued_invalidation: bool,
     /// Use leaves larger than 4 KiB where a unit has them.
     pub superpages: bool,
     /// Use snoop control where a unit has it.
     pub snoop: bool,
-    /// Log bring-up in detail.
+    /// Log every group at bring-up: its functions, requester ids and reserved memory.
     pub verbose: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            mode: Mode::On,
-            interrupt_remapping: true,
-            queued_invalidation: true,
-            superpages: true,
-            snoop: true,
-            verbose: false,
-        }
+        Self { mode: Mode::On, queued_invalidation: true, superpages: true, snoop: true, verbose: false }
     }
 }
 
-/// The words and what each sets. The last word about a thing wins.
-const WORDS: &[(&str, fn(&mut Options))] = &[
+/// A word, and what it sets.
+type Word = (&'static str, fn(&mut Options));
+
+/// All words. The last one about a thing wins.
+const WORDS: &[Word] = &[
     ("on", |options| options.mode = Mode::On),
     ("off", |options| options.mode = Mode::Off),
     ("force", |options| options.mode = Mode::Force),
-    ("intremap", |options| options.interrupt_remapping = true),
-    ("no-intremap", |options| options.interrupt_remapping = false),
     ("qinval", |options| options.queued_invalidation = true),
     ("no-qinval", |options| options.queued_invalidation = false),
     ("superpages", |options| options.superpages = true),
@@ -96,12 +88,11 @@ mod tests {
         let expected = [
             ("off", Options { mode: Mode::Off, ..base }),
             ("force", Options { mode: Mode::Force, ..base }),
-            ("no-intremap", Options { interrupt_remapping: false, ..base }),
             ("no-qinval", Options { queued_invalidation: false, ..base }),
             ("no-superpages", Options { superpages: false, ..base }),
             ("no-snoop", Options { snoop: false, ..base }),
             ("verbose", Options { verbose: true, ..base }),
-            ("no-intremap,intremap", base),
+            ("no-qinval,qinval", base),
             ("off,on", base),
         ];
         for (words, options) in expected {

@@ -96,7 +96,7 @@ impl<P: Platform> Protection<P> {
         log_warnings(&dmar);
         let topology = Topology::build(functions, Some(&dmar))?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
-            log::warn!("iommu: {problem}");
+            log::warn!("{problem}");
         }
         stop_bus_masters(&*platform, &topology);
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, options)?);
@@ -106,14 +106,28 @@ impl<P: Platform> Protection<P> {
         let protection = Self { shared, maker };
         protection.map_reserved();
         protection.shared.backend.enable_translation()?;
+        protection.log_start(options);
         Ok(protection)
+    }
+
+    fn log_start(&self, options: Options) {
+        let Shared { backend, groups, .. } = &*self.shared;
+        backend.log_units();
+        let uncovered = groups.iter().filter(|group| group.is_none()).count();
+        if uncovered > 0 {
+            log::warn!("{uncovered} groups are not covered by any unit and cannot be claimed");
+        }
+        for group in groups.iter().flatten().filter(|_| options.verbose) {
+            let GroupLayout { functions, sources, reserved } = group.layout();
+            log::info!("group of {functions:?}: ids and units {sources:?}, reserved {reserved:?}");
+        }
     }
 
     /// Maps reserved memory for the groups that have any. A group for which that fails stays blocked.
     fn map_reserved(&self) {
         for group in self.shared.groups.iter().flatten() {
             if let Err(error) = group.map_reserved(&self.maker) {
-                log::error!("iommu: reserved memory of {:?}: {error}", group.layout().functions);
+                log::error!("reserved memory of {:?}: {error}", group.layout().functions);
             }
         }
     }
@@ -123,12 +137,12 @@ fn log_warnings(dmar: &Dmar<'_>) {
     let mut count = 0;
     dmar.warnings(|warning| {
         if count < MAX_LOGGED_WARNINGS {
-            log::warn!("iommu: DMAR table: {warning}");
+            log::warn!("DMAR table: {warning}");
         }
         count += 1;
     });
     if count > MAX_LOGGED_WARNINGS {
-        log::warn!("iommu: DMAR table: {} more warnings", count - MAX_LOGGED_WARNINGS);
+        log::warn!("DMAR table: {} more warnings", count - MAX_LOGGED_WARNINGS);
     }
 }
 
@@ -169,10 +183,10 @@ impl<P: Platform> Shared<P> {
     /// Reads the fault records of `unit` into the log. Callable in an interrupt.
     fn drain(&self, unit: usize) {
         self.backend.drain_faults(unit, |fault| {
-            if let Some(group) = self.topology.group_of_source(fault.source) {
-                if let Some(Some(group)) = self.groups.get(group.number()) {
-                    group.count_fault();
-                }
+            let group =
+                self.topology.group_of_source(fault.source).and_then(|group| self.groups.get(group.number()));
+            if let Some(Some(group)) = group {
+                group.count_fault();
             }
             self.faults.record(&*self.platform, fault);
         });
@@ -187,7 +201,7 @@ impl<P: Platform> Shared<P> {
                 }
             }
         }
-        log::error!("iommu: {stuck}: bus mastering is off behind it, what it may reach stays pinned");
+        log::error!("{stuck}: bus mastering is off behind it, what it may reach stays pinned");
     }
 }
 

@@ -52,8 +52,6 @@ pub enum DmaError {
         /// First address of the range.
         iova: Iova,
     },
-    /// The device was taken away from its driver; nothing can be mapped for it any more.
-    Revoked,
     /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
     Stuck(Stuck),
 }
@@ -93,7 +91,6 @@ impl fmt::Display for DmaError {
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::BadLength { count } => write!(f, "{count} elements are not a valid length"),
             Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),
-            Self::Revoked => f.write_str("the device was taken away from its driver"),
             Self::Stuck(stuck) => stuck.fmt(f),
         }
     }

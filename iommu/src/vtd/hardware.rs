@@ -142,7 +142,7 @@ impl<P: Platform> Vtd<P> {
     pub fn log_queue_errors(&self) {
         for state in &self.units {
             while let Some(report) = state.unit.take_queue_report(&*self.platform) {
-                log::error!("iommu: unit {}: {report}", state.unit.index());
+                log::error!("unit {}: {report}", state.unit.index());
             }
         }
     }
@@ -160,6 +160,21 @@ impl<P: Platform> Vtd<P> {
         stuck.into_iter().find(is_new).map(|unit| Stuck { unit })
     }
 
+    /// Logs what the units are.
+    pub fn log_units(&self) {
+        for UnitState { unit, .. } in &self.units {
+            let capability = unit.capability();
+            log::info!(
+                "unit {} at {}: {} address bits, {} domain ids, {} fault records, translation on",
+                unit.index(),
+                unit.base(),
+                capability.fitting_width().map_or(0, AddressWidth::bits),
+                capability.domain_ids(),
+                capability.fault_records(),
+            );
+        }
+    }
+
     /// Shows the units.
     pub fn visit(&self, visitor: &mut dyn Visitor) {
         for state in &self.units {
@@ -170,7 +185,7 @@ impl<P: Platform> Vtd<P> {
     /// Logs what made a unit fail, and has its devices stopped.
     #[cold]
     fn failed(&self, unit: usize, error: impl core::fmt::Display) -> Stuck {
-        log::error!("iommu: {error}");
+        log::error!("{error}");
         self.platform.wake(Work::Faults);
         Stuck { unit }
     }

@@ -33,9 +33,9 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     };
     match tried {
         Ok(Outcome { got_through: false, faults }) => {
-            println!("memory is untouched; {faults} faults recorded")
+            println!("memory is untouched; faults recorded: {faults}")
         }
-        Ok(Outcome { got_through: true, faults }) => println!("IT GOT THROUGH; {faults} faults recorded"),
+        Ok(Outcome { got_through: true, faults }) => println!("IT GOT THROUGH; faults recorded: {faults}"),
         Err(error) => println!("{error}"),
     }
     Ok(())
@@ -85,7 +85,7 @@ fn use_after_unmap(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackErro
     let mapping = edu.dma.dma_map_at(page(0)?, Bidirectional, at).map_err(DmaError::from)?;
     println!("a page is mapped at {at} for the device to read and write");
     let allowed = transfer(edu, Way::ToMemory, at)?;
-    println!("  {allowed} faults: the translation is cached now");
+    println!("  faults recorded: {allowed}; the translation is cached now");
     let mut page = mapping.unmap()?;
     println!("the page is unmapped and in use for something else");
     page.fill(0xa5);
