@@ -5,14 +5,10 @@
 #![no_std]
 #![warn(missing_docs)]
 
-#[cfg(test)]
-extern crate std;
-
 mod address;
 #[cfg(feature = "frames")]
 pub mod frames;
-#[cfg(test)]
-mod random;
+mod machine;
 pub mod table;
 
 pub use address::{PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};

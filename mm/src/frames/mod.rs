@@ -16,8 +16,6 @@ mod cache;
 mod error;
 mod map;
 mod record;
-#[cfg(test)]
-mod tests;
 
 use buddy::Buddy;
 pub use cache::CpuCache;

@@ -1,14 +1,15 @@
 //! Unmap and protect: clear leaves, or change their permissions.
 
-use super::atomic::{AtomicU64, Ordering};
-use super::error::{EditError, OutOfTables};
+use super::error::EditError;
 use super::format::{Entry, Format, level_bytes};
 use super::kept::Place;
+use super::leaves;
 use super::link::{self, Seen};
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
 use crate::PAGE_BYTES;
+use crate::machine::{AtomicU64, Ordering};
 
 /// What an edit did to one table.
 #[derive(Clone, Copy, Default)]
@@ -30,13 +31,24 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// # Safety
     /// - No other call maps, unmaps or protects any part of the input range at the same time.
     /// - Nobody relies on the mapping any more.
+    #[inline]
     pub unsafe fn unmap(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
+        match self.unmap_in_lowest(input, bytes) {
+            Some(stale) => Ok(stale),
+            None => self.unmap_anywhere(input, bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn unmap_anywhere(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
         let last = self.check_edit(input, bytes)?;
         let mut detached = Detached::new();
-        let was_split = self.split_edges(input, last, &mut detached)?;
+        let was_split = self.split(input, last, &mut detached)?;
         let edited = self.clear(self.root_table(), self.format.levels(), (input, last), true, &mut detached);
         let mut stale = self.stale_for(input, last, edited.bytes, detached);
-        stale.only_leaves &= !was_split;
+        if was_split {
+            stale.mark_upper_change();
+        }
         Ok(stale)
     }
 
@@ -52,11 +64,13 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     pub unsafe fn protect(&self, input: u64, bytes: u64, access: F::Access) -> Result<Stale, EditError> {
         let last = self.check_edit(input, bytes)?;
         let mut detached = Detached::new();
-        let was_split = self.split_edges(input, last, &mut detached)?;
+        let was_split = self.split(input, last, &mut detached)?;
         let levels = self.format.levels();
         let changed = self.change(self.root_table(), levels, (input, last), access, &mut detached);
         let mut stale = self.stale_for(input, last, changed, detached);
-        stale.only_leaves &= !was_split;
+        if was_split {
+            stale.mark_upper_change();
+        }
         Ok(stale)
     }
 
@@ -70,20 +84,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    /// Splits the superpages that `first..=last` covers in part. Returns whether there were any.
-    fn split_edges(&self, first: u64, last: u64, detached: &mut Detached) -> Result<bool, EditError> {
-        let mut was_split = false;
-        // The split at the end is between `last` and the address after it, which may be beyond the last of all.
-        for boundary in [Some(first), last.checked_add(1)].into_iter().flatten() {
-            match self.split_at(self.root_table(), self.format.levels(), boundary, detached) {
-                Ok(split) => was_split |= split,
-                Err(OutOfTables) => {
-                    let detached = core::mem::replace(detached, Detached::new());
-                    return Err(EditError::OutOfTables { input: boundary, undone: self.stale_of(detached) });
-                }
-            }
-        }
-        Ok(was_split)
+    fn split(&self, first: u64, last: u64, detached: &mut Detached) -> Result<bool, EditError> {
+        self.split_edges(first, last, detached).map_err(|input| EditError::OutOfTables { input })
     }
 
     /// Clears the entries of `table`, pinned by the caller, and of those below it, for `range` (inclusive).
@@ -98,12 +100,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let entries = entries_of(table, level, range);
         let mut edited = Edited::default();
         if level == 1 {
-            for entry in entries {
-                if entry.load(Ordering::Relaxed) != 0 {
-                    entry.store(0, Ordering::Release);
-                    edited.removed += 1;
-                }
-            }
+            edited.removed = leaves::clear(entries);
             edited.bytes = edited.removed * PAGE_BYTES;
         } else {
             for (entry, range) in entries.iter().zip(parts(level, range)) {
@@ -127,6 +124,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     ) -> Edited {
         match link::pin(&self.format, level, entry) {
             Seen::Empty => so_far,
+            // After the split at the edges no leaf reaches over them. One that does is not the caller's.
+            Seen::Leaf { .. } if range.1 - range.0 < level_bytes(level) - 1 => so_far,
             Seen::Leaf { .. } => {
                 entry.store(0, Ordering::Release);
                 Edited { removed: so_far.removed + 1, bytes: so_far.bytes + level_bytes(level) }

@@ -85,9 +85,9 @@ impl fmt::Display for MapError {
 
 impl core::error::Error for MapError {}
 
-/// Why [`PageTable::unmap`](super::PageTable::unmap) or [`PageTable::protect`](super::PageTable::protect) failed. The
-/// table maps what it mapped before.
-#[derive(Debug)]
+/// Why [`PageTable::unmap`](super::PageTable::unmap) or [`PageTable::protect`](super::PageTable::protect) failed.
+/// Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EditError {
     /// The input address or the length is not a multiple of 4 KiB, or the length is 0.
     Unaligned {
@@ -107,20 +107,7 @@ pub enum EditError {
     OutOfTables {
         /// An input address inside the superpage.
         input: u64,
-        /// Tables that the attempt took out of the tree: to be flushed and redeemed.
-        undone: Option<Stale>,
     },
-}
-
-impl EditError {
-    /// What has to be flushed after the failure.
-    #[must_use]
-    pub fn into_undone(self) -> Option<Stale> {
-        match self {
-            Self::OutOfTables { undone, .. } => undone,
-            Self::Unaligned { .. } | Self::InputBeyondWidth { .. } => None,
-        }
-    }
 }
 
 impl fmt::Display for EditError {
@@ -132,7 +119,7 @@ impl fmt::Display for EditError {
             Self::InputBeyondWidth { input, bytes } => {
                 write!(f, "{bytes:#x} bytes at {input:#x} exceed the table's input width")
             }
-            Self::OutOfTables { input, .. } => {
+            Self::OutOfTables { input } => {
                 write!(f, "no page for a page table to split the superpage at {input:#x}")
             }
         }

@@ -22,7 +22,7 @@ bitflags::bitflags! {
         const SIZE_4K = 1 << 0;
         /// 2 MiB, at level 2.
         const SIZE_2M = 1 << 1;
-        /// 1 GiB, at level 3.
+        /// 1 GiB, at level 3. Used only together with 2 MiB, the next smaller, into which it may have to be split.
         const SIZE_1G = 1 << 2;
     }
 }

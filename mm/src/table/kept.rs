@@ -2,14 +2,12 @@
 //!
 //! A table that was just emptied is likely to be used again: a driver that maps and unmaps one buffer at a time would
 //! otherwise allocate, link, unlink, flush and free a table for each. The last emptied table of each slot stays; the
-//! table that was in the slot before is taken out if it is still empty. So no more than [`SLOTS`] empty tables are kept.
+//! table that was in the slot before is taken out if it is still empty. So no more than [`KEPT_TABLES`] empty tables are kept.
 //!
 //! A slot is only a note. The table in it may be in use again, or gone; what decides is its live count.
 
-use super::atomic::{AtomicU64, Ordering};
 use super::format::{level_bytes, level_shift};
-
-const SLOTS: usize = if cfg!(loom) { 1 } else { 8 };
+use crate::machine::{AtomicU64, KEPT_TABLES, Ordering};
 
 /// A place in the tree where a table may be: its first input address and its level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,8 +35,12 @@ impl Place {
 }
 
 /// The notes. 0 is none: no table has level 0.
+///
+/// That no empty table goes unnoted rests on the order of four accesses. Who empties a table first brings its count to
+/// 0, then looks at the slot. Who displaces a note first changes the slot, then looks at the count. As all four are
+/// sequentially consistent, one of the two sees what the other did.
 pub struct Kept {
-    slots: [AtomicU64; SLOTS],
+    slots: [AtomicU64; KEPT_TABLES],
 }
 
 impl Kept {
@@ -47,17 +49,13 @@ impl Kept {
     }
 
     /// Notes the table at `place`, which the caller has just emptied. Returns the table that has to go for it.
-    ///
-    /// Always an exchange, never a look first: of two threads that meet here, the later one learns of the earlier one's
-    /// table, and sees its count.
+    #[inline]
     pub fn offer(&self, place: Place) -> Option<Place> {
-        let slot = (place.first() >> level_shift(place.level() + 1)) as usize % SLOTS;
-        let before = self.slots[slot].swap(place.0, Ordering::AcqRel);
+        let slot = &self.slots[(place.first() >> level_shift(place.level() + 1)) as usize % KEPT_TABLES];
+        if slot.load(Ordering::SeqCst) == place.0 {
+            return None;
+        }
+        let before = slot.swap(place.0, Ordering::SeqCst);
         (before != 0 && before != place.0).then_some(Place(before))
-    }
-
-    /// Forgets all notes and returns them.
-    pub fn take(&self) -> impl Iterator<Item = Place> {
-        self.slots.iter().map(|slot| slot.swap(0, Ordering::AcqRel)).filter(|raw| *raw != 0).map(Place)
     }
 }

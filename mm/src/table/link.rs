@@ -2,14 +2,17 @@
 //!
 //! The protocol is described at [the module](super).
 
-use super::atomic::{AtomicU64, Ordering, relax};
 use super::format::{Entry, Format};
 use crate::PhysAddr;
+use crate::machine::{AtomicU64, Ordering, relax};
 
 const COUNT_SHIFT: u32 = 52;
 
 /// One reference.
 const ONE: u64 = 1 << COUNT_SHIFT;
+
+/// The bit above the count. It is 0 in every link, so that it tells when a count has overflowed.
+const OVERFLOW: u64 = 1 << 62;
 
 /// Most references that the ten bits can hold.
 const COUNT_MAX: u64 = 0x3ff;
@@ -38,6 +41,7 @@ pub enum Seen<A> {
 }
 
 /// Takes a reference to the table that `link`, an entry at `level`, points to.
+#[inline]
 pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access> {
     let mut raw = link.load(Ordering::Acquire);
     loop {
@@ -46,7 +50,7 @@ pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access
             Entry::Leaf(output, access) => return Seen::Leaf { raw, output, access },
             Entry::Table(page) => page,
         };
-        if count(raw) == COUNT_MAX {
+        if (raw + ONE) & OVERFLOW != 0 {
             // More than 511 threads inside one table: wait for one to leave.
             relax();
             raw = link.load(Ordering::Acquire);
@@ -59,15 +63,36 @@ pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access
     }
 }
 
+/// As [`pin`] for a table. Returns its page and the number of references before. `None` if there is no table, or no
+/// reference to be had at the moment.
+#[inline]
+pub fn try_pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Option<(PhysAddr, u64)> {
+    let mut raw = link.load(Ordering::Acquire);
+    loop {
+        let Entry::Table(page) = format.decode(level, raw) else { return None };
+        if (raw + ONE) & OVERFLOW != 0 {
+            return None;
+        }
+        match link.compare_exchange_weak(raw, raw + ONE, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some((page, count(raw))),
+            Err(now) => raw = now,
+        }
+    }
+}
+
 /// Gives `references` of the table behind `link` back, and returns how many are left. Whoever sees 0 has to see to
 /// the empty table.
+///
+/// Sequentially consistent, as are the accesses to the notes about empty tables: see [`Kept`](super::kept::Kept).
+#[inline]
 pub fn unpin(link: &AtomicU64, references: u64) -> u64 {
-    let before = link.fetch_sub(references << COUNT_SHIFT, Ordering::AcqRel);
+    let before = link.fetch_sub(references << COUNT_SHIFT, Ordering::SeqCst);
     debug_assert!(count(before) >= references, "table reference count underflow");
     count(before) - references
 }
 
 /// Turns the caller's reference into one for each of the `entries` (at least 1) that it has written.
+#[inline]
 pub fn settle(link: &AtomicU64, entries: u64) {
     if entries > 1 {
         link.fetch_add((entries - 1) << COUNT_SHIFT, Ordering::AcqRel);

@@ -1,13 +1,15 @@
 //! Map: fill empty entries with leaves.
 
-use super::atomic::Ordering;
 use super::error::MapError;
 use super::format::{Entry, Format, LeafSizes, level_bytes};
 use super::kept::Place;
+use super::leaves;
 use super::link;
+use super::lowest::Simple;
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
+use crate::machine::Ordering;
 use crate::{PAGE_BYTES, PhysAddr, PhysRange};
 
 /// What is still to be mapped, and where. A copy of it is a place to come back to.
@@ -67,12 +69,12 @@ impl<A> Job<'_, A> {
             let bytes = level_bytes(level);
             (self.cursor.input | self.cursor.output) & (bytes - 1) == 0 && self.cursor.in_segment >= bytes
         };
-        if sizes.contains(LeafSizes::SIZE_1G) && fits(3) {
-            3
-        } else if sizes.contains(LeafSizes::SIZE_2M) && fits(2) {
+        if !sizes.contains(LeafSizes::SIZE_2M) || !fits(2) {
+            1
+        } else if !sizes.contains(LeafSizes::SIZE_1G) || !fits(3) {
             2
         } else {
-            1
+            3
         }
     }
 }
@@ -91,7 +93,28 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// # Safety
     /// - No other call maps, unmaps or protects any part of the input range at the same time.
     /// - Whoever walks the table can access the segments with `access`.
+    #[inline]
     pub unsafe fn map(
+        &self,
+        input: u64,
+        segments: &[PhysRange],
+        access: F::Access,
+    ) -> Result<Option<Stale>, MapError> {
+        if let [segment] = segments {
+            match self.map_in_lowest(input, segment, access) {
+                Simple::Done => return Ok(None),
+                Simple::Not => {}
+                Simple::Occupied(leaves) => {
+                    let end = input + leaves * PAGE_BYTES;
+                    return Err(self.roll_back(input, Stop::AlreadyMapped, end, Detached::new()));
+                }
+            }
+        }
+        self.map_anywhere(input, segments, access)
+    }
+
+    #[inline(never)]
+    fn map_anywhere(
         &self,
         input: u64,
         segments: &[PhysRange],
@@ -113,7 +136,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             let start = range.start.as_u64();
             alignment |= start | range.bytes;
             let end = start.checked_add(range.bytes);
-            if end.is_none_or(|end| (end - 1) >> self.format.output_bits() != 0) {
+            if end.is_none_or(|end| end > 1 << self.format.output_bits()) {
                 return Err(MapError::OutputBeyondWidth { range: *range });
             }
             // Cannot overflow before the check below: a segment is at most 2^52 bytes, and a slice has fewer than 2^60.
@@ -132,6 +155,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     }
 
     /// Takes away what was mapped from `first` to before `end`.
+    #[cold]
     fn roll_back(&self, first: u64, stop: Stop, end: u64, mut detached: Detached) -> MapError {
         let mut removed = 0;
         if end != first {
@@ -177,19 +201,15 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let first = index(job.cursor.input, level);
         let wanted = usize::try_from(job.cursor.in_segment / bytes).unwrap_or(usize::MAX);
         let entries = &table[first..TABLE_ENTRIES.min(first.saturating_add(wanted))];
-        let mut raw = self.format.encode_leaf(level, PhysAddr::new(job.cursor.output), job.access);
-        let mut written = 0;
-        for entry in entries {
-            if linked && entry.load(Ordering::Relaxed) != 0 {
-                break;
-            }
-            entry.store(raw, Ordering::Release);
-            raw += bytes;
-            written += 1;
-        }
-        if linked {
+        let raw = self.format.encode_leaf(level, PhysAddr::new(job.cursor.output), job.access);
+        let written = if linked {
+            let written = leaves::fill_unused(entries, raw, bytes);
             self.write_back(&entries[..written]);
-        }
+            written
+        } else {
+            leaves::fill(entries, raw, bytes);
+            entries.len()
+        };
         job.cursor.advance(written as u64 * bytes);
         written as u64
     }

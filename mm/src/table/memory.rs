@@ -1,12 +1,8 @@
 //! Where page-table pages live.
 
-use super::atomic::AtomicU64;
 use crate::PhysAddr;
-
-/// log2 of the number of entries in a table page: the input bits that one level resolves.
-///
-/// Nine in every format; `loom` explores the walker with tables of two entries.
-pub const LEVEL_BITS: u32 = if cfg!(loom) { 1 } else { 9 };
+use crate::machine::AtomicU64;
+pub use crate::machine::LEVEL_BITS;
 
 /// Entries in a table page.
 pub const TABLE_ENTRIES: usize = 1 << LEVEL_BITS;

@@ -35,20 +35,20 @@
 //! Looking does not pin, so that a fault report never writes to a table. It counts itself in and out of the tree as a
 //! whole, and pages that are redeemed while someone is looking wait until nobody is.
 
-mod atomic;
 mod edit;
 mod error;
 mod format;
 mod kept;
+mod leaves;
 mod link;
+mod lowest;
 mod map;
 mod memory;
 mod pages;
 mod read;
+mod reclaim;
 mod split;
 mod stale;
-#[cfg(test)]
-mod tests;
 mod tree;
 pub mod x86;
 

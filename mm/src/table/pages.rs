@@ -3,9 +3,9 @@
 //! The link is a page's first entry: the next page's address, whose low twelve bits are zero. A walker in hardware
 //! that still holds the page finds nothing present in it, before the link is written and after.
 
-use super::atomic::{AtomicU64, Ordering};
 use super::memory::TableMemory;
 use crate::PhysAddr;
+use crate::machine::{AtomicU64, Ordering};
 
 /// What the first entry of a page in a list says, and the head of a [`PageStack`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl Link {
         next.map_or(Self::END, |page| Self(page.as_u64()))
     }
 
-    fn next(self) -> Option<PhysAddr> {
+    const fn next(self) -> Option<PhysAddr> {
         if self.0 & Self::END.0 != 0 { None } else { Some(PhysAddr::new(self.0 & Self::ADDRESS)) }
     }
 }
@@ -49,44 +49,71 @@ fn write_link<M: TableMemory>(memory: &M, page: PhysAddr, kind: Kind, next: Opti
     first_entry(memory, page).store(Link::to(next).0 | flag, Ordering::Release);
 }
 
-/// Pages in the hands of one owner.
-#[derive(Default)]
+fn read_link<M: TableMemory>(memory: &M, page: PhysAddr) -> (Option<PhysAddr>, Kind) {
+    let raw = first_entry(memory, page).load(Ordering::Acquire);
+    (Link(raw).next(), kind_of(raw))
+}
+
+/// Pages in the hands of one owner: a ring, known by its last page, so that a list is one word.
 pub struct PageList {
-    ends: Option<(PhysAddr, PhysAddr)>,
+    last: Link,
 }
 
 impl PageList {
     pub const fn new() -> Self {
-        Self { ends: None }
+        Self { last: Link::END }
     }
 
     pub const fn is_empty(&self) -> bool {
-        self.ends.is_none()
+        self.last.0 == Link::END.0
     }
 
     pub fn push<M: TableMemory>(&mut self, memory: &M, page: PhysAddr, kind: Kind) {
-        write_link(memory, page, kind, self.ends.map(|(head, _)| head));
-        let tail = self.ends.map_or(page, |(_, tail)| tail);
-        self.ends = Some((page, tail));
+        match self.last.next() {
+            None => {
+                write_link(memory, page, kind, Some(page));
+                self.last = Link::to(Some(page));
+            }
+            Some(last) => {
+                let (first, last_kind) = read_link(memory, last);
+                write_link(memory, page, kind, first);
+                write_link(memory, last, last_kind, Some(page));
+            }
+        }
     }
 
     /// The first page. Its link is cleared: every entry of the page is zero.
     pub fn pop<M: TableMemory>(&mut self, memory: &M) -> Option<(PhysAddr, Kind)> {
-        let (head, tail) = self.ends?;
-        let raw = first_entry(memory, head).swap(0, Ordering::AcqRel);
-        self.ends = Link(raw).next().map(|next| (next, tail));
-        Some((head, kind_of(raw)))
+        let last = self.last.next()?;
+        let (first, last_kind) = read_link(memory, last);
+        let first = first?;
+        if first == last {
+            self.last = Link::END;
+        } else {
+            write_link(memory, last, last_kind, read_link(memory, first).0);
+        }
+        let raw = first_entry(memory, first).swap(0, Ordering::AcqRel);
+        Some((first, kind_of(raw)))
     }
 
     pub fn append<M: TableMemory>(&mut self, memory: &M, other: Self) {
-        let Some((other_head, other_tail)) = other.ends else { return };
-        let Some((head, tail)) = self.ends else {
-            self.ends = other.ends;
+        let (Some(last), Some(other_last)) = (self.last.next(), other.last.next()) else {
+            if self.is_empty() {
+                *self = other;
+            }
             return;
         };
-        let kind = kind_of(first_entry(memory, other_tail).load(Ordering::Acquire));
-        write_link(memory, other_tail, kind, Some(head));
-        self.ends = Some((other_head, tail));
+        let ((first, kind), (other_first, other_kind)) =
+            (read_link(memory, last), read_link(memory, other_last));
+        write_link(memory, last, kind, other_first);
+        write_link(memory, other_last, other_kind, first);
+        self.last = other.last;
+    }
+}
+
+impl Default for PageList {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -114,8 +141,8 @@ impl PageStack {
     }
 
     pub fn push_all<M: TableMemory>(&self, memory: &M, list: PageList) {
-        let Some((first, last)) = list.ends else { return };
-        let kind = kind_of(first_entry(memory, last).load(Ordering::Acquire));
+        let Some(last) = list.last.next() else { return };
+        let (Some(first), kind) = read_link(memory, last) else { return };
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             write_link(memory, last, kind, Link(head).next());
@@ -130,9 +157,14 @@ impl PageStack {
         let head = self.head.swap(Link::END.0, Ordering::AcqRel);
         let Some(first) = Link(head).next() else { return PageList::new() };
         let mut last = first;
-        while let Some(next) = Link(first_entry(memory, last).load(Ordering::Acquire)).next() {
-            last = next;
+        loop {
+            match read_link(memory, last) {
+                (Some(next), _) => last = next,
+                (None, kind) => {
+                    write_link(memory, last, kind, Some(first));
+                    return PageList { last: Link::to(Some(last)) };
+                }
+            }
         }
-        PageList { ends: Some((first, last)) }
     }
 }

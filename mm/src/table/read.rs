@@ -1,10 +1,12 @@
 //! Look at a table without changing it: one address, the way to it, or everything.
 
-use super::atomic::Ordering;
 use super::format::{Entry, Format, level_bytes};
+use super::kept::Place;
+use super::link::{self, Seen};
 use super::memory::{Table, TableMemory};
 use super::tree::{PageTable, index};
 use crate::PhysAddr;
+use crate::machine::{AtomicU64, Ordering};
 
 /// Most levels that a table has.
 const MAX_LEVELS: usize = 5;
@@ -59,54 +61,6 @@ pub struct Run<A> {
     pub access: A,
 }
 
-/// Somebody is looking at the tree: pages that leave it are not freed before they have looked away.
-struct Reading<'t, F: Format, M: TableMemory>(&'t PageTable<F, M>);
-
-impl<'t, F: Format, M: TableMemory> Reading<'t, F, M> {
-    fn new(tree: &'t PageTable<F, M>) -> Self {
-        tree.enter_reader();
-        Self(tree)
-    }
-
-    /// The table behind an entry that was read while `self` existed.
-    fn table(&self, page: PhysAddr) -> &Table {
-        // SAFETY: the page was linked while this thread was counted as looking, which goes on as long as `self`.
-        unsafe { self.0.table(page) }
-    }
-
-    /// First leaf in `first..=last` (which lies within `table`) and below it.
-    fn first_leaf(&self, table: &Table, level: u8, first: u64, last: u64) -> Option<Run<F::Access>> {
-        let span = level_bytes(level);
-        let mut input = first;
-        loop {
-            let raw = table[index(input, level)].load(Ordering::Acquire);
-            let entry_last = input | (span - 1);
-            match self.0.format.decode(level, raw) {
-                Entry::Empty => {}
-                Entry::Leaf(output, access) => {
-                    return Some(Run { input: input & !(span - 1), output, bytes: span, access });
-                }
-                Entry::Table(page) => {
-                    let found = self.first_leaf(self.table(page), level - 1, input, last.min(entry_last));
-                    if found.is_some() {
-                        return found;
-                    }
-                }
-            }
-            if entry_last >= last {
-                return None;
-            }
-            input = entry_last + 1;
-        }
-    }
-}
-
-impl<F: Format, M: TableMemory> Drop for Reading<'_, F, M> {
-    fn drop(&mut self) {
-        self.0.leave_reader();
-    }
-}
-
 impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Where `input` leads at this moment.
     #[must_use]
@@ -125,17 +79,65 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         if !self.format.covers(input, input) {
             return Trace { steps };
         }
-        let reading = Reading::new(self);
         let mut table = self.root_table();
+        // The link of `table`, which is pinned; the root has none.
+        let mut held: Option<(&AtomicU64, Place)> = None;
         for (slot, level) in steps.iter_mut().zip((1..=self.format.levels()).rev()) {
             let index = index(input, level);
-            let raw = table[index].load(Ordering::Acquire);
+            let link = &table[index];
+            let seen = link::pin(&self.format, level, link);
+            let raw = link.load(Ordering::Acquire);
             let entry = self.format.decode(level, raw);
             *slot = Some(Step { level, index, raw, entry });
-            let Entry::Table(page) = entry else { break };
-            table = reading.table(page);
+            let Seen::Table(page) = seen else { break };
+            // The table that holds the link is in use: this is not its last reference.
+            if let Some((above, _)) = held {
+                link::unpin(above, 1);
+            }
+            held = Some((link, Place::new(input, level - 1)));
+            // SAFETY: pinned above.
+            table = unsafe { self.table(page) };
+        }
+        if let Some((link, place)) = held {
+            self.leave(link, place);
         }
         Trace { steps }
+    }
+
+    /// Gives back the reference with which a reader has pinned the table at `place`.
+    fn leave(&self, link: &AtomicU64, place: Place) {
+        if link::unpin(link, 1) == 0 {
+            self.emptied_without_token(place);
+        }
+    }
+
+    /// First leaf in `first..=last` (which lies within `table`, pinned by the caller) and below it.
+    fn first_leaf(&self, table: &Table, level: u8, first: u64, last: u64) -> Option<Run<F::Access>> {
+        let span = level_bytes(level);
+        let mut input = first;
+        loop {
+            let entry = &table[index(input, level)];
+            let entry_last = input | (span - 1);
+            match link::pin(&self.format, level, entry) {
+                Seen::Empty => {}
+                Seen::Leaf { output, access, .. } => {
+                    return Some(Run { input: input & !(span - 1), output, bytes: span, access });
+                }
+                Seen::Table(page) => {
+                    // SAFETY: pinned in the match.
+                    let below = unsafe { self.table(page) };
+                    let found = self.first_leaf(below, level - 1, input, last.min(entry_last));
+                    self.leave(entry, Place::new(input, level - 1));
+                    if found.is_some() {
+                        return found;
+                    }
+                }
+            }
+            if entry_last >= last {
+                return None;
+            }
+            input = entry_last + 1;
+        }
     }
 
     /// What is mapped in `first..=last`, in order. Neighbours with contiguous outputs and the same permissions are one
@@ -162,11 +164,10 @@ impl<F: Format, M: TableMemory> Iterator for Runs<'_, F, M> {
     type Item = Run<F::Access>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let reading = Reading::new(self.tree);
         let mut merged: Option<Run<F::Access>> = None;
         while let Some(from) = self.next {
             let levels = self.tree.format.levels();
-            let Some(leaf) = reading.first_leaf(self.tree.root_table(), levels, from, self.last) else {
+            let Some(leaf) = self.tree.first_leaf(self.tree.root_table(), levels, from, self.last) else {
                 self.next = None;
                 break;
             };

@@ -1,61 +1,112 @@
-//! Split a superpage into a table of smaller leaves.
+//! Split superpages into tables of smaller leaves.
 
-use super::atomic::Ordering;
-use super::error::OutOfTables;
-use super::format::{Format, LeafSizes, level_bytes};
+use super::format::{Format, LeafSizes, level_bytes, level_shift};
 use super::kept::Place;
 use super::link::{self, Seen};
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::tree::{Detached, PageTable, index};
 use crate::PhysAddr;
+use crate::machine::Ordering;
+
+/// A page for a new table, and whether it was spare.
+type NewPage = (PhysAddr, bool);
+
+/// The pages that the splits at both ends of a range take: at most two tables of level 1 and two of level 2. They are
+/// allocated before anything is split, so that a shortage changes nothing.
+#[derive(Default)]
+struct Reserve {
+    pages: [[Option<NewPage>; 2]; 2],
+}
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `boundary`. Returns whether there was
-    /// one.
-    pub(super) fn split_at(
+    /// Sees to it that no superpage reaches over the start or the end of `first..=last`. Returns whether one did.
+    pub(super) fn split_edges(&self, first: u64, last: u64, detached: &mut Detached) -> Result<bool, u64> {
+        if !self.format.leaf_sizes().contains(LeafSizes::SIZE_2M) {
+            return Ok(false);
+        }
+        // The end is the address after the last, unless that is beyond the last of all.
+        let borders = [Some(first), last.checked_add(1)];
+        let mut reserve = Reserve::default();
+        let reserved = self.fill_reserve(&mut reserve, borders);
+        let was_split = reserved.is_ok() && {
+            let levels = self.format.levels();
+            let split = |border| self.split_at(self.root_table(), levels, border, &mut reserve, detached);
+            borders.into_iter().flatten().map(split).fold(false, |any, split| any | split)
+        };
+        for (pages, level) in reserve.pages.into_iter().zip(1..) {
+            pages.into_iter().flatten().for_each(|(page, was_spare)| self.discard(page, level, was_spare));
+        }
+        reserved.map(|()| was_split)
+    }
+
+    fn fill_reserve(&self, reserve: &mut Reserve, borders: [Option<u64>; 2]) -> Result<(), u64> {
+        for level in 2..=3 {
+            // Both borders may be in the same superpage, which is split once.
+            let mut split = None;
+            for border in borders.into_iter().flatten() {
+                let entry = border >> level_shift(level);
+                let is_inside = border & (level_bytes(level) - 1) != 0;
+                if is_inside && split != Some(entry) && self.leaf_bytes(border) >= level_bytes(level) {
+                    reserve.put(level - 1, self.allocate(level - 1).ok_or(border)?);
+                    split = Some(entry);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf_bytes(&self, input: u64) -> u64 {
+        self.lookup(input).map_or(0, |leaf| leaf.leaf_bytes)
+    }
+
+    /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `border`. Returns whether one did.
+    fn split_at(
         &self,
         table: &Table,
         level: u8,
-        boundary: u64,
+        border: u64,
+        reserve: &mut Reserve,
         detached: &mut Detached,
-    ) -> Result<bool, OutOfTables> {
-        if boundary & (level_bytes(level) - 1) == 0 {
-            return Ok(false);
+    ) -> bool {
+        if border & (level_bytes(level) - 1) == 0 {
+            return false;
         }
-        let entry = &table[index(boundary, level)];
+        let entry = &table[index(border, level)];
         let mut was_split = false;
         loop {
             match link::pin(&self.format, level, entry) {
-                Seen::Empty => return Ok(was_split),
+                Seen::Empty => return was_split,
                 Seen::Table(page) => {
                     // SAFETY: pinned in the match.
-                    let below = self.split_at(unsafe { self.table(page) }, level - 1, boundary, detached);
+                    let below = unsafe { self.table(page) };
+                    was_split |= self.split_at(below, level - 1, border, reserve, detached);
                     if link::unpin(entry, 1) == 0 {
-                        self.emptied(Place::new(boundary, level - 1), true, detached);
+                        self.emptied(Place::new(border, level - 1), true, detached);
                     }
-                    return below.map(|split| split || was_split);
+                    return was_split;
                 }
                 Seen::Leaf { raw, output, access } => {
-                    let (page, was_spare) = self.allocate(level - 1).ok_or(OutOfTables)?;
-                    let kept_bits = raw & self.format.hardware_bits();
-                    let new = self.build_split(page, level - 1, output, access, kept_bits);
-                    // One store turns the leaf into a table that says the same. Whoever owns the other part of the
-                    // superpage may come first; hardware may set a bit in the leaf. Both fail the exchange.
+                    // The leaf was here when the reserve was filled: only its owner adds leaves, and that is the caller.
+                    let Some((page, was_spare)) = reserve.take(level - 1) else { return was_split };
+                    let kept = raw & self.format.hardware_bits();
+                    let new = self.build_split(page, level - 1, output, access, kept);
+                    // One store turns the leaf into a table that says the same. Who owns another part of the superpage
+                    // may come first, and hardware may set a bit in the leaf: then the exchange fails.
                     if entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                         self.write_back(core::slice::from_ref(entry));
                         was_split = true;
                     } else {
-                        self.discard_split(page, level - 1, was_spare);
+                        self.clear_split(page);
+                        reserve.put(level - 1, (page, was_spare));
                     }
                 }
             }
         }
     }
 
-    /// Fills the new table `page` of `level` with leaves that map `output` with `access`; each keeps the bits `kept`.
+    /// Fills the new table `page` of `level` with leaves that map `output` with `access`; each has the bits `kept`.
     /// Returns the entry that links it.
     fn build_split(&self, page: PhysAddr, level: u8, output: PhysAddr, access: F::Access, kept: u64) -> u64 {
-        debug_assert!(level == 1 || self.format.leaf_sizes().contains(LeafSizes::SIZE_2M));
         // SAFETY: not linked yet.
         let table = unsafe { self.table(page) };
         let mut raw = self.format.encode_leaf(level, output, access) | kept;
@@ -67,11 +118,25 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         link::with_count(self.format.encode_table(page), TABLE_ENTRIES as u64)
     }
 
-    fn discard_split(&self, page: PhysAddr, level: u8, was_spare: bool) {
+    fn clear_split(&self, page: PhysAddr) {
         // SAFETY: not linked.
-        for entry in unsafe { self.table(page) } {
-            entry.store(0, Ordering::Relaxed);
+        unsafe { self.table(page) }.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    }
+}
+
+impl Reserve {
+    fn of_level(&mut self, level: u8) -> &mut [Option<NewPage>; 2] {
+        &mut self.pages[usize::from(level != 1)]
+    }
+
+    /// Adds a page for a table of `level`. There is room for all that two borders need.
+    fn put(&mut self, level: u8, page: NewPage) {
+        if let Some(slot) = self.of_level(level).iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(page);
         }
-        self.discard(page, level, was_spare);
+    }
+
+    fn take(&mut self, level: u8) -> Option<NewPage> {
+        self.of_level(level).iter_mut().find_map(Option::take)
     }
 }

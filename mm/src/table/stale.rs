@@ -2,6 +2,8 @@
 
 use core::fmt;
 use core::mem;
+use core::num::NonZeroU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::TableMemory;
 use super::pages::PageList;
@@ -16,23 +18,54 @@ use super::pages::PageList;
 /// Dropping a token loses the table pages in it for good. That is safe, and is never right.
 #[must_use = "walkers in hardware may still use what was unmapped until their caches are flushed"]
 pub struct Stale {
-    pub(super) owner: u64,
-    pub(super) first: u64,
-    pub(super) last: u64,
-    pub(super) changed_bytes: u64,
-    pub(super) only_leaves: bool,
-    pub(super) pages: PageList,
+    owner: TreeId,
+    /// First input address; bit 0: something else than leaves changed.
+    first_and_flag: u64,
+    last: u64,
+    changed_bytes: u64,
+    pages: PageList,
 }
 
+/// Which tree a token is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TreeId(NonZeroU64);
+
+impl TreeId {
+    /// An id that no other tree has.
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Sixty-four bits do not run out.
+        Self(NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX))
+    }
+}
+
+const MORE_THAN_LEAVES: u64 = 1;
+
 impl Stale {
-    pub(super) const fn new(owner: u64, first: u64, last: u64) -> Self {
-        Self { owner, first, last, changed_bytes: 0, only_leaves: true, pages: PageList::new() }
+    /// A token for a change of `changed_bytes` bytes in `first..=last`.
+    #[inline]
+    pub(super) const fn new(owner: TreeId, first: u64, last: u64, changed_bytes: u64) -> Self {
+        Self { owner, first_and_flag: first, last, changed_bytes, pages: PageList::new() }
+    }
+
+    /// A token for `pages`, which were for inputs in `first..=last`.
+    pub(super) const fn for_tables(owner: TreeId, first: u64, last: u64, pages: PageList) -> Self {
+        Self { owner, first_and_flag: first | MORE_THAN_LEAVES, last, changed_bytes: 0, pages }
+    }
+
+    pub(super) const fn owner(&self) -> TreeId {
+        self.owner
+    }
+
+    /// Says that entries above the leaves changed.
+    pub(super) const fn mark_upper_change(&mut self) {
+        self.first_and_flag |= MORE_THAN_LEAVES;
     }
 
     /// First input address that a cached translation may be for.
     #[must_use]
     pub const fn first(&self) -> u64 {
-        self.first
+        self.first_and_flag & !MORE_THAN_LEAVES
     }
 
     /// Last input address (inclusive) that a cached translation may be for.
@@ -50,7 +83,7 @@ impl Stale {
     /// Whether nothing but leaves changed, so that caches of upper levels may stay (VT-d's invalidation hint).
     #[must_use]
     pub const fn only_leaves(&self) -> bool {
-        self.only_leaves
+        self.first_and_flag & MORE_THAN_LEAVES == 0
     }
 
     /// Whether table pages wait in this token.
@@ -72,17 +105,12 @@ impl Stale {
         Flushed { stale: self }
     }
 
-    /// Widens the token to cover `first..=last` too.
-    pub(super) fn widen(&mut self, first: u64, last: u64) {
-        self.first = self.first.min(first);
-        self.last = self.last.max(last);
-    }
-
     /// Takes over `other`, of the same table.
     pub(super) fn absorb<M: TableMemory>(&mut self, memory: &M, mut other: Self) {
-        self.widen(other.first, other.last);
+        let flag = (self.first_and_flag | other.first_and_flag) & MORE_THAN_LEAVES;
+        self.first_and_flag = self.first().min(other.first()) | flag;
+        self.last = self.last.max(other.last);
         self.changed_bytes += other.changed_bytes;
-        self.only_leaves &= other.only_leaves;
         self.pages.append(memory, mem::take(&mut other.pages));
         mem::forget(other);
     }
@@ -104,10 +132,10 @@ impl Drop for Stale {
 impl fmt::Debug for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stale")
-            .field("first", &format_args!("{:#x}", self.first))
+            .field("first", &format_args!("{:#x}", self.first()))
             .field("last", &format_args!("{:#x}", self.last))
             .field("changed_bytes", &self.changed_bytes)
-            .field("only_leaves", &self.only_leaves)
+            .field("only_leaves", &self.only_leaves())
             .field("holds_tables", &self.holds_tables())
             .finish()
     }
@@ -125,7 +153,7 @@ impl Flushed {
     /// First input address that was flushed.
     #[must_use]
     pub const fn first(&self) -> u64 {
-        self.stale.first
+        self.stale.first()
     }
 
     /// Last input address (inclusive) that was flushed.
@@ -134,8 +162,19 @@ impl Flushed {
         self.stale.last
     }
 
-    pub(super) const fn owner(&self) -> u64 {
+    pub(super) const fn owner(&self) -> TreeId {
         self.stale.owner
+    }
+
+    #[inline]
+    pub(super) const fn holds_tables(&self) -> bool {
+        self.stale.holds_tables()
+    }
+
+    /// Ends the token; there are no pages in it.
+    #[inline]
+    pub(super) const fn dismiss(self) {
+        mem::forget(self);
     }
 
     pub(super) fn into_pages(self) -> PageList {

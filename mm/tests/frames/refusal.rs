@@ -1,8 +1,8 @@
 //! What the allocator refuses.
 
 use super::{FRAME, G4, Setup, Threads, Zone};
-use crate::frames::{FrameAllocator, FrameRecord, FreeError, SetupError, record_count};
-use crate::{PhysAddr, PhysRange};
+use mm::frames::{FrameAllocator, FrameRecord, FreeError, SetupError, record_count};
+use mm::{PhysAddr, PhysRange};
 
 fn region(start: u64, bytes: u64) -> PhysRange {
     PhysRange::new(PhysAddr::new(start), bytes)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
+use super::random::Random;
 use super::{FRAME, G4, Setup, Zone, run_as_cpu};
-use crate::random::Random;
 
 const OPERATIONS: u32 = if cfg!(miri) { 2_000 } else { 300_000 };
 
@@ -43,7 +43,7 @@ fn random_operations() {
             let (&start, &bytes) = taken.range(from..).next().or_else(|| taken.first_key_value()).unwrap();
             taken.remove(&start);
             held -= bytes / FRAME;
-            let start = crate::PhysAddr::new(start);
+            let start = mm::PhysAddr::new(start);
             if bytes == FRAME {
                 frames.free(start)
             } else {
@@ -56,14 +56,14 @@ fn random_operations() {
         }
     }
     for (start, bytes) in taken {
-        frames.free_run(crate::PhysAddr::new(start), (bytes / FRAME) as usize).unwrap();
+        frames.free_run(mm::PhysAddr::new(start), (bytes / FRAME) as usize).unwrap();
     }
     assert_eq!(frames.statistics().free, total);
     assert_whole(&frames);
 }
 
 /// With everything free, the blocks are as large as the regions allow.
-fn assert_whole(frames: &crate::frames::FrameAllocator<'_, super::Threads>) {
+fn assert_whole(frames: &mm::frames::FrameAllocator<'_, super::Threads>) {
     run_as_cpu(0);
     let runs: Vec<_> = core::iter::from_fn(|| frames.allocate_run(1 << 12, 1, Zone::Any)).collect();
     assert_eq!(runs.len(), 1, "the only aligned 16 MiB are those above 4 GiB");

@@ -1,14 +1,16 @@
 //! Tests of the frame allocator, with host threads for CPUs.
 
 mod oracle;
+#[path = "../support/random.rs"]
+mod random;
 mod refusal;
 mod threads;
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::vec::Vec;
 
-use super::{CpuCache, FrameAllocator, FrameRecord, Processor, Zone, record_count};
-use crate::{PhysAddr, PhysRange};
+use mm::frames::{CpuCache, FrameAllocator, FrameRecord, Processor, Zone, record_count};
+use mm::{PhysAddr, PhysRange};
 
 pub const FRAME: u64 = 4096;
 pub const G4: u64 = 4 << 30;

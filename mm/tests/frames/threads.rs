@@ -3,8 +3,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::vec::Vec;
 
+use super::random::Random;
 use super::{FRAME, Setup, Zone, run_as_cpu};
-use crate::random::Random;
 
 const ROUNDS: u32 = if cfg!(miri) { 150 } else { 60_000 };
 const CPUS: usize = 4;

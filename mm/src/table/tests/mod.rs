@@ -1,4 +1,0 @@
-//! Tests of the engine on the host.
-
-mod basic;
-mod memory;

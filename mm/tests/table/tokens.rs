@@ -1,0 +1,147 @@
+//! What a token holds until it is redeemed.
+
+use super::arena::Arena;
+use super::format::{BOTH, Remap};
+use super::walker::Walker;
+use super::{G1, K4, M2, Tree, finish, flush, range, remap, tree};
+use mm::table::Stale;
+
+/// A token with the lowest table of `input` in it.
+fn detached(tree: &Tree<'_>, input: u64) -> Stale {
+    // SAFETY: no other thread changes the tree.
+    unsafe {
+        assert!(tree.map(input, &[range(G1, 2 * K4)], BOTH).unwrap().is_none());
+        let mut stale = tree.unmap(input, 2 * K4).unwrap();
+        tree.merge(&mut stale, tree.trim().unwrap()).unwrap();
+        stale
+    }
+}
+
+#[test]
+fn detached_tables_are_not_freed_before_the_flush() {
+    let memory = Arena::new(32);
+    let tree = tree(Remap { levels: 3, ..remap() }, &memory);
+    // SAFETY: no other thread changes the tree.
+    unsafe { assert!(tree.map(0, &[range(G1, 2 * K4)], BOTH).unwrap().is_none()) };
+    let walker = Walker { root: tree.root(), levels: 3, snoops: true, present: 3 };
+    let (lowest, _) = walker.walk(&memory, 0).unwrap().at;
+    // SAFETY: as above.
+    let mut stale = unsafe { tree.unmap(0, 2 * K4) }.unwrap();
+    tree.merge(&mut stale, tree.trim().unwrap()).unwrap();
+    assert!(stale.holds_tables() && !stale.only_leaves());
+    assert_eq!((stale.first(), stale.last()), (0, G1 - 1), "the inputs of the tables above as well");
+    // A walker that still holds the page reads it, and finds nothing present.
+    for snoops in [true, false] {
+        assert!((0..512).all(|index| memory.read(lowest, index, snoops) & 0xfff == 0));
+    }
+    assert_eq!(memory.used(), 3);
+    // New tables are other pages.
+    // SAFETY: as above.
+    unsafe { assert!(tree.map(0, &[range(G1, 2 * K4)], BOTH).unwrap().is_none()) };
+    assert_eq!(memory.used(), 5);
+    tree.redeem(flush(stale));
+    assert_eq!(memory.used(), 4, "the upper table is spare");
+    finish(tree);
+}
+
+#[test]
+fn upper_tables_are_used_again() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    tree.redeem(flush(detached(&tree, 0)));
+    let before = memory.allocations();
+    tree.redeem(flush(detached(&tree, 1 << 40)));
+    assert_eq!(memory.allocations(), before + 1, "the lowest table");
+    finish(tree);
+}
+
+#[test]
+fn tokens_of_one_tree_are_merged() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    let mut all = detached(&tree, 4 * M2);
+    for place in [9 * M2, 2 * M2, G1] {
+        let other = detached(&tree, place);
+        tree.merge(&mut all, other).unwrap();
+    }
+    assert_eq!(all.changed_bytes(), 8 * K4);
+    let before = memory.used();
+    tree.redeem(flush(all));
+    assert_eq!(memory.used(), before - 4);
+    finish(tree);
+}
+
+#[test]
+fn a_token_of_another_tree_redeems_nothing() {
+    let (memory, other_memory) = (Arena::new(32), Arena::new(32));
+    let (tree, other) = (tree(remap(), &memory), super::tree(remap(), &other_memory));
+    let mut own = detached(&tree, 0);
+    let foreign = detached(&other, 0);
+    let foreign = tree.merge(&mut own, foreign).expect_err("not this tree's");
+    let before = (memory.used(), other_memory.used());
+    tree.redeem(flush(foreign));
+    assert_eq!((memory.used(), other_memory.used()), before, "the pages are lost, not freed twice");
+    tree.redeem(flush(own));
+    assert_eq!(memory.used(), before.0 - 1);
+    finish(tree);
+}
+
+#[test]
+fn dropping_a_token_loses_its_pages_and_nothing_else() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    drop(detached(&tree, 0));
+    drop(flush(detached(&tree, 0)));
+    let lost = 6;
+    assert_eq!(memory.used(), 1 + lost);
+    // SAFETY: no walker.
+    unsafe { tree.destroy() };
+    assert_eq!(memory.used(), lost);
+}
+
+/// Looking pins what it looks at. A table that is emptied meanwhile is seen to by whoever looks, who has no token for
+/// the table that has to leave for it: the next token takes it along.
+#[test]
+fn tables_that_a_reader_displaces_wait_for_a_token() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    let (hot, other) = (9 * G1, 9 * G1 + 8 * M2);
+    // SAFETY: no other thread changes the tree.
+    unsafe {
+        assert!(tree.map(other, &[range(G1, K4)], BOTH).unwrap().is_none());
+        tree.redeem(flush(tree.unmap(other, K4).unwrap()));
+        assert!(tree.map(hot, &[range(G1, K4)], BOTH).unwrap().is_none());
+    }
+    std::thread::scope(|scope| {
+        let (entered, entered_by) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let tree = &tree;
+        scope.spawn(move || {
+            // Held up when it has pinned the lowest table, on its way from the fourth page that it uses.
+            tree.memory().hold_use(4, move || {
+                entered.send(()).unwrap();
+                released.recv().unwrap();
+            });
+            assert_eq!(tree.lookup(hot), None, "unmapped while the reader was held up");
+        });
+        entered_by.recv().unwrap();
+        // SAFETY: no other thread changes the tree.
+        let stale = unsafe { tree.unmap(hot, K4) }.unwrap();
+        assert!(!stale.holds_tables(), "somebody is inside");
+        tree.redeem(flush(stale));
+        release.send(()).unwrap();
+    });
+    let before = memory.used();
+    assert_eq!(tree.trace(other).steps().count(), 3, "displaced");
+    // SAFETY: no other thread changes the tree.
+    let stale = unsafe {
+        assert!(tree.map(hot, &[range(G1, K4)], BOTH).unwrap().is_none());
+        tree.unmap(hot, K4).unwrap()
+    };
+    assert!(stale.holds_tables() && !stale.only_leaves());
+    assert_eq!((stale.first(), stale.last()), (0, u64::MAX), "nobody knows any more where it was");
+    assert_eq!(memory.used(), before);
+    tree.redeem(flush(stale));
+    assert_eq!(memory.used(), before - 1);
+    finish(tree);
+}
