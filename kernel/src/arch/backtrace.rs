@@ -37,7 +37,7 @@ impl Iterator for Backtrace {
         }
         self.left = self.left.checked_sub(1)?;
         let stack = stacks::containing(self.frame)?;
-        if self.frame % 8 != 0 || stack.end - self.frame < 16 {
+        if !self.frame.is_multiple_of(8) || stack.end - self.frame < 16 {
             return None;
         }
         let words = self.frame as *const [u64; 2];

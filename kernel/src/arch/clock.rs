@@ -47,7 +47,7 @@ pub fn init() -> (u64, Source) {
 #[inline]
 pub fn now_ns() -> u64 {
     let ticks = read_tsc().saturating_sub(START.load(Relaxed));
-    (u128::from(ticks) * u128::from(NS_PER_TICK_2_32.load(Relaxed)) >> 32) as u64
+    ((u128::from(ticks) * u128::from(NS_PER_TICK_2_32.load(Relaxed))) >> 32) as u64
 }
 
 /// The first TSC value at which [`now_ns`] is at least `ns`, or the last one there is.

@@ -49,8 +49,13 @@ trap_common:
     pushq %r15
     cld
     movq %rsp, %rdi
-    # The CPU aligned the stack to 16 bytes before it pushed; 22 words later it is aligned again.
+    # A frame like a call's, so that backtraces go on where the trap came from.
+    pushq 17 * 8(%rsp)
+    pushq %rbp
+    movq %rsp, %rbp
+    # The CPU aligned the stack to 16 bytes before it pushed; 24 words later it is aligned again.
     callq {handle_trap}
+    addq $16, %rsp
     popq %r15
     popq %r14
     popq %r13
