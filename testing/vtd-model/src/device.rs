@@ -9,7 +9,7 @@ use crate::{
     iotlb::Translation,
     machine::{Machine, State},
     memory::NotForDevices,
-    unit::{Access, AddressType, Denied, InFlight, InterruptOutcome, Request, is_interrupt_range},
+    unit::{Access, AddressType, Denied, InFlight, InterruptOutcome, Reach, Request, is_interrupt_range},
 };
 
 const PAGE: usize = 4096;
@@ -64,6 +64,7 @@ impl Device {
     /// # Errors
     /// The first page that did not let it through; what came before was read.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Denied> {
+        self.push_writes();
         for (address, piece) in pieces_mut(address, into) {
             let source = self.reach(address, piece.len(), Access::Read)?;
             // SAFETY: `reach` gives memory of that length, lent to this device.
@@ -87,6 +88,7 @@ impl Device {
                 InterruptOutcome::NotBusMaster => Err(Denied::NotBusMaster),
             };
         }
+        self.push_writes();
         for (address, piece) in pieces(address, data) {
             let target = self.reach(address, piece.len(), Access::Write)?;
             // SAFETY: as in `read`.
@@ -123,6 +125,22 @@ impl Device {
         translate(units, world, self.index, address, access, true).map(|translation| translation.at(address))
     }
 
+    /// Everything that the tables let the function reach, sorted; `None` if its addresses pass through.
+    pub fn reach_of_tables(&self) -> Option<Vec<Reach>> {
+        let state = self.machine.state();
+        let function = &state.world.functions[self.index];
+        state.units[function.unit].survey(&state.world, function.requester)
+    }
+
+    /// What the unit's IOTLB and the function's own TLB hold for it.
+    pub fn cached_translations(&self) -> Vec<(u64, Translation)> {
+        let state = self.machine.state();
+        let function = &state.world.functions[self.index];
+        let mut all = state.units[function.unit].cached_for(&state.world, function.requester);
+        all.extend(function.tlb.entries());
+        all
+    }
+
     /// Sends an interrupt message.
     pub fn interrupt(&self, message: MsiMessage) -> InterruptOutcome {
         let mut state = self.machine.state();
@@ -133,6 +151,14 @@ impl Device {
         }
         let (unit, source) = (function.unit, function.requester);
         units[unit].interrupt(world, source, message)
+    }
+
+    /// A request pushes the posted writes before it to memory.
+    fn push_writes(&self) {
+        let mut state = self.machine.state();
+        let State { units, world } = &mut *state;
+        let unit = world.functions[self.index].unit;
+        units[unit].land_writes(world);
     }
 
     /// Memory behind `bytes` bytes within one page.

@@ -58,6 +58,11 @@ impl DeviceTlb {
         dropped
     }
 
+    /// The translations, each with the address that it is of.
+    pub fn entries(&self) -> impl Iterator<Item = (u64, Translation)> {
+        self.pages.iter().map(|(page, translation)| (page << 12, *translation))
+    }
+
     /// An address that leads to one of the `bytes` bytes at `physical`.
     pub fn reaches(&self, physical: u64, bytes: u64) -> Option<u64> {
         let found = self.pages.iter().find(|(_, translation)| {

@@ -112,6 +112,13 @@ impl Iotlb {
         }
     }
 
+    /// The translations of a domain, each with the address that it is of.
+    pub fn entries(&self, domain: u16) -> Vec<(u64, Translation)> {
+        let Some(entries) = self.domains.get(&domain) else { return Vec::new() };
+        let sizes = SHIFTS.iter().zip(&entries.pages);
+        sizes.flat_map(|(shift, pages)| pages.iter().map(move |(page, t)| (page << shift, *t))).collect()
+    }
+
     /// An entry that leads to one of the `bytes` bytes at `physical`: its domain and address.
     pub fn reaches(&self, physical: u64, bytes: u64) -> Option<(u16, u64)> {
         for (&domain, entries) in &self.domains {

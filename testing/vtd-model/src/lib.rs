@@ -49,10 +49,11 @@ pub use config::{
     FunctionConfig, FunctionKind, IoApicConfig, Leftovers, MachineConfig, ReservedMemory, UnitConfig,
 };
 pub use device::Device;
+pub use iotlb::Translation;
 pub use machine::Machine;
 pub use memory::MemoryMap;
 pub use misbehaviour::Misbehaviour;
 pub use platform::{InterruptGuard, ModelPlatform, ModelRegisters, ModelTables, become_cpu, in_interrupt};
 pub use random::Random;
 pub use reason::Reason;
-pub use unit::{Access, Delivered, Denied, InterruptOutcome};
+pub use unit::{Access, Delivered, Denied, InterruptOutcome, Reach};

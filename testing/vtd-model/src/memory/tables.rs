@@ -58,7 +58,7 @@ impl TablePages {
         for i in (1..free.len()).rev() {
             free.swap(i, random.index(i + 1));
         }
-        let this = Self {
+        Self {
             cpu: Region::new(base, pages * PAGE_BYTES),
             written: Region::new(base, pages * PAGE_BYTES),
             unwritten: (0..pages).map(|_| AtomicU64::new(0)).collect(),
@@ -73,11 +73,7 @@ impl TablePages {
                 refused: 0,
             }),
             complaints,
-        };
-        for page in 0..pages as u32 {
-            this.poison(page);
         }
-        this
     }
 
     /// Physical address of the trap: a page whose every entry leads back to it.
@@ -96,6 +92,10 @@ impl TablePages {
     /// The word at `physical`, as the CPU sees it or as it stands in memory.
     pub fn word(&self, physical: u64, snoop: bool) -> Option<u64> {
         let offset = self.cpu.offset(physical, 8)?;
+        if self.numbers[offset / PAGE_BYTES].load(Ordering::Relaxed) == 0 {
+            // Never given out, and so never touched: the host need not commit it.
+            return Some(self.poisoned());
+        }
         let region = if snoop { &self.cpu } else { &self.written };
         Some(region.word(offset).load(Ordering::Acquire))
     }
@@ -249,17 +249,25 @@ impl TablePages {
 
     /// Zeroes the page as the CPU sees it; memory keeps what stood there.
     fn zero(&self, page: u32) {
+        if self.numbers[page as usize].load(Ordering::Relaxed) == 0 {
+            self.poison(page);
+        }
         self.unwritten[page as usize].store(!0, Ordering::Relaxed);
         let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
         self.numbers[page as usize].store(number, Ordering::Relaxed);
         self.words(page).for_each(|offset| self.cpu.word(offset).store(0, Ordering::Release));
     }
 
-    fn poison(&self, page: u32) {
+    /// What stands in every entry of a free page: read, write, and back to the trap.
+    fn poisoned(&self) -> u64 {
         const READ_WRITE: u64 = 3;
+        self.trap() | READ_WRITE
+    }
+
+    fn poison(&self, page: u32) {
         self.words(page).for_each(|offset| {
-            self.cpu.word(offset).store(self.trap() | READ_WRITE, Ordering::Release);
-            self.written.word(offset).store(self.trap() | READ_WRITE, Ordering::Release);
+            self.cpu.word(offset).store(self.poisoned(), Ordering::Release);
+            self.written.word(offset).store(self.poisoned(), Ordering::Release);
         });
     }
 

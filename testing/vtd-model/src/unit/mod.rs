@@ -8,6 +8,7 @@ mod invalidation;
 mod power_on;
 mod queue;
 mod register_access;
+mod survey;
 mod translation;
 mod walker;
 
@@ -16,6 +17,7 @@ use std::collections::HashMap;
 use iommu::platform::MsiMessage;
 
 pub use interrupts::{Delivered, InterruptOutcome};
+pub use survey::Reach;
 pub use translation::{Access, AddressType, Denied};
 pub(crate) use translation::{Request, is_interrupt_range};
 

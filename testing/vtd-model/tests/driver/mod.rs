@@ -1,0 +1,125 @@
+//! The driver on a machine of the model.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::sync::Arc;
+
+use iommu::{
+    Iommu, Options, PciAddress, Platform,
+    dump::{GroupReport, UnitReport, Visitor},
+    platform::Work,
+    topology::{Acs, BridgeKind, Function},
+};
+use vtd_model::{Device, FunctionKind, Machine, MachineConfig, ModelPlatform};
+
+pub struct Driven {
+    pub machine: Arc<Machine>,
+    pub platform: Arc<ModelPlatform>,
+    pub iommu: Iommu,
+}
+
+impl Driven {
+    /// Brings the driver up on a machine.
+    pub fn start(config: MachineConfig) -> Result<Self, iommu::StartError> {
+        Self::start_with(config, Options::default())
+    }
+
+    pub fn start_with(config: MachineConfig, options: Options) -> Result<Self, iommu::StartError> {
+        Self::start_on(Machine::new(config), options)
+    }
+
+    pub fn start_on(machine: Arc<Machine>, options: Options) -> Result<Self, iommu::StartError> {
+        let platform = Arc::new(ModelPlatform::new(&machine));
+        let dmar = machine.config().dmar_table();
+        let functions = functions_of(machine.config());
+        let found = iommu::Machine { dmar: Some(&dmar), functions: &functions };
+        let iommu = Iommu::start(platform.clone(), &found, options)?;
+        Ok(Self { machine, platform, iommu })
+    }
+
+    /// Delivers interrupts and does the work that was asked for, until nothing is left.
+    pub fn pump(&self) {
+        const ROUNDS: usize = 8;
+        for _ in 0..ROUNDS {
+            let events = self.machine.deliver_events(|event| self.iommu.handle_event(event));
+            let work = self.machine.take_work();
+            if events == 0 && work.is_empty() {
+                return;
+            }
+            for work in work {
+                match work {
+                    Work::Faults => self.iommu.process_faults(),
+                    Work::Reap => self.iommu.reap(),
+                }
+            }
+        }
+    }
+
+    /// Turns bus mastering on, as a driver does after its claim.
+    pub fn enable(&self, function: PciAddress) {
+        const COMMAND: u16 = 4;
+        const BUS_MASTER: u32 = 1 << 2;
+        let command = self.platform.read_config(function, COMMAND) & 0xffff;
+        self.platform.write_config(function, COMMAND, command | BUS_MASTER);
+    }
+
+    pub fn device(&self, function: PciAddress) -> Device {
+        self.machine.device(function)
+    }
+
+    pub fn function(&self, index: usize) -> PciAddress {
+        self.machine.config().functions[index].address
+    }
+
+    pub fn units(&self) -> Vec<UnitReport> {
+        let mut units = Units::default();
+        self.iommu.visit(&mut units);
+        units.0
+    }
+
+    /// The functions of each group, as the driver sees them.
+    pub fn groups(&self) -> Vec<Vec<PciAddress>> {
+        let mut groups = Groups::default();
+        self.iommu.visit(&mut groups);
+        groups.0
+    }
+
+    pub fn assert_content(&self, when: &str) {
+        let complaints = self.machine.take_complaints();
+        assert!(complaints.is_empty(), "{when}: {complaints:#?}");
+    }
+}
+
+#[derive(Default)]
+struct Units(Vec<UnitReport>);
+
+impl Visitor for Units {
+    fn unit(&mut self, unit: &UnitReport) {
+        self.0.push(*unit);
+    }
+}
+
+#[derive(Default)]
+struct Groups(Vec<Vec<PciAddress>>);
+
+impl Visitor for Groups {
+    fn group(&mut self, group: &GroupReport<'_>) {
+        self.0.push(group.functions.to_vec());
+    }
+}
+
+/// The functions as a kernel's enumeration would describe them.
+pub fn functions_of(config: &MachineConfig) -> Vec<Function> {
+    let on = Acs { offered: Acs::ISOLATION, enabled: Acs::ISOLATION };
+    let describe = |function: &vtd_model::FunctionConfig| match function.kind {
+        FunctionKind::Endpoint | FunctionKind::Conventional => Function::endpoint(function.address),
+        FunctionKind::RootPort { secondary, subordinate } => Function {
+            acs: Some(on),
+            ..Function::bridge(function.address, BridgeKind::RootPort, secondary, subordinate)
+        },
+        FunctionKind::PciBridge { secondary, subordinate } => {
+            Function::bridge(function.address, BridgeKind::ToPci, secondary, subordinate)
+        }
+    };
+    config.functions.iter().map(describe).collect()
+}

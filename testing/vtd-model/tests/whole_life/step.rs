@@ -1,0 +1,75 @@
+//! One step of a life, with numbers that are given a meaning when it runs: any list of steps can be run.
+
+use vtd_model::Random;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Claim,
+    Map,
+    MapAt,
+    MapBelow,
+    Unmap,
+    UnmapAll,
+    Drop,
+    Reap,
+    Transfer,
+    PostedWrite,
+    Stray,
+    Storm,
+    Faults,
+    AllocateCoherent,
+    DropCoherent,
+    TouchCoherent,
+    Shortage,
+    Pause,
+    QueueTrouble,
+    Interrupt,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    pub kind: Kind,
+    pub a: u64,
+    pub b: u64,
+    pub c: u64,
+}
+
+/// How often each kind comes, in parts of their sum.
+const WEIGHTS: [(Kind, u64); 20] = [
+    (Kind::Claim, 30),
+    (Kind::Map, 220),
+    (Kind::MapAt, 60),
+    (Kind::MapBelow, 30),
+    (Kind::Unmap, 240),
+    (Kind::UnmapAll, 2),
+    (Kind::Drop, 30),
+    (Kind::Reap, 30),
+    (Kind::Transfer, 120),
+    (Kind::PostedWrite, 60),
+    (Kind::Stray, 40),
+    (Kind::Storm, 2),
+    (Kind::Faults, 30),
+    (Kind::AllocateCoherent, 15),
+    (Kind::DropCoherent, 15),
+    (Kind::TouchCoherent, 20),
+    (Kind::Shortage, 10),
+    (Kind::Pause, 20),
+    (Kind::QueueTrouble, 10),
+    (Kind::Interrupt, 10),
+];
+
+impl Step {
+    pub fn random(random: &mut Random) -> Self {
+        let total = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut place = random.below(total);
+        let mut kind = Kind::Claim;
+        for (candidate, weight) in WEIGHTS {
+            if place < weight {
+                kind = candidate;
+                break;
+            }
+            place -= weight;
+        }
+        Self { kind, a: random.bits(), b: random.bits(), c: random.bits() }
+    }
+}
