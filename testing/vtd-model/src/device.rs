@@ -49,9 +49,9 @@ impl Device {
         self.machine.state().world.functions[self.index].config.ats_enabled()
     }
 
-    /// Makes the function answer device-TLB invalidations, or not.
-    pub fn set_answers(&self, answers: bool) {
-        self.machine.state().world.functions[self.index].answers = answers;
+    /// Makes the function answer device-TLB invalidations only from some time on; `u64::MAX` is never.
+    pub fn set_answers_from_ns(&self, time_ns: u64) {
+        self.machine.state().world.functions[self.index].answers_from_ns = time_ns;
     }
 
     /// Takes the function out of its slot, or puts it back.

@@ -59,7 +59,7 @@ impl Machine {
             requester: function.requester,
             config: ConfigSpace::new(function),
             tlb: DeviceTlb::default(),
-            answers: true,
+            answers_from_ns: 0,
             unplugged: false,
         });
         let mut world = World {

@@ -29,8 +29,8 @@ pub(crate) struct Function {
     pub requester: u16,
     pub config: ConfigSpace,
     pub tlb: DeviceTlb,
-    /// Answers device-TLB invalidations.
-    pub answers: bool,
+    /// Answers device-TLB invalidations from this time on.
+    pub answers_from_ns: u64,
     /// Unplugged: its configuration space reads all ones.
     pub unplugged: bool,
 }
@@ -39,6 +39,15 @@ impl World {
     /// Whether a cached entry is dropped now, although nobody asked for it.
     pub fn drops(&mut self) -> bool {
         self.random.once_in(self.drop_once_in)
+    }
+
+    /// Whether all functions behind `unit` with `source` answer device-TLB invalidations now.
+    pub fn device_answers(&self, unit: usize, source: u16) -> bool {
+        let answers = |index: usize| {
+            let function = &self.functions[index];
+            function.answers_from_ns <= self.now_ns && !function.unplugged
+        };
+        self.functions_of(unit, source).all(answers)
     }
 
     /// Functions behind `unit` whose requests carry `source`.

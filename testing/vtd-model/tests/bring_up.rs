@@ -5,7 +5,7 @@ mod driver;
 use driver::Driven;
 use vtd_model::{Access, MachineConfig, Reach};
 
-const MACHINES: u64 = 1_000;
+const MACHINES: u64 = 300;
 
 /// What a function may reach before anybody has claimed it.
 fn reserved_of(driven: &Driven, function: iommu::PciAddress) -> Vec<Reach> {

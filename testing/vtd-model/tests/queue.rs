@@ -116,7 +116,7 @@ fn a_device_that_does_not_answer_drops_the_waits_behind_it() {
     let mut config = plain();
     config.functions[0].ats = true;
     let mut bench = Bench::new(config);
-    bench.device().set_answers(false);
+    bench.device().set_answers_from_ns(u64::MAX);
     bench.machine.misbehave(0, |unit| unit.device_limit_ns = 1_000_000);
     bench.put(bench.status, 0);
     let device_tlb = (3 | u64::from(SOURCE) << 32, 0);
@@ -131,6 +131,24 @@ fn a_device_that_does_not_answer_drops_the_waits_behind_it() {
     run(&bench);
     assert_eq!(status_of(&bench), 0, "dropped without a status");
     bench.submit(&[iotlb_domain(3)]);
+    bench.assert_content();
+}
+
+#[test]
+fn a_device_may_take_its_time() {
+    let mut config = plain();
+    config.functions[0].ats = true;
+    let mut bench = Bench::new(config);
+    let soon = bench.machine.clock().now_ns() + 1_000_000;
+    bench.device().set_answers_from_ns(soon);
+    bench.put(bench.status, 0);
+    bench.post(&[(3 | u64::from(SOURCE) << 32, 0), bench.wait_descriptor(7)]);
+    run(&bench);
+    assert_eq!(status_of(&bench), 0);
+    bench.machine.clock().advance(1_000_000);
+    run(&bench);
+    assert_eq!(status_of(&bench), 7);
+    assert_eq!(bench.registers.read32(FSTS), 0);
     bench.assert_content();
 }
 

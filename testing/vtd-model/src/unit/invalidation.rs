@@ -68,33 +68,16 @@ impl Unit {
         self.handshakes.interrupts_invalidated(scope);
     }
 
-    /// Empties the TLBs of the functions with `source`; false if one of them does not answer.
-    pub(super) fn invalidate_device_tlb(
-        &mut self,
-        world: &mut World,
-        source: u16,
-        address: u64,
-        size: bool,
-    ) -> bool {
-        let functions: Vec<usize> = world.functions_of(self.index, source).collect();
-        if functions.is_empty() {
-            self.complain(
-                world,
-                Rule::BadInvalidation,
-                format!("device TLB of {source:#06x}, which does not exist"),
-            );
-        }
+    /// Empties the TLBs of the functions with `source`.
+    pub(super) fn invalidate_device_tlb(&mut self, world: &mut World, source: u16, address: u64, size: bool) {
         let (first, last) = invalidated_pages(address, size);
+        let functions: Vec<usize> = world.functions_of(self.index, source).collect();
         for index in functions {
-            if !world.functions[index].answers || world.functions[index].unplugged {
-                return false;
-            }
             let dropped = world.functions[index].tlb.invalidate(first, last);
             if world.random.once_in(PREFETCH_ONCE_IN) {
                 self.prefetch_device(world, index, source, &dropped);
             }
         }
-        true
     }
 
     /// The device asks again for what it just lost: if the unit still knows it, it is back.

@@ -271,10 +271,13 @@ impl Unit {
             return Err(Refused::Reserved);
         }
         let source = (low >> 32) as u16;
-        if !self.invalidate_device_tlb(world, source, high & bits(63, 12), high & 1 != 0) {
-            let until_ns = world.now_ns + self.misbehaviour.device_limit_ns;
-            self.queue.outstanding.push_back(Outstanding::Device { source, until_ns });
+        if world.functions_of(self.index, source).next().is_none() {
+            self.complain(world, Rule::BadInvalidation, format!("device TLB of {source:#06x}, which does not exist"));
         }
+        let until_ns = world.now_ns + self.misbehaviour.device_limit_ns;
+        let (address, size) = (high & bits(63, 12), high & 1 != 0);
+        self.queue.outstanding.push_back(Outstanding::Device { source, address, size, until_ns });
+        self.finish_outstanding(world);
         Ok(())
     }
 
@@ -356,7 +359,13 @@ impl Unit {
                     self.queue.outstanding.pop_front();
                     self.complete(world, wait);
                 }
-                Outstanding::Device { source, until_ns } if until_ns <= world.now_ns => {
+                Outstanding::Device { source, address, size, .. }
+                    if world.device_answers(self.index, source) =>
+                {
+                    self.queue.outstanding.pop_front();
+                    self.invalidate_device_tlb(world, source, address, size);
+                }
+                Outstanding::Device { source, until_ns, .. } if until_ns <= world.now_ns => {
                     // Waits that have not finished are dropped without a status.
                     self.queue.outstanding.clear();
                     self.queue.error = u64::from(source) << 32;
