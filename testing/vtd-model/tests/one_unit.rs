@@ -5,8 +5,8 @@ use std::{num::NonZeroU8, sync::Arc};
 use iommu::{
     Iova, Platform, SourceId,
     vtd::{
-        BringUp, ContextScope, InterruptSetup, Invalidation, InvalidationError, IotlbScope, Location, QueueReport,
-        Route, RouteError, Sender, Unit,
+        BringUp, ContextScope, InterruptSetup, Invalidation, InvalidationError, IotlbScope, Location,
+        QueueReport, Route, RouteError, Sender, Unit,
         spec::{DeviceTlbScope, DomainId, TranslationTable},
     },
 };
@@ -160,11 +160,8 @@ fn an_unasked_completion_is_cleared() {
 /// Invariant 6: no wait is endless, and the unit is given up.
 #[test]
 fn every_way_of_not_answering_is_noticed() {
-    let ways: [fn(&mut Misbehaviour); 3] = [
-        |unit| unit.queue_stalled = true,
-        |unit| unit.statuses_lost = true,
-        |unit| unit.gone = true,
-    ];
+    let ways: [fn(&mut Misbehaviour); 3] =
+        [|unit| unit.queue_stalled = true, |unit| unit.statuses_lost = true, |unit| unit.gone = true];
     for way in ways {
         let bench = Bench::new(plain());
         bench.misbehave(way);
@@ -210,7 +207,8 @@ fn a_device_that_does_not_answer_harms_no_other() {
     let functions = [0, 1].map(|index| bench.machine.config().functions[index].address);
     bench.machine.device(functions[0]).set_answers(false);
     bench.misbehave(|_| {});
-    let (silent, other) = ([everything()[1], device_tlb(&bench, 0)], [everything()[0], device_tlb(&bench, 1)]);
+    let (silent, other) =
+        ([everything()[1], device_tlb(&bench, 0)], [everything()[0], device_tlb(&bench, 1)]);
     let before = bench.machine.clock().now_ns();
     let first = bench.unit.submit(&bench.platform, &silent).unwrap();
     let second = bench.unit.submit(&bench.platform, &other).unwrap();
@@ -287,11 +285,15 @@ fn interrupts_go_where_their_entry_says_and_only_from_its_owner() {
         };
         assert_eq!(send(&owner_device), Err(Reason::InterruptNotPresent));
         for (vector, apic) in [(0x31, 1), (0x77, 2), (0xff, 0xfe), (0x20, 0)] {
-            bench.unit.route_interrupt(&bench.platform, &block, 0, &route(owner.source_id(), vector, apic)).unwrap();
+            bench
+                .unit
+                .route_interrupt(&bench.platform, &block, 0, &route(owner.source_id(), vector, apic))
+                .unwrap();
             assert_eq!(send(&owner_device), Ok((vector, apic)));
             assert_eq!(send(&other_device), Err(Reason::InterruptSourceRefused));
         }
-        let stolen = bench.unit.route_interrupt(&bench.platform, &block, 0, &route(other.source_id(), 0x31, 1));
+        let stolen =
+            bench.unit.route_interrupt(&bench.platform, &block, 0, &route(other.source_id(), 0x31, 1));
         assert!(matches!(stolen, Err(RouteError::OtherSender { .. })));
         bench.unit.free_interrupts(&bench.platform, block).unwrap();
         assert_eq!(send(&owner_device), Err(Reason::InterruptNotPresent));

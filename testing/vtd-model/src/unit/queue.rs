@@ -20,9 +20,11 @@ enum Refused {
 /// What was fetched and has not finished.
 #[derive(Clone, Copy, Debug)]
 enum Outstanding {
-    /// A device that does not answer; it has until then.
+    /// An invalidation that a device has not answered; it has until then.
     Device {
         source: u16,
+        address: u64,
+        size: bool,
         until_ns: u64,
     },
     Wait(Wait),
@@ -272,7 +274,11 @@ impl Unit {
         }
         let source = (low >> 32) as u16;
         if world.functions_of(self.index, source).next().is_none() {
-            self.complain(world, Rule::BadInvalidation, format!("device TLB of {source:#06x}, which does not exist"));
+            self.complain(
+                world,
+                Rule::BadInvalidation,
+                format!("device TLB of {source:#06x}, which does not exist"),
+            );
         }
         let until_ns = world.now_ns + self.misbehaviour.device_limit_ns;
         let (address, size) = (high & bits(63, 12), high & 1 != 0);
