@@ -111,19 +111,22 @@ fn init_timer(has_deadline: bool) {
     write(XAPIC_LVT_TIMER, u32::from(interrupts::TIMER));
 }
 
-/// Counts timer ticks against the clock for 10 ms.
+/// Counts timer ticks against the TSC for 10 ms.
 fn measure_timer_hz() -> u64 {
-    const WINDOW_NS: u64 = 10_000_000;
+    const WINDOW_NS: u64 = 10 * clock::NS_PER_MS;
+    let counter = || read(XAPIC_TIMER_CURRENT_COUNT);
     write(XAPIC_TIMER_INIT_COUNT, u32::MAX);
-    let start = clock::now_ns();
-    let mut elapsed = 0;
-    while elapsed < WINDOW_NS {
+    let first = clock::sample(counter);
+    let end = clock::now_ns() + WINDOW_NS;
+    while clock::now_ns() < end {
         core::hint::spin_loop();
-        elapsed = clock::now_ns() - start;
     }
-    let ticks = u64::from(u32::MAX - read(XAPIC_TIMER_CURRENT_COUNT));
+    let last = clock::sample(counter);
     write(XAPIC_TIMER_INIT_COUNT, 0);
-    (ticks * clock::NS_PER_S / elapsed).max(1)
+    let ticks = u128::from(first.count.saturating_sub(last.count));
+    let hz = ticks * u128::from(clock::tsc_hz()) / u128::from((last.tsc - first.tsc).max(1));
+    // Not 0, which stands for TSC deadlines.
+    u64::try_from(hz).unwrap_or(u64::MAX).max(1)
 }
 
 /// Makes the timer of this CPU fire once, at `deadline_ns` or a little later; at once if that is in the past.

@@ -17,6 +17,7 @@ pub const NS_PER_MS: u64 = 1_000_000;
 const ASSUMED_HZ: u64 = 1_000_000_000;
 const PIT_HZ: u64 = 1_193_182;
 
+static TSC_HZ: AtomicU64 = AtomicU64::new(ASSUMED_HZ);
 /// The TSC when the clock started. Before that it shows 0.
 static START: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Nanoseconds per tick, times 2^32.
@@ -38,6 +39,7 @@ pub fn init() -> (u64, Source) {
     let stated = stated_hz().map(|hz| (hz, Source::Cpuid));
     let measured = || measured_hz().map(|hz| (hz, Source::IntervalTimer));
     let (hz, source) = stated.or_else(measured).unwrap_or((ASSUMED_HZ, Source::Assumed));
+    TSC_HZ.store(hz, Relaxed);
     NS_PER_TICK_2_32.store(((u128::from(NS_PER_S) << 32) / u128::from(hz)) as u64, Relaxed);
     START.store(read_tsc(), Relaxed);
     (hz, source)
@@ -56,6 +58,11 @@ pub fn ns_to_tsc(ns: u64) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(START.load(Relaxed))
 }
 
+/// Ticks of the TSC in a second, as the clock takes them to be.
+pub fn tsc_hz() -> u64 {
+    TSC_HZ.load(Relaxed)
+}
+
 /// The time-stamp counter.
 #[inline]
 pub fn read_tsc() -> u64 {
@@ -71,18 +78,37 @@ fn stated_hz() -> Option<u64> {
     by_cpu().or_else(by_hypervisor).filter(|&hz| hz >= 1_000_000)
 }
 
-/// Counts TSC ticks against channel 2 of the interval timer, for about 30 ms. `None` if that does not count.
-fn measured_hz() -> Option<u64> {
-    const WINDOW_TICKS: u16 = 35_000;
+/// TSC ticks per second, by the interval timer: the first result that two measurements in a row agree on. `None` if the
+/// timer does not count, or they never agree.
+///
+/// A hypervisor that takes the CPU away for longer than the timer counts makes one measurement wrong by any amount.
+pub fn measured_hz() -> Option<u64> {
+    const ATTEMPTS_MAX: usize = 20;
+    let mut previous = measure_once()?;
+    for _ in 1..ATTEMPTS_MAX {
+        let hz = measure_once()?;
+        if hz.abs_diff(previous) <= previous / 500 {
+            return Some(hz).filter(|&hz| hz >= 1_000_000);
+        }
+        previous = hz;
+    }
+    None
+}
+
+/// Counts TSC ticks against channel 2 of the interval timer, for about 10 ms. `None` if that does not count.
+fn measure_once() -> Option<u64> {
+    const WINDOW_TICKS: u32 = 12_000;
     // A reading takes microseconds on hardware and some 30 ns where instructions are counted: more than enough in both.
-    const SAMPLES_MAX: usize = 5_000_000;
+    const SAMPLES_MAX: usize = 2_000_000;
     start_interval_timer();
-    let first = best_sample();
+    let first = sample(interval_timer_count);
+    // It has 16 bits.
+    let since_first = |count: u32| first.count.wrapping_sub(count) & 0xffff;
     for _ in 0..SAMPLES_MAX {
-        if first.count.saturating_sub(sample().count) >= WINDOW_TICKS {
-            let last = best_sample();
-            let elapsed = u64::from(first.count.checked_sub(last.count).filter(|&ticks| ticks > 0)?);
-            return Some(last.tsc.checked_sub(first.tsc)? * PIT_HZ / elapsed).filter(|&hz| hz >= 1_000_000);
+        if since_first(interval_timer_count()) >= WINDOW_TICKS {
+            let last = sample(interval_timer_count);
+            let elapsed = since_first(last.count).max(1);
+            return Some(last.tsc.wrapping_sub(first.tsc) * PIT_HZ / u64::from(elapsed));
         }
     }
     None
@@ -106,30 +132,37 @@ fn start_interval_timer() {
     }
 }
 
-/// What the timer and the TSC showed at the same time.
-struct Sample {
-    count: u16,
-    /// The TSC half-way.
-    tsc: u64,
-    /// TSC ticks from before the reading to after it.
-    width: u64,
+/// What the timer shows.
+fn interval_timer_count() -> u32 {
+    const LATCH: u8 = 0b1000_0000;
+    // SAFETY: as in `start_interval_timer`; latching does not disturb the count.
+    unsafe {
+        outb(PIT_COMMAND, LATCH);
+        u16::from_le_bytes([inb(PIT_CHANNEL_2), inb(PIT_CHANNEL_2)]).into()
+    }
 }
 
-fn sample() -> Sample {
-    const LATCH: u8 = 0b1000_0000;
-    let before = read_tsc();
-    // SAFETY: as in `start_interval_timer`; latching does not disturb the count.
-    let count = unsafe {
-        outb(PIT_COMMAND, LATCH);
-        u16::from_le_bytes([inb(PIT_CHANNEL_2), inb(PIT_CHANNEL_2)])
-    };
-    let width = read_tsc() - before;
-    Sample { count, tsc: before + width / 2, width }
+/// What a counter and the TSC showed at the same time.
+#[derive(Clone, Copy)]
+pub struct Sample {
+    /// The counter.
+    pub count: u32,
+    /// The TSC, half-way between before and after reading the counter.
+    pub tsc: u64,
 }
 
 /// The sharpest of a few samples: a hypervisor may take the CPU away in the middle of one.
-fn best_sample() -> Sample {
+pub fn sample(mut counter: impl FnMut() -> u32) -> Sample {
     const TRIES: usize = 8;
-    let first = sample();
-    (1..TRIES).map(|_| sample()).fold(first, |best, next| if next.width < best.width { next } else { best })
+    let mut best = Sample { count: 0, tsc: 0 };
+    let mut best_width = u64::MAX;
+    for _ in 0..TRIES {
+        let before = read_tsc();
+        let count = counter();
+        let width = read_tsc() - before;
+        if width < best_width {
+            (best, best_width) = (Sample { count, tsc: before + width / 2 }, width);
+        }
+    }
+    best
 }

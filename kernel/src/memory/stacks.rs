@@ -12,7 +12,8 @@ use crate::sync::{IrqMutex, Rank};
 
 /// Most stacks at a time.
 const SLOTS: usize = 512;
-const STACK_PAGES: usize = 16;
+/// Pages of one stack.
+pub const STACK_PAGES: usize = 16;
 const STACK_BYTES: u64 = STACK_PAGES as u64 * PAGE_BYTES;
 /// As much again is left unmapped below each stack.
 const SLOT_BYTES: u64 = 2 * STACK_BYTES;

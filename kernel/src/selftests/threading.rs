@@ -11,7 +11,7 @@ use crate::{
         clock::{self, NS_PER_MS, NS_PER_S},
         interrupts,
     },
-    memory::stacks::Stack,
+    memory::stacks::{STACK_PAGES, Stack},
     sync::{IrqMutex, Rank},
     threads::{self, Event, WaitQueue},
 };
@@ -133,21 +133,21 @@ test! {
 }
 
 test! {
-    /// A thread that ends gives its stack and itself back.
+    /// A thread that ends gives its stack and itself back. Stacks stay mapped for the next thread: that is at most one
+    /// more than ran at the same time, as an ending thread may still be on its own.
     fn threads_give_their_memory_back(context) {
         let deadline = context.now_ns() + 8 * NS_PER_S;
         let run_one = || threads::spawn("short", Box::new(|| {})).map(|thread| thread.join(deadline));
-        // The first ones fill caches.
+        // Whatever is kept for the next one is there after the first ones.
         for _ in 0..10 {
             check!(run_one()?, "a thread did not end");
         }
-        threads::yield_now();
         let before = crate::memory::frames::statistics().free;
         for _ in 0..1_000 {
             check!(run_one()?, "a thread did not end");
         }
-        threads::yield_now();
-        check_eq!(crate::memory::frames::statistics().free, before);
+        let lost = before.saturating_sub(crate::memory::frames::statistics().free);
+        check!(lost <= 2 * STACK_PAGES, "1000 threads left {lost} frames in use");
     }
 }
 

@@ -20,34 +20,11 @@ test! {
 }
 
 test! {
-    /// The clock agrees with the real-time clock, whose seconds come from another oscillator.
-    fn the_clock_agrees_with_the_real_time_clock(context) {
-        let deadline = context.now_ns() + 5 * clock::NS_PER_S;
-        let first = next_second(deadline).ok_or(harness::failure!("the real-time clock stands still"))?;
-        let second = next_second(deadline).ok_or(harness::failure!("the real-time clock stands still"))?;
-        let elapsed_ms = (second - first) / NS_PER_MS;
-        check!((900..=1100).contains(&elapsed_ms), "a second took {elapsed_ms} ms");
-    }
-}
-
-/// When the real-time clock's seconds change next.
-fn next_second(deadline_ns: u64) -> Option<u64> {
-    let before = rtc_seconds();
-    while clock::now_ns() < deadline_ns {
-        if rtc_seconds() != before {
-            return Some(clock::now_ns());
-        }
-    }
-    None
-}
-
-fn rtc_seconds() -> u8 {
-    const INDEX: u16 = 0x70;
-    const DATA: u16 = 0x71;
-    // SAFETY: register 0 is the seconds; nothing else in the kernel uses the real-time clock.
-    unsafe {
-        x86::io::outb(INDEX, 0);
-        x86::io::inb(DATA)
+    /// Measured again, the interval timer says the same of the clock's speed as when it started.
+    fn the_clock_keeps_its_speed(_context) {
+        let now = clock::measured_hz().ok_or(harness::failure!("the interval timer stands still"))?;
+        let hz = clock::tsc_hz();
+        check!(now.abs_diff(hz) < hz / 50, "{now} Hz, not {hz} Hz");
     }
 }
 
