@@ -1,7 +1,7 @@
 //! What a device did that it may not do.
 //!
 //! Faults are facts about devices, and devices make as many as they like: they travel by value through a
-//! a ring that never grows, from the interrupt that reads them to the thread that decides what to do.
+//! ring that never grows, from the interrupt that reads them to the thread that decides what to do.
 
 use core::fmt;
 

@@ -100,6 +100,10 @@ impl<P: Platform> Unit<P> {
         let registers = &self.hardware.registers;
         let result = (|| {
             let _claimed = self.commands.take(platform).ok_or(CommandError::Busy { unit })?;
+            let before: ProtectedMemoryEnable = registers.read();
+            if !before.enable() && !before.active() {
+                return Ok(());
+            }
             registers.write(ProtectedMemoryEnable::new().with_enable(false));
             let released = || !registers.read::<ProtectedMemoryEnable>().active();
             if wait_until(platform, COMMAND_TIMEOUT_NS, released) {
