@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::boot::{Ending, Verdict::Panicked};
 use crate::control::Verdict;
 use crate::glob;
 use crate::scenario::{Expect, Scenario};
@@ -48,16 +49,30 @@ pub fn judge(
             }
         }
         Expect::TheseFail(names) => expect_failures(names, filter, outcome, known, &mut score),
+        Expect::Refusal(words) => {
+            score.count("refuses to boot", refusal(words, outcome));
+            return score;
+        }
     }
     for (name, reason) in &outcome.skipped {
-        if !scenario.lacks.iter().any(|pattern| glob::matches(pattern, name)) {
-            score.count(name, Err(format!("was not run: the machine lacks {reason}")));
+        if !scenario.lacks.contains(&reason.as_str()) {
+            score.count(name, Err(format!("was skipped: {reason}")));
         }
     }
     if outcome.tests.is_empty() {
         score.count("tests", Err("none ran".into()));
     }
     score
+}
+
+/// One boot that ended by the kernel's own decision, before any test.
+fn refusal(words: &str, outcome: &Outcome) -> Verdict {
+    let refused = matches!(&outcome.broken_off[..], [only] if only.ending == Ending::Guest(Panicked));
+    if outcome.boots != 1 || !outcome.tests.is_empty() || !refused {
+        return Err(format!("{} boots, {} tests, {}", outcome.boots, outcome.tests.len(), outcome.endings()));
+    }
+    let said = outcome.broken_off[0].last_lines.iter().any(|line| line.contains(words));
+    if said { Ok(()) } else { Err(format!("the kernel did not say {words:?}")) }
 }
 
 fn expect_failures(
@@ -112,6 +127,7 @@ fn others_ran(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::BrokenOff;
 
     fn outcome(tests: &[(&str, bool)], checks: &[(&str, bool)]) -> Outcome {
         let verdicts = |list: &[(&str, bool)]| {
@@ -143,11 +159,13 @@ mod tests {
 
     #[test]
     fn a_test_is_not_run_only_where_the_scenario_says_so() {
-        let skipped = vec![("edu::reads".to_string(), "a device".to_string())];
+        let skipped = vec![("edu::reads".to_string(), "an edu device".to_string())];
         let outcome = Outcome { skipped, ..outcome(&[("a", true)], &[]) };
         assert_eq!(failures(&PLAIN, &outcome, None), ["edu::reads"]);
-        let bare = Scenario { lacks: &["disk::*", "edu::*"], ..PLAIN };
+        let bare = Scenario { lacks: &["a disk", "an edu device"], ..PLAIN };
         assert!(failures(&bare, &outcome, None).is_empty());
+        let other = Scenario { lacks: &["a disk", "two edu devices"], ..PLAIN };
+        assert_eq!(failures(&other, &outcome, None), ["edu::reads"]);
     }
 
     #[test]
@@ -176,6 +194,28 @@ mod tests {
         assert_eq!(failures(&CRASH, &absent, None), ["b::crash fails"]);
         let another = outcome(&[("a", false), ("b::crash", false), ("c", true)], &[]);
         assert_eq!(failures(&CRASH, &another, None), ["a"]);
+    }
+
+    #[test]
+    fn a_refusal_is_one_boot_that_says_why() {
+        let refuse = Scenario { expect: Expect::Refusal("no remapping unit"), ..Scenario::DEFAULT };
+        let broken_off =
+            |ending, line: &str| vec![BrokenOff { boot: 1, ending, last_lines: vec![line.into()] }];
+        let boot = |broken_off| Outcome { broken_off, ..outcome(&[], &[("boot", false)]) };
+        let panicked = || Ending::Guest(Panicked);
+        let good = boot(broken_off(panicked(), "ERROR: no remapping unit works"));
+        assert_eq!(judge(&refuse, "*", &good, None), Score { passed: 1, failures: vec![] });
+        for bad in [
+            boot(broken_off(panicked(), "something else")),
+            boot(broken_off(Ending::NoVerdict, "no remapping unit")),
+            Outcome {
+                tests: vec![("a".into(), Ok(()))],
+                ..boot(broken_off(panicked(), "no remapping unit"))
+            },
+            outcome(&[("a", true)], &[]),
+        ] {
+            assert_eq!(failures(&refuse, &bad, None), ["refuses to boot"]);
+        }
     }
 
     #[test]

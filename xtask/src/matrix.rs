@@ -63,6 +63,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "no-iommu",
         about: "no unit: the kernel says so and refuses isolated DMA",
         iommu: None,
+        lacks: &["a remapping unit", "a remapping unit in use"],
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },
@@ -71,6 +72,34 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "no unit, and iommu=off allows DMA without isolation",
         iommu: None,
         cmdline: "iommu=off",
+        lacks: &["a remapping unit in use"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-iommu-force",
+        about: "no unit, and iommu=force refuses to boot without one",
+        iommu: None,
+        cmdline: "iommu=force",
+        expect: Expect::Refusal("firmware describes no remapping unit"),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "iommu-off",
+        about: "a unit that iommu=off leaves alone",
+        cmdline: "iommu=off",
+        lacks: &["a remapping unit in use"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-qinval",
+        about: "invalidation by registers instead of the queue",
+        cmdline: "iommu=no-qinval",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-superpages",
+        about: "nothing but 4 KiB leaves",
+        cmdline: "iommu=no-superpages",
         ..DEFAULT
     },
     Scenario { name: "memory-256m", about: "little memory", memory_mib: 256, ..DEFAULT },

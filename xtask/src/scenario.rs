@@ -22,7 +22,7 @@ pub struct Scenario {
     pub cmdline: &'static str,
     /// Which in-kernel tests run.
     pub tests: &'static str,
-    /// In-kernel tests for which the machine lacks something. Any other must run.
+    /// What the machine lacks, in the words of the tests that need it. Tests skipped for anything else fail.
     pub lacks: &'static [&'static str],
     /// What the QEMU and the host must offer.
     pub needs: &'static [Need],
@@ -55,6 +55,8 @@ pub enum Expect {
     AllPass { disk_reads: usize, disk_writes: usize },
     /// Exactly these tests fail, each taking the guest down; every other test runs and passes.
     TheseFail(&'static [&'static str]),
+    /// The kernel refuses to boot, and its last words have this among them.
+    Refusal(&'static str),
 }
 
 impl Scenario {

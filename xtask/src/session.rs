@@ -21,9 +21,17 @@ pub struct Outcome {
     pub skipped: Vec<(String, String)>,
     /// What the host found by itself: compared disk ranges, and whether boots ended as they said.
     pub checks: Vec<(String, Verdict)>,
-    /// What the console last showed, for each boot that ended before its time.
-    pub scenes: Vec<String>,
+    /// The boots that ended before their time.
+    pub broken_off: Vec<BrokenOff>,
     pub boots: usize,
+}
+
+/// A boot that ended before its time, and what it last showed.
+#[derive(Debug)]
+pub struct BrokenOff {
+    pub boot: usize,
+    pub ending: Ending,
+    pub last_lines: Vec<String>,
 }
 
 /// Boots until every test has run. `boot` boots once, with the test after which to start.
@@ -71,12 +79,13 @@ impl Outcome {
             let expected = if failed == 0 { GuestVerdict::Passed } else { GuestVerdict::TestsFailed };
             if report.ending != Ending::Guest(expected) {
                 self.complain("end of the run", format!("after the last test, {}", report.ending));
-                self.keep_scene(report.last_lines);
+                self.keep(report.ending, report.last_lines);
             }
             return None;
         }
-        self.keep_scene(report.last_lines);
-        self.charge(record.open, last, &report.ending)
+        let culprit = self.charge(record.open, last, &report.ending);
+        self.keep(report.ending, report.last_lines);
+        culprit
     }
 
     /// Charges a boot that broke off to the test that ran, or else to the one that had just ended.
@@ -99,9 +108,14 @@ impl Outcome {
         self.checks.push((what.to_string(), Err(reason)));
     }
 
-    fn keep_scene(&mut self, last_lines: Vec<String>) {
-        let boot = self.boots;
-        self.scenes.push(format!("boot {boot} ended with\n    {}", last_lines.join("\n    ")));
+    fn keep(&mut self, ending: Ending, last_lines: Vec<String>) {
+        self.broken_off.push(BrokenOff { boot: self.boots, ending, last_lines });
+    }
+
+    /// How the boots that broke off ended, in words.
+    pub fn endings(&self) -> String {
+        let endings: Vec<String> = self.broken_off.iter().map(|boot| boot.ending.to_string()).collect();
+        if endings.is_empty() { "none broke off".into() } else { endings.join(", ") }
     }
 }
 

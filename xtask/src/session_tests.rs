@@ -34,7 +34,7 @@ fn a_run_without_trouble_is_one_boot() {
     let (outcome, _) =
         play_boots(&[("begin a\nok a\nbegin b\nok b\ndone 2 0\n", Ending::Guest(GuestVerdict::Passed))]);
     assert_eq!((passed(&outcome), failed(&outcome), outcome.boots), (vec!["a", "b"], vec![], 1));
-    assert!(outcome.scenes.is_empty());
+    assert!(outcome.broken_off.is_empty());
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_test_that_takes_the_guest_down_is_charged_and_the_next_boot_starts_after_it
         ]);
         assert_eq!((passed(&outcome), failed(&outcome)), (vec!["a", "c"], vec!["b"]));
         assert_eq!(asked, [None, Some("b".to_string())]);
-        assert_eq!(outcome.scenes.len(), 1);
+        assert_eq!(outcome.broken_off.len(), 1);
     }
 }
 

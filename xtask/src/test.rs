@@ -15,7 +15,7 @@ use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::qemu::Qemu;
 use crate::scenario::{Expect, Need, Obstacle, Scenario};
 use crate::schedule::{self, Capacity, memory_mib};
-use crate::session::Outcome;
+use crate::session::{BrokenOff, Outcome};
 use crate::setup;
 use crate::stage::Stage;
 use crate::workspace::Workspace;
@@ -93,6 +93,7 @@ impl Options {
                     true
                 }
                 Expect::TheseFail(names) => names.iter().all(|name| glob::matches(tests, name)),
+                Expect::Refusal(_) => false,
             });
         }
         if chosen.is_empty() {
@@ -213,7 +214,7 @@ fn report(
     seen.enter(scenario, &outcome);
     let not_run = match outcome.skipped.len() {
         0 => String::new(),
-        count => format!(", {count} not run"),
+        count => format!(", {count} skipped"),
     };
     let boots = if outcome.boots == 1 { String::new() } else { format!(", {} boots", outcome.boots) };
     let failed = score.failures.len();
@@ -226,8 +227,8 @@ fn report(
         for (what, reason) in &score.failures {
             println!("    {what}: {reason}");
         }
-        for scene in &outcome.scenes {
-            println!("    {scene}");
+        for BrokenOff { boot, ending, last_lines } in &outcome.broken_off {
+            println!("    boot {boot}: {ending}; its last lines:\n        {}", last_lines.join("\n        "));
         }
         println!("    logs: {}", stage.folder.join(name).display());
     }
