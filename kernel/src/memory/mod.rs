@@ -25,6 +25,10 @@ use crate::boot_info::{BootInfo, Region};
 /// Low memory is left alone: firmware data, and later the code that starts other CPUs.
 const LOW_MEMORY_END: u64 = 1 << 20;
 
+/// Pieces of RAM that are used, if there are more: half of what the frame allocator can hold, as it cuts a piece at
+/// 4 GiB, and the first pages are cut off another.
+const RAM_PIECES_MAX: usize = 15;
+
 /// RAM that the kernel uses and that the direct map shows.
 static RAM: Once<RangeSet> = Once::new();
 /// Everything that the memory map speaks of and that is not in [`RAM`].
@@ -90,6 +94,7 @@ fn sort_regions(regions: &[Region]) -> (RangeSet, RangeSet) {
     firmware.add(0, LOW_MEMORY_END);
     let image = layout::image_physical();
     ram.remove(image.start.as_u64(), image.start.as_u64() + image.bytes);
+    ram.keep_largest(RAM_PIECES_MAX);
     firmware.remove(image.start.as_u64(), image.start.as_u64() + image.bytes);
     (ram, firmware)
 }

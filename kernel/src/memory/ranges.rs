@@ -71,6 +71,14 @@ impl RangeSet {
             .any(|other| other.start.as_u64() < end && range.start.as_u64() < range_end(other))
     }
 
+    /// Drops all but the `count` largest ranges.
+    pub fn keep_largest(&mut self, count: usize) {
+        if self.len > count {
+            self.ranges[..self.len].sort_unstable_by_key(|range| core::cmp::Reverse(range.bytes));
+            self.len = count;
+        }
+    }
+
     /// Bytes in all ranges.
     pub fn bytes(&self) -> u64 {
         self.as_slice().iter().map(|range| range.bytes).sum()

@@ -182,3 +182,32 @@ test! {
         check_eq!(memory::physical(first, 0), None);
     }
 }
+
+test! {
+    /// A memory map that contradicts itself yields memory that nothing else claims.
+    fn ranges_do_not_overlap(_context) {
+        let mut ranges = memory::RangeSet::new();
+        ranges.add(0x1234, 0x9000);
+        ranges.add(0x4000, 0xa800);
+        ranges.add(0x2_0000, 0x3_0000);
+        ranges.add(0, 0x4_0000);
+        check_eq!(ranges.bytes(), 0x4_0000);
+        ranges.remove(0x1_0fff, 0x1_1001);
+        check_eq!(ranges.bytes(), 0x3_e000);
+        let at = |start, bytes| mm::PhysRange::new(PhysAddr::new(start), bytes);
+        check!(!ranges.overlaps(at(0x1_0000, 0x2000)), "what was taken out is still there");
+        check!(ranges.overlaps(at(0x1_1fff, 2)), "more was taken out than asked for");
+        check!(ranges.contains(at(0x1_2000, 0x1000)) && !ranges.contains(at(0x1_1000, 0x2000)), "a border is wrong");
+        for (index, one) in ranges.as_slice().iter().enumerate() {
+            let rest = &ranges.as_slice()[index + 1..];
+            let is_apart = |other: &mm::PhysRange| {
+                other.start.as_u64() >= one.start.as_u64() + one.bytes
+                    || one.start.as_u64() >= other.start.as_u64() + other.bytes
+            };
+            check!(rest.iter().all(is_apart), "{one:?} is in there twice");
+        }
+        ranges.keep_largest(1);
+        check_eq!(ranges.as_slice().len(), 1);
+        check!(ranges.bytes() >= 0x1_0000, "a smaller one was kept");
+    }
+}

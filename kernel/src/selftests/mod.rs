@@ -3,6 +3,7 @@
 mod cost;
 mod firmware;
 mod interrupts;
+mod mapping_cost;
 mod memory;
 mod misbehaving;
 mod threading;
