@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use crate::{Context, Failure, case::short_name, glob};
 
 /// How often a benchmark measures. Odd, so that there is a median.
-const REPETITIONS: usize = 101;
+const REPETITIONS: usize = 4001;
 
 /// A registered benchmark. Made by [`bench!`](crate::bench!).
 #[derive(Debug)]
