@@ -10,6 +10,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod block;
+#[cfg(test)]
+mod doubles;
 pub mod edu;
 pub mod host;
 pub mod lock;

@@ -13,6 +13,9 @@ use core::{fmt, marker::PhantomData, ptr::NonNull};
 pub struct Mmio {
     base: NonNull<u8>,
     bytes: usize,
+    /// Where accesses go instead, in tests against a device in software.
+    #[cfg(test)]
+    trap: Option<trap::Trap>,
 }
 
 // SAFETY: the mapping is valid on every CPU and for ever (see `Mmio::new`), and is only accessed by volatile
@@ -29,7 +32,12 @@ impl Mmio {
     /// and no memory that Rust knows of.
     #[must_use]
     pub const unsafe fn new(base: NonNull<u8>, bytes: usize) -> Self {
-        Self { base, bytes }
+        Self {
+            base,
+            bytes,
+            #[cfg(test)]
+            trap: None,
+        }
     }
 
     /// Length in bytes.
@@ -46,7 +54,12 @@ impl Mmio {
         }
         // SAFETY: `offset` is at most `self.bytes`, so the result is inside or one past the end of the mapping.
         let base = unsafe { self.base.add(offset) };
-        Some(Self { base, bytes })
+        Some(Self {
+            base,
+            bytes,
+            #[cfg(test)]
+            trap: self.trap.as_ref().map(|trap| trap.further(offset)),
+        })
     }
 
     /// The register of type `T` at `offset`.
@@ -57,7 +70,15 @@ impl Mmio {
         let outside = OutsideWindow { offset, width: size_of::<T>(), window_bytes: self.bytes };
         let window = self.window(offset, size_of::<T>()).ok_or(outside)?;
         let at = window.base.cast::<T>();
-        if at.is_aligned() { Ok(Register { at, _access: PhantomData }) } else { Err(outside) }
+        if !at.is_aligned() {
+            return Err(outside);
+        }
+        Ok(Register {
+            at,
+            _access: PhantomData,
+            #[cfg(test)]
+            trap: window.trap,
+        })
     }
 }
 
@@ -94,6 +115,8 @@ impl core::error::Error for OutsideWindow {}
 pub struct Register<T, A = ReadWrite> {
     at: NonNull<T>,
     _access: PhantomData<A>,
+    #[cfg(test)]
+    trap: Option<trap::Trap>,
 }
 
 // SAFETY: a register is part of an `Mmio` mapping, which is valid on every CPU and for ever; accesses are volatile and
@@ -106,6 +129,10 @@ impl<T: Word, A: Readable> Register<T, A> {
     /// Reads the register.
     #[inline]
     pub fn read(&self) -> T {
+        #[cfg(test)]
+        if let Some(trap) = &self.trap {
+            return T::from_u64(trap.read(size_of::<T>()));
+        }
         // SAFETY: `register` checked that the access lies inside its mapping and is aligned; any bit pattern is a `T`.
         unsafe { self.at.read_volatile() }
     }
@@ -115,6 +142,10 @@ impl<T: Word, A: Writable> Register<T, A> {
     /// Writes the register. Writes to memory that precede it in program order are visible to the device first.
     #[inline]
     pub fn write(&self, value: T) {
+        #[cfg(test)]
+        if let Some(trap) = &self.trap {
+            return trap.write(size_of::<T>(), value.to_u64());
+        }
         // The compiler may move plain stores past a volatile one; x86 then keeps the order of stores, also from
         // write-back memory to uncached registers.
         core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
@@ -128,7 +159,14 @@ mod sealed {
 }
 
 /// The widths that a register can have.
-pub trait Word: Copy + sealed::Sealed + 'static {}
+pub trait Word: Copy + sealed::Sealed + 'static {
+    /// The value with the low bits of `raw`.
+    #[cfg(test)]
+    fn from_u64(raw: u64) -> Self;
+    /// The value as the low bits of a number.
+    #[cfg(test)]
+    fn to_u64(self) -> u64;
+}
 
 /// How a register may be used.
 pub trait Access: sealed::Sealed + 'static {}
@@ -148,6 +186,28 @@ pub enum ReadOnly {}
 /// A register that must not be read, such as a doorbell.
 pub enum WriteOnly {}
 
+macro_rules! words {
+    ($($kind:ty),+) => {
+        $(
+            impl sealed::Sealed for $kind {}
+
+            impl Word for $kind {
+                #[cfg(test)]
+                fn from_u64(raw: u64) -> Self {
+                    raw as Self
+                }
+
+                #[cfg(test)]
+                fn to_u64(self) -> u64 {
+                    self.into()
+                }
+            }
+        )+
+    };
+}
+
+words!(u8, u16, u32, u64);
+
 macro_rules! mark {
     ($($kind:ty: $($marker:ident),+;)+) => {
         $(impl sealed::Sealed for $kind {} $(impl $marker for $kind {})+)+
@@ -155,14 +215,13 @@ macro_rules! mark {
 }
 
 mark! {
-    u8: Word;
-    u16: Word;
-    u32: Word;
-    u64: Word;
     ReadWrite: Access, Readable, Writable;
     ReadOnly: Access, Readable;
     WriteOnly: Access, Writable;
 }
+
+#[cfg(test)]
+pub mod trap;
 
 #[cfg(test)]
 mod tests {

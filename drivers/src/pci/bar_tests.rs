@@ -93,7 +93,8 @@ fn decoding_is_off_while_a_register_holds_ones() {
         .writable(0x10, 0xffff_f000);
     space.add(at(0, 1, 0), function);
     Bar::read(Config::new(&space, at(0, 1, 0)), Layout::Endpoint, 0).unwrap();
-    let writes: std::vec::Vec<_> = space.writes.borrow().iter().map(|&(_, at, value)| (at, value)).collect();
+    let writes: std::vec::Vec<_> =
+        space.writes.lock().unwrap().iter().map(|&(_, at, value)| (at, value)).collect();
     assert_eq!(writes, [(0x04, 0x4), (0x10, u32::MAX), (0x10, 0), (0x04, 0x7)]);
 }
 

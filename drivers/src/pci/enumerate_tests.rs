@@ -41,7 +41,7 @@ fn bridges_are_followed_and_other_root_buses_found() {
             (at(0x41, 0, 0), Some(at(0x40, 0, 0))),
         ]
     );
-    assert!(space.writes.borrow().is_empty(), "enumeration changes nothing");
+    assert!(space.writes.lock().unwrap().is_empty(), "enumeration changes nothing");
 }
 
 #[test]

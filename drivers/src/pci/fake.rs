@@ -1,7 +1,6 @@
 //! Configuration space made by hand, for host tests.
 
-use core::cell::RefCell;
-use std::{collections::BTreeMap, vec::Vec};
+use std::{collections::BTreeMap, sync::Mutex, vec::Vec};
 
 use iommu::PciAddress;
 
@@ -10,9 +9,9 @@ use super::config::ConfigSpace;
 /// Registers by function and offset, with the bits of each that can be written.
 #[derive(Default)]
 pub struct FakeSpace {
-    functions: RefCell<BTreeMap<PciAddress, FakeFunction>>,
+    functions: Mutex<BTreeMap<PciAddress, FakeFunction>>,
     /// Every write, in order.
-    pub writes: RefCell<Vec<(PciAddress, u16, u32)>>,
+    pub writes: Mutex<Vec<(PciAddress, u16, u32)>>,
 }
 
 #[derive(Clone, Default)]
@@ -49,22 +48,22 @@ pub fn at(bus: u8, device: u8, function: u8) -> PciAddress {
 
 impl FakeSpace {
     pub fn add(&self, address: PciAddress, function: FakeFunction) {
-        self.functions.borrow_mut().insert(address, function);
+        self.functions.lock().unwrap().insert(address, function);
     }
 }
 
 impl ConfigSpace for FakeSpace {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         assert!(offset < 0x1000 && offset.is_multiple_of(4), "bad offset {offset:#x}");
-        match self.functions.borrow().get(&function) {
+        match self.functions.lock().unwrap().get(&function) {
             Some(fake) => fake.registers.get(&offset).copied().unwrap_or(0),
             None => u32::MAX,
         }
     }
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
-        self.writes.borrow_mut().push((function, offset, value));
-        if let Some(fake) = self.functions.borrow_mut().get_mut(&function) {
+        self.writes.lock().unwrap().push((function, offset, value));
+        if let Some(fake) = self.functions.lock().unwrap().get_mut(&function) {
             let mask = fake.writable.get(&offset).copied().unwrap_or(0);
             let register = fake.registers.entry(offset).or_default();
             *register = *register & !mask | value & mask;

@@ -14,7 +14,7 @@ mod device;
 mod enumerate;
 mod express;
 #[cfg(test)]
-mod fake;
+pub mod fake;
 mod function;
 mod msi;
 mod msix;

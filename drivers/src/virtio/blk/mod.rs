@@ -12,6 +12,8 @@ mod flight;
 mod layout;
 mod service;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};

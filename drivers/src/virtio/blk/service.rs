@@ -201,7 +201,8 @@ impl Service {
         while let Some(flight) = self.take_back() {
             match quiet {
                 Ok(()) => {
-                    let error = failure(&flight, epoch, now_ns);
+                    let error =
+                        if next == Phase::Gone { BlockError::Gone } else { failure(&flight, epoch, now_ns) };
                     flight.finish(Err(error));
                 }
                 Err(_) => flight.pin(),

@@ -1,0 +1,258 @@
+//! A machine with one function, and the host that its driver asks.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::Duration,
+    vec::Vec,
+};
+
+use iommu::{DmaDevice, Iommu, Options, PciAddress, Platform, platform::MsiMessage, topology};
+use mm::PhysAddr;
+use vtd_model::{Machine, MachineConfig, ModelPlatform};
+
+use crate::{
+    host::{Event, Host, Interrupt, InterruptError, InterruptState, SpawnError},
+    mmio::{Mmio, trap::Registers},
+    pci::{
+        ConfigSpace,
+        fake::{FakeFunction, FakeSpace},
+    },
+};
+
+/// Where BAR 0 is.
+pub const BAR: u64 = 0xfe00_0000;
+/// Its length.
+pub const BAR_BYTES: usize = 0x8000;
+
+/// Address of every message; its data tell interrupts apart.
+const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
+
+/// How long a test waits for something that should happen at once.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Virtual time, and everybody who waits for it or for an event.
+#[derive(Default)]
+struct Clock {
+    now_ns: Mutex<u64>,
+    changed: Condvar,
+}
+
+/// What each vector signals, while it is in use.
+type Vectors = Mutex<Vec<Option<Arc<dyn Event>>>>;
+
+/// The host of one function.
+pub struct TestHost {
+    pub space: FakeSpace,
+    platform: Arc<ModelPlatform>,
+    function: PciAddress,
+    device: Mutex<Option<Arc<dyn Registers>>>,
+    clock: Arc<Clock>,
+    vectors: Arc<Vectors>,
+    /// There is no memory for a thread.
+    pub refuse_threads: AtomicBool,
+}
+
+/// A machine with one function, claimed.
+pub struct Bench {
+    pub host: Arc<TestHost>,
+    pub iommu: Iommu,
+    pub dma: DmaDevice,
+    /// The function, as the thing that does DMA.
+    pub requester: vtd_model::Device,
+    machine: Arc<Machine>,
+}
+
+impl Bench {
+    /// A machine whose function has the configuration space `function`, with BAR 0 and the command register added.
+    pub fn new(function: FakeFunction) -> Self {
+        const MEMORY_ON: u32 = 2;
+        let machine = Machine::new(MachineConfig::plain(1));
+        let platform = Arc::new(ModelPlatform::new(&machine));
+        let address = machine.config().functions[0].address;
+        let functions = [topology::Function::endpoint(address)];
+        let dmar = machine.config().dmar_table();
+        let found = iommu::Machine { dmar: Some(&dmar), functions: &functions };
+        let iommu = Iommu::start(platform.clone(), &found, Options::default()).unwrap();
+        let dma = iommu.claim(address).unwrap();
+        let space = FakeSpace::default();
+        let bar_mask = !(BAR_BYTES as u32 - 1);
+        let function = function.with(0x10, BAR as u32).writable(0x10, bar_mask);
+        space.add(address, function.with(0x04, MEMORY_ON | 1 << 20).writable(0x04, 0xffff));
+        let host = Arc::new(TestHost {
+            space,
+            platform,
+            function: address,
+            device: Mutex::new(None),
+            clock: Arc::default(),
+            vectors: Arc::default(),
+            refuse_threads: AtomicBool::new(false),
+        });
+        let requester = machine.device(address);
+        Self { host, iommu, dma, requester, machine }
+    }
+
+    /// Makes `device` answer behind BAR 0.
+    pub fn plug(&self, device: Arc<dyn Registers>) {
+        *self.host.device.lock().unwrap() = Some(device);
+    }
+
+    /// The host as drivers see it.
+    pub fn as_host(&self) -> Arc<dyn Host> {
+        self.host.clone()
+    }
+
+    /// Waits until no more than `wanted` mappings are live, with the reaper at work.
+    pub fn await_live_mappings(&self, wanted: usize) {
+        await_true(|| {
+            self.iommu.reap();
+            self.iommu.live_mappings() <= wanted
+        });
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            let complaints = self.machine.take_complaints();
+            assert!(complaints.is_empty(), "{complaints:#?}");
+        }
+    }
+}
+
+/// Waits for what another thread is about to do.
+pub fn await_true(mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < HANG, "it never happened");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl TestHost {
+    /// Lets time pass.
+    pub fn advance(&self, ns: u64) {
+        *self.clock.now_ns.lock().unwrap() += ns;
+        self.clock.changed.notify_all();
+    }
+
+    /// Delivers a message that a device has sent.
+    pub fn deliver(&self, message: MsiMessage) {
+        assert_eq!(message.address, MESSAGE_ADDRESS, "a message to nowhere");
+        let event = self.vectors.lock().unwrap()[message.data as usize].clone();
+        event.expect("a message after its vector was freed").signal();
+    }
+
+    /// Vectors in use.
+    pub fn live_vectors(&self) -> usize {
+        self.vectors.lock().unwrap().iter().flatten().count()
+    }
+
+    /// Whether the function may master the bus.
+    pub fn is_bus_master(&self) -> bool {
+        self.space.read32(self.function, 0x04) & 4 != 0
+    }
+}
+
+struct TestEvent {
+    signalled: AtomicBool,
+    clock: Arc<Clock>,
+}
+
+impl Event for TestEvent {
+    fn signal(&self) {
+        let _time = self.clock.now_ns.lock().unwrap();
+        self.signalled.store(true, Ordering::Release);
+        self.clock.changed.notify_all();
+    }
+
+    fn wait(&self, deadline_ns: u64) -> bool {
+        let mut now_ns = self.clock.now_ns.lock().unwrap();
+        loop {
+            if self.signalled.swap(false, Ordering::AcqRel) {
+                return true;
+            }
+            if *now_ns >= deadline_ns {
+                return false;
+            }
+            let (woken, timeout) = self.clock.changed.wait_timeout(now_ns, HANG).unwrap();
+            assert!(!timeout.timed_out(), "nothing happens any more");
+            now_ns = woken;
+        }
+    }
+}
+
+struct TestInterrupt {
+    vectors: Arc<Vectors>,
+    index: usize,
+}
+
+impl Interrupt for TestInterrupt {
+    fn message(&self) -> MsiMessage {
+        MsiMessage { address: MESSAGE_ADDRESS, data: self.index as u32 }
+    }
+}
+
+impl Drop for TestInterrupt {
+    fn drop(&mut self) {
+        self.vectors.lock().unwrap()[self.index] = None;
+    }
+}
+
+// SAFETY: `map_mmio` gives windows that are never accessed as memory, and there are no interrupts to be off.
+unsafe impl Host for TestHost {
+    fn config_read32(&self, function: PciAddress, offset: u16) -> u32 {
+        self.space.read32(function, offset)
+    }
+
+    fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
+        self.space.write32(function, offset, value);
+        if offset == 0x04 {
+            self.platform.write_config(function, offset, value);
+        }
+    }
+
+    fn map_mmio(&self, base: PhysAddr, bytes: usize) -> Option<Mmio> {
+        let device = self.device.lock().unwrap().clone()?;
+        (base.as_u64() == BAR && bytes == BAR_BYTES).then(|| Mmio::trapped(device, bytes))
+    }
+
+    fn now_ns(&self) -> u64 {
+        *self.clock.now_ns.lock().unwrap()
+    }
+
+    fn event(&self) -> Arc<dyn Event> {
+        Arc::new(TestEvent { signalled: AtomicBool::new(false), clock: self.clock.clone() })
+    }
+
+    fn allocate_interrupt(
+        &self,
+        function: PciAddress,
+        event: Arc<dyn Event>,
+    ) -> Result<Box<dyn Interrupt>, InterruptError> {
+        assert_eq!(function, self.function);
+        let mut vectors = self.vectors.lock().unwrap();
+        vectors.push(Some(event));
+        Ok(Box::new(TestInterrupt { vectors: self.vectors.clone(), index: vectors.len() - 1 }))
+    }
+
+    fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError> {
+        if self.refuse_threads.load(Ordering::Relaxed) {
+            return Err(SpawnError { name });
+        }
+        thread::spawn(body);
+        Ok(())
+    }
+
+    fn relax(&self) {
+        self.advance(1_000_000);
+    }
+
+    fn interrupts_off(&self) -> InterruptState {
+        InterruptState { were_on: true }
+    }
+
+    fn interrupts_restore(&self, _state: InterruptState) {}
+}

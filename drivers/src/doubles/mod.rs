@@ -1,0 +1,10 @@
+//! Devices and a host in software, for tests of drivers on the build machine.
+//!
+//! DMA goes through the real `iommu` crate and the VT-d unit of `vtd-model`, so that a driver that lets go of memory
+//! too early, or believes a device whose access was blocked, shows. Time is virtual: it stands still until a test
+//! moves it or a driver polls.
+
+mod host;
+pub mod virtio_blk;
+
+pub use host::{Bench, await_true};
