@@ -205,7 +205,7 @@ fn slow_statuses_are_waited_for_and_never_mixed_up() {
 fn a_device_that_does_not_answer_harms_no_other() {
     let bench = Bench::new(plain());
     let functions = [0, 1].map(|index| bench.machine.config().functions[index].address);
-    bench.machine.device(functions[0]).set_answers(false);
+    bench.machine.device(functions[0]).set_answers_from_ns(u64::MAX);
     bench.misbehave(|_| {});
     let (silent, other) =
         ([everything()[1], device_tlb(&bench, 0)], [everything()[0], device_tlb(&bench, 1)]);
@@ -215,7 +215,7 @@ fn a_device_that_does_not_answer_harms_no_other() {
     second.wait(&bench.platform).unwrap();
     assert!(bench.machine.clock().now_ns() - before >= MINUTE_NS, "it was not given up sooner");
     let source = functions[0].source_id();
-    assert_eq!(first.wait(&bench.platform), Err(InvalidationError::DeviceTimeout { source }));
+    assert_eq!(first.wait(&bench.platform), Err(InvalidationError::DeviceTimeout { source, others: false }));
     let report = bench.unit.take_queue_report(&bench.platform);
     assert_eq!(report, Some(QueueReport::DeviceTimeout { source }));
     assert!(!bench.unit.is_stuck());
@@ -228,11 +228,11 @@ fn a_device_that_does_not_answer_harms_no_other() {
 fn a_device_that_is_later_than_the_unit_allows_for() {
     let bench = Bench::new(plain());
     let function = bench.machine.config().functions[0].address;
-    bench.machine.device(function).set_answers(false);
+    bench.machine.device(function).set_answers_from_ns(u64::MAX);
     bench.misbehave(|unit| unit.device_limit_ns = 10 * MINUTE_NS);
     let source = function.source_id();
     let late = bench.invalidate(&[device_tlb(&bench, 0)]);
-    assert_eq!(late, Err(InvalidationError::DeviceTimeout { source }));
+    assert_eq!(late, Err(InvalidationError::DeviceTimeout { source, others: false }));
     assert!(!bench.unit.is_stuck());
 }
 

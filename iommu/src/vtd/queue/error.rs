@@ -13,11 +13,13 @@ use crate::{
 pub enum InvalidationError {
     /// The unit does not answer.
     Stuck(Stuck),
-    /// A device did not invalidate its TLB. Everything else in the batch was carried out. The device must be stopped:
-    /// it may still use what it was to forget.
+    /// A device did not invalidate its TLB, and must be stopped: it may still use what it was to forget. Everything
+    /// else in the batch was carried out.
     DeviceTimeout {
         /// The device.
         source: SourceId,
+        /// Other devices of the batch may not have done so either: all of them must be stopped.
+        others: bool,
     },
     /// The unit has no such cache, or no means to invalidate it.
     Unsupported {
@@ -32,7 +34,13 @@ impl fmt::Display for InvalidationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stuck(stuck) => stuck.fmt(f),
-            Self::DeviceTimeout { source } => write!(f, "device {source} did not invalidate its TLB"),
+            Self::DeviceTimeout { source, others } => {
+                write!(
+                    f,
+                    "device {source}{} did not invalidate its TLB",
+                    if *others { " and others" } else { "" }
+                )
+            }
             Self::Unsupported { unit, what } => write!(f, "remapping unit {unit} cannot invalidate: {what}"),
         }
     }

@@ -73,17 +73,17 @@ impl<'a> Job<'a> {
     }
 
     pub fn has_devices(&self) -> bool {
-        self.first_device().is_some()
+        self.devices().next().is_some()
     }
 
-    /// The first device whose TLB is invalidated.
-    pub fn first_device(&self) -> Option<u16> {
-        self.items().find_map(|item| device(&item))
+    /// The devices whose TLBs are invalidated.
+    pub fn devices(&self) -> impl Iterator<Item = u16> {
+        self.items().filter_map(|item| device(&item))
     }
 
     /// Whether the TLB of the device `source` is invalidated.
     pub fn has_device(&self, source: u16) -> bool {
-        self.items().any(|item| device(&item) == Some(source))
+        self.devices().any(|device| device == source)
     }
 
     fn items(&self) -> impl Iterator<Item = Invalidation> {

@@ -66,7 +66,7 @@ fn device(requester: u16) -> Invalidation {
 }
 
 fn timed_out(requester: u16) -> Result<(), InvalidationError> {
-    Err(InvalidationError::DeviceTimeout { source: SourceId { segment: 0, requester } })
+    Err(InvalidationError::DeviceTimeout { source: SourceId { segment: 0, requester }, others: false })
 }
 
 fn stuck() -> InvalidationError {

@@ -94,38 +94,57 @@ impl<'a, P: Platform> Ticket<'a, P> {
     ///
     /// # Errors
     /// [`InvalidationError::Stuck`]: the unit is given up. [`InvalidationError::DeviceTimeout`]: all was done but for
-    /// the TLB of this device.
+    /// the TLBs of devices that did not answer.
     pub fn wait(mut self, platform: &P) -> Result<(), InvalidationError> {
         let Some(State { hardware, queue, mut job, mut pending }) = self.state.take() else { return Ok(()) };
-        let device = |source| InvalidationError::DeviceTimeout {
-            source: SourceId { segment: hardware.segment, requester: source },
-        };
-        let mut result = Ok(());
+        let mut silent = Silent::default();
         for _ in 0..MAX_ATTEMPTS {
             match queue.outcome(platform, hardware, pending)? {
-                Outcome::Done => return result,
+                Outcome::Done => return silent.result(hardware),
                 Outcome::Refused if job.is_coarse() => break,
                 Outcome::Refused => job = job.coarse(),
                 Outcome::Dropped { source, main_done } => {
                     job = if main_done { job.devices_only() } else { job };
                     if let Some(source) = culprit(&job, source) {
                         job = job.without_device(source);
-                        result = result.and(Err(device(source)));
+                        silent.add(source);
                     }
                 }
                 Outcome::DevicesLate => {
-                    return result.and(Err(job.first_device().map_or_else(|| stuck(hardware), device)));
+                    job = job.devices_only();
+                    break;
                 }
             }
             if job.is_empty() {
-                return result;
+                return silent.result(hardware);
             }
             pending = queue.submit(platform, hardware, &job)?;
         }
-        match job.first_device() {
-            Some(source) if !job.has_main() => result.and(Err(device(source))),
-            _ => Err(stuck(hardware)),
+        if job.has_main() {
+            return Err(hardware.mark_stuck().into());
         }
+        job.devices().for_each(|source| silent.add(source));
+        silent.result(hardware)
+    }
+}
+
+/// Devices that have not answered.
+#[derive(Default)]
+struct Silent {
+    first: Option<u16>,
+    others: bool,
+}
+
+impl Silent {
+    fn add(&mut self, source: u16) {
+        self.others |= self.first.is_some_and(|first| first != source);
+        self.first = self.first.or(Some(source));
+    }
+
+    fn result<R>(self, hardware: &Hardware<R>) -> Result<(), InvalidationError> {
+        let Some(requester) = self.first else { return Ok(()) };
+        let source = SourceId { segment: hardware.segment, requester };
+        Err(InvalidationError::DeviceTimeout { source, others: self.others })
     }
 }
 
@@ -135,11 +154,7 @@ fn culprit(job: &Job<'_>, source: u16) -> Option<u16> {
     if job.has_device(source) {
         return Some(source);
     }
-    if source == 0 { job.first_device() } else { None }
-}
-
-fn stuck<R>(hardware: &Hardware<R>) -> InvalidationError {
-    hardware.mark_stuck().into()
+    if source == 0 { job.devices().next() } else { None }
 }
 
 impl Queue {
@@ -155,21 +170,35 @@ impl Queue {
         if let Some(slot) = main {
             let expired = |waited| self.main_expired(platform, &slot, waited);
             match self.wait_for(platform, hardware, &slot, since_ns, expired) {
-                Waited::Done { refused: main_refused } => refused = main_refused,
+                Waited::Done { refused: main_refused } => {
+                    refused = main_refused;
+                    self.slots.put_back(slot);
+                }
                 Waited::Dropped { source } => {
-                    self.slots.orphan(slot);
-                    devices.into_iter().for_each(|slot| self.slots.orphan(slot));
+                    [Some(slot), devices].into_iter().flatten().for_each(|slot| self.slots.orphan(slot));
                     return Ok(Outcome::Dropped { source, main_done: false });
                 }
                 Waited::Expired | Waited::Stuck => {
-                    self.slots.pin(slot);
-                    devices.into_iter().for_each(|slot| self.slots.pin(slot));
+                    [Some(slot), devices].into_iter().flatten().for_each(|slot| self.slots.pin(slot));
                     return Err(hardware.mark_stuck());
                 }
             }
-            self.slots.put_back(slot);
         }
-        let Some(slot) = devices else { return Ok(done(refused)) };
+        match devices {
+            Some(slot) => self.devices_outcome(platform, hardware, slot, since_ns, refused),
+            None => Ok(done(refused)),
+        }
+    }
+
+    /// Waits for the device TLBs of a job whose main part is done, or was `refused`.
+    fn devices_outcome<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        slot: OwnedSlot,
+        since_ns: u64,
+        refused: bool,
+    ) -> Result<Outcome, Stuck> {
         match self.wait_for(platform, hardware, &slot, since_ns, |waited| waited > DEVICE_TIMEOUT_NS) {
             Waited::Done { refused: devices_refused } => {
                 self.slots.put_back(slot);
@@ -181,7 +210,7 @@ impl Queue {
             }
             Waited::Expired => {
                 self.slots.pin(slot);
-                Ok(Outcome::DevicesLate)
+                Ok(if refused { Outcome::Refused } else { Outcome::DevicesLate })
             }
             Waited::Stuck => {
                 self.slots.pin(slot);

@@ -318,3 +318,38 @@ fn endless_device_timeouts_end() {
     assert_eq!(unit.invalidate(&platform, &[device(0x0100)]), timed_out(0x0100));
     assert!(!unit.is_stuck());
 }
+
+/// What is silently left out of the answer would go on using memory that is somebody else's by then.
+#[test]
+fn no_device_that_may_not_have_answered_is_left_out() {
+    let others = |requester| {
+        let source = SourceId { segment: 0, requester };
+        Err(InvalidationError::DeviceTimeout { source, others: true })
+    };
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| {
+        (manner.silent, manner.gives_up_ns) = (vec![0x0100, 0x0300], Some(60_000_000_000));
+    });
+    let batch = [domain(), device(0x0100), device(0x0200), device(0x0300)];
+    assert_eq!(unit.invalidate(&platform, &batch), others(0x0100), "two are named by the unit");
+    // The unit names nobody, and waits on: it may be any of them.
+    platform.unit.behave(|manner| (manner.silent, manner.gives_up_ns) = (vec![0x0200], None));
+    assert_eq!(unit.invalidate(&platform, &batch), others(0x0100));
+    assert!(!unit.is_stuck());
+}
+
+/// Two things go wrong at once: a part is refused, and a device is late.
+#[test]
+fn a_late_device_does_not_hide_that_the_rest_was_refused() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    refuse_pages(&platform);
+    platform.unit.behave(|manner| manner.silent = vec![0x0100]);
+    let batch = [pages(1), device(0x0100)];
+    let ticket = unit.submit(&platform, &batch).unwrap();
+    unit.queue.as_ref().unwrap().recover(&platform, &unit.hardware);
+    // The main part of the second attempt is behind the device, and so is the unit.
+    let result = ticket.wait(&platform);
+    assert!(matches!(result, Err(InvalidationError::Stuck(_))), "{result:?}");
+}
