@@ -5,6 +5,7 @@
 //! moves it or a driver polls.
 
 mod host;
+pub mod nvme;
 pub mod virtio_blk;
 
 pub use host::{Bench, await_true};

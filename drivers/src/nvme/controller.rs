@@ -235,3 +235,7 @@ impl Drop for Controller {
         self.device.disable_bus_master();
     }
 }
+
+#[cfg(test)]
+#[path = "controller_tests.rs"]
+mod tests;

@@ -16,6 +16,8 @@ mod express;
 #[cfg(test)]
 pub mod fake;
 mod function;
+#[cfg(test)]
+mod interrupt_tests;
 mod msi;
 mod msix;
 mod names;
