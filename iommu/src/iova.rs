@@ -42,7 +42,7 @@ mod tests;
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{
-    fmt, mem,
+    fmt,
     ops::RangeInclusive,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -52,7 +52,7 @@ use mm::{PAGE_BYTES, PAGE_SHIFT};
 use central::Central;
 pub use error::{FreeError, IovaError};
 use holes::{Run, limit};
-use magazine::{KINDS, Kind, MAX_DEPOT_MAGAZINES, Rack};
+use magazine::{KINDS, Kind, MAX_DEPOT_MAGAZINES, MAX_MAGAZINES, Rack};
 pub use request::IovaRequest;
 use request::whole_pages;
 
@@ -257,9 +257,10 @@ impl<P: Platform> IovaSpace<P> {
     fn take_from_holes<T>(&self, mut take: impl FnMut(&mut Central, &P::Tables) -> Option<T>) -> Option<T> {
         for _ in 0..MAX_DRAINS {
             let found = self.with_central(&mut take);
-            if found.is_some() || !self.drain() {
+            if found.is_some() {
                 return found;
             }
+            self.drain();
         }
         self.with_central(take)
     }
@@ -321,26 +322,28 @@ impl<P: Platform> IovaSpace<P> {
         rack.push(first)
     }
 
-    /// Empties all magazines into the holes. Whether there was anything in them.
+    /// Empties all magazines into the holes.
     ///
-    /// Interrupts are on again after each magazine.
-    fn drain(&self) -> bool {
-        let mut found = false;
+    /// A magazine is in its place until its blocks are in the holes, for whoever else looks for them. Between two
+    /// magazines interrupts are on.
+    fn drain(&self) {
         for cache in &self.caches {
-            let mut racks = mem::take(&mut *cache.0.lock(&*self.platform));
-            for (kind, rack) in Kind::all().zip(&mut racks) {
-                for magazine in rack.take() {
-                    found |= self.with_central(|central, tables| central.retire(tables, magazine, kind));
-                }
+            for _ in 0..MAX_MAGAZINES {
+                let interrupts = InterruptsOff::new(&*self.platform);
+                let mut racks = cache.0.lock_under(&interrupts);
+                let mut magazines = Kind::all().zip(racks.iter_mut());
+                let Some((kind, magazine)) = magazines.find_map(|(kind, rack)| Some((kind, rack.take()?)))
+                else {
+                    break;
+                };
+                self.central.lock_under(&interrupts).retire(self.platform.tables(), magazine, kind);
             }
         }
         for _ in 0..MAX_DEPOT_MAGAZINES {
             if !self.with_central(Central::retire_from_depot) {
                 break;
             }
-            found = true;
         }
-        found
     }
 }
 

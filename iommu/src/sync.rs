@@ -2,6 +2,9 @@
 
 use core::ops::{Deref, DerefMut};
 
+#[cfg(loom)]
+use self::modelled::{SpinMutex, SpinMutexGuard};
+#[cfg(not(loom))]
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::Platform;
@@ -70,5 +73,41 @@ impl<T, P: Platform> DerefMut for IrqLockGuard<'_, T, P> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
+    }
+}
+
+/// The same lock, as `loom` explores it: each time it is taken another thread may come first.
+#[cfg(loom)]
+mod modelled {
+    use std::sync::{Mutex, OnceLock, PoisonError};
+
+    pub(crate) use loom::sync::MutexGuard as SpinMutexGuard;
+
+    #[derive(Debug)]
+    pub(crate) struct SpinMutex<T> {
+        /// The value until the lock is first taken: only then is there a model to make the other one in.
+        initial: Mutex<Option<T>>,
+        inner: OnceLock<loom::sync::Mutex<T>>,
+    }
+
+    impl<T> SpinMutex<T> {
+        pub const fn new(value: T) -> Self {
+            Self { initial: Mutex::new(Some(value)), inner: OnceLock::new() }
+        }
+
+        fn inner(&self) -> &loom::sync::Mutex<T> {
+            self.inner.get_or_init(|| {
+                let initial = self.initial.lock().unwrap_or_else(PoisonError::into_inner).take();
+                loom::sync::Mutex::new(initial.expect("the value is moved once"))
+            })
+        }
+
+        pub fn lock(&self) -> SpinMutexGuard<'_, T> {
+            self.inner().lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        pub fn try_lock(&self) -> Option<SpinMutexGuard<'_, T>> {
+            self.inner().try_lock().ok()
+        }
     }
 }

@@ -218,18 +218,16 @@ impl Central {
         }
     }
 
-    /// Gives the blocks of `magazine` back to the holes, and its memory to the host. Whether there were any blocks.
-    pub fn retire<M: TableMemory>(&mut self, tables: &M, mut magazine: Slot<Magazine>, kind: Kind) -> bool {
-        let had_blocks = magazine.len() > 0;
+    /// Gives the blocks of `magazine` back to the holes, and its memory to the host.
+    pub fn retire<M: TableMemory>(&mut self, tables: &M, mut magazine: Slot<Magazine>, kind: Kind) {
         self.unload(tables, &mut magazine, kind);
         self.magazines.put(tables, magazine);
-        had_blocks
     }
 
     /// Does the same to a magazine of the depot. Whether there was one.
     pub fn retire_from_depot<M: TableMemory>(&mut self, tables: &M) -> bool {
         let mut kinds = Kind::all();
         let found = kinds.find_map(|kind| Some((kind, self.depots[kind.index()].pop()?)));
-        found.is_some_and(|(kind, magazine)| self.retire(tables, magazine, kind))
+        found.map(|(kind, magazine)| self.retire(tables, magazine, kind)).is_some()
     }
 }

@@ -31,6 +31,9 @@ const MAGAZINE_PAGES: usize = 2048;
 const DEPOT_MAGAZINES: usize = 64;
 const DEPOT_PAGES: usize = 1 << 15;
 
+/// Most magazines of a CPU.
+pub(super) const MAX_MAGAZINES: usize = 2 * KINDS;
+
 /// Most magazines in the depot.
 pub(super) const MAX_DEPOT_MAGAZINES: usize = KINDS * DEPOT_MAGAZINES;
 
@@ -204,9 +207,9 @@ impl Rack {
         self.loaded.iter().chain(&self.previous).map(|magazine| &**magazine)
     }
 
-    /// Takes both magazines.
-    pub fn take(&mut self) -> impl Iterator<Item = Slot<Magazine>> {
-        self.loaded.take().into_iter().chain(self.previous.take())
+    /// Takes a magazine, if there is one.
+    pub fn take(&mut self) -> Option<Slot<Magazine>> {
+        self.loaded.take().or_else(|| self.previous.take())
     }
 }
 

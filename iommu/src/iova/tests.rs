@@ -2,6 +2,8 @@
 
 mod cpus;
 mod host;
+#[cfg(loom)]
+mod interleavings;
 mod memory;
 mod places;
 mod random;

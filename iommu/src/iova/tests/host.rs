@@ -112,23 +112,38 @@ impl Drop for Frames {
     }
 }
 
-std::thread_local! {
-    static CPU: Cell<usize> = const { Cell::new(0) };
-    static GUARDS: Cell<usize> = const { Cell::new(0) };
+#[cfg(loom)]
+use loom::thread_local;
+#[cfg(not(loom))]
+use std::thread_local;
+
+thread_local! {
+    #[allow(clippy::missing_const_for_thread_local, reason = "loom's macro takes no constant")]
+    static CPU: Cell<usize> = Cell::new(0);
+    #[allow(clippy::missing_const_for_thread_local, reason = "as above")]
+    static GUARDS: Cell<usize> = Cell::new(0);
 }
 
 /// The calling thread is CPU `cpu` from now on.
 pub fn become_cpu(cpu: usize) {
-    CPU.set(cpu);
+    CPU.with(|current| current.set(cpu));
 }
 
 /// Interrupts are off on the thread that made it.
 pub struct Guard(PhantomData<*const ()>);
 
+impl Guard {
+    #[inline]
+    fn new() -> Self {
+        GUARDS.with(|guards| guards.set(guards.get() + 1));
+        Self(PhantomData)
+    }
+}
+
 impl Drop for Guard {
     #[inline]
     fn drop(&mut self) {
-        GUARDS.set(GUARDS.get() - 1);
+        GUARDS.with(|guards| guards.set(guards.get() - 1));
     }
 }
 
@@ -173,14 +188,13 @@ unsafe impl Platform for Host {
 
     #[inline]
     fn cpu(&self) -> usize {
-        debug_assert!(GUARDS.get() > 0, "the CPU may change without a guard");
-        CPU.get() % MAX_CPUS
+        debug_assert!(GUARDS.with(Cell::get) > 0, "the CPU may change without a guard");
+        CPU.with(Cell::get) % MAX_CPUS
     }
 
     #[inline]
     fn interrupt_guard(&self) -> Guard {
-        GUARDS.set(GUARDS.get() + 1);
-        Guard(PhantomData)
+        Guard::new()
     }
 
     fn in_interrupt(&self) -> bool {
