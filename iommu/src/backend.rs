@@ -28,6 +28,24 @@ impl UnitSet {
         Self(self.0 | 1 << unit)
     }
 
+    /// The units whose bits are set.
+    #[inline]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Those that are in both sets.
+    #[inline]
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The lowest index.
+    #[inline]
+    pub const fn first(self) -> Option<usize> {
+        if self.0 == 0 { None } else { Some(self.0.trailing_zeros() as usize) }
+    }
+
     /// The indices.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..Self::MAX_UNITS).filter(move |unit| self.0 >> unit & 1 != 0)
@@ -45,6 +63,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// The host kernel.
     fn platform(&self) -> &Arc<Self::Platform>;
+
+    /// Fails if one of `units` is known not to answer: nothing new is mapped behind it.
+    fn check(&self, units: UnitSet) -> Result<(), Stuck>;
 
     /// The table format that all of `units` walk, if there is one.
     fn format(&self, units: UnitSet) -> Option<Self::Format>;

@@ -243,6 +243,7 @@ impl<B: Backend> Drop for Domain<B> {
 impl<B: Backend> Space for Domain<B> {
     fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
         let memory = whole_pages(&**self.backend.platform(), request)?;
+        self.backend.check(self.units).map_err(DmaError::from)?;
         self.reaper.reserve()?;
         self.allocate(request.placement, memory.bytes)
             .map_err(NotMapped::from)

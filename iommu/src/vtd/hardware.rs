@@ -39,6 +39,8 @@ pub(crate) struct Vtd<P: Platform> {
     /// Width of a physical address (host address width of the DMAR table), in bits.
     physical_bits: u8,
     options: Options,
+    /// One bit a unit that was found not to answer: nothing new is mapped behind it.
+    stuck: AtomicU64,
     /// One bit a unit whose failure the front has been told of.
     reported_stuck: AtomicU64,
     /// No unit caches entries that are not present or buffers writes: a new leaf is seen as soon as it is stored.
@@ -114,6 +116,7 @@ impl<P: Platform> Vtd<P> {
             units,
             physical_bits,
             options,
+            stuck: AtomicU64::new(0),
             reported_stuck: AtomicU64::new(0),
             publishes_freely,
         })
@@ -157,7 +160,9 @@ impl<P: Platform> Vtd<P> {
         let stuck = self.units.iter().filter(|state| state.unit.is_stuck()).map(|state| state.unit.index());
         let is_new =
             |&unit: &usize| self.reported_stuck.fetch_or(1 << unit, Ordering::Relaxed) >> unit & 1 == 0;
-        stuck.into_iter().find(is_new).map(|unit| Stuck { unit })
+        let unit = stuck.into_iter().find(is_new)?;
+        self.stuck.fetch_or(1 << unit, Ordering::Relaxed);
+        Some(Stuck { unit })
     }
 
     /// Logs what the units are.
@@ -186,6 +191,7 @@ impl<P: Platform> Vtd<P> {
     #[cold]
     fn failed(&self, unit: usize, error: impl core::fmt::Display) -> Stuck {
         log::error!("{error}");
+        self.stuck.fetch_or(1 << unit, Ordering::Relaxed);
         self.platform.wake(Work::Faults);
         Stuck { unit }
     }
@@ -282,6 +288,12 @@ impl<P: Platform> Backend for Vtd<P> {
         &self.platform
     }
 
+    #[inline]
+    fn check(&self, units: UnitSet) -> Result<(), Stuck> {
+        let stuck = UnitSet::from_bits(self.stuck.load(Ordering::Relaxed));
+        stuck.common(units).first().map_or(Ok(()), |unit| Err(Stuck { unit }))
+    }
+
     fn format(&self, units: UnitSet) -> Option<SecondStageFormat> {
         let capabilities = || units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability()));
         let has_all = |width: &AddressWidth| capabilities().all(|capability| capability.has_width(*width));
@@ -327,6 +339,7 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn attach(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), DmaError> {
+        self.check(UnitSet::default().with(unit))?;
         // The tag comes first: an unmap that runs at the same time either finds it, or has cleared its leaves before
         // the unit can walk them.
         let domain = self.add_tag(tags, unit)?;
