@@ -206,6 +206,16 @@ impl Machine {
         self.state().units[index].faults.any_pending()
     }
 
+    /// Writes to the registers of unit `index` so far.
+    pub fn register_writes(&self, index: usize) -> u64 {
+        self.state().units[index].writes
+    }
+
+    /// Whether the buffer at `physical` is in the hands of a device.
+    pub fn is_lent(&self, physical: u64) -> bool {
+        self.memory.buffers.is_lent(physical)
+    }
+
     /// Gives no more vectors out.
     pub fn exhaust_vectors(&self) {
         self.vectors.lock().unwrap().exhausted = true;

@@ -23,6 +23,8 @@ pub struct Misbehaviour {
     pub registers_stalled: bool,
     /// Register-based invalidations are refused.
     pub registers_refuse: bool,
+    /// CAP and ECAP read as these.
+    pub capability: Option<(u64, u64)>,
     /// How long a device may take to answer a device-TLB invalidation.
     pub device_limit_ns: u64,
 }
@@ -41,6 +43,7 @@ impl Default for Misbehaviour {
             completion_error: false,
             registers_stalled: false,
             registers_refuse: false,
+            capability: None,
             device_limit_ns: MINUTE_NS,
         }
     }

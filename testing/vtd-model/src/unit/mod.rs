@@ -78,6 +78,8 @@ pub(crate) struct Unit {
     /// that, nothing has reached the unit.
     drained: u64,
     handshakes: Handshakes,
+    /// Writes of registers so far.
+    pub writes: u64,
     /// Low halves of 64-bit registers that are written in two dwords.
     half_written: Option<usize>,
     /// Writes that were translated and have not reached memory yet.
@@ -121,6 +123,7 @@ impl Unit {
             write_buffer: HashMap::new(),
             drained: 0,
             handshakes: Handshakes::default(),
+            writes: 0,
             half_written: None,
             in_flight: Vec::new(),
         }

@@ -34,6 +34,7 @@ impl Unit {
 
     /// A write of `width` bytes, 4 or 8.
     pub fn write(&mut self, world: &mut World, offset: usize, width: usize, value: u64) {
+        self.writes += 1;
         if self.misbehaviour.gone {
             return;
         }
@@ -79,8 +80,8 @@ impl Unit {
     fn value(&self, world: &World, register: Register, half: usize) -> u64 {
         match register {
             Register::Version => self.config.version.into(),
-            Register::Capability => self.config.cap(),
-            Register::ExtendedCapability => self.config.ecap(),
+            Register::Capability => self.misbehaviour.capability.map_or(self.config.cap(), |c| c.0),
+            Register::ExtendedCapability => self.misbehaviour.capability.map_or(self.config.ecap(), |c| c.1),
             Register::GlobalCommand | Register::InvalidateAddress => {
                 self.complain(world, Rule::AccessWidth, format!("read of {register:?}, which is write-only"));
                 0

@@ -143,6 +143,54 @@ impl Life {
         self.expect_no_complaint()
     }
 
+    /// A unit stops working, in one way or another: what it may still reach stays pinned, and everything else goes on.
+    pub fn end_by_death(mut self) -> Result<(), String> {
+        self.driven.machine.set_shortage(None);
+        self.reap();
+        let units = &self.driven.machine.config().units;
+        let dead = self.random.index(units.len());
+        let queued = units[dead].queued;
+        let way = self.random.below(3);
+        self.driven.machine.clock().set_relax_ns(1_000_000);
+        self.driven.machine.misbehave(dead, |unit| match (way, queued) {
+            (0, _) => unit.gone = true,
+            (_, false) => unit.registers_stalled = true,
+            (1, true) => unit.queue_stalled = true,
+            (_, true) => unit.statuses_lost = true,
+        });
+        let behind = |functions: &[Function], group: usize, config: &MachineConfig| {
+            (0..functions.len()).any(|i| functions[i].group == group && config.functions[i].unit == dead)
+        };
+        while let Some(live) = self.live.pop() {
+            let group = self.functions[live.function].group;
+            let pinned = behind(&self.functions, group, self.driven.machine.config());
+            match live.held.unmap() {
+                Err(DmaError::Stuck(stuck)) if pinned && stuck.unit == dead => {}
+                Ok(_) if !pinned => self.oracles[group].remove(live.iova),
+                other => {
+                    return Err(format!("unmap of {:#x} behind unit {dead} ({way}): {other:?}", live.iova));
+                }
+            }
+        }
+        self.pump();
+        for (index, function) in self.functions.iter().enumerate() {
+            let config = &self.driven.machine.config().functions[index];
+            let claimed_there = config.unit == dead && function.handle.is_some();
+            if claimed_there && self.stuck_was_found(dead) && function.hardware.is_bus_master() {
+                return Err(format!("{} is still a bus master behind unit {dead}", function.address));
+            }
+            if !behind(&self.functions, function.group, self.driven.machine.config()) {
+                check::whole(&function.hardware, &self.oracles[function.group])?;
+            }
+        }
+        self.expect_no_complaint()
+    }
+
+    /// Whether the driver knows that a unit does not work.
+    fn stuck_was_found(&self, unit: usize) -> bool {
+        self.driven.units().iter().any(|report| report.unit == unit && !report.alive)
+    }
+
     fn expect_no_complaint(&self) -> Result<(), String> {
         if self.driven.machine.is_content() {
             return Ok(());

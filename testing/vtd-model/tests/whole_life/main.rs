@@ -26,6 +26,8 @@ use vtd_model::{MachineConfig, Random, become_cpu};
 const DEFAULT_STEPS: u64 = 200_000;
 const THREADS: u64 = 2;
 const FIRST_SEED: u64 = 1;
+/// One life in so many ends with a unit that stops working.
+const DEATH_EVERY: u64 = 4;
 
 /// Runs one life; a panic of the driver is a failure like any other.
 fn live(seed: u64, steps: &[Step]) -> Result<(), String> {
@@ -34,7 +36,7 @@ fn live(seed: u64, steps: &[Step]) -> Result<(), String> {
         for (number, step) in steps.iter().enumerate() {
             life.run(step).map_err(|error| format!("step {number}, {step:?}: {error}"))?;
         }
-        life.end()
+        if seed.is_multiple_of(DEATH_EVERY) { life.end_by_death() } else { life.end() }
     }));
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
