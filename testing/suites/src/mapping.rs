@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use drivers::edu::{Transfer, Way};
 use harness::{Failure, check, check_eq, failure, test};
-use iommu::{Bidirectional, DmaDevice, DmaError, FromDevice, Iova, PageBuffer, ToDevice};
+use iommu::{Bidirectional, DmaDevice, DmaError, FromDevice, Iova, Mapping, PageBuffer, ToDevice};
 
 use crate::{
     edu::BYTES,
@@ -136,26 +136,67 @@ test! {
     }
 }
 
+/// Pages of the long run.
+const LONG_PAGES: usize = 2048;
+const LARGE_LEAF: u64 = 2 << 20;
+
+/// Maps `buffer` at `iova`, and returns how many pages of tables that took.
+fn map_long(
+    machine: &Machine,
+    dma: &DmaDevice,
+    buffer: PageBuffer,
+    iova: Iova,
+) -> Result<(Mapping<PageBuffer, FromDevice>, u64), Failure> {
+    let before = machine.memory.free_frames();
+    let mapping = dma.dma_map_at(buffer, FromDevice, iova)?;
+    Ok((mapping, before.saturating_sub(machine.memory.free_frames())))
+}
+
+/// Where in a large leaf the memory of `mapping` begins.
+fn offset_in_leaf(
+    machine: &Machine,
+    mapping: &Mapping<PageBuffer, FromDevice>,
+    dma: &DmaDevice,
+) -> Option<u64> {
+    let mappings = reports::group(&machine.iommu, dma.function())?.mappings;
+    let report = mappings.iter().find(|report| report.iova == mapping.iova())?;
+    Some(report.output.as_u64() % LARGE_LEAF)
+}
+
 test! {
-    /// A run that is long and aligned enough for a large leaf is reached at both ends, and gone as a whole.
+    /// A run that is long and aligned enough takes large leaves where the units have them, and is reached at both ends
+    /// and in between, and gone as a whole.
     deadline_ms = 20_000,
     lacks = lacks::isolated_edu,
-    fn a_large_mapping_is_reached_at_both_ends(context) {
-        const PAGES: usize = 1024;
+    fn a_long_run_takes_large_leaves(context) {
         let machine = Machine::of(context)?;
         let mut edu = machine.edu(0)?;
+        let dma = edu.dma.clone();
         edu.load(1)?;
-        let page = Iova::new(machine.fresh_page().as_u64() & !0x1f_ffff);
-        let buffer = PageBuffer::zeroed(PAGES).ok_or_else(|| Failure::new("no memory"))?;
-        let mapping = edu.dma.dma_map_at(buffer, FromDevice, page)?;
-        let last = Iova::new(page.as_u64() + (PAGES as u64 - 1) * 4096);
-        edu.push(page, 64)?;
-        edu.push(last, 64)?;
+        let start = machine.fresh_page().as_u64() & !(LARGE_LEAF - 1);
+        let buffer = PageBuffer::zeroed(LONG_PAGES).ok_or_else(|| failure!("no memory for a long buffer"))?;
+        // Where memory begins shows only when it is mapped; and the first mapping of a region takes more than others.
+        let (mapping, _) = map_long(machine, &dma, buffer, Iova::new(start))?;
+        let offset = offset_in_leaf(machine, &mapping, &dma).ok_or_else(|| failure!("the mapping is not shown"))?;
+        let (mapping, small) = map_long(machine, &dma, mapping.unmap()?, Iova::new(start + offset + 4096))?;
+        let (mapping, large) = map_long(machine, &dma, mapping.unmap()?, Iova::new(start + offset))?;
+        let reported = reports::units(&machine.iommu).iter().all(|unit| unit.capability >> 34 & 1 != 0);
+        if reported && machine.options.superpages {
+            check!(large + 2 <= small, "{large} table pages where leaves can be large, {small} where they cannot");
+        } else {
+            check!(small.abs_diff(large) <= 1, "{large} and {small} table pages, with leaves of 4 KiB only");
+        }
+        let pages = [0, LONG_PAGES / 2, LONG_PAGES - 1];
+        let address = |page: usize| Iova::new(start + offset + page as u64 * 4096);
+        for page in pages {
+            edu.push(address(page), 64)?;
+        }
         let buffer = mapping.unmap()?;
-        pattern::expect(&buffer[..64], 1, "the first page")?;
-        pattern::expect(&buffer[(PAGES - 1) * 4096..][..64], 1, "the last page")?;
-        edu.push(last, 64)?;
-        Expected::write(edu.device.function(), last).await_recorded(machine)?;
+        for page in pages {
+            pattern::expect(&buffer[page * 4096..][..64], 1, "a page of the long run")?;
+            edu.push(address(page), 64)?;
+            Expected::write(edu.device.function(), address(page)).await_recorded(machine)?;
+        }
     }
 }
 
