@@ -121,11 +121,12 @@ fn await_live_mappings(machine: &Machine, wanted: usize) -> Result<(), Failure> 
 }
 
 test! {
-    /// Long-lived shared memory: the device sees what the CPU writes, and the other way round.
+    /// Long-lived shared memory: the device sees what the CPU writes, and the other way round, until it is dropped.
     lacks = lacks::edu,
     fn coherent_memory_is_shared(context) {
         let machine = Machine::of(context)?;
         let mut edu = machine.edu(0)?;
+        let live = machine.iommu.live_mappings();
         let mut memory = edu.dma.alloc_coherent::<u64>(512)?;
         check_eq!(memory.read(511), 0);
         memory.write(7, 0x1122_3344_5566_7788);
@@ -133,6 +134,8 @@ test! {
         edu.push(memory.iova_of(100), 8)?;
         check_eq!(memory.read(100), 0x1122_3344_5566_7788);
         check_eq!(memory.read(101), 0);
+        drop(memory);
+        await_live_mappings(machine, live)?;
     }
 }
 
