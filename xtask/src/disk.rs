@@ -31,6 +31,11 @@ pub fn pattern(lba: u64) -> [u8; SECTOR_BYTES] {
     sector
 }
 
+/// Whether `path` is a disk image of the right size.
+pub fn is_there(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|image| image.len() == SECTORS * SECTOR_BYTES as u64)
+}
+
 /// Writes a fresh image to `path`: under another name first, so that an interrupted run leaves no half image.
 pub fn create(path: &Path) -> Result<()> {
     let unfinished = path.with_extension("unfinished");
@@ -163,7 +168,7 @@ mod tests {
     #[test]
     fn an_image_holds_the_pattern_and_a_read_is_compared_with_it() {
         let image = image("read.img");
-        assert_eq!(std::fs::metadata(&image).unwrap().len(), SECTORS * SECTOR_BYTES as u64);
+        assert!(is_there(&image) && !is_there(Path::new("/nonexistent/disk.img")));
         assert_eq!(digest_of_image(&image, 100, 64).unwrap(), digest_of_pattern(100, 64));
         let right = claim("disk-read", &format!("100 64 {}", digest_of_pattern(100, 64))).unwrap();
         assert!(right.verify(&image).is_ok());

@@ -57,15 +57,28 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
         Read::Rest(arguments) => options.qemu_arguments = arguments,
     }
     let report = options.boot()?;
-    if !matches!(report.ending, Ending::Guest(_)) {
-        eprintln!("\nxtask run: {}", report.ending);
-    }
-    if let Ending::Overrun(_) | Ending::Qemu(_) | Ending::Guest(Verdict::Panicked) = report.ending {
-        eprintln!("\nthe last lines:\n    {}", report.last_lines.join("\n    "));
-    }
+    comment(&report);
     // A kernel that is to run no test has come to their end from the start.
     let done = if options.tests.as_deref() == Some("none") { Some((0, 0)) } else { report.record.done };
     Ok(ExitCode::from(exit_code(&report.ending, done)))
+}
+
+/// What the console has not shown by itself.
+fn comment(report: &Report) {
+    let quit_after_tests = report.ending == Ending::NoVerdict && report.record.done.is_some();
+    if !matches!(report.ending, Ending::Guest(_)) && !quit_after_tests {
+        eprintln!("\nxtask run: {}", report.ending);
+    }
+    let shown: Vec<&str> = report.last_lines.iter().map(String::as_str).collect();
+    match report.ending {
+        Ending::Overrun(_) | Ending::Qemu(_) => eprintln!("the last lines:\n    {}", shown.join("\n    ")),
+        Ending::Guest(Verdict::Panicked | Verdict::DeadlineMissed) => {
+            let frames: Vec<&str> =
+                shown.into_iter().filter(|line| line.trim_start().starts_with('#')).collect();
+            eprintln!("\nthe backtrace, by name:\n{}", frames.join("\n"));
+        }
+        Ending::Guest(_) | Ending::NoVerdict => {}
+    }
 }
 
 /// The exit code for how the boot ended; `done` are the guest's counts, if it came to the end of its tests.
@@ -102,7 +115,7 @@ impl Options {
         let kernel = workspace.build_kernel()?;
         let folder = workspace.scratch("run")?;
         let disk = folder.join("disk.img");
-        if !disk.exists() {
+        if !disk::is_there(&disk) {
             disk::create(&disk)?;
         }
         let logs = Logs::within(&folder);
