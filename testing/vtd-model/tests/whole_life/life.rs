@@ -295,7 +295,7 @@ impl Life {
         handle.set_address_bits(mask.min(64));
         let at = at.map(|()| {
             let bits = u64::from(function.address_bits).min(40 + (step.c & 7));
-            Iova::new((step.c >> 3) % (1 << bits) & !(PAGE - 1))
+            Iova::new(((step.c >> 3) % (1 << bits)) & !(PAGE - 1))
         });
         let physical = buffer.physical();
         let held = match step.c % 3 {
@@ -427,7 +427,7 @@ impl Life {
             return Ok(None);
         }
         let hardware = &self.functions[live.function].hardware;
-        let offset = step.b % live.bytes & !7;
+        let offset = (step.b % live.bytes) & !7;
         let data = step.c.to_le_bytes().to_vec();
         hardware.post_write(live.iova + offset, &data).map_err(|error| format!("posted write: {error:?}"))?;
         live.written = Some((offset, data));
