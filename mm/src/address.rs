@@ -25,6 +25,7 @@ impl PhysAddr {
     /// # Panics
     /// If `raw` does not fit into 52 bits. Use [`PhysAddr::checked`] for numbers that come from firmware or a device.
     #[must_use]
+    #[inline]
     pub const fn new(raw: u64) -> Self {
         assert!(raw < Self::LIMIT, "physical address beyond 52 bits");
         Self(raw)
@@ -32,24 +33,28 @@ impl PhysAddr {
 
     /// The address `raw`, or `None` if it does not fit into 52 bits.
     #[must_use]
+    #[inline]
     pub const fn checked(raw: u64) -> Option<Self> {
         if raw < Self::LIMIT { Some(Self(raw)) } else { None }
     }
 
     /// The address as a number.
     #[must_use]
+    #[inline]
     pub const fn as_u64(self) -> u64 {
         self.0
     }
 
     /// Whether the address is a multiple of `bytes`, a power of two.
     #[must_use]
+    #[inline]
     pub const fn is_aligned(self, bytes: u64) -> bool {
         self.0 & (bytes - 1) == 0
     }
 
     /// The address `bytes` further up, or `None` beyond 52 bits.
     #[must_use]
+    #[inline]
     pub const fn checked_add(self, bytes: u64) -> Option<Self> {
         match self.0.checked_add(bytes) {
             Some(sum) => Self::checked(sum),
@@ -82,6 +87,7 @@ pub struct PhysRange {
 impl PhysRange {
     /// The run of `bytes` bytes from `start`.
     #[must_use]
+    #[inline]
     pub const fn new(start: PhysAddr, bytes: u64) -> Self {
         Self { start, bytes }
     }

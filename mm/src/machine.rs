@@ -12,6 +12,7 @@ pub const LEVEL_BITS: u32 = 9;
 pub const KEPT_TABLES: usize = 8;
 
 /// Called in each round of a loop that waits for another thread to take its next step.
+#[inline]
 pub fn relax() {
     core::hint::spin_loop();
 }

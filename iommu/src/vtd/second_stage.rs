@@ -2,7 +2,7 @@
 
 use mm::{
     PhysAddr,
-    table::{Entry, Format, LeafSizes},
+    table::{Entry, Format, LeafSizes, level_bytes},
 };
 
 /// R: reads are allowed.
@@ -50,7 +50,10 @@ pub struct SecondStageFormat {
     leaf_sizes: LeafSizes,
     output_bits: u8,
     is_coherent: bool,
-    snoops: bool,
+    /// SNP, or nothing: what is in every leaf.
+    common: u64,
+    /// Bits that no input has.
+    beyond: u64,
 }
 
 impl SecondStageFormat {
@@ -70,7 +73,9 @@ impl SecondStageFormat {
         snoops: bool,
     ) -> Option<Self> {
         if levels >= 3 && levels <= 5 && output_bits >= 32 && output_bits <= 52 {
-            Some(Self { levels, leaf_sizes, output_bits, is_coherent, snoops })
+            let common = if snoops { SNOOP } else { 0 };
+            let beyond = !(level_bytes(levels + 1) - 1);
+            Some(Self { levels, leaf_sizes, output_bits, is_coherent, common, beyond })
         } else {
             None
         }
@@ -108,8 +113,7 @@ impl Format for SecondStageFormat {
     #[inline]
     fn encode_leaf(&self, level: u8, output: PhysAddr, access: SecondStageAccess) -> u64 {
         let size = if level > 1 { PAGE_SIZE } else { 0 };
-        let snoop = if self.snoops { SNOOP } else { 0 };
-        output.as_u64() | access.bits() | size | snoop
+        output.as_u64() | access.bits() | size | self.common
     }
 
     #[inline]
@@ -128,9 +132,22 @@ impl Format for SecondStageFormat {
         }
     }
 
+    /// An entry of ours above level 1 is 0, or has one of the permission bits and, if it is a leaf, PS. So what is in its
+    /// low byte, read as a signed number, is positive for a table.
+    #[inline]
+    fn decode_table(&self, _level: u8, raw: u64) -> Option<PhysAddr> {
+        const { assert!(PAGE_SIZE == 1 << 7 && READ < PAGE_SIZE && WRITE < PAGE_SIZE) };
+        (raw as i8 > 0).then_some(PhysAddr::new(raw & ADDRESS))
+    }
+
     #[inline]
     fn hardware_bits(&self) -> u64 {
         ACCESSED | DIRTY
+    }
+
+    #[inline]
+    fn covers(&self, first: u64, last: u64) -> bool {
+        first <= last && last & self.beyond == 0
     }
 }
 
@@ -170,6 +187,7 @@ mod tests {
                     let output = PhysAddr::new(0x3fff_c000_0000);
                     let raw = format(snoops).encode_leaf(level, output, access);
                     assert_eq!(format(snoops).decode(level, raw), Entry::Leaf(output, access));
+                    assert!(level == 1 || format(snoops).decode_table(level, raw).is_none());
                     // What hardware and nobody sets makes no difference.
                     let raw = raw | ACCESSED | DIRTY | 1 << 10 | 0x3ff << 52 | 1 << 63;
                     assert_eq!(format(snoops).decode(level, raw), Entry::Leaf(output, access));
@@ -185,6 +203,7 @@ mod tests {
             for count in [0, 1, 0x200, 0x3ff] {
                 let raw = format(true).encode_table(page) | count << 52;
                 assert_eq!(format(true).decode(level, raw), Entry::Table(page));
+                assert_eq!(format(true).decode_table(level, raw), Some(page));
             }
         }
     }
@@ -193,7 +212,20 @@ mod tests {
     fn neither_read_nor_write_is_empty() {
         for level in 1..=5 {
             assert_eq!(format(true).decode(level, 0), Entry::Empty);
+            assert_eq!(format(true).decode_table(level, 0), None);
             assert_eq!(format(true).decode(level, ADDRESS | SNOOP | 1 << 52 | 1 << 53), Entry::Empty);
+        }
+    }
+
+    #[test]
+    fn inputs_end_where_the_levels_do() {
+        for (levels, bits) in [(3, 39), (4, 48), (5, 57)] {
+            let format = SecondStageFormat::new(levels, LeafSizes::all(), 46, false, false).unwrap();
+            let last = (1 << bits) - 1;
+            assert!(format.covers(0, last) && format.covers(last, last));
+            assert!(
+                !format.covers(0, last + 1) && !format.covers(u64::MAX, u64::MAX) && !format.covers(1, 0)
+            );
         }
     }
 

@@ -5,6 +5,7 @@ use super::format::{Entry, Format, level_bytes};
 use super::kept::Place;
 use super::leaves;
 use super::link::{self, Seen};
+use super::lowest::Unmapped;
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
@@ -33,14 +34,23 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// - Nobody relies on the mapping any more.
     #[inline]
     pub unsafe fn unmap(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
-        match self.unmap_in_lowest(input, bytes) {
-            Some(stale) => Ok(stale),
-            None => self.unmap_anywhere(input, bytes),
+        if bytes == PAGE_BYTES {
+            match self.unmap_page(input) {
+                Unmapped::Done => {
+                    return Ok(Stale::new(self.id(), input, input + (PAGE_BYTES - 1), PAGE_BYTES));
+                }
+                Unmapped::Emptied => return Ok(self.emptied_lowest(input, input + (PAGE_BYTES - 1), 1)),
+                Unmapped::Not => {}
+            }
         }
+        self.unmap_anywhere(input, bytes)
     }
 
     #[inline(never)]
     fn unmap_anywhere(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
+        if let Some(stale) = self.unmap_run(input, bytes) {
+            return Ok(stale);
+        }
         let last = self.check_edit(input, bytes)?;
         let mut detached = Detached::new();
         let was_split = self.split(input, last, &mut detached)?;

@@ -27,6 +27,8 @@ pub enum MapError {
     Unaligned {
         /// Where the mapping was to start.
         input: u64,
+        /// What to flush.
+        undone: Option<Stale>,
     },
     /// The range does not lie within the addresses that the table translates.
     InputBeyondWidth {
@@ -34,11 +36,15 @@ pub enum MapError {
         input: u64,
         /// Its length.
         bytes: u64,
+        /// What to flush.
+        undone: Option<Stale>,
     },
     /// A segment does not lie within the memory that an entry can name.
     OutputBeyondWidth {
         /// The segment.
         range: PhysRange,
+        /// What to flush.
+        undone: Option<Stale>,
     },
     /// Something is mapped in the range.
     AlreadyMapped {
@@ -61,8 +67,11 @@ impl MapError {
     #[must_use]
     pub fn into_undone(self) -> Option<Stale> {
         match self {
-            Self::AlreadyMapped { undone, .. } | Self::OutOfTables { undone, .. } => undone,
-            Self::Unaligned { .. } | Self::InputBeyondWidth { .. } | Self::OutputBeyondWidth { .. } => None,
+            Self::Unaligned { undone, .. }
+            | Self::InputBeyondWidth { undone, .. }
+            | Self::OutputBeyondWidth { undone, .. }
+            | Self::AlreadyMapped { undone, .. }
+            | Self::OutOfTables { undone, .. } => undone,
         }
     }
 }
@@ -70,11 +79,13 @@ impl MapError {
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unaligned { input } => write!(f, "mapping at {input:#x} is empty or not in whole pages"),
-            Self::InputBeyondWidth { input, bytes } => {
+            Self::Unaligned { input, .. } => {
+                write!(f, "mapping at {input:#x} is empty or not in whole pages")
+            }
+            Self::InputBeyondWidth { input, bytes, .. } => {
                 write!(f, "mapping of {bytes:#x} bytes at {input:#x} exceeds the table's input width")
             }
-            Self::OutputBeyondWidth { range } => {
+            Self::OutputBeyondWidth { range, .. } => {
                 write!(f, "{:#x} bytes at {} exceed the table's output width", range.bytes, range.start)
             }
             Self::AlreadyMapped { input, .. } => write!(f, "{input:#x} is mapped already"),

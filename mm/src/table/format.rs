@@ -29,12 +29,14 @@ bitflags::bitflags! {
 
 /// log2 of the bytes that one entry at `level` spans: 12, 21, 30, ...
 #[must_use]
+#[inline]
 pub const fn level_shift(level: u8) -> u32 {
     PAGE_SHIFT + LEVEL_BITS * (level as u32 - 1)
 }
 
 /// Bytes that one entry at `level` spans, and so the size of a leaf there.
 #[must_use]
+#[inline]
 pub const fn level_bytes(level: u8) -> u64 {
     1 << level_shift(level)
 }
@@ -77,13 +79,25 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// What the entry `raw` at `level` says.
     fn decode(&self, level: u8, raw: u64) -> Entry<Self::Access>;
 
+    /// The table that the entry `raw` at `level` points to: [`decode`](Self::decode) without the rest. Asked once for each
+    /// level of each walk, so a format may have a shorter way to tell.
+    #[inline]
+    fn decode_table(&self, level: u8, raw: u64) -> Option<PhysAddr> {
+        match self.decode(level, raw) {
+            Entry::Table(table) => Some(table),
+            Entry::Empty | Entry::Leaf(..) => None,
+        }
+    }
+
     /// Bits of a leaf that the walker in hardware sets by itself (accessed, dirty). They survive a change of
     /// permissions and the split of a superpage.
+    #[inline]
     fn hardware_bits(&self) -> u64 {
         0
     }
 
     /// Whether the inputs `first..=last` lie within what the table translates.
+    #[inline]
     fn covers(&self, first: u64, last: u64) -> bool {
         first <= last && last >> level_shift(self.levels() + 1) == 0
     }

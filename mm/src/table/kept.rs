@@ -15,20 +15,24 @@ pub struct Place(u64);
 
 impl Place {
     /// The place of the table of `level` on the way to `input`.
+    #[inline]
     pub const fn new(input: u64, level: u8) -> Self {
         Self(input & !(level_bytes(level + 1) - 1) | level as u64)
     }
 
+    #[inline]
     pub const fn level(self) -> u8 {
         (self.0 & 7) as u8
     }
 
     /// First input address of the table.
+    #[inline]
     pub const fn first(self) -> u64 {
         self.0 & !7
     }
 
     /// Last input address (inclusive) of the table.
+    #[inline]
     pub const fn last(self) -> u64 {
         self.first() | (level_bytes(self.level() + 1) - 1)
     }
@@ -48,14 +52,20 @@ impl Kept {
         Self { slots: core::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
-    /// Notes the table at `place`, which the caller has just emptied. Returns the table that has to go for it.
+    /// Whether there is a note of the table at `place`, which the caller has just emptied: it stays.
     #[inline]
+    pub fn has(&self, place: Place) -> bool {
+        self.slot(place).load(Ordering::SeqCst) == place.0
+    }
+
+    #[inline]
+    fn slot(&self, place: Place) -> &AtomicU64 {
+        &self.slots[(place.first() >> level_shift(place.level() + 1)) as usize % KEPT_TABLES]
+    }
+
+    /// Notes the table at `place`, which the caller has just emptied. Returns the table that has to go for it.
     pub fn offer(&self, place: Place) -> Option<Place> {
-        let slot = &self.slots[(place.first() >> level_shift(place.level() + 1)) as usize % KEPT_TABLES];
-        if slot.load(Ordering::SeqCst) == place.0 {
-            return None;
-        }
-        let before = slot.swap(place.0, Ordering::SeqCst);
+        let before = self.slot(place).swap(place.0, Ordering::SeqCst);
         (before != 0 && before != place.0).then_some(Place(before))
     }
 }

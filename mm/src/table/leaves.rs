@@ -1,18 +1,47 @@
 //! Runs of leaves in one table: the innermost loops, a cache line of eight entries at a time.
 
 use crate::machine::{AtomicU64, Ordering};
+use crate::{PAGE_BYTES, PhysRange};
 
 /// Entries in a cache line.
 const LINE: usize = 8;
 
-/// Writes `raw`, `raw + step`, `raw + 2 * step` ... into `entries`, none of which is in use.
-#[inline]
-pub fn fill(entries: &[AtomicU64], mut raw: u64, step: u64) {
+/// Writes `raw`, `raw + step`, `raw + 2 * step` ... into `entries`, up to the first that is in use. Returns how many were
+/// written. The caller may know that all are unused.
+#[inline(always)]
+pub fn fill_run(entries: &[AtomicU64], raw: u64, step: u64, all_unused: bool) -> usize {
+    match entries {
+        [] => 0,
+        [entry] => fill_each(core::slice::from_ref(entry), raw, step),
+        _ if all_unused => {
+            fill_lines(entries, raw, step);
+            entries.len()
+        }
+        _ => fill_unused(entries, raw, step),
+    }
+}
+
+/// Writes `leaf` plus the start of a segment into each of `entries`, up to the first segment that is not one page or has
+/// a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written.
+#[inline(always)]
+pub fn fill_scattered(entries: &[AtomicU64], segments: &[PhysRange], leaf: u64, no_output: u64) -> usize {
+    let mut written = 0;
+    for (entry, PhysRange { start, bytes }) in entries.iter().zip(segments) {
+        let start = start.as_u64();
+        if *bytes != PAGE_BYTES || start & no_output != 0 || entry.load(Ordering::Relaxed) != 0 {
+            break;
+        }
+        entry.store(leaf + start, Ordering::Release);
+        written += 1;
+    }
+    written
+}
+
+#[inline(always)]
+fn fill_lines(entries: &[AtomicU64], mut raw: u64, step: u64) {
     let (lines, rest) = entries.as_chunks::<LINE>();
     for line in lines {
-        for (offset, entry) in (0..).zip(line) {
-            entry.store(raw + offset * step, Ordering::Release);
-        }
+        fill_line(line, raw, step);
         raw += LINE as u64 * step;
     }
     for entry in rest {
@@ -21,9 +50,28 @@ pub fn fill(entries: &[AtomicU64], mut raw: u64, step: u64) {
     }
 }
 
-/// As [`fill`], up to the first entry in use. Returns how many were written.
 #[inline]
-pub fn fill_unused(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
+fn fill_unused(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
+    let (lines, rest) = entries.as_chunks::<LINE>();
+    for (index, line) in lines.iter().enumerate() {
+        if line.iter().fold(0, |any, entry| any | entry.load(Ordering::Relaxed)) != 0 {
+            return index * LINE + fill_each(line, raw, step);
+        }
+        fill_line(line, raw, step);
+        raw += LINE as u64 * step;
+    }
+    lines.len() * LINE + fill_each(rest, raw, step)
+}
+
+#[inline(always)]
+fn fill_line(line: &[AtomicU64; LINE], raw: u64, step: u64) {
+    for (offset, entry) in (0..).zip(line) {
+        entry.store(raw + offset * step, Ordering::Release);
+    }
+}
+
+#[inline(always)]
+fn fill_each(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
     for (written, entry) in entries.iter().enumerate() {
         if entry.load(Ordering::Relaxed) != 0 {
             return written;
@@ -39,11 +87,15 @@ pub fn fill_unused(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
 pub fn clear(entries: &[AtomicU64]) -> u64 {
     let (lines, rest) = entries.as_chunks::<LINE>();
     let mut used = 0;
-    let mut clear_one = |entry: &AtomicU64| {
+    for line in lines {
+        for entry in line {
+            used += u64::from(entry.load(Ordering::Relaxed) != 0);
+            entry.store(0, Ordering::Release);
+        }
+    }
+    for entry in rest {
         used += u64::from(entry.load(Ordering::Relaxed) != 0);
         entry.store(0, Ordering::Release);
-    };
-    lines.iter().for_each(|line| line.iter().for_each(&mut clear_one));
-    rest.iter().for_each(&mut clear_one);
+    }
     used
 }

@@ -21,11 +21,13 @@ const COUNT_MAX: u64 = 0x3ff;
 const _: () = assert!(COUNT_MAX >= super::memory::TABLE_ENTRIES as u64 + 511);
 
 /// Number of references in the link `raw`: entries of the table that are not empty, and threads inside it.
+#[inline]
 pub const fn count(raw: u64) -> u64 {
     raw >> COUNT_SHIFT & COUNT_MAX
 }
 
 /// The link `pointer` (as the format encodes it) with `references`.
+#[inline]
 pub const fn with_count(pointer: u64, references: u64) -> u64 {
     pointer | references << COUNT_SHIFT
 }
@@ -69,7 +71,7 @@ pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access
 pub fn try_pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Option<(PhysAddr, u64)> {
     let mut raw = link.load(Ordering::Acquire);
     loop {
-        let Entry::Table(page) = format.decode(level, raw) else { return None };
+        let page = format.decode_table(level, raw)?;
         if (raw + ONE) & OVERFLOW != 0 {
             return None;
         }

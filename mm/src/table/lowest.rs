@@ -4,54 +4,74 @@
 //! stay tables of this tree for good, wherever they are linked, so that it is safe to read down through them without
 //! pinning and to pin the lowest table only. Whether it was the right one is checked afterwards.
 
-use super::format::{Entry, Format, level_bytes};
+use super::format::Format;
 use super::kept::Place;
-use super::memory::{Table, TableMemory};
+use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
 use super::{leaves, link};
 use crate::machine::{AtomicU64, Ordering};
-use crate::{PAGE_BYTES, PAGE_SHIFT, PhysRange};
-
-/// Bytes that a table of the lowest level maps.
-const TABLE_BYTES: u64 = level_bytes(2);
+use crate::{PAGE_BYTES, PAGE_SHIFT, PhysAddr};
 
 /// A lowest table that this thread has pinned.
-struct Pinned<'t> {
-    link: &'t AtomicU64,
-    table: &'t Table,
+pub(super) struct Pinned<'t> {
+    pub(super) link: &'t AtomicU64,
+    pub(super) table: &'t Table,
     /// Whether no entry was in use, and nobody else inside.
-    was_empty: bool,
+    pub(super) was_empty: bool,
 }
 
-/// How a simple map went.
-pub(super) enum Simple {
+/// How the simple way to unmap a page went.
+pub(super) enum Unmapped {
     Done,
+    /// Done, and the table is empty, and not one that is kept.
+    Emptied,
     /// It is not simple; nothing was done.
     Not,
-    /// The leaf after this many, which are written, is in use.
-    Occupied(u64),
 }
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// Pins the lowest table for `input`. `None` if there is none, or on any doubt.
-    ///
-    /// The link that is pinned was an entry of an upper table that may have left the tree after this thread had read
-    /// the way to it, and that may have been linked elsewhere since. While the lowest table is pinned, that cannot happen
-    /// any more; that it did not happen before is what the count of departures says.
-    #[inline]
-    fn pin_lowest(&self, input: u64) -> Option<Pinned<'_>> {
+    /// Pins the lowest table for `input`. `None` if that is not the address of a page, if there is no such table, or on
+    /// any doubt.
+    #[inline(always)]
+    pub(super) fn pin_lowest(&self, input: u64) -> Option<Pinned<'_>> {
+        if input & (PAGE_BYTES - 1) != 0 || !self.format.covers(input, input) {
+            return None;
+        }
+        let departures = self.departures.load(Ordering::Acquire);
+        let page = match self.hint.get(input) {
+            Some(page) => page,
+            None => self.find_level_2(input)?,
+        };
+        self.pin_below(page, input, departures)
+    }
+
+    /// The table of level 2 on the way to the lowest table for `input`, if there is one. It becomes the hint.
+    #[inline(never)]
+    fn find_level_2(&self, input: u64) -> Option<PhysAddr> {
         let departures = self.departures.load(Ordering::Acquire);
         let mut table = self.root_table();
-        let levels = self.format.levels();
-        if levels >= 5 {
-            table = self.upper(table, 5, input)?;
+        let mut page = self.root();
+        for level in (3..=self.format.levels()).rev() {
+            page = self.format.decode_table(level, table[index(input, level)].load(Ordering::Acquire))?;
+            // SAFETY: a table of an upper level, found through a link.
+            table = unsafe { self.table(page) };
         }
-        if levels >= 4 {
-            table = self.upper(table, 4, input)?;
-        }
-        table = self.upper(table, 3, input)?;
-        let link = &table[index(input, 2)];
+        let Pinned { link, .. } = self.pin_below(page, input, departures)?;
+        self.hint.set(input, page);
+        self.retreat(link, input);
+        Some(page)
+    }
+
+    /// Pins the lowest table for `input` that `page`, of level 2, points to.
+    ///
+    /// The upper table may have left the tree after this thread had found the way to it, and may have been linked
+    /// elsewhere since. While the lowest table is pinned, that cannot happen any more; that it did not happen before is
+    /// what the count of departures says, which was `departures` when the thread set out.
+    #[inline(always)]
+    fn pin_below(&self, page: PhysAddr, input: u64, departures: u64) -> Option<Pinned<'_>> {
+        // SAFETY: a table of an upper level, found through a link.
+        let link = &unsafe { self.table(page) }[index(input, 2)];
         let (page, references) = link::try_pin(&self.format, 2, link)?;
         if self.departures.load(Ordering::Acquire) != departures {
             // Should this have been the last reference, nobody notes the table: `trim` finds it.
@@ -62,76 +82,75 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Some(Pinned { link, table: unsafe { self.table(page) }, was_empty: references == 0 })
     }
 
-    /// The table behind the entry for `input` of `table`, which is of `level`, 3 or more.
-    #[inline]
-    fn upper(&self, table: &Table, level: u8, input: u64) -> Option<&Table> {
-        let raw = table[index(input, level)].load(Ordering::Acquire);
-        let Entry::Table(page) = self.format.decode(level, raw) else { return None };
-        // SAFETY: a table of an upper level, found through a link.
-        Some(unsafe { self.table(page) })
-    }
-
-    /// Whether the `bytes` bytes from `input` are whole pages in one lowest table, and not all of it (which a superpage
-    /// might map).
-    #[inline]
-    fn is_within_lowest(&self, input: u64, bytes: u64) -> bool {
-        let reach = bytes.wrapping_sub(1);
-        let last = input.wrapping_add(reach);
-        (input | bytes) & (PAGE_BYTES - 1) == 0
-            && reach < TABLE_BYTES - 1
-            && (input ^ last) < TABLE_BYTES
-            && self.format.covers(input, last)
-    }
-
-    /// Maps `segment` at `input` if that is simple.
-    #[inline]
-    pub(super) fn map_in_lowest(&self, input: u64, segment: &PhysRange, access: F::Access) -> Simple {
-        let start = segment.start.as_u64();
-        let is_output = start & (PAGE_BYTES - 1) == 0
-            && start.wrapping_add(segment.bytes.wrapping_sub(1)) >> self.format.output_bits() == 0;
-        if !is_output || !self.is_within_lowest(input, segment.bytes) {
-            return Simple::Not;
+    /// Maps the page at `input` to `output`, if both are addresses of pages, the lowest table is there, and its entry is
+    /// not in use. Returns whether it did; if not, nothing was done.
+    #[inline(always)]
+    pub(super) fn map_page(&self, input: u64, output: PhysAddr, access: F::Access) -> bool {
+        if output.as_u64() & self.no_output != 0 {
+            return false;
         }
-        let Some(Pinned { link, table, was_empty }) = self.pin_lowest(input) else { return Simple::Not };
-        let entries = &table[index(input, 1)..][..(segment.bytes >> PAGE_SHIFT) as usize];
-        let raw = self.format.encode_leaf(1, segment.start, access);
-        if was_empty {
-            leaves::fill(entries, raw, PAGE_BYTES);
-        } else {
-            let written = leaves::fill_unused(entries, raw, PAGE_BYTES);
-            if written != entries.len() {
-                return self.retreat(link, input, written as u64);
-            }
+        let Some(Pinned { link, table, .. }) = self.pin_lowest(input) else { return false };
+        let entry = &table[index(input, 1)];
+        if entry.load(Ordering::Relaxed) != 0 {
+            self.retreat(link, input);
+            return false;
         }
-        link::settle(link, entries.len() as u64);
-        self.write_back(entries);
-        Simple::Done
+        entry.store(self.format.encode_leaf(1, output, access), Ordering::Release);
+        self.write_back(core::slice::from_ref(entry));
+        true
     }
 
     #[cold]
-    fn retreat(&self, link: &AtomicU64, input: u64, written: u64) -> Simple {
-        if written != 0 {
-            link::settle(link, written);
-        } else if link::unpin(link, 1) == 0 {
+    pub(super) fn retreat(&self, link: &AtomicU64, input: u64) {
+        if link::unpin(link, 1) == 0 {
             self.emptied_without_token(Place::new(input, 1));
         }
-        Simple::Occupied(written)
     }
 
-    /// Unmaps the `bytes` bytes from `input` if that is simple.
+    /// Unmaps the page at `input`, if it is mapped in a lowest table.
+    #[inline(always)]
+    pub(super) fn unmap_page(&self, input: u64) -> Unmapped {
+        let Some(Pinned { link, table, .. }) = self.pin_lowest(input) else { return Unmapped::Not };
+        let entry = &table[index(input, 1)];
+        if entry.load(Ordering::Relaxed) == 0 {
+            self.retreat(link, input);
+            return Unmapped::Not;
+        }
+        entry.store(0, Ordering::Release);
+        self.write_back(core::slice::from_ref(entry));
+        if link::unpin(link, 2) == 0 && !self.kept.has(Place::new(input, 1)) {
+            Unmapped::Emptied
+        } else {
+            Unmapped::Done
+        }
+    }
+
+    /// Unmaps the `bytes` bytes from `input`, if they are pages in one lowest table that is there.
     #[inline]
-    pub(super) fn unmap_in_lowest(&self, input: u64, bytes: u64) -> Option<Stale> {
-        if !self.is_within_lowest(input, bytes) {
+    pub(super) fn unmap_run(&self, input: u64, bytes: u64) -> Option<Stale> {
+        let first = index(input, 1);
+        let pages =
+            usize::try_from(bytes >> PAGE_SHIFT).ok().filter(|pages| *pages <= TABLE_ENTRIES - first)?;
+        if bytes & (PAGE_BYTES - 1) != 0 || pages == 0 {
             return None;
         }
         let Pinned { link, table, .. } = self.pin_lowest(input)?;
-        let entries = &table[index(input, 1)..][..(bytes >> PAGE_SHIFT) as usize];
+        let entries = &table[first..][..pages];
         let removed = leaves::clear(entries);
         self.write_back(entries);
-        let mut detached = Detached::new();
-        if link::unpin(link, 1 + removed) == 0 {
-            self.emptied(Place::new(input, 1), true, &mut detached);
+        let last = input + (bytes - 1);
+        if link::unpin(link, 1 + removed) == 0 && !self.kept.has(Place::new(input, 1)) {
+            return Some(self.emptied_lowest(input, last, removed));
         }
-        Some(self.stale_for(input, input + (bytes - 1), removed * PAGE_BYTES, detached))
+        Some(Stale::new(self.id(), input, last, removed * PAGE_BYTES))
+    }
+
+    /// The token for a change of `removed` pages in `first..=last`, which has emptied the lowest table that they are in.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn emptied_lowest(&self, first: u64, last: u64, removed: u64) -> Stale {
+        let mut detached = Detached::new();
+        self.emptied(Place::new(first, 1), true, &mut detached);
+        self.stale_for(first, last, removed * PAGE_BYTES, detached)
     }
 }

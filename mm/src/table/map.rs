@@ -3,23 +3,19 @@
 use super::error::MapError;
 use super::format::{Entry, Format, LeafSizes, level_bytes};
 use super::kept::Place;
-use super::leaves;
-use super::link;
-use super::lowest::Simple;
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
-use crate::machine::Ordering;
-use crate::{PAGE_BYTES, PhysAddr, PhysRange};
+use super::{leaves, link};
+use crate::machine::{AtomicU64, Ordering};
+use crate::{PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};
 
 /// What is still to be mapped, and where. A copy of it is a place to come back to.
 #[derive(Clone, Copy)]
 struct Cursor<'s> {
     input: u64,
-    /// Bytes still to map.
-    remaining: u64,
     output: u64,
-    /// Bytes still to map of the segment that `output` is in.
+    /// Bytes still to map of the segment that `output` is in; 0 when nothing is left.
     in_segment: u64,
     /// The segments after that.
     segments: &'s [PhysRange],
@@ -27,9 +23,8 @@ struct Cursor<'s> {
 
 impl Cursor<'_> {
     fn advance(&mut self, bytes: u64) {
-        // Wraps to 0 at the very end of the address space, where nothing remains.
+        // Wraps to 0 at the very end of the address space, where nothing is left.
         self.input = self.input.wrapping_add(bytes);
-        self.remaining -= bytes;
         self.output += bytes;
         self.in_segment -= bytes;
         while self.in_segment == 0
@@ -45,8 +40,18 @@ impl Cursor<'_> {
 /// Why a map stops early, at the cursor.
 #[derive(Clone, Copy)]
 enum Stop {
+    Unaligned,
+    InputBeyondWidth,
+    OutputBeyondWidth(PhysRange),
     AlreadyMapped,
     OutOfTables,
+}
+
+/// What was mapped in the simple way: whole segments, and in all so many pages.
+#[derive(Clone, Copy)]
+struct Filled {
+    pages: usize,
+    segments: usize,
 }
 
 struct Job<'s, A> {
@@ -60,7 +65,7 @@ struct Job<'s, A> {
 
 impl<A> Job<'_, A> {
     fn goes_on(&self) -> bool {
-        self.cursor.remaining != 0 && self.stop.is_none()
+        self.cursor.in_segment != 0 && self.stop.is_none()
     }
 
     /// Level of the largest leaf that can stand at the cursor.
@@ -100,63 +105,149 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         segments: &[PhysRange],
         access: F::Access,
     ) -> Result<Option<Stale>, MapError> {
-        if let [segment] = segments {
-            match self.map_in_lowest(input, segment, access) {
-                Simple::Done => return Ok(None),
-                Simple::Not => {}
-                Simple::Occupied(leaves) => {
-                    let end = input + leaves * PAGE_BYTES;
-                    return Err(self.roll_back(input, Stop::AlreadyMapped, end, Detached::new()));
-                }
-            }
+        match segments {
+            [PhysRange { start, bytes: PAGE_BYTES }] if self.map_page(input, *start, access) => Ok(None),
+            _ => self.map_segments(input, segments, access),
         }
-        self.map_anywhere(input, segments, access)
     }
 
     #[inline(never)]
-    fn map_anywhere(
+    fn map_segments(
         &self,
         input: u64,
         segments: &[PhysRange],
         access: F::Access,
     ) -> Result<Option<Stale>, MapError> {
-        let cursor = self.check_map(input, segments)?;
-        let mut job = Job { cursor, access, stop: None, uses_spare: false, detached: Detached::new() };
+        let filled = match segments {
+            [segment] => self.fill_one(input, segment, access),
+            _ => self.fill_list(input, segments, access),
+        };
+        if filled.pages != 0 && filled.segments == segments.len() {
+            return Ok(None);
+        }
+        self.map_rest(input, segments, access, filled)
+    }
+
+    /// Maps `segment`, or its start up to an entry that is in use, if it fits into one lowest table that is there.
+    #[inline(always)]
+    fn fill_one(&self, input: u64, segment: &PhysRange, access: F::Access) -> Filled {
+        // A superpage might map what fills the table.
+        let pinned = if segment.bytes < level_bytes(2) { self.pin_lowest(input) } else { None };
+        let Some(pinned) = pinned else { return Filled { pages: 0, segments: 0 } };
+        let entries = &pinned.table[index(input, 1)..];
+        let Some(run) = self.simple_run(segment, entries) else {
+            self.retreat(pinned.link, input);
+            return Filled { pages: 0, segments: 0 };
+        };
+        let raw = self.format.encode_leaf(1, segment.start, access);
+        let pages = leaves::fill_run(run, raw, PAGE_BYTES, pinned.was_empty);
+        self.settle_lowest(pinned.link, &run[..pages], input);
+        Filled { pages, segments: usize::from(pages == run.len()) }
+    }
+
+    /// Maps as much from the start of `segments` as simply fits into one lowest table that is there.
+    #[inline(always)]
+    fn fill_list(&self, input: u64, segments: &[PhysRange], access: F::Access) -> Filled {
+        let Some(pinned) = self.pin_lowest(input) else { return Filled { pages: 0, segments: 0 } };
+        let entries = &pinned.table[index(input, 1)..];
+        let leaf = self.format.encode_leaf(1, PhysAddr::new(0), access);
+        let (mut free, mut rest) = (entries, segments);
+        loop {
+            let pages = leaves::fill_scattered(free, rest, leaf, self.no_output);
+            (free, rest) = (&free[pages..], &rest[pages..]);
+            let Some((segment, after)) = rest.split_first() else { break };
+            let Some(run) = self.simple_run(segment, free) else { break };
+            let written = leaves::fill_run(run, leaf + segment.start.as_u64(), PAGE_BYTES, false);
+            free = &free[written..];
+            if written != run.len() {
+                break;
+            }
+            rest = after;
+        }
+        let pages = entries.len() - free.len();
+        self.settle_lowest(pinned.link, &entries[..pages], input);
+        Filled { pages, segments: segments.len() - rest.len() }
+    }
+
+    /// The entries at the start of `entries` that `segment` takes, unless it is anything but pages that fit.
+    #[inline(always)]
+    fn simple_run<'e>(&self, segment: &PhysRange, entries: &'e [AtomicU64]) -> Option<&'e [AtomicU64]> {
+        let start = segment.start.as_u64();
+        let last_page = start.wrapping_add(segment.bytes).wrapping_sub(PAGE_BYTES);
+        let pages = (segment.bytes >> PAGE_SHIFT) as usize;
+        if (start | last_page | segment.bytes) & self.no_output != 0 || pages == 0 || pages == TABLE_ENTRIES {
+            return None;
+        }
+        entries.get(..pages)
+    }
+
+    #[inline(always)]
+    fn settle_lowest(&self, link: &AtomicU64, written: &[AtomicU64], input: u64) {
+        if written.is_empty() {
+            self.retreat(link, input);
+            return;
+        }
+        self.write_back(written);
+        link::settle(link, written.len() as u64);
+    }
+
+    /// Maps what is left of `segments` at `input` after `filled`, and undoes it all if that fails.
+    #[inline(never)]
+    fn map_rest(
+        &self,
+        input: u64,
+        segments: &[PhysRange],
+        access: F::Access,
+        filled: Filled,
+    ) -> Result<Option<Stale>, MapError> {
+        let mut cursor = Cursor { input, output: 0, in_segment: 0, segments };
+        let checked = self.check(&cursor);
+        let mut job =
+            Job { cursor, access, stop: checked.err(), uses_spare: false, detached: Detached::new() };
+        cursor.advance(0);
+        let mut pages = filled.pages as u64;
+        while pages != 0 {
+            let bytes = (pages << PAGE_SHIFT).min(cursor.in_segment);
+            cursor.advance(bytes);
+            pages -= bytes >> PAGE_SHIFT;
+        }
+        job.cursor = cursor;
         self.fill(&mut job, self.root_table(), self.format.levels(), true);
         match job.stop {
             None => Ok(self.stale_of(job.detached)),
-            Some(stop) => Err(self.roll_back(input, stop, job.cursor.input, job.detached)),
+            Some(stop) => Err(self.roll_back((input, segments), stop, job.cursor.input, job.detached)),
         }
     }
 
-    fn check_map<'s>(&self, input: u64, segments: &'s [PhysRange]) -> Result<Cursor<'s>, MapError> {
-        let mut alignment = input;
+    /// Checks a map that is to start at `cursor`.
+    fn check(&self, cursor: &Cursor<'_>) -> Result<(), Stop> {
         let mut bytes = 0_u64;
-        for range in segments {
+        let mut alignment = cursor.input;
+        for range in cursor.segments {
             let start = range.start.as_u64();
-            alignment |= start | range.bytes;
-            let end = start.checked_add(range.bytes);
-            if end.is_none_or(|end| end > 1 << self.format.output_bits()) {
-                return Err(MapError::OutputBeyondWidth { range: *range });
+            if start.checked_add(range.bytes).is_none_or(|end| end > 1 << self.format.output_bits()) {
+                return Err(Stop::OutputBeyondWidth(*range));
             }
-            // Cannot overflow before the check below: a segment is at most 2^52 bytes, and a slice has fewer than 2^60.
+            alignment |= start | range.bytes;
             bytes = bytes.saturating_add(range.bytes);
         }
         if alignment & (PAGE_BYTES - 1) != 0 || bytes == 0 {
-            return Err(MapError::Unaligned { input });
+            return Err(Stop::Unaligned);
         }
-        match input.checked_add(bytes - 1) {
-            Some(last) if self.format.covers(input, last) => {}
-            _ => return Err(MapError::InputBeyondWidth { input, bytes }),
-        }
-        let mut cursor = Cursor { input, remaining: bytes, output: 0, in_segment: 0, segments };
-        cursor.advance(0);
-        Ok(cursor)
+        let last = cursor.input.checked_add(bytes - 1);
+        let is_covered = last.is_some_and(|last| self.format.covers(cursor.input, last));
+        if is_covered { Ok(()) } else { Err(Stop::InputBeyondWidth) }
     }
 
-    /// Takes away what was mapped from `first` to before `end`.
+    /// Takes away what was mapped up to `end`, and says why.
     #[cold]
-    fn roll_back(&self, first: u64, stop: Stop, end: u64, mut detached: Detached) -> MapError {
+    fn roll_back(
+        &self,
+        (first, segments): (u64, &[PhysRange]),
+        stop: Stop,
+        end: u64,
+        mut detached: Detached,
+    ) -> MapError {
         let mut removed = 0;
         if end != first {
             let levels = self.format.levels();
@@ -168,6 +259,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             Some(self.stale_for(first, end - 1, removed, detached))
         };
         match stop {
+            Stop::Unaligned => MapError::Unaligned { input: first, undone },
+            Stop::InputBeyondWidth => {
+                let bytes = segments.iter().fold(0_u64, |sum, range| sum.saturating_add(range.bytes));
+                MapError::InputBeyondWidth { input: first, bytes, undone }
+            }
+            Stop::OutputBeyondWidth(range) => MapError::OutputBeyondWidth { range, undone },
             Stop::AlreadyMapped => MapError::AlreadyMapped { input: end, undone },
             Stop::OutOfTables => MapError::OutOfTables { input: end, undone },
         }
@@ -202,14 +299,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let wanted = usize::try_from(job.cursor.in_segment / bytes).unwrap_or(usize::MAX);
         let entries = &table[first..TABLE_ENTRIES.min(first.saturating_add(wanted))];
         let raw = self.format.encode_leaf(level, PhysAddr::new(job.cursor.output), job.access);
-        let written = if linked {
-            let written = leaves::fill_unused(entries, raw, bytes);
+        let written = leaves::fill_run(entries, raw, bytes, !linked);
+        if linked {
             self.write_back(&entries[..written]);
-            written
-        } else {
-            leaves::fill(entries, raw, bytes);
-            entries.len()
-        };
+        }
         job.cursor.advance(written as u64 * bytes);
         written as u64
     }

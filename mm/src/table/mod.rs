@@ -38,6 +38,7 @@
 mod edit;
 mod error;
 mod format;
+mod hint;
 mod kept;
 mod leaves;
 mod link;

@@ -19,6 +19,7 @@ impl Link {
         next.map_or(Self::END, |page| Self(page.as_u64()))
     }
 
+    #[inline]
     const fn next(self) -> Option<PhysAddr> {
         if self.0 & Self::END.0 != 0 { None } else { Some(PhysAddr::new(self.0 & Self::ADDRESS)) }
     }
@@ -60,10 +61,12 @@ pub struct PageList {
 }
 
 impl PageList {
+    #[inline]
     pub const fn new() -> Self {
         Self { last: Link::END }
     }
 
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.last.0 == Link::END.0
     }
@@ -130,6 +133,7 @@ impl PageStack {
         Self { head: AtomicU64::new(Link::END.0) }
     }
 
+    #[inline]
     pub fn is_empty(&self) -> bool {
         Link(self.head.load(Ordering::Acquire)).next().is_none()
     }

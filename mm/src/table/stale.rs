@@ -53,6 +53,7 @@ impl Stale {
         Self { owner, first_and_flag: first | MORE_THAN_LEAVES, last, changed_bytes: 0, pages }
     }
 
+    #[inline]
     pub(super) const fn owner(&self) -> TreeId {
         self.owner
     }
@@ -64,30 +65,35 @@ impl Stale {
 
     /// First input address that a cached translation may be for.
     #[must_use]
+    #[inline]
     pub const fn first(&self) -> u64 {
         self.first_and_flag & !MORE_THAN_LEAVES
     }
 
     /// Last input address (inclusive) that a cached translation may be for.
     #[must_use]
+    #[inline]
     pub const fn last(&self) -> u64 {
         self.last
     }
 
     /// Number of bytes whose mapping was removed or changed; smaller than the range where it had holes.
     #[must_use]
+    #[inline]
     pub const fn changed_bytes(&self) -> u64 {
         self.changed_bytes
     }
 
     /// Whether nothing but leaves changed, so that caches of upper levels may stay (VT-d's invalidation hint).
     #[must_use]
+    #[inline]
     pub const fn only_leaves(&self) -> bool {
         self.first_and_flag & MORE_THAN_LEAVES == 0
     }
 
     /// Whether table pages wait in this token.
     #[must_use]
+    #[inline]
     pub const fn holds_tables(&self) -> bool {
         !self.pages.is_empty()
     }
@@ -101,6 +107,7 @@ impl Stale {
     /// From now on no walker in hardware uses a translation of [`first`](Self::first)`..=`[`last`](Self::last), or,
     /// unless [`only_leaves`](Self::only_leaves), any entry of any level cached on the way there, that it read before
     /// this token was made.
+    #[inline]
     pub unsafe fn assume_flushed(self) -> Flushed {
         Flushed { stale: self }
     }
@@ -152,16 +159,19 @@ pub struct Flushed {
 impl Flushed {
     /// First input address that was flushed.
     #[must_use]
+    #[inline]
     pub const fn first(&self) -> u64 {
         self.stale.first()
     }
 
     /// Last input address (inclusive) that was flushed.
     #[must_use]
+    #[inline]
     pub const fn last(&self) -> u64 {
         self.stale.last
     }
 
+    #[inline]
     pub(super) const fn owner(&self) -> TreeId {
         self.stale.owner
     }

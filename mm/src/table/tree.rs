@@ -2,12 +2,13 @@
 
 use super::error::OutOfTables;
 use super::format::{Entry, Format, level_shift};
+use super::hint::Hint;
 use super::kept::{Kept, Place};
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::pages::{Kind, PageList, PageStack};
 use super::stale::{Flushed, Stale, TreeId};
-use crate::PhysAddr;
 use crate::machine::{AtomicU64, AtomicUsize, Ordering};
+use crate::{PAGE_BYTES, PhysAddr};
 
 /// A tree of page tables, for a walker in hardware.
 ///
@@ -18,8 +19,11 @@ pub struct PageTable<F: Format, M: TableMemory> {
     pub(super) memory: M,
     root: PhysAddr,
     id: TreeId,
-    /// How often an upper table has left the tree. See [`pin_lowest`](Self::pin_lowest).
+    /// Bits that no output of a page has: those above the format's width, and those below a page.
+    pub(super) no_output: u64,
+    /// How often an upper table has left the tree. See [`pin_below`](Self::pin_below).
     pub(super) departures: AtomicU64,
+    pub(super) hint: Hint,
     pub(super) kept: Kept,
     /// Upper tables that left the tree. A thread that walks down may still be reading one, so they are used for upper
     /// tables of this tree again and for nothing else.
@@ -66,7 +70,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             memory,
             root,
             id: TreeId::new(),
+            no_output: !((1 << format.output_bits()) - PAGE_BYTES),
             departures: AtomicU64::new(0),
+            hint: Hint::new(),
             kept: Kept::new(),
             spare: PageStack::new(),
             orphans: PageStack::new(),
@@ -80,6 +86,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     #[must_use]
     pub fn root(&self) -> PhysAddr {
         self.root
+    }
+
+    #[inline]
+    pub(super) fn id(&self) -> TreeId {
+        self.id
     }
 
     /// What the entries look like.
@@ -239,6 +250,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     pub(super) fn set_aside(&self, page: PhysAddr, place: Place, detached: &mut Detached) {
         let kind = kind(place.level());
         if kind == Kind::Upper {
+            self.hint.clear();
             self.departures.fetch_add(1, Ordering::AcqRel);
         }
         detached.pages.push(&self.memory, page, kind);

@@ -61,32 +61,39 @@ impl X86Format {
 impl Format for X86Format {
     type Access = X86Access;
 
+    #[inline]
     fn levels(&self) -> u8 {
         self.levels
     }
 
+    #[inline]
     fn leaf_sizes(&self) -> LeafSizes {
         self.leaf_sizes
     }
 
+    #[inline]
     fn output_bits(&self) -> u8 {
         self.output_bits
     }
 
     /// The MMU snoops, and so does the walk of a first stage.
+    #[inline]
     fn is_coherent(&self) -> bool {
         true
     }
 
+    #[inline]
     fn encode_table(&self, table: PhysAddr) -> u64 {
         table.as_u64() | PRESENT | WRITABLE | USER
     }
 
+    #[inline]
     fn encode_leaf(&self, level: u8, output: PhysAddr, access: X86Access) -> u64 {
         let size = if level > 1 { PAGE_SIZE } else { 0 };
         output.as_u64() | PRESENT | size | access.bits()
     }
 
+    #[inline]
     fn decode(&self, level: u8, raw: u64) -> Entry<X86Access> {
         if raw & PRESENT == 0 {
             Entry::Empty
@@ -97,11 +104,21 @@ impl Format for X86Format {
         }
     }
 
+    /// An entry of ours above level 1 is 0, or has one of the permission bits and, if it is a leaf, PS. So what is in its
+    /// low byte, read as a signed number, is positive for a table.
+    #[inline]
+    fn decode_table(&self, _level: u8, raw: u64) -> Option<PhysAddr> {
+        const { assert!(PAGE_SIZE == 1 << 7 && PRESENT < PAGE_SIZE) };
+        (raw as i8 > 0).then_some(PhysAddr::new(raw & ADDRESS))
+    }
+
+    #[inline]
     fn hardware_bits(&self) -> u64 {
         ACCESSED | DIRTY
     }
 
     /// Both halves of the canonical addresses.
+    #[inline]
     fn covers(&self, first: u64, last: u64) -> bool {
         let unused = 64 - level_shift(self.levels + 1);
         let is_canonical = |input: u64| ((input << unused).cast_signed() >> unused).cast_unsigned() == input;

@@ -163,7 +163,7 @@ fn what_does_not_fit_is_refused() {
     // SAFETY: no other thread changes the tree.
     unsafe {
         let map = |input, segments: &[_]| tree.map(input, segments, BOTH).unwrap_err();
-        assert!(matches!(map(1, &[range(0, K4)]), MapError::Unaligned { input: 1 }));
+        assert!(matches!(map(1, &[range(0, K4)]), MapError::Unaligned { input: 1, .. }));
         assert!(matches!(map(0, &[range(1, K4)]), MapError::Unaligned { .. }));
         assert!(matches!(map(0, &[range(0, K4), range(0, K4 + 8)]), MapError::Unaligned { .. }));
         assert!(matches!(map(0, &[]), MapError::Unaligned { .. }));
@@ -172,9 +172,9 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(map(top - K4, &[range(0, 2 * K4)]), MapError::InputBeyondWidth { .. }));
         assert!(matches!(map(0u64.wrapping_sub(K4), &[range(0, 2 * K4)]), MapError::InputBeyondWidth { .. }));
         let high = range((1 << 46) - K4, 2 * K4);
-        assert!(matches!(map(0, &[high]), MapError::OutputBeyondWidth { range } if range == high));
+        assert!(matches!(map(0, &[high]), MapError::OutputBeyondWidth { range, .. } if range == high));
         let huge = range(K4, u64::MAX - K4 + 1);
-        assert!(matches!(map(0, &[huge]), MapError::OutputBeyondWidth { range } if range == huge));
+        assert!(matches!(map(0, &[huge]), MapError::OutputBeyondWidth { range, .. } if range == huge));
         for (input, bytes) in [(1, K4), (0, 1), (0, 0)] {
             assert!(matches!(tree.unmap(input, bytes), Err(EditError::Unaligned { .. })));
             assert!(matches!(tree.protect(input, bytes, READ), Err(EditError::Unaligned { .. })));

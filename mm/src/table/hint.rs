@@ -1,0 +1,46 @@
+//! Where the last walk went: the table of level 2 that it came to, so that the next walk nearby can start there.
+//!
+//! A hint is only set by a thread that has pinned a table below the one it points to, and is forgotten before a departure
+//! is counted. So whoever reads the count of departures, follows a hint, pins what it leads to, and finds the count
+//! unchanged, has come to the right place.
+
+use super::format::level_shift;
+use crate::machine::{AtomicU64, Ordering};
+use crate::{PAGE_SHIFT, PhysAddr};
+
+/// Bits of the word that say which table of level 2 it is: its first input, without the bits that are always 0. That is
+/// enough for five levels. The table's frame number stands above.
+const PLACE_BITS: u32 = 27;
+const PLACE: u64 = (1 << PLACE_BITS) - 1;
+
+/// The hint: place and frame in one word, so that they belong together. Frame 0 is none.
+pub struct Hint(AtomicU64);
+
+impl Hint {
+    pub fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// The table of level 2 that translates `input`, if it is the one that the hint is for.
+    #[inline]
+    pub fn get(&self, input: u64) -> Option<PhysAddr> {
+        let raw = self.0.load(Ordering::Acquire);
+        let frame = raw >> PLACE_BITS;
+        let is_here = (raw ^ input >> level_shift(3)) & PLACE == 0;
+        (is_here && frame != 0).then_some(PhysAddr::new(frame << PAGE_SHIFT))
+    }
+
+    /// Notes `table`, of level 2, which translates `input` and below which the caller has pinned a table.
+    pub fn set(&self, input: u64, table: PhysAddr) {
+        let frame = table.as_u64() >> PAGE_SHIFT;
+        // Beyond 512 TiB there is no room for the frame number; such tables do without.
+        if frame >> (u64::BITS - PLACE_BITS) == 0 {
+            self.0.store(frame << PLACE_BITS | input >> level_shift(3) & PLACE, Ordering::Release);
+        }
+    }
+
+    /// Forgets the hint.
+    pub fn clear(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
