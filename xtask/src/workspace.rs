@@ -68,7 +68,10 @@ impl Workspace {
 
 /// The command as one would type it.
 pub fn shown(command: &Command) -> String {
-    let mut text = command.get_program().to_string_lossy().into_owned();
+    let program = Path::new(command.get_program());
+    // The toolchain's own cargo is called by its path, which nobody wants to read.
+    let name = program.file_name().filter(|&name| name == "cargo").unwrap_or(command.get_program());
+    let mut text = name.to_string_lossy().into_owned();
     for argument in command.get_args() {
         let argument = argument.to_string_lossy();
         text.push(' ');
@@ -100,6 +103,8 @@ mod tests {
         let mut command = Command::new("qemu");
         command.args(["-append", "exit test=a*", "it's", "", "-M", "q35,acpi=off"]);
         assert_eq!(shown(&command), r"qemu -append 'exit test=a*' 'it'\''s' '' -M q35,acpi=off");
+        assert_eq!(shown(Command::new("/toolchain/bin/cargo").arg("fmt")), "cargo fmt");
+        assert_eq!(shown(&mut Command::new("/own/qemu")), "/own/qemu");
     }
 
     #[test]
