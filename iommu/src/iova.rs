@@ -293,11 +293,13 @@ impl<P: Platform> IovaSpace<P> {
         if run.end > limit(self.last) {
             return Err(error);
         }
-        let may_be_written_down = self.caches.is_empty() || self.has_exceptions.load(Ordering::Relaxed);
+        let block = Kind::of_block(iova.as_u64(), pages);
+        let is_exception = !block.is_some_and(|kind| kind.is_block(run));
+        let may_be_written_down =
+            self.caches.is_empty() || (is_exception && self.has_exceptions.load(Ordering::Relaxed));
         if may_be_written_down && self.with_central(|central, tables| central.strike(tables, run, pages))? {
             return Ok(());
         }
-        let block = Kind::of_block(iova.as_u64(), pages);
         if block.is_some_and(|kind| !run.first.is_multiple_of(kind.pages())) {
             return Err(error);
         }

@@ -115,8 +115,7 @@ impl Central {
     /// Takes `run` for a request for `pages` pages, and writes it down if need be.
     fn take<M: TableMemory>(&mut self, tables: &M, run: Run, pages: u64) -> Result<(), IovaError> {
         let looks_like = Kind::of_block(run.first << PAGE_SHIFT, pages);
-        let is_block = |kind: Kind| kind.pages() == run.pages() && run.first.is_multiple_of(kind.pages());
-        let record = self.checked || !looks_like.is_none_or(is_block);
+        let record = self.checked || !looks_like.is_none_or(|kind| kind.is_block(run));
         if record && !self.ledger.prepare(tables) {
             return Err(IovaError::OutOfMemory);
         }
@@ -150,12 +149,11 @@ impl Central {
 
     /// Makes `run` free. `false`, and nothing done, if some of it is.
     pub fn give<M: TableMemory>(&mut self, tables: &M, run: Run) -> bool {
-        if self.holes.touches(run) {
-            return false;
+        let given = self.holes.give(tables, run);
+        if given {
+            self.taken_pages = self.taken_pages.saturating_sub(run.pages());
         }
-        self.holes.give(tables, run);
-        self.taken_pages = self.taken_pages.saturating_sub(run.pages());
-        true
+        given
     }
 
     /// Puts blocks up to address `last` into `rack`, which has none, if there are any.

@@ -10,12 +10,15 @@
 //! reaches all of the space leaves the addresses below 4 GiB to those that reach nothing else, and page 0 is there for
 //! whoever asks for it by address only.
 
+mod index;
+
 use core::cell::Cell;
 
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 use mm::{PAGE_BYTES, table::TableMemory};
 
 use super::slab::{Slab, Slot};
+use index::Index;
 
 /// First page above 4 GiB.
 pub(super) const HIGH: u64 = 1 << 20;
@@ -23,14 +26,8 @@ pub(super) const HIGH: u64 = 1 << 20;
 /// Number of pages in the widest address space that VT-d knows: 57 bits.
 pub(super) const MAX_PAGES: u64 = 1 << 45;
 
-/// Orders 0 to 45.
-const ORDERS: usize = MAX_PAGES.ilog2() as usize + 1;
-
 /// Pages at which a hole must end: see the module's documentation.
 const WALLS: [u64; 2] = [1, HIGH];
-
-/// Holes that an exact search looks at before it gives up: it runs with interrupts off.
-const MAX_EXACT_LOOKS: usize = 4096;
 
 /// The first page that is not wholly at or below address `last`.
 pub(super) const fn limit(last: u64) -> u64 {
@@ -97,98 +94,12 @@ impl Hole {
 }
 
 intrusive_adapter!(ByAddress = UnsafeRef<Hole>: Hole { by_address => RBTreeLink });
-intrusive_adapter!(ByOrder = UnsafeRef<Hole>: Hole { by_order => RBTreeLink });
 
 impl KeyAdapter<'_> for ByAddress {
     type Key = u64;
 
     fn get_key(&self, hole: &Hole) -> u64 {
         hole.first.get()
-    }
-}
-
-impl KeyAdapter<'_> for ByOrder {
-    type Key = u64;
-
-    fn get_key(&self, hole: &Hole) -> u64 {
-        hole.first.get()
-    }
-}
-
-/// The holes of one part of the space by order.
-struct Orders {
-    /// Bit k is set if there is a hole of order k.
-    present: u64,
-    trees: [RBTree<ByOrder>; ORDERS],
-}
-
-impl Orders {
-    fn new() -> Self {
-        Self { present: 0, trees: core::array::from_fn(|_| RBTree::new(ByOrder::new())) }
-    }
-
-    /// The trees of the orders from `order` up that are not empty, lowest first.
-    fn from(&self, order: u32) -> impl Iterator<Item = &RBTree<ByOrder>> {
-        let mut left = self.present & (!0 << order);
-        core::iter::from_fn(move || {
-            let lowest = left.trailing_zeros() as usize;
-            left &= left.wrapping_sub(1);
-            self.trees.get(lowest)
-        })
-    }
-}
-
-/// All holes but page 0, by order.
-struct Index {
-    low: Orders,
-    high: Orders,
-}
-
-impl Index {
-    fn new() -> Self {
-        Self { low: Orders::new(), high: Orders::new() }
-    }
-
-    /// Where holes that start at page `first` belong; nowhere if it is page 0.
-    fn of(&mut self, first: u64) -> Option<&mut Orders> {
-        match first {
-            0 => None,
-            1..HIGH => Some(&mut self.low),
-            _ => Some(&mut self.high),
-        }
-    }
-
-    fn insert(&mut self, hole: UnsafeRef<Hole>) {
-        let Run { first, .. } = hole.run();
-        let order = hole.run().order();
-        if let Some(orders) = self.of(first) {
-            orders.present |= 1 << order;
-            orders.trees[order as usize].insert(hole);
-        }
-    }
-
-    /// Takes out the hole at `first`, which was put in when its order was `order`.
-    fn remove(&mut self, first: u64, order: u32) {
-        if let Some(orders) = self.of(first) {
-            orders.trees[order as usize].find_mut(&first).remove();
-            if orders.trees[order as usize].is_empty() {
-                orders.present &= !(1 << order);
-            }
-        }
-    }
-
-    /// Moves `hole`, which has grown or shrunk, from order `old` to the one that it has now.
-    fn moved(&mut self, hole: UnsafeRef<Hole>, old: u32) {
-        let run = hole.run();
-        if run.order() != old {
-            self.remove(run.first, old);
-            self.insert(hole);
-        }
-    }
-
-    /// The parts to search for a run below page `limit`, in order of preference.
-    fn search(&self, limit: u64) -> impl Iterator<Item = &Orders> {
-        (limit > HIGH).then_some(&self.high).into_iter().chain([&self.low])
     }
 }
 
@@ -268,10 +179,7 @@ impl Holes {
     #[must_use]
     pub fn add<M: TableMemory>(&mut self, tables: &M, run: Run) -> bool {
         let added = self.nodes.reserve(tables, run.pieces().count());
-        if added {
-            self.give(tables, run);
-        }
-        added
+        added && self.give(tables, run)
     }
 
     /// Sets nodes aside for one [`take`](Self::take) and for giving back what it takes in `parts` pieces. `false` if
@@ -287,26 +195,12 @@ impl Holes {
     /// Where 2^`order` naturally aligned pages are free below page `limit`: how many such blocks follow each other, up
     /// to `count`, and the first. Above 4 GiB first if `limit` reaches there.
     pub fn find_blocks(&self, order: u32, count: u64, limit: u64) -> Option<Run> {
-        for orders in self.index.search(limit) {
-            for tree in orders.from(order) {
-                // Every hole of this tree has room, so the lowest has the lowest room.
-                let Some(hole) = tree.front().get() else { continue };
-                let first = hole.first.get().next_multiple_of(1 << order);
-                let room = hole.end.get().min(limit).saturating_sub(first) >> order;
-                if room > 0 {
-                    return Some(Run { first, end: first + (room.min(count) << order) });
-                }
-            }
-        }
-        None
+        self.index.find_blocks(order, count, limit)
     }
 
     /// Where a run of any length may lie, in the lowest orders that can hold it.
     pub fn find(&self, shape: &Shape) -> Option<Run> {
-        let least = shape.pages.ilog2().saturating_sub(1);
-        let trees = self.index.search(shape.limit).flat_map(|orders| orders.from(least));
-        let holes = trees.flat_map(|tree| tree.iter().take_while(|hole| hole.first.get() < shape.limit));
-        holes.take(MAX_EXACT_LOOKS).find_map(|hole| shape.place(hole.run()))
+        self.index.find(shape)
     }
 
     /// Whether all of `run` is free.
@@ -315,12 +209,6 @@ impl Holes {
             let hole = self.by_address.upper_bound(Bound::Included(&piece.first));
             hole.get().is_some_and(|hole| hole.end.get() >= piece.end)
         })
-    }
-
-    /// Whether some of `run` is free.
-    pub fn touches(&self, run: Run) -> bool {
-        let below = self.by_address.upper_bound(Bound::Excluded(&run.end));
-        below.get().is_some_and(|hole| hole.end.get() > run.first)
     }
 
     /// Takes `run`, all of it free, out of the holes, after [`prepare`](Self::prepare).
@@ -334,11 +222,18 @@ impl Holes {
         }
     }
 
-    /// Takes `run`, none of it free, back. Each of its pieces has a node set aside.
-    pub fn give<M: TableMemory>(&mut self, tables: &M, run: Run) {
-        for piece in run.pieces() {
-            self.give_piece(tables, piece);
-        }
+    /// Takes `run` back, each of whose pieces has a node set aside. `false`, and nothing done, if some of it is free.
+    #[must_use]
+    pub fn give<M: TableMemory>(&mut self, tables: &M, run: Run) -> bool {
+        // Nothing is changed before it is known of all pieces.
+        let overlaps = run.pieces().nth(1).is_some() && self.touches(run);
+        !overlaps && run.pieces().all(|piece| self.give_piece(tables, piece))
+    }
+
+    /// Whether some of `run` is free.
+    fn touches(&self, run: Run) -> bool {
+        let below = self.by_address.upper_bound(Bound::Excluded(&run.end));
+        below.get().is_some_and(|hole| hole.end.get() > run.first)
     }
 
     /// Takes `piece` out of the hole around it. Whether that took a node.
@@ -372,12 +267,18 @@ impl Holes {
         around.first < piece.first && piece.end < around.end
     }
 
-    /// Makes `piece` a hole, or part of its neighbours.
-    fn give_piece<M: TableMemory>(&mut self, tables: &M, piece: Run) {
+    /// Makes `piece` a hole, or part of its neighbours. `false`, and nothing done, if some of it is free.
+    fn give_piece<M: TableMemory>(&mut self, tables: &M, piece: Run) -> bool {
         let mut cursor = self.by_address.upper_bound_mut(Bound::Included(&piece.first));
+        let (below, above) = (cursor.as_cursor().clone_pointer(), cursor.peek_next().clone_pointer());
+        if below.as_ref().is_some_and(|hole| hole.end.get() > piece.first)
+            || above.as_ref().is_some_and(|hole| hole.first.get() < piece.end)
+        {
+            return false;
+        }
         let meets = |end: u64, first: u64| end == first && !WALLS.contains(&first);
-        let below = cursor.as_cursor().clone_pointer().filter(|hole| meets(hole.end.get(), piece.first));
-        let above = cursor.peek_next().clone_pointer().filter(|hole| meets(piece.end, hole.first.get()));
+        let below = below.filter(|hole| meets(hole.end.get(), piece.first));
+        let above = above.filter(|hole| meets(piece.end, hole.first.get()));
         match (below, above) {
             (None, None) => {
                 let hole = self.nodes.take_reserved(Hole::new(piece)).map(Slot::into_ref);
@@ -386,7 +287,7 @@ impl Holes {
                     cursor.insert_after(hole.clone());
                     self.index.insert(hole);
                 }
-                return;
+                return true;
             }
             (None, Some(above)) => {
                 let order = above.run().order();
@@ -409,5 +310,6 @@ impl Holes {
             }
         }
         self.nodes.unreserve(1);
+        true
     }
 }

@@ -89,6 +89,11 @@ impl Kind {
         Run { first, end: first + self.pages() }
     }
 
+    /// Whether `run` is a block of this kind.
+    pub fn is_block(self, run: Run) -> bool {
+        run.pages() == self.pages() && run.first.is_multiple_of(self.pages())
+    }
+
     /// All kinds, by index.
     pub fn all() -> impl Iterator<Item = Self> {
         [false, true].into_iter().flat_map(|wide| (0..ORDERS as u32).map(move |order| Self { order, wide }))

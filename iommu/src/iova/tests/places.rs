@@ -237,14 +237,13 @@ fn an_unchecked_space_sees_what_is_free_already() {
     assert_eq!(holes(&space), before);
 }
 
-#[test]
-fn what_magazines_serve_takes_neither_the_lock_nor_memory() {
-    let host = Host::new(256);
-    let space = IovaSpace::new(host.clone(), MASK_48).expect("there is memory");
-    let sizes = [1, 2, 3, 7, 16, 100, 256, 512];
+/// Allocates and frees a range of each length on CPU 1, whose magazines have blocks, while the lock of all CPUs is held
+/// and there is no memory.
+fn serve_from_magazines(space: &IovaSpace<Host>, host: &Host, lengths: &[u64]) {
     let cycle = || {
-        let ranges = sizes.map(|pages| (space.allocate(pages, MASK_48).expect("there is room"), pages));
-        ranges.iter().for_each(|&(iova, pages)| space.free(iova, pages).expect("it was allocated"));
+        let allocate = |&pages: &u64| (space.allocate(pages, MASK_48).expect("there is room"), pages);
+        let ranges: Vec<(Iova, u64)> = lengths.iter().map(allocate).collect();
+        ranges.into_iter().for_each(|(iova, pages)| assert_eq!(space.free(iova, pages), Ok(())));
     };
     become_cpu(1);
     cycle();
@@ -254,7 +253,7 @@ fn what_magazines_serve_takes_neither_the_lock_nor_memory() {
         host.frames.refuse_after(0);
         scope.spawn(move || {
             become_cpu(1);
-            (0..1000).for_each(|_| cycle());
+            (0..100).for_each(|_| cycle());
             done.send(()).expect("the test waits");
         });
         let served = finished.recv_timeout(Duration::from_secs(20));
@@ -262,6 +261,15 @@ fn what_magazines_serve_takes_neither_the_lock_nor_memory() {
         assert_eq!(served, Ok(()), "it waits for the lock");
     });
     host.frames.relent();
+}
+
+#[test]
+fn what_magazines_serve_takes_neither_the_lock_nor_memory() {
+    let host = Host::new(256);
+    let space = IovaSpace::new(host.clone(), MASK_48).expect("there is memory");
+    serve_from_magazines(&space, &host, &[1, 2, 3, 7, 16, 100, 256, 512]);
+    assert_eq!(space.allocate_at(Iova::new(GIB), 3), Ok(()));
+    serve_from_magazines(&space, &host, &[1, 2, 16, 256, 512]);
 }
 
 #[test]
