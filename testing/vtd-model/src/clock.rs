@@ -8,7 +8,12 @@ pub struct Clock {
     now_ns: AtomicU64,
     relax_ns: AtomicU64,
     access_ns: AtomicU64,
+    /// Rounds of busy waits since the driver last did anything else.
+    rounds: AtomicU64,
 }
+
+/// Rounds of one wait after which it is taken for endless: far more than any deadline leaves room for.
+const ENDLESS: u64 = 20_000_000;
 
 impl Clock {
     /// A clock that moves by `relax_ns` in each round of a busy wait and by `access_ns` with each register access.
@@ -19,6 +24,7 @@ impl Clock {
             now_ns: AtomicU64::new(1_000),
             relax_ns: AtomicU64::new(relax_ns),
             access_ns: AtomicU64::new(access_ns),
+            rounds: AtomicU64::new(0),
         }
     }
 
@@ -32,8 +38,17 @@ impl Clock {
         self.now_ns.fetch_add(ns, Ordering::Relaxed) + ns
     }
 
+    /// The driver does something: whatever it waited for is over.
+    pub fn progress(&self) {
+        self.rounds.store(0, Ordering::Relaxed);
+    }
+
     /// One round of a busy wait passes.
+    ///
+    /// # Panics
+    /// If the wait has no end.
     pub fn relax(&self) -> u64 {
+        assert!(self.rounds.fetch_add(1, Ordering::Relaxed) < ENDLESS, "a wait without an end");
         self.advance(self.relax_ns.load(Ordering::Relaxed))
     }
 

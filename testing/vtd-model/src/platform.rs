@@ -176,6 +176,7 @@ impl ModelRegisters {
     fn write(&self, offset: usize, width: usize, value: u64) {
         self.check(offset, width);
         self.machine.clock().access();
+        self.machine.clock().progress();
         let mut state = self.machine.state();
         self.machine.stir(&mut state);
         let State { units, world } = &mut *state;

@@ -167,7 +167,7 @@ fn a_slow_device_tlb_does_not_fail_the_unit() {
     // Past the limit: an error that names the device, and the unit goes on.
     bench.device(0).set_answers_from_ns(u64::MAX);
     let error = bench.unit.invalidate(&bench.platform, &[domain, device]);
-    assert_eq!(error, Err(InvalidationError::DeviceTimeout { source }));
+    assert!(matches!(error, Err(InvalidationError::DeviceTimeout { source: named, .. }) if named == source));
     bench.invalidate(&[domain]);
     assert!(!bench.unit.is_stuck());
     bench.assert_content();

@@ -2,14 +2,18 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
-use std::sync::{Arc, atomic::Ordering};
+mod hand;
+
+use std::{ops::Deref, sync::Arc};
 
 use iommu::{
     PciAddress, Platform,
     dma::{DmaBuffer, RawBuffer},
     platform::Registers,
 };
-use mm::{PhysAddr, table::TableMemory};
+use mm::PhysAddr;
+
+pub use hand::{Hand, RW, leaf_slot};
 use vtd_model::{
     Access, Denied, Device, Machine, MachineConfig, ModelBuffer, ModelPlatform, ModelRegisters, Reason, Rule,
 };
@@ -35,13 +39,10 @@ pub const IRE: u32 = 1 << 25;
 pub const SIRTP: u32 = 1 << 24;
 pub const CFI: u32 = 1 << 23;
 
-pub const RW: u64 = 3;
-
 pub struct Bench {
     pub machine: Arc<Machine>,
-    pub platform: ModelPlatform,
     pub registers: ModelRegisters,
-    pub root: u64,
+    hand: Hand,
     pub queue: u64,
     pub status: u64,
     tail: u64,
@@ -67,11 +68,11 @@ impl Bench {
         let base = config.units[0].base;
         let bytes = config.units[0].register_bytes();
         let machine = Machine::new(config);
-        let platform = ModelPlatform::new(&machine);
+        let platform = Arc::new(ModelPlatform::new(&machine));
         let registers = platform.map_registers(PhysAddr::new(base), bytes).unwrap();
-        let mut bench =
-            Self { machine, platform, registers, root: 0, queue: 0, status: 0, tail: 0, lent: Vec::new() };
-        bench.root = bench.page();
+        let hand = Hand { platform, root: 0 };
+        let mut bench = Self { machine, registers, hand, queue: 0, status: 0, tail: 0, lent: Vec::new() };
+        bench.hand.root = bench.page();
         bench.queue = bench.page();
         bench.status = bench.page();
         for index in 0..bench.machine.config().functions.len() {
@@ -86,15 +87,6 @@ impl Bench {
 
     pub fn device(&self) -> Device {
         self.machine.device(self.function(0))
-    }
-
-    /// A page of zeroes, written back.
-    pub fn page(&self) -> u64 {
-        let page = self.platform.tables().allocate().unwrap();
-        // SAFETY: just allocated.
-        let table = unsafe { self.platform.tables().table(page) };
-        self.platform.tables().write_back(table.as_ptr().cast(), 4096);
-        page.as_u64()
     }
 
     /// A buffer in the hands of devices.
@@ -114,31 +106,6 @@ impl Bench {
         let raw = self.lent.pop().unwrap();
         // SAFETY: made by `lend`.
         unsafe { ModelBuffer::from_raw(raw) }
-    }
-
-    /// Stores a word of a table page, without writing it back.
-    pub fn store(&self, physical: u64, value: u64) {
-        // SAFETY: a page that `page` gave out.
-        let table = unsafe { self.platform.tables().table(PhysAddr::new(physical & !0xfff)) };
-        table[(physical & 0xfff) as usize / 8].store(value, Ordering::Release);
-    }
-
-    pub fn load(&self, physical: u64) -> u64 {
-        // SAFETY: as in `store`.
-        let table = unsafe { self.platform.tables().table(PhysAddr::new(physical & !0xfff)) };
-        table[(physical & 0xfff) as usize / 8].load(Ordering::Acquire)
-    }
-
-    pub fn write_back(&self, physical: u64) {
-        // SAFETY: as in `store`.
-        let table = unsafe { self.platform.tables().table(PhysAddr::new(physical & !0xfff)) };
-        let first = &raw const table[(physical & 0xfff) as usize / 8];
-        self.platform.tables().write_back(first.cast(), 8);
-    }
-
-    pub fn put(&self, physical: u64, value: u64) {
-        self.store(physical, value);
-        self.write_back(physical);
     }
 
     /// Gives one global command and waits for it.
@@ -204,44 +171,6 @@ impl Bench {
         self.submit(&[iotlb_global()]);
     }
 
-    /// The context entry of a source behind `root`; makes the context table.
-    pub fn context_slot(&self, source: u16) -> u64 {
-        let slot = self.root + u64::from(source >> 8) * 16;
-        if self.load(slot) & 1 == 0 {
-            let table = self.page();
-            self.put(slot, table | 1);
-        }
-        (self.load(slot) & !0xfff) + u64::from(source & 0xff) * 16
-    }
-
-    /// A present 48-bit context: high word first.
-    pub fn put_context(&self, source: u16, domain: u16, table: u64) {
-        self.put_context_words(source, table | 1, u64::from(domain) << 8 | 2);
-    }
-
-    pub fn put_context_words(&self, source: u16, low: u64, high: u64) {
-        let slot = self.context_slot(source);
-        self.put(slot + 8, high);
-        self.put(slot, low);
-    }
-
-    /// Maps one page in a 4-level table and gives the tables on the way, from level 3 to 1.
-    pub fn map(&self, top: u64, iova: u64, leaf: u64) -> [u64; 3] {
-        let mut table = top;
-        let mut path = [0; 3];
-        for (step, shift) in [39, 30, 21].into_iter().enumerate() {
-            let slot = table + (iova >> shift & 511) * 8;
-            if self.load(slot) & RW == 0 {
-                let lower = self.page();
-                self.put(slot, lower | RW);
-            }
-            table = self.load(slot) & 0x000f_ffff_ffff_f000;
-            path[step] = table;
-        }
-        self.put(leaf_slot(table, iova), leaf);
-        path
-    }
-
     /// One function in one domain with one page mapped: the top table, the path and the memory.
     pub fn one_page(&mut self, iova: u64) -> OnePage {
         let memory = self.lend(1);
@@ -272,15 +201,19 @@ impl Bench {
     }
 }
 
+impl Deref for Bench {
+    type Target = Hand;
+
+    fn deref(&self) -> &Hand {
+        &self.hand
+    }
+}
+
 pub struct OnePage {
     pub memory: u64,
     pub top: u64,
     /// Tables of levels 3, 2 and 1.
     pub path: [u64; 3],
-}
-
-pub fn leaf_slot(table: u64, iova: u64) -> u64 {
-    table + (iova >> 12 & 511) * 8
 }
 
 pub fn context_global() -> (u64, u64) {
