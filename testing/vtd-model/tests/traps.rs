@@ -4,10 +4,7 @@ mod by_hand;
 mod driver;
 mod unit;
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-};
+use std::thread;
 
 use by_hand::{Hand, RW, leaf_slot};
 use driver::Driven;
@@ -509,25 +506,26 @@ fn an_iova_is_not_given_out_while_its_invalidation_is_under_way() {
     let (handle, _) = claim(&driven, 0);
     let mapping = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
     let iova = mapping.iova();
-    driven.machine.misbehave(0, |unit| unit.status_delay_ns = 500_000_000);
-    let done = AtomicBool::new(false);
+    const DELAY_NS: u64 = 500_000_000;
+    driven.machine.misbehave(0, |unit| unit.status_delay_ns = DELAY_NS);
+    let flushed_at = driven.machine.clock().now_ns() + DELAY_NS;
     thread::scope(|scope| {
-        scope.spawn(|| {
-            mapping.unmap().expect("only slow");
-            done.store(true, Ordering::Release);
-        });
+        let unmapping = scope.spawn(|| mapping.unmap().expect("only slow"));
         become_cpu(1);
-        let mut attempts = 0;
-        while !done.load(Ordering::Acquire) {
-            let taken = handle.dma_map_at(buffer(&driven, 1), Bidirectional, iova);
-            let before = !done.load(Ordering::Acquire);
-            if let Ok(mapping) = taken {
-                assert!(!before, "{iova} was free before its invalidation was done");
-                std::mem::forget(mapping);
+        let taken = loop {
+            let over = unmapping.is_finished();
+            match handle.dma_map_at(buffer(&driven, 1), Bidirectional, iova) {
+                Ok(mapping) => break mapping,
+                Err(rejected) => assert!(!over, "{} after the unmap", rejected.error),
             }
-            attempts += 1;
-        }
-        assert!(attempts > 0);
+        };
+        let now = driven.machine.clock().now_ns();
+        assert!(
+            now >= flushed_at,
+            "{iova} was free {} ns before its invalidation was done",
+            flushed_at - now
+        );
+        std::mem::forget(taken);
     });
     become_cpu(0);
     driven.assert_content("after a slow unmap");
