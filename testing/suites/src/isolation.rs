@@ -87,7 +87,7 @@ test! {
         check!(attacker.dma.fault_count() > before, "a read of physical address {physical:#x} was not blocked");
         let stolen = attacker.contents()?;
         pattern::expect(&secret.unmap()?, 4, "the secret page")?;
-        check!(pattern::expect(&stolen[..BYTES], 4, "").is_err(), "the device has read the secret page");
+        check!(!pattern::matches(&stolen[..BYTES], 4), "the device has read the secret page");
     }
 }
 
@@ -117,7 +117,7 @@ test! {
         edu.pull(page, BYTES)?;
         Expected::read(edu.device.function(), page).await_recorded(machine)?;
         let stolen = edu.contents()?;
-        check!(pattern::expect(&stolen[..BYTES], 8, "").is_err(), "the device has read the page");
+        check!(!pattern::matches(&stolen[..BYTES], 8), "the device has read the page");
         mapping.unmap()?;
     }
 }

@@ -1,21 +1,27 @@
 //! Bytes that a test can tell from any others.
 
-use alloc::format;
-
 use harness::{Failure, failure};
 use iommu::PageBuffer;
 
-/// Fills `bytes` with what belongs to `seed`: no two seeds agree in any 8 bytes.
-pub fn fill(bytes: &mut [u8], seed: u64) {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for chunk in bytes.chunks_mut(8) {
-        // SplitMix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
+const WORD: usize = 8;
+
+/// What belongs to `seed`, without an end: no two seeds have a word in common within anything that a test compares.
+fn words(seed: u64) -> impl Iterator<Item = [u8; WORD]> {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    // SplitMix64, started far apart for each seed.
+    let start = seed.wrapping_mul(0xd134_2543_de82_ef95);
+    (1..).map(move |index: u64| {
+        let mut word = start.wrapping_add(index.wrapping_mul(STEP));
         word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^= word >> 31;
-        chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+        (word ^ word >> 31).to_le_bytes()
+    })
+}
+
+/// Fills `bytes` with what belongs to `seed`.
+pub fn fill(bytes: &mut [u8], seed: u64) {
+    for (chunk, word) in bytes.chunks_mut(WORD).zip(words(seed)) {
+        chunk.copy_from_slice(&word[..chunk.len()]);
     }
 }
 
@@ -26,30 +32,21 @@ pub fn pages(pages: usize, seed: u64) -> Result<PageBuffer, Failure> {
     Ok(buffer)
 }
 
-/// Fails unless `bytes` start with what belongs to `seed`, as long as they are.
-pub fn expect(bytes: &[u8], seed: u64, what: &str) -> Result<(), Failure> {
-    let mut wanted = [0; 4096];
-    for (index, chunk) in bytes.chunks(wanted.len()).enumerate() {
-        if index == 0 {
-            fill(&mut wanted, seed);
-        } else {
-            // The pattern runs on: only the first page is needed often.
-            return expect_long(bytes, seed, what);
-        }
-        if let Some(at) = (0..chunk.len()).find(|&at| chunk[at] != wanted[at]) {
-            return Err(failure!("{what}: byte {at:#x} is {:#04x}, not {:#04x}", chunk[at], wanted[at]));
-        }
-    }
-    Ok(())
+/// Whether `bytes` are what belongs to `seed`, as long as they are.
+pub fn matches(bytes: &[u8], seed: u64) -> bool {
+    first_difference(bytes, seed).is_none()
 }
 
-fn expect_long(bytes: &[u8], seed: u64, what: &str) -> Result<(), Failure> {
-    let mut wanted = alloc::vec![0; bytes.len()];
-    fill(&mut wanted, seed);
-    match (0..bytes.len()).find(|&at| bytes[at] != wanted[at]) {
-        Some(at) => {
-            Err(Failure::new(format!("{what}: byte {at:#x} is {:#04x}, not {:#04x}", bytes[at], wanted[at])))
-        }
+/// Fails unless `bytes`, which are `what`, are what belongs to `seed`.
+pub fn expect(bytes: &[u8], seed: u64, what: &str) -> Result<(), Failure> {
+    match first_difference(bytes, seed) {
+        Some(at) => Err(failure!("{what}: not what was put there, from byte {at:#x} on")),
         None => Ok(()),
     }
+}
+
+/// Offset of the first word that is not what belongs to `seed`.
+fn first_difference(bytes: &[u8], seed: u64) -> Option<usize> {
+    let mut compared = bytes.chunks(WORD).zip(words(seed));
+    compared.position(|(chunk, word)| *chunk != word[..chunk.len()]).map(|index| index * WORD)
 }

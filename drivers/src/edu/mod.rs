@@ -7,15 +7,18 @@
 //! The driver has no memory of its own for the device, so it takes no DMA handle: what the device can reach is up to
 //! who has claimed it, if anybody has.
 
+mod error;
+mod registers;
+
 use alloc::sync::Arc;
-use core::fmt;
 
 use iommu::{Iova, PciAddress};
 
+pub use self::error::EduError;
+use self::registers::{Registers, STATUS_COMPUTING, command};
 use crate::{
-    host::{Event, Host, InterruptError},
-    mmio::{Mmio, OutsideWindow, ReadOnly, Register, WriteOnly},
-    pci::{BarError, Device, Id, Msi, MsiError},
+    host::{Event, Host},
+    pci::{Device, Id, Msi},
 };
 
 /// The device's id.
@@ -24,7 +27,7 @@ pub const ID: Id = Id { vendor: 0x1234, device: 0x11e8 };
 /// Length of the device's buffer.
 pub const BUFFER_BYTES: usize = 4096;
 
-/// Longest transfer. QEMU before 8.0 aborts on one that touches the last byte of the buffer.
+/// Longest transfer. QEMU 7.2 aborts on one that touches the last byte of the buffer.
 pub const TRANSFER_LIMIT_BYTES: usize = BUFFER_BYTES - 1;
 
 /// Where the buffer is in the device's own address space.
@@ -39,50 +42,8 @@ const DEADLINE_NS: u64 = 1_000_000_000;
 /// How long a transfer may take: 100 ms, and room for a busy host.
 const TRANSFER_DEADLINE_NS: u64 = 10_000_000_000;
 
-/// Bits of the command register.
-mod command {
-    pub const RUN: u64 = 1;
-    pub const TO_MEMORY: u64 = 2;
-    pub const INTERRUPT: u64 = 4;
-}
-
-/// Status register: a factorial is being computed.
-const STATUS_COMPUTING: u32 = 1;
-
 /// What the interrupt status reads for the end of a transfer.
 pub const INTERRUPT_TRANSFER: u32 = 0x100;
-
-struct Registers {
-    identification: Register<u32, ReadOnly>,
-    liveness: Register<u32>,
-    factorial: Register<u32>,
-    status: Register<u32>,
-    interrupt_status: Register<u32, ReadOnly>,
-    interrupt_raise: Register<u32, WriteOnly>,
-    interrupt_acknowledge: Register<u32, WriteOnly>,
-    source: Register<u64>,
-    destination: Register<u64>,
-    count: Register<u64>,
-    command: Register<u64>,
-}
-
-impl Registers {
-    fn at(bar: &Mmio) -> Result<Self, OutsideWindow> {
-        Ok(Self {
-            identification: bar.register(0x00)?,
-            liveness: bar.register(0x04)?,
-            factorial: bar.register(0x08)?,
-            status: bar.register(0x20)?,
-            interrupt_status: bar.register(0x24)?,
-            interrupt_raise: bar.register(0x60)?,
-            interrupt_acknowledge: bar.register(0x64)?,
-            source: bar.register(0x80)?,
-            destination: bar.register(0x88)?,
-            count: bar.register(0x90)?,
-            command: bar.register(0x98)?,
-        })
-    }
-}
 
 /// An `edu` device in use.
 ///
@@ -122,86 +83,6 @@ pub struct Transfer {
     pub offset: usize,
     /// Length in bytes.
     pub bytes: usize,
-}
-
-/// Why the device could not be used, or did not do what it was asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EduError {
-    /// Nothing answers.
-    Absent,
-    /// Its registers cannot be mapped.
-    Bar(BarError),
-    /// Its registers do not fit into their BAR.
-    Outside(OutsideWindow),
-    /// It does not say that it is an `edu`.
-    NotEdu(u32),
-    /// No MSI.
-    Msi(MsiError),
-    /// The transfer is not inside the device's buffer, or touches its last byte.
-    OutsideBuffer {
-        /// Offset in the buffer.
-        offset: usize,
-        /// Length in bytes.
-        bytes: usize,
-    },
-    /// A transfer is still running.
-    Busy,
-    /// It did not answer in time. It was stopped from mastering the bus.
-    TimedOut,
-    /// It did what it was asked for but its interrupt did not arrive in time.
-    NoInterrupt,
-    /// A register reads other than it must.
-    Wrong {
-        /// What it reads.
-        got: u32,
-        /// What it should.
-        expected: u32,
-    },
-}
-
-impl fmt::Display for EduError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Absent => f.write_str("nothing answers"),
-            Self::Bar(error) => error.fmt(f),
-            Self::Outside(error) => error.fmt(f),
-            Self::NotEdu(id) => write!(f, "identification {id:#x} is not an edu's"),
-            Self::Msi(error) => error.fmt(f),
-            Self::OutsideBuffer { offset, bytes } => {
-                write!(f, "{bytes} bytes at {offset:#x} are outside of the device's buffer")
-            }
-            Self::Busy => f.write_str("a transfer is running"),
-            Self::TimedOut => f.write_str("the device did not answer in time"),
-            Self::NoInterrupt => f.write_str("the device's interrupt did not arrive"),
-            Self::Wrong { got, expected } => write!(f, "the device reads {got:#x} instead of {expected:#x}"),
-        }
-    }
-}
-
-impl core::error::Error for EduError {}
-
-impl From<BarError> for EduError {
-    fn from(error: BarError) -> Self {
-        Self::Bar(error)
-    }
-}
-
-impl From<OutsideWindow> for EduError {
-    fn from(error: OutsideWindow) -> Self {
-        Self::Outside(error)
-    }
-}
-
-impl From<MsiError> for EduError {
-    fn from(error: MsiError) -> Self {
-        Self::Msi(error)
-    }
-}
-
-impl From<InterruptError> for EduError {
-    fn from(error: InterruptError) -> Self {
-        Self::Msi(MsiError::Interrupt(error))
-    }
 }
 
 impl Edu {
