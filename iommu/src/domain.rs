@@ -257,6 +257,10 @@ impl<B: Backend> Space for Domain<B> {
         // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush below.
         let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes as u64) };
         let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
+        if stale.changed_bytes() != bytes as u64 {
+            self.flush(stale)?;
+            return Err(DmaError::NotMapped { iova });
+        }
         self.flush(stale)?;
         self.free(iova, pages);
         self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! From the interrupt that reads a fault to the log and the shell.
 
+use core::fmt;
+
 use crate::{
     Platform,
     dump::Visitor,
@@ -56,19 +58,24 @@ impl FaultLog {
         // One lap: a device that goes on faulting wakes the thread again.
         for _ in 0..crate::fault::FAULT_RING_ENTRIES {
             let Some(fault) = self.ring.pop(platform) else { return };
-            let now_ns = platform.now_ns();
-            let allowed = {
+            {
                 let mut state = self.state.lock(platform);
                 let next = state.next;
                 state.history[next] = Some(fault);
                 state.next = (next + 1) % HISTORY;
-                state.budget.take(now_ns)
-            };
-            match allowed {
-                Some(0) => log::warn!("{fault}"),
-                Some(suppressed) => log::warn!("{fault} ({suppressed} faults before it not logged)"),
-                None => {}
             }
+            self.log(platform, format_args!("{fault}"));
+        }
+    }
+
+    /// Logs something that a device brought about, as far as the budget allows.
+    pub fn log<P: Platform>(&self, platform: &P, line: fmt::Arguments<'_>) {
+        let now_ns = platform.now_ns();
+        let allowed = self.state.lock(platform).budget.take(now_ns);
+        match allowed {
+            Some(0) => log::warn!("{line}"),
+            Some(suppressed) => log::warn!("{line} ({suppressed} before it not logged)"),
+            None => {}
         }
     }
 

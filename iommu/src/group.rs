@@ -155,44 +155,45 @@ impl<B: Backend> Group<B> {
             return Ok(());
         }
         let Some(&function) = self.layout.functions.first() else { return Ok(()) };
-        self.change(maker, function, |group, domain| group.attached(maker, domain)).map(drop)
+        self.change(maker, function, false).map(drop)
     }
 
     /// Gives `function` to a driver: attaches the group to a domain of its own if it has none yet.
     pub fn claim(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<Arc<Domain<B>>, ClaimError> {
-        {
-            let mut state = self.state.lock(&**maker.backend.platform());
+        maker.backend.check(self.layout.units()).map_err(DmaError::from)?;
+        self.change(maker, function, true)
+    }
+
+    /// Attaches the group, and records a claim if `claims` says so, as the only one that changes the group, without
+    /// holding its lock while hardware works.
+    fn change(
+        &self,
+        maker: &DomainMaker<B>,
+        function: PciAddress,
+        claims: bool,
+    ) -> Result<Arc<Domain<B>>, ClaimError> {
+        let platform = &**maker.backend.platform();
+        let domain = {
+            let mut state = self.state.lock(platform);
+            if state.changing {
+                return Err(ClaimError::Busy { function });
+            }
             if state.claimed.contains(&function) {
                 return Err(ClaimError::Claimed { function });
             }
             // Room first: recording the claim below cannot fail.
             state.claimed.try_reserve(1).map_err(|_| DmaError::OutOfMemory)?;
-        }
-        let domain = self.change(maker, function, |group, domain| group.attached(maker, domain))?;
-        self.state.lock(&**maker.backend.platform()).claimed.push(function);
-        Ok(domain)
-    }
-
-    /// Runs `step` on the group's domain as the only one that changes the group, without holding its lock.
-    fn change(
-        &self,
-        maker: &DomainMaker<B>,
-        function: PciAddress,
-        step: impl FnOnce(&Self, Option<Arc<Domain<B>>>) -> Result<Arc<Domain<B>>, DmaError>,
-    ) -> Result<Arc<Domain<B>>, ClaimError> {
-        let platform = &**maker.backend.platform();
-        let domain = {
-            let mut state = self.state.lock(platform);
-            if core::mem::replace(&mut state.changing, true) {
-                return Err(ClaimError::Busy { function });
-            }
+            state.changing = true;
             state.domain.clone()
         };
-        let result = step(self, domain);
+        let result = self.attached(maker, domain);
         let mut state = self.state.lock(platform);
         state.changing = false;
         if let Ok(domain) = &result {
             state.domain = Some(domain.clone());
+            if claims {
+                state.claimed.push(function);
+            }
         }
         Ok(result?)
     }
@@ -216,9 +217,10 @@ impl<B: Backend> Group<B> {
         Ok(domain)
     }
 
-    /// Blocks the first `count` sources again.
+    /// Blocks the first `count` sources again, those behind other units too when one does not answer.
     fn block_sources(&self, domain: &Domain<B>, count: usize) -> Result<(), Stuck> {
-        self.layout.sources[..count].iter().try_for_each(|&(source, unit)| domain.block(unit, source))
+        let blocked = self.layout.sources[..count].iter().map(|&(source, unit)| domain.block(unit, source));
+        blocked.fold(Ok(()), Result::and)
     }
 }
 

@@ -29,13 +29,14 @@
 //! `mm`'s engine clears leaves and returns a `Stale` token: the range, and the table pages that came off. The
 //! invalidation queue turns it into descriptors for every place that may hold a translation, waits, and returns
 //! `Flushed`. Only that frees the table pages, then the IOVA, and gives the buffer back. There is no way around: the
-//! types have no other constructor.
+//! token has no other way on than a flush, and no constructor but the change that made it stale.
 //!
 //! # Locks
 //!
-//! In the order in which they nest: group, domain (its tags), IOVA space, table page, frames, unit (context tables,
-//! domain ids), queue. All of them are [`IrqLock`](sync::IrqLock)s, held for a bounded number of steps; nothing
-//! allocates or waits in an interrupt, and no lock is held while waiting for a unit.
+//! In the order in which they nest: group; domain (its tags), then unit (context tables, domain ids); IOVA space; and
+//! inside any of them what the host's frame allocator takes. The records of a unit (`draining`), then its queue or the
+//! fault ring. All of them are [`IrqLock`](sync::IrqLock)s, held for a bounded number of steps; page tables are changed
+//! without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a unit.
 #![no_std]
 #![warn(missing_docs)]
 

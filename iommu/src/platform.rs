@@ -110,7 +110,7 @@ pub enum Event {
 /// Work that the subsystem does in a thread of the host, never in an interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
-    /// [`Iommu::process_faults`](crate::Iommu::process_faults): log, decide, quarantine.
+    /// [`Iommu::process_faults`](crate::Iommu::process_faults): log faults, stop what is behind a dead unit.
     Faults,
     /// [`Iommu::reap`](crate::Iommu::reap): flush and free what was dropped while mapped.
     Reap,

@@ -5,7 +5,6 @@ use core::fmt;
 
 use crate::{
     Options, PciAddress, Platform,
-    backend::UnitSet,
     dma::{DmaDevice, Stuck, device::FaultCount, reaper::Reaper},
     dmar::{Dmar, DmarError},
     dump::{DomainReport, GroupReport, Visitor},
@@ -17,7 +16,7 @@ use crate::{
     vtd::{Vtd, VtdError},
 };
 
-/// Why the subsystem could not start. No unit translates then.
+/// Why the subsystem could not start. The kernel must not let a driver turn bus mastering on then.
 #[derive(Debug)]
 pub enum StartError {
     /// `iommu=force`, and firmware describes no unit.
@@ -223,12 +222,15 @@ impl<P: Platform> Control for Protection<P> {
     }
 
     fn process_faults(&self) {
-        // At most one lap a unit: a unit whose records fill up faster than that wakes this thread again.
-        for unit in core::iter::from_fn(|| self.shared.backend.take_undrained()).take(UnitSet::MAX_UNITS) {
-            self.shared.drain(unit);
+        let Shared { platform, backend, faults, .. } = &*self.shared;
+        // One lap a unit: a unit whose records fill up faster than that wakes this thread again.
+        backend.take_undrained().for_each(|unit| self.shared.drain(unit));
+        faults.process(&**platform);
+        for unit in 0..backend.count() {
+            // At most as many as are kept: a device that makes errors faster than they are logged wakes nobody.
+            let reports = core::iter::from_fn(|| backend.take_queue_report(unit)).take(MAX_LOGGED_WARNINGS);
+            reports.for_each(|report| faults.log(&**platform, format_args!("unit {unit}: {report}")));
         }
-        self.shared.faults.process(&*self.shared.platform);
-        self.shared.backend.log_queue_errors();
         while let Some(stuck) = self.shared.backend.take_newly_stuck() {
             self.shared.stop_behind(stuck);
         }

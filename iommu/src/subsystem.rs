@@ -77,7 +77,7 @@ impl Iommu {
         self.control.handle_event(event);
     }
 
-    /// Logs recorded faults and acts on them. Runs in a thread of the host, woken for
+    /// Logs recorded faults, and stops the devices behind a unit that does not answer any more. Runs in a thread of the host, woken for
     /// [`Work::Faults`](crate::platform::Work::Faults).
     pub fn process_faults(&self) {
         self.control.process_faults();

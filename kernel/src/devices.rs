@@ -8,7 +8,7 @@ use drivers::{
     pci::{BusRange, Function, Id, enumerate},
     virtio::blk::Disk,
 };
-use iommu::{Iommu, StartError, platform::Work};
+use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
 
 use crate::{acpi, memory, platform::Kernel, threads::SpawnError};
@@ -80,6 +80,8 @@ fn start_iommu(
     kernel.handle_events(Box::new(move |event| handle.handle_event(event)));
     let handle = iommu.clone();
     kernel.start_worker(Work::Faults, move || handle.process_faults())?;
+    // Faults may have come while nobody took events.
+    kernel.wake(Work::Faults);
     let handle = iommu.clone();
     kernel.start_worker(Work::Reap, move || handle.reap())?;
     Ok(iommu)

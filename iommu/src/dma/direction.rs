@@ -23,7 +23,7 @@ pub trait Direction: sealed::Sealed + Copy + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub struct ToDevice;
 
-/// The device writes; it cannot read, not even by a zero-length read where the hardware would allow one.
+/// The device writes; it cannot read. (A read of length zero moves nothing; units with CAP.ZLR let it pass.)
 #[derive(Clone, Copy, Debug)]
 pub struct FromDevice;
 

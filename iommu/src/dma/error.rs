@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::Iova;
 
-/// Why a mapping could not be made. Nothing was changed and nothing is lost.
+/// Why a mapping could not be made, or not be undone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DmaError {
     /// The buffer is empty, or not whole pages: address and length must be multiples of 4 KiB.

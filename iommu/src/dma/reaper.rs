@@ -3,7 +3,7 @@
 //! A drop may happen anywhere, so it neither waits nor allocates: it moves the mapping into a list whose room was
 //! reserved when the mapping was made, and a thread of the host flushes and frees it.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{collections::VecDeque, sync::Arc};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{DmaError, RawBuffer, space::Live};
@@ -40,7 +40,7 @@ pub(crate) struct Reaper<P: Platform> {
     live: AtomicUsize,
     /// Slots that `queue` has room for.
     capacity: AtomicUsize,
-    queue: IrqLock<Vec<Abandoned>>,
+    queue: IrqLock<VecDeque<Abandoned>>,
 }
 
 impl<P: Platform> Reaper<P> {
@@ -49,7 +49,7 @@ impl<P: Platform> Reaper<P> {
             platform,
             live: AtomicUsize::new(0),
             capacity: AtomicUsize::new(0),
-            queue: IrqLock::new(Vec::new()),
+            queue: IrqLock::new(VecDeque::new()),
         }
     }
 
@@ -78,7 +78,7 @@ impl<P: Platform> Reaper<P> {
     pub fn abandon(&self, abandoned: Abandoned) {
         let mut queue = self.queue.lock(&*self.platform);
         debug_assert!(queue.len() < queue.capacity(), "a live mapping had no slot reserved");
-        queue.push(abandoned);
+        queue.push_back(abandoned);
         drop(queue);
         self.platform.wake(Work::Reap);
     }
@@ -87,8 +87,11 @@ impl<P: Platform> Reaper<P> {
     pub fn reap(&self) {
         let mut left = self.queue.lock(&*self.platform).len();
         while left > 0 {
-            let Some(abandoned) = self.queue.lock(&*self.platform).pop() else { return };
+            let Some(abandoned) = self.queue.lock(&*self.platform).pop_front() else { return };
+            // Counted until its buffer is free: who waits for the count to fall finds the memory back.
+            self.live.fetch_add(1, Ordering::Relaxed);
             abandoned.reap();
+            self.release();
             left -= 1;
         }
     }
@@ -98,7 +101,7 @@ impl<P: Platform> Reaper<P> {
     fn grow(&self, live: usize) -> Result<(), DmaError> {
         const FIRST_SLOTS: usize = 64;
         let target = live.max(FIRST_SLOTS).checked_next_power_of_two().ok_or(DmaError::OutOfMemory)?;
-        let mut larger = Vec::new();
+        let mut larger = VecDeque::new();
         larger.try_reserve_exact(target).map_err(|_| DmaError::OutOfMemory)?;
         let mut queue = self.queue.lock(&*self.platform);
         if queue.capacity() < larger.capacity() {

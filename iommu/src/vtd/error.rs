@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use mm::PhysAddr;
+
 use super::unit::{BringUpError, DiscoverError};
 
 /// Why the units could not be brought up. None of them translates then.
@@ -18,6 +20,15 @@ pub enum VtdError {
         /// The address.
         base: u64,
     },
+    /// Two DRHDs have the same registers.
+    SharedBase {
+        /// Index of the unit.
+        unit: usize,
+        /// Index of the one before it with the same address.
+        other: usize,
+        /// The address.
+        base: PhysAddr,
+    },
     /// More DRHDs than the subsystem holds.
     TooManyUnits,
     /// No memory for tables.
@@ -31,6 +42,9 @@ impl fmt::Display for VtdError {
             Self::BringUp(error) => error.fmt(f),
             Self::BadBase { unit, base } => {
                 write!(f, "remapping unit {unit} cannot have its registers at {base:#x}")
+            }
+            Self::SharedBase { unit, other, base } => {
+                write!(f, "remapping units {other} and {unit} both have their registers at {base}")
             }
             Self::TooManyUnits => f.write_str("too many remapping units"),
             Self::OutOfMemory => f.write_str("no memory for the tables of a remapping unit"),

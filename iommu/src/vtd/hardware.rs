@@ -13,7 +13,7 @@ use super::{
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
-    queue::{ContextScope, Invalidation, IotlbScope, Plan},
+    queue::{ContextScope, Invalidation, IotlbScope, Plan, QueueReport},
     spec::{AddressWidth, ContextEntry, DomainId, FunctionMask, TranslationTable, TranslationType},
     tables::ContextTables,
     unit::{BringUp, Location, Unit},
@@ -102,6 +102,9 @@ impl<P: Platform> Vtd<P> {
             }
             let base =
                 PhysAddr::checked(drhd.base).ok_or(VtdError::BadBase { unit: index, base: drhd.base })?;
+            if let Some(other) = units.iter().position(|state: &UnitState<P>| state.unit.base() == base) {
+                return Err(VtdError::SharedBase { unit: index, other, base });
+            }
             let unit = Unit::discover(&*platform, index, Location { base, segment: drhd.segment })?;
             units.try_reserve(1).map_err(|_| VtdError::OutOfMemory)?;
             units.push(UnitState::bring_up(platform.clone(), unit, options)?);
@@ -134,20 +137,26 @@ impl<P: Platform> Vtd<P> {
             state.more_faults.store(true, Ordering::Relaxed);
             self.platform.wake(Work::Faults);
         }
-    }
-
-    /// A unit whose records filled up again while they were read: no event will come for them.
-    pub fn take_undrained(&self) -> Option<usize> {
-        self.units.iter().position(|state| state.more_faults.swap(false, Ordering::Relaxed))
-    }
-
-    /// Logs the errors of invalidation queues that were dealt with.
-    pub fn log_queue_errors(&self) {
-        for state in &self.units {
-            while let Some(report) = state.unit.take_queue_report(&*self.platform) {
-                log::error!("unit {}: {report}", state.unit.index());
-            }
+        if state.unit.is_stuck() && self.stuck.fetch_or(1 << unit, Ordering::Relaxed) >> unit & 1 == 0 {
+            self.platform.wake(Work::Faults);
         }
+    }
+
+    /// Units whose records no event will come for: they filled up again while they were read, or faults came before the
+    /// host could take events.
+    pub fn take_undrained(&self) -> impl Iterator<Item = usize> {
+        let undrained = |state: &&UnitState<P>| state.more_faults.swap(false, Ordering::Relaxed);
+        self.units.iter().filter(undrained).map(|state| state.unit.index())
+    }
+
+    /// An error of the invalidation queue of unit `unit` that was dealt with.
+    pub fn take_queue_report(&self, unit: usize) -> Option<QueueReport> {
+        self.units.get(unit)?.unit.take_queue_report(&*self.platform)
+    }
+
+    /// Number of units.
+    pub fn count(&self) -> usize {
+        self.units.len()
     }
 
     /// How many times unit `unit` had to drop faults because its records were full.
@@ -355,7 +364,8 @@ impl<P: Platform> Backend for Vtd<P> {
 
     fn block(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), Stuck> {
         let withdrawn = self.units[unit].tables.lock(&*self.platform).contexts.withdraw(source);
-        let Some(entry) = withdrawn else { return Ok(()) };
+        // What an earlier call withdrew may still be cached, if that call failed: then the unit is stuck.
+        let Some(entry) = withdrawn else { return self.check(UnitSet::default().with(unit)) };
         let domain = entry.domain();
         let device = ContextScope::Device { domain, source, mask: FunctionMask::Exact };
         self.invalidate(
@@ -407,7 +417,7 @@ impl<P: Platform> UnitState<P> {
         // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
         // of domains.
         unsafe { unit.bring_up(&*platform, &how)? };
-        Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(false) })
+        Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(true) })
     }
 
     fn report(&self, platform: &P) -> UnitReport {

@@ -50,7 +50,9 @@ impl Bare {
         let mut others = Vec::new();
         others.try_reserve_exact(pages)?;
         for _ in 0..pages {
-            let mapped = bare.map(1, &[PhysRange::new(MEMORY, PAGE_BYTES)]).ok_or_else(|| Failure::new("no memory"))?;
+            let mapped = bare
+                .map(1, &[PhysRange::new(MEMORY, PAGE_BYTES)])
+                .ok_or_else(|| Failure::new("no memory"))?;
             others.push(mapped.iova);
             core::mem::forget(mapped);
         }
@@ -60,7 +62,8 @@ impl Bare {
     fn map(&self, pages: u64, segments: &[PhysRange]) -> Option<Mapped<'_>> {
         let iova = self.iovas.allocate(pages, u64::MAX).ok()?;
         // SAFETY: the range was just allocated, and no device walks the table.
-        let emptied = unsafe { self.table.map(iova.as_u64(), segments, SecondStageAccess::ReadWrite) }.ok()?;
+        let emptied =
+            unsafe { self.table.map(iova.as_u64(), segments, SecondStageAccess::ReadWrite) }.ok()?;
         if let Some(stale) = emptied {
             // SAFETY: no hardware walks the table.
             self.table.redeem(unsafe { stale.assume_flushed() });
@@ -72,7 +75,10 @@ impl Bare {
 impl Drop for Mapped<'_> {
     fn drop(&mut self) {
         // SAFETY: the range is this mapping's, and no device walks the table.
-        let Ok(stale) = (unsafe { self.bare.table.unmap(self.iova.as_u64(), self.pages * PAGE_BYTES) }) else { return };
+        let Ok(stale) = (unsafe { self.bare.table.unmap(self.iova.as_u64(), self.pages * PAGE_BYTES) })
+        else {
+            return;
+        };
         // SAFETY: no hardware walks the table.
         self.bare.table.redeem(unsafe { stale.assume_flushed() });
         // What was never given back shows as a space that fills up.
@@ -96,13 +102,23 @@ fn scattered() -> [PhysRange; 16] {
     })
 }
 
-fn measure_map(bencher: &mut Bencher<'_>, others: usize, pages: u64, memory: &[PhysRange]) -> Result<(), Failure> {
+fn measure_map(
+    bencher: &mut Bencher<'_>,
+    others: usize,
+    pages: u64,
+    memory: &[PhysRange],
+) -> Result<(), Failure> {
     let (bare, _others) = Bare::with_others(others)?;
     bencher.measure(|| bare.map(pages, memory));
     Ok(())
 }
 
-fn measure_unmap(bencher: &mut Bencher<'_>, others: usize, pages: u64, memory: &[PhysRange]) -> Result<(), Failure> {
+fn measure_unmap(
+    bencher: &mut Bencher<'_>,
+    others: usize,
+    pages: u64,
+    memory: &[PhysRange],
+) -> Result<(), Failure> {
     let (bare, _others) = Bare::with_others(others)?;
     bencher.measure_with(|| bare.map(pages, memory), drop);
     Ok(())

@@ -33,7 +33,7 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     };
     match tried {
         Ok(Outcome { got_through: false, faults }) => {
-            println!("memory is untouched; faults recorded: {faults}")
+            println!("blocked; faults recorded: {faults}")
         }
         Ok(Outcome { got_through: true, faults }) => println!("IT GOT THROUGH; faults recorded: {faults}"),
         Err(error) => println!("{error}"),
@@ -65,8 +65,7 @@ fn page(fill: u8) -> Result<PageBuffer, AttackError> {
     Ok(page)
 }
 
-/// An address that nothing is mapped at. A read gets through if the device's buffer changes, which what it writes to a
-/// mapped page afterwards shows.
+/// An address that nothing is mapped at: there is no memory to look at, so a fault is what tells.
 fn rogue(edu: &mut ClaimedEdu, target: Iova, way: Way) -> Result<Outcome, AttackError> {
     println!("nothing is mapped at {target}");
     let faults = transfer(edu, way, target)?;
