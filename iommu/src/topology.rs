@@ -16,6 +16,7 @@ mod groups;
 mod hierarchy;
 mod ids;
 mod problem;
+mod quirks;
 #[cfg(test)]
 mod tests;
 

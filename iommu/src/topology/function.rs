@@ -50,7 +50,9 @@ pub enum BridgeKind {
     ToPci,
     /// From PCI to PCI Express: requests carry the bridge's own id.
     FromPci,
-    /// Between two conventional buses, or from the root complex to one: requests carry the bridge's own id.
+    /// Between two conventional buses, or from the root complex to one: requests carry the bridge's own id. On a link,
+    /// where no such bridge can be, it is one that hides its PCI Express capability: requests may carry the id of
+    /// device 0, function 0 on the secondary bus, too.
     Conventional,
 }
 

@@ -83,12 +83,16 @@ impl Hierarchy {
     /// link there is but one device, and with alternative routing ids its functions have all 256 numbers.
     pub(super) fn device(&self, index: usize) -> (u16, u8, Option<u8>) {
         let address = self.functions[index].address;
+        (address.segment, address.bus, (!self.is_on_link(index)).then_some(address.device()))
+    }
+
+    /// Whether function `index` is at the end of a PCI Express link.
+    pub(super) fn is_on_link(&self, index: usize) -> bool {
         let above = self.parent(index).map(|parent| &self.functions[parent]);
-        let on_link = above.is_some_and(|bridge| {
+        above.is_some_and(|bridge| {
             bridge.bridge_kind().is_some_and(BridgeKind::leads_to_link)
-                && bridge.buses().is_some_and(|(secondary, _)| secondary == address.bus)
-        });
-        (address.segment, address.bus, (!on_link).then_some(address.device()))
+                && bridge.buses().is_some_and(|(secondary, _)| secondary == self.functions[index].address.bus)
+        })
     }
 
     fn bridge_above(

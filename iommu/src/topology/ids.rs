@@ -25,8 +25,12 @@ impl RequesterIds {
         all.ends.try_reserve_exact(hierarchy.functions().len())?;
         for (index, function) in hierarchy.functions().iter().enumerate() {
             all.put_own(function)?;
+            // A bridge from PCI Express sends in the name of the bus behind it, for itself as well.
+            if is_from_link(hierarchy, index) {
+                all.put_all(aliases_behind(hierarchy, index))?;
+            }
             for bridge in hierarchy.ancestors(index) {
-                all.put(alias_behind(&hierarchy.functions()[bridge]))?;
+                all.put_all(aliases_behind(hierarchy, bridge))?;
             }
             all.ends.push(all.ids.len());
         }
@@ -46,37 +50,50 @@ impl RequesterIds {
     fn put_own(&mut self, function: &Function) -> Result<(), TopologyError> {
         let PciAddress { segment, bus, .. } = function.address;
         let devfn = function.address.devfn();
-        self.put(Some(function.address.source_id()))?;
-        // A bridge from PCI Express sends in the name of the bus behind it, for itself as well.
-        if function.bridge_kind() == Some(BridgeKind::ToPci) {
-            self.put(alias_behind(function))?;
-        }
+        self.put(function.address.source_id())?;
         let bits = function.phantom_bits.min(MAX_PHANTOM_BITS);
         let shift = MAX_PHANTOM_BITS - bits;
         let own = devfn & !(((1 << bits) - 1) << shift);
         for phantom in 0..1 << bits {
-            self.put(Some(PciAddress::from_devfn(segment, bus, own | phantom << shift).source_id()))?;
+            self.put(PciAddress::from_devfn(segment, bus, own | phantom << shift).source_id())?;
         }
         let alias = function.alias_devfn.map(|devfn| PciAddress::from_devfn(segment, bus, devfn));
-        self.put(alias.map(PciAddress::source_id))
+        self.put_all([alias.map(PciAddress::source_id)])
+    }
+
+    fn put_all<const N: usize>(&mut self, ids: [Option<SourceId>; N]) -> Result<(), TopologyError> {
+        ids.into_iter().flatten().try_for_each(|id| self.put(id))
     }
 
     /// Adds an id of the function at the end of the list, once.
-    fn put(&mut self, id: Option<SourceId>) -> Result<(), TopologyError> {
+    fn put(&mut self, id: SourceId) -> Result<(), TopologyError> {
         let start = self.ends.last().copied().unwrap_or(0);
-        match id {
-            Some(id) if !self.ids[start..].contains(&id) => push(&mut self.ids, id),
-            _ => Ok(()),
+        if self.ids[start..].contains(&id) { Ok(()) } else { push(&mut self.ids, id) }
+    }
+}
+
+/// The ids that bridge `index` may put into requests from behind it in place of the sender's.
+fn aliases_behind(hierarchy: &Hierarchy, index: usize) -> [Option<SourceId>; 2] {
+    let bridge = &hierarchy.functions()[index];
+    let Some((secondary, _)) = bridge.buses() else { return [None; 2] };
+    let own = bridge.address.source_id();
+    let first_behind = PciAddress::from_devfn(bridge.address.segment, secondary, 0).source_id();
+    match bridge.bridge_kind() {
+        Some(BridgeKind::ToPci) => [Some(first_behind), None],
+        Some(BridgeKind::Conventional) if is_from_link(hierarchy, index) => [Some(own), Some(first_behind)],
+        Some(BridgeKind::FromPci | BridgeKind::Conventional) => [Some(own), None],
+        Some(BridgeKind::RootPort | BridgeKind::UpstreamPort | BridgeKind::DownstreamPort) | None => {
+            [None; 2]
         }
     }
 }
 
-/// The id that `bridge` may put into requests from behind it in place of the sender's.
-fn alias_behind(bridge: &Function) -> Option<SourceId> {
-    let (secondary, _) = bridge.buses()?;
-    match bridge.bridge_kind()? {
-        BridgeKind::RootPort | BridgeKind::UpstreamPort | BridgeKind::DownstreamPort => None,
-        BridgeKind::ToPci => Some(PciAddress::from_devfn(bridge.address.segment, secondary, 0).source_id()),
-        BridgeKind::FromPci | BridgeKind::Conventional => Some(bridge.address.source_id()),
+/// Whether a function is a bridge from PCI Express to PCI. Some do not say so: they have no PCI Express capability, but
+/// are on a link, where nothing conventional can be.
+fn is_from_link(hierarchy: &Hierarchy, index: usize) -> bool {
+    match hierarchy.functions()[index].bridge_kind() {
+        Some(BridgeKind::ToPci) => true,
+        Some(BridgeKind::Conventional) => hierarchy.is_on_link(index),
+        _ => false,
     }
 }

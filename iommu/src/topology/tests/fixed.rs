@@ -42,6 +42,14 @@ fn ids_add_up_along_a_chain_of_bridges() {
 }
 
 #[test]
+fn a_bridge_on_a_link_that_does_not_say_what_it_is_may_send_under_either_id() {
+    let topology =
+        build(&[root_port(3, 1, 2), bridge((1, 0, 0), BridgeKind::Conventional, 2, 2), endpoint(2, 4, 0)]);
+    assert_eq!(ids(&topology, at(2, 4, 0)), [0x0220, 0x0100, 0x0200]);
+    assert_eq!(ids(&topology, at(1, 0, 0)), [0x0100, 0x0200]);
+}
+
+#[test]
 fn a_function_beside_an_upstream_port_is_with_all_behind_the_switch() {
     let functions = [
         root_port(3, 1, 3),

@@ -72,18 +72,18 @@ impl<'a> Machine<'a> {
         let phantom = |other: &u8| (other ^ devfn) & !free == 0;
         ids.extend((0..=255).filter(phantom).map(|other| number(bus, other)));
         ids.extend(function.alias_devfn.map(|alias| number(bus, alias)));
-        if let Some((BridgeKind::ToPci, secondary, _)) = self.kind(index) {
+        if let (true, Some((_, secondary, _))) = (self.is_to_pci(index), self.kind(index)) {
             ids.insert(number(secondary, 0));
         }
         let mut place = index;
         while let Some(bridge) = self.parent(place) {
             let address = self.functions[bridge].address;
-            match self.kind(bridge) {
-                Some((BridgeKind::ToPci, secondary, _)) => drop(ids.insert(number(secondary, 0))),
-                Some((BridgeKind::FromPci | BridgeKind::Conventional, ..)) => {
-                    ids.insert(number(address.bus, address.devfn()));
-                }
-                _ => {}
+            let Some((kind, secondary, _)) = self.kind(bridge) else { unreachable!() };
+            if self.is_to_pci(bridge) {
+                ids.insert(number(secondary, 0));
+            }
+            if [BridgeKind::FromPci, BridgeKind::Conventional].contains(&kind) {
+                ids.insert(number(address.bus, address.devfn()));
             }
             place = bridge;
         }
@@ -97,14 +97,28 @@ impl<'a> Machine<'a> {
         needed.filter(|bit| downstream || acs.offered >> bit & 1 == 1).all(|bit| acs.enabled >> bit & 1 == 1)
     }
 
+    /// Whether the bus that the function is on is the link of the bridge above it.
+    fn is_on_link(&self, index: usize) -> bool {
+        let above = self.parent(index).and_then(|parent| self.kind(parent));
+        above.is_some_and(|(kind, secondary, _)| {
+            secondary == self.functions[index].address.bus
+                && [BridgeKind::RootPort, BridgeKind::DownstreamPort, BridgeKind::FromPci].contains(&kind)
+        })
+    }
+
+    /// A bridge from a link to a conventional bus, whether it says so or not.
+    fn is_to_pci(&self, index: usize) -> bool {
+        match self.kind(index) {
+            Some((BridgeKind::ToPci, ..)) => true,
+            Some((BridgeKind::Conventional, ..)) => self.is_on_link(index),
+            _ => false,
+        }
+    }
+
     /// The physical functions of the device that the physical function `index` belongs to.
     fn device(&self, index: usize) -> Set {
         let own = &self.functions[index];
-        let link =
-            self.parent(index).and_then(|parent| self.kind(parent)).is_some_and(|(kind, secondary, _)| {
-                secondary == own.address.bus
-                    && [BridgeKind::RootPort, BridgeKind::DownstreamPort, BridgeKind::FromPci].contains(&kind)
-            });
+        let link = self.is_on_link(index);
         let belongs = |other: &Function| {
             let (a, b) = (own.address, other.address);
             let place = (a.segment, a.bus) == (b.segment, b.bus);
