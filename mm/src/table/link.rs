@@ -100,3 +100,22 @@ pub fn settle(link: &AtomicU64, entries: u64) {
         link.fetch_add((entries - 1) << COUNT_SHIFT, Ordering::AcqRel);
     }
 }
+
+/// Empties `link`, in a table that is not linked itself, once it has no more than `references`.
+///
+/// If that table was a spare one, a thread that came upon it long ago may just be pinning what is linked there now. It
+/// is about to find that it is in the wrong place, and to unpin again.
+pub fn sever(link: &AtomicU64, references: u64) {
+    let mut raw = link.load(Ordering::Acquire);
+    loop {
+        if count(raw) == references {
+            match link.compare_exchange_weak(raw, 0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => raw = now,
+            }
+        } else {
+            relax();
+            raw = link.load(Ordering::Acquire);
+        }
+    }
+}

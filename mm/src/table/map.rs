@@ -382,13 +382,26 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
 
     /// Frees a table of `level` that was never linked, and those below it.
     fn dismantle(&self, page: PhysAddr, level: u8, keep_upper: bool) {
+        self.dismantle_below(page, level, keep_upper);
+        self.discard(page, level, keep_upper);
+    }
+
+    /// Empties such a table. Returns how many entries were in use.
+    fn dismantle_below(&self, page: PhysAddr, level: u8, keep_upper: bool) -> u64 {
+        let mut used = 0;
         // SAFETY: not linked.
         for entry in unsafe { self.table(page) } {
-            let raw = entry.swap(0, Ordering::Relaxed);
-            if let Entry::Table(below) = self.format.decode(level, raw) {
-                self.dismantle(below, level - 1, keep_upper);
+            match self.format.decode(level, entry.load(Ordering::Relaxed)) {
+                Entry::Empty => continue,
+                Entry::Leaf(..) => entry.store(0, Ordering::Relaxed),
+                Entry::Table(below) => {
+                    let references = self.dismantle_below(below, level - 1, keep_upper);
+                    link::sever(entry, references);
+                    self.discard(below, level - 1, keep_upper);
+                }
             }
+            used += 1;
         }
-        self.discard(page, level, keep_upper);
+        used
     }
 }

@@ -86,8 +86,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             let index = index(input, level);
             let link = &table[index];
             let seen = link::pin(&self.format, level, link);
-            let raw = link.load(Ordering::Acquire);
-            let entry = self.format.decode(level, raw);
+            let (raw, entry) = match seen {
+                Seen::Empty => (0, Entry::Empty),
+                Seen::Leaf { raw, output, access } => (raw, Entry::Leaf(output, access)),
+                Seen::Table(page) => (link.load(Ordering::Relaxed), Entry::Table(page)),
+            };
             *slot = Some(Step { level, index, raw, entry });
             let Seen::Table(page) = seen else { break };
             // The table that holds the link is in use: this is not its last reference.

@@ -1,0 +1,15 @@
+//! The table engine itself under `loom`: its sources, compiled once more on top of `loom`'s atomics and with tables of
+//! two entries. Each test tries every interleaving of its threads (up to a number of preemptions) and every value that
+//! the memory model lets a load return.
+#![cfg(not(miri))]
+#![allow(dead_code, unused_imports, clippy::duplicate_mod)]
+
+#[path = "../../src/address.rs"]
+mod address;
+mod machine;
+mod memory;
+mod scenarios;
+#[path = "../../src/table/mod.rs"]
+mod table;
+
+pub use address::{PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};
