@@ -104,7 +104,7 @@ mod tests {
         command.args(["-append", "exit test=a*", "it's", "", "-M", "q35,acpi=off"]);
         assert_eq!(shown(&command), r"qemu -append 'exit test=a*' 'it'\''s' '' -M q35,acpi=off");
         assert_eq!(shown(Command::new("/toolchain/bin/cargo").arg("fmt")), "cargo fmt");
-        assert_eq!(shown(&mut Command::new("/own/qemu")), "/own/qemu");
+        assert_eq!(shown(&Command::new("/own/qemu")), "/own/qemu");
     }
 
     #[test]
