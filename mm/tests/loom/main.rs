@@ -2,7 +2,8 @@
 //! two entries. Each test tries every interleaving of its threads (up to a number of preemptions) and every value that
 //! the memory model lets a load return.
 #![cfg(not(miri))]
-#![allow(dead_code, unused_imports, clippy::duplicate_mod)]
+// Of the sizes that `machine` sets here some are 1.
+#![allow(dead_code, unused_imports, clippy::duplicate_mod, clippy::modulo_one)]
 
 #[path = "../../src/address.rs"]
 mod address;

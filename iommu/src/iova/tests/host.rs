@@ -93,7 +93,10 @@ unsafe impl TableMemory for Frames {
         let bytes = unsafe { slice::from_raw_parts(self.pointer(frame).as_ptr(), FRAME_BYTES) };
         // One failure is enough: a second one while the first unwinds would hide it.
         let says_nothing = std::thread::panicking();
-        assert!(says_nothing || bytes.iter().all(|&byte| byte == 0), "{frame} comes back with something in it");
+        assert!(
+            says_nothing || bytes.iter().all(|&byte| byte == 0),
+            "{frame} comes back with something in it"
+        );
         let mut free = self.free_list();
         assert!(says_nothing || !free.contains(&frame), "{frame} is freed twice");
         free.push(frame);
