@@ -51,6 +51,8 @@ pub enum Rule {
     BufferStillReachable,
     /// A device reached memory that was never lent to it.
     StrayDma,
+    /// A device was kept from memory that firmware reserved for it.
+    ReservedMemoryBlocked,
     /// A fault record was "cleared" with 0, or FSTS bits were written that cannot be cleared.
     FaultStatus,
     /// An event message that would reach no CPU.

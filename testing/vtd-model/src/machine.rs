@@ -17,7 +17,7 @@ use crate::{
     pci::{ConfigSpace, Effect},
     platform,
     random::Random,
-    unit::Unit,
+    unit::{Access, AddressType, Request, Unit},
     world::{Function, World},
 };
 
@@ -121,6 +121,36 @@ impl Machine {
         for unit in units.iter_mut().filter(|unit| !unit.in_flight.is_empty()) {
             if world.random.once_in(LAND_ONCE_IN) {
                 unit.land_writes(world);
+            }
+        }
+        const WATCH_ONCE_IN: u64 = 4;
+        if world.random.once_in(WATCH_ONCE_IN) {
+            self.watch_reserved_memory(state);
+        }
+    }
+
+    /// Devices that firmware reserved memory for use it all the time: there is no moment in which they may be blocked.
+    fn watch_reserved_memory(&self, state: &mut State) {
+        let State { units, world } = state;
+        for reserved in &self.config.reserved {
+            let Some(function) = world.functions.iter().find(|f| f.address == reserved.function) else {
+                continue;
+            };
+            let (unit, source) = (&mut units[function.unit], function.requester);
+            if unit.misbehaviour.gone || !unit.was_open_at_first() {
+                continue;
+            }
+            let request = Request {
+                source,
+                address: reserved.base,
+                access: Access::Write,
+                address_type: AddressType::Untranslated,
+                silent: true,
+            };
+            let answer = unit.request(world, &request);
+            if answer.map(|translation| translation.at(reserved.base)) != Ok(reserved.base) {
+                let text = format!("{}: {:#x} gives {answer:x?}", reserved.function, reserved.base);
+                world.complaints.add(Rule::ReservedMemoryBlocked, text);
             }
         }
     }

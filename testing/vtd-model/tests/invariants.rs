@@ -15,7 +15,10 @@ use iommu::{
     },
 };
 use unit::UnitBench;
-use vtd_model::{Access, Device, Machine, MachineConfig, Misbehaviour, ModelBuffer, Random, UnitConfig};
+use vtd_model::{
+    Access, Device, FunctionConfig, FunctionKind, Machine, MachineConfig, Misbehaviour, ModelBuffer, Random,
+    UnitConfig,
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -128,6 +131,50 @@ fn a_function_behind_a_stuck_unit_cannot_be_claimed() {
     assert!(mapping.unmap().is_err());
     let error = driven.iommu.claim(driven.function(2)).err();
     assert_eq!(error, Some(ClaimError::Domain(DmaError::Stuck(Stuck { unit: 0 }))));
+}
+
+/// A bridge to conventional PCI with a function behind it: their requests carry two ids, which share a domain.
+fn behind_a_bridge() -> MachineConfig {
+    let mut config = two_units();
+    let function = |bus, devfn| {
+        let address = iommu::PciAddress::from_devfn(0, bus, devfn);
+        vtd_model::FunctionConfig::endpoint(address, 0)
+    };
+    let kind = FunctionKind::PciBridge { secondary: 2, subordinate: 2 };
+    config.functions.push(FunctionConfig { kind, ..function(0, 0xe8) });
+    let kind = FunctionKind::Conventional;
+    config.functions.push(FunctionConfig { kind, requester: 0x200, ..function(2, 0x10) });
+    config
+}
+
+#[test]
+fn a_claim_that_fails_half_way_leaves_nothing_behind() {
+    const BEHIND: usize = 3;
+    let mut config = behind_a_bridge();
+    // Each entry is looked at as soon as it is written back.
+    config.units[0].coherent = false;
+    config.audit_once_in = 1;
+    let driven = Driven::start(config).expect("units that work");
+    let device = driven.device(driven.function(BEHIND));
+    let mut failures = 0;
+    let handle = loop {
+        driven.machine.set_shortage(Some(failures));
+        let claimed = driven.iommu.claim(driven.function(BEHIND));
+        driven.machine.set_shortage(None);
+        let Err(error) = claimed else { break claimed };
+        assert_eq!(error, ClaimError::Domain(DmaError::OutOfMemory));
+        assert_eq!(device.reach_of_tables(), Some(Vec::new()));
+        assert!(device.probe(0x5000, Access::Write).is_err());
+        failures += 1;
+        assert!(failures < 64, "it always fails");
+    };
+    assert!(failures >= 3, "{failures}: the second id of the group was never the one to fail");
+    let mapping = handle.and_then(|h| Ok(h.dma_map(buffer(&driven), Bidirectional).map_err(|r| r.error)?));
+    let mapping = mapping.expect("memory again");
+    assert!(device.probe(mapping.iova().as_u64(), Access::Write).is_ok());
+    mapping.unmap().expect("a unit that works");
+    driven.machine.audit();
+    driven.assert_content("after failed claims");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod by_hand;
 use by_hand::*;
 use iommu::{Platform, platform::Registers};
 use mm::{PhysAddr, table::TableMemory};
-use vtd_model::{MachineConfig, Rule};
+use vtd_model::{MachineConfig, ReservedMemory, Rule};
 
 const IOVA: u64 = 0x12_3456_7000;
 
@@ -281,4 +281,27 @@ fn event_messages() {
     expect(&[Rule::EventMessage], |b| b.registers.write32(0x3c, 1 << 16));
     expect(&[Rule::EventMessage], |b| b.registers.write32(0x44, 1));
     expect(&[Rule::ReservedBits], |b| b.registers.write32(FECTL, 1));
+}
+
+#[test]
+fn reserved_memory_is_reachable_at_all_times() {
+    const RESERVED: u64 = 0x7001_0000;
+    for mapped in [false, true] {
+        let mut config = plain();
+        let function = config.functions[0].address;
+        config.reserved.push(ReservedMemory { function, base: RESERVED, limit: RESERVED + 0xfff });
+        let mut bench = Bench::off(config);
+        bench.set_root(bench.root);
+        bench.start_queue();
+        bench.invalidate_all();
+        if mapped {
+            let top = bench.page();
+            bench.map(top, RESERVED, RESERVED | RW);
+            bench.put_context(SOURCE, 3, top);
+        }
+        bench.command(TE, true);
+        (0..100).for_each(|_| bench.platform.relax());
+        let rules = bench.rules();
+        assert_eq!(rules.contains(&Rule::ReservedMemoryBlocked), !mapped, "{rules:?}");
+    }
 }

@@ -544,6 +544,24 @@ fn iovas_come_back() {
     driven.assert_content("after many mappings");
 }
 
+// Waiting for one another although the queue takes many.
+
+#[test]
+fn batches_under_way_do_not_wait_for_each_other() {
+    const DELAY_NS: u64 = 50_000_000;
+    let bench = UnitBench::new(plain());
+    bench.machine.misbehave(0, |unit| unit.status_delay_ns = DELAY_NS);
+    let start = bench.machine.clock().now_ns();
+    let batches: Vec<[Invalidation; 1]> =
+        (1..40).map(|id| [Invalidation::Iotlb(IotlbScope::Domain(DomainId::new(id)))]).collect();
+    let tickets: Vec<_> =
+        batches.iter().map(|batch| bench.unit.submit(&bench.platform, batch).expect("room")).collect();
+    tickets.into_iter().for_each(|ticket| ticket.wait(&bench.platform).expect("only slow"));
+    let waited = bench.machine.clock().now_ns() - start;
+    assert!((DELAY_NS..2 * DELAY_NS).contains(&waited), "{waited} ns for 39 batches");
+    bench.assert_content();
+}
+
 // The order of invalidations, and both kinds of scope.
 
 #[test]

@@ -152,6 +152,13 @@ fn random_functions(random: &mut Random, units: &[UnitConfig]) -> Vec<FunctionCo
             endpoint.ats = units[unit].device_tlb && random.once_in(2);
             functions.push(endpoint);
         }
+        if random.once_in(3) {
+            // Two functions of one device, maybe behind different units, which nothing keeps apart.
+            for function in 0..2 {
+                let address = PciAddress::from_devfn(segment, 0, (8 << 3) | function);
+                functions.push(FunctionConfig::endpoint(address, random.pick(&behind)));
+            }
+        }
         if random.once_in(2) {
             let kind = FunctionKind::RootPort { secondary: 1, subordinate: 1 };
             push_bridge(&mut functions, segment, 0x1c << 3, kind, random.pick(&behind));

@@ -42,6 +42,12 @@ impl Unit {
         self.plant_stale_entries(world);
     }
 
+    /// Whether devices reached reserved memory when the unit was turned on: firmware's tables let everything through, or
+    /// there were none.
+    pub fn was_open_at_first(&self) -> bool {
+        !self.config.leftovers.translation || self.config.pass_through
+    }
+
     fn scramble(&mut self, world: &mut World) {
         let random = &mut world.random;
         self.root_address = random.bits();
@@ -83,7 +89,8 @@ impl Unit {
         const PAGES: u64 = 64;
         let trap = world.memory.tables.trap();
         let width = self.config.largest_width();
-        for function in world.functions.iter().filter(|f| f.unit == self.index) {
+        let is_used = self.config.leftovers.translation;
+        for function in world.functions.iter().filter(|f| f.unit == self.index && !is_used) {
             let high = u64::from(FIRMWARE_DOMAIN) << 8 | u64::from(width);
             let stale = CachedContext::Present(ContextEntry { low: trap | 1, high });
             self.contexts.insert(function.requester, stale);
