@@ -8,27 +8,27 @@
 //!
 //! A length is counted in pages of 4 KiB, an address in bytes; `last` is inclusive.
 //!
-//! **Magazines** ([`magazine`]) hold blocks of 1 to 512 pages (2 MiB), in powers of two and naturally aligned. What they serve
-//! takes the lock of this CPU's magazines, with interrupts off, and nothing else: no lock that another CPU wants (but to
-//! drain them), no memory, no search. Nothing here is lock-free: the lock of a CPU's own magazines is as good as never
-//! contended, and it makes it possible to take back what another CPU keeps.
+//! **Magazines** (`iova/magazine.rs`) hold blocks of 1 to 512 pages (2 MiB), in powers of two and naturally aligned.
+//! What they serve takes the lock of this CPU's magazines, with interrupts off, and nothing else: no lock that another
+//! CPU wants (except to empty them), no memory, no search. Nothing here is lock-free: the lock of a CPU's own magazines
+//! is hardly ever contended, and it makes it possible to take back what another CPU keeps.
 //!
-//! **Holes** ([`holes`]) are the free addresses, in an intrusive tree by address and in trees by the largest aligned
-//! block that they can hold. The search takes the smallest hole that will do, so large aligned ones last. Requests that
-//! can lie above 4 GiB do so as long as there is room, and leave what is below to devices with a 32-bit mask.
+//! **Holes** (`iova/holes.rs`) are the free addresses, in an intrusive tree by address and in trees by the largest
+//! aligned block that they can hold. The search takes the lowest of the smallest holes that will do, so large aligned
+//! ones last. Requests that can lie above 4 GiB do so as long as there is room, and leave what is below to devices with
+//! a 32-bit mask.
 //!
 //! **Exhaustion.** When no hole fits, all magazines of all CPUs are emptied into the holes and the search starts again,
-//! a bounded number of times. A run of an odd length, or one that need not be aligned to its size, is then looked for
-//! page by page.
+//! a bounded number of times. Where no aligned block is left, any run that is long enough will do.
 //!
-//! **Memory.** Nodes, magazines and records are cut from table pages of the host ([`slab`]). Whatever a later free will
+//! **Memory.** Nodes, magazines and records are cut from table pages of the host (`iova/slab.rs`). Whatever a later free will
 //! need is set aside when the range is handed out: giving back cannot fail for want of memory.
 //!
 //! **Trust.** What a free gives back follows from its address and length, so the caller must free what it allocated,
 //! once: the domain does, whose mappings are freed by being consumed. A [checked](IovaSpace::new_checked) space writes
 //! everything down and refuses anything else, at the price of its magazines.
 //!
-//! Locks: the magazines of a CPU, then [`Central`]; never those of two CPUs.
+//! Locks: the magazines of a CPU, then what all CPUs share; never the magazines of two CPUs.
 
 mod central;
 mod error;

@@ -61,7 +61,7 @@ impl Run {
             if rest.first >= rest.end {
                 return None;
             }
-            let wall = WALLS.into_iter().find(|&wall| rest.first < wall).unwrap_or(MAX_PAGES);
+            let wall = WALLS.into_iter().find(|&wall| rest.first < wall).unwrap_or(u64::MAX);
             let piece = Run { first: rest.first, end: rest.end.min(wall) };
             rest.first = piece.end;
             Some(piece)

@@ -180,6 +180,9 @@ fn only_whole_free_pages_can_be_reserved() {
         {
             assert_eq!(space.reserve(first, last), Err(IovaError::Taken { first, last }));
         }
+        let whole = IovaSpace::new(host.clone(), u64::MAX).expect("there is memory");
+        let (first, last) = (1 << 60, (1 << 60) + PAGE - 1);
+        assert_eq!(whole.reserve(first, last), Err(IovaError::Taken { first, last }), "beyond 57 bits");
         assert_eq!(space.reserve(GIB, GIB + 3 * PAGE - 1), Ok(()));
         assert_eq!(space.reserve(GIB + 3 * PAGE, GIB + 4 * PAGE - 1), Ok(()));
         let (first, last) = (GIB + 2 * PAGE, GIB + 3 * PAGE - 1);
