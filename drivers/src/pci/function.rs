@@ -135,6 +135,7 @@ impl Function {
             FunctionKind::Bridge { kind: self.bridge_kind(), secondary, subordinate }
         });
         topology::Function { kind, acs: self.acs, phantom_bits: self.phantom_bits, ..endpoint }
+            .with_quirks(self.id.vendor, self.id.device)
     }
 
     /// How the bridge passes requests on. One without a PCI Express type, or with one that no bridge has, is taken for

@@ -75,3 +75,11 @@ fn access_control_is_handed_on_after_it_was_turned_on() {
     function.enable_isolation(&space);
     assert_eq!(function.topology().acs, Some(Acs { offered: 0x1f, enabled: Acs::ISOLATION }));
 }
+
+#[test]
+fn a_device_known_to_send_as_another_function_has_that_alias() {
+    let marvell = FakeFunction::new(0x9230_1b4b, 0x0106_0100, 0);
+    assert_eq!(read(marvell).topology().alias_devfn, Some(at(0, 1, 1).devfn()));
+    let other = FakeFunction::new(0x1042_1af4, 0x0100_0001, 0);
+    assert_eq!(read(other).topology().alias_devfn, None);
+}
