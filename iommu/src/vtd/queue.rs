@@ -172,6 +172,8 @@ impl Queue {
     ) -> Result<Pending, Full> {
         let needed = job.descriptors();
         let mut progress = self.progress.lock(platform);
+        // What waiters saw completed was fetched; the register is slow, and read only when that is not enough.
+        progress.head = progress.head.max(self.slots.over_below());
         if self.room(&progress) < needed {
             progress.head = self.read_head(hardware, &progress).unwrap_or(progress.head);
         }
@@ -248,7 +250,7 @@ impl Queue {
             return None;
         }
         let head = self.ring.position_below(register.units(), progress.tail)?;
-        (head >= progress.head).then_some(head)
+        (head >= progress.head.max(self.slots.over_below())).then_some(head)
     }
 }
 

@@ -36,8 +36,8 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     /// One bit a slot, set while it may be handed out.
     free: [AtomicU64; WORDS],
-    /// Position of the last wait that is known to be done.
-    done: AtomicU64,
+    /// Everything below this position is known to be over.
+    over_below: AtomicU64,
 }
 
 /// What software knows of a slot. Written under the queue's lock; a waiter reads its own at any time.
@@ -96,7 +96,7 @@ impl Slots {
         slots.resize_with(SLOTS, Slot::new);
         let free = [const { AtomicU64::new(u64::MAX) }; WORDS];
         free[usize::from(SCRAP) / 64].fetch_and(!(1 << (SCRAP % 64)), Ordering::Relaxed);
-        let slots = Self { page, slots, free, done: AtomicU64::new(0) };
+        let slots = Self { page, slots, free, over_below: AtomicU64::new(0) };
         if !coherent {
             slots.with_memory(platform, |words| {
                 platform.tables().write_back(words.as_ptr().cast(), size_of_val(words));
@@ -170,13 +170,18 @@ impl Slots {
     pub fn status<P: Platform>(&self, platform: &P, slot: &OwnedSlot) -> Status {
         let state = self.slot(slot);
         if self.is_done(platform, usize::from(slot.0)) {
-            self.done.fetch_max(state.end.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.over_below.fetch_max(state.end.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             return Status::Done { refused: state.refused.load(Ordering::Acquire) };
         }
         match state.state.load(Ordering::Acquire) {
             DROPPED => Status::Dropped { source: state.source.load(Ordering::Relaxed) },
             _ => Status::Waiting,
         }
+    }
+
+    /// Everything below this position is over: the unit has fetched it, and carried it out or dropped it.
+    pub fn over_below(&self) -> u64 {
+        self.over_below.load(Ordering::Relaxed)
     }
 
     /// Position of the wait descriptor of `slot`.
@@ -220,19 +225,19 @@ impl Slots {
 
     /// Waits in flight, those that nobody waits for included.
     fn outstanding<P: Platform>(&self, platform: &P) -> impl Iterator<Item = (usize, &Slot)> {
-        let done = self.done.load(Ordering::Relaxed);
+        let over_below = self.over_below();
         self.slots.iter().enumerate().filter(move |&(index, slot)| {
             matches!(slot.state.load(Ordering::Acquire), PENDING | ORPHANED)
-                && slot.end.load(Ordering::Relaxed) >= done
+                && slot.end.load(Ordering::Relaxed) >= over_below
                 && !self.is_done(platform, index)
         })
     }
 
     /// Frees orphans that nothing can be written to any more. Under the queue's lock.
     fn reclaim<P: Platform>(&self, platform: &P) {
-        let done = self.done.load(Ordering::Relaxed);
+        let over_below = self.over_below();
         for (index, slot) in self.slots.iter().enumerate() {
-            let over = || slot.end.load(Ordering::Relaxed) < done || self.is_done(platform, index);
+            let over = || slot.end.load(Ordering::Relaxed) < over_below || self.is_done(platform, index);
             if slot.state.load(Ordering::Acquire) == ORPHANED && over() {
                 self.free_slot(index);
             }

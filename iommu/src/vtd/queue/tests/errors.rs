@@ -194,6 +194,25 @@ fn others_are_done_again_without_the_device_that_does_not_answer() {
     assert_eq!(bad.wait(&platform), timed_out(0x0100));
 }
 
+/// What the unit had not begun when it gave up on the device, it does afterwards, and once.
+#[test]
+fn what_was_not_begun_is_not_done_twice() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
+    let (bad, good) = ([device(0x0100)], [domain()]);
+    let bad = unit.submit(&platform, &bad).unwrap();
+    let good = unit.submit(&platform, &good).unwrap();
+    platform.unit.run(2);
+    platform.unit.give_up_on_device();
+    unit.queue.as_ref().unwrap().recover(&platform, &unit.hardware);
+    platform.unit.behave(|manner| manner.lazy = false);
+    platform.unit.run(usize::MAX);
+    good.wait(&platform).unwrap();
+    assert_eq!(bad.wait(&platform), timed_out(0x0100));
+    assert_eq!(words(&platform.unit.take_descriptors()), ["device", "wait", "iotlb", "wait"]);
+}
+
 /// In one batch, the devices that do answer are still flushed.
 #[test]
 fn the_other_devices_of_a_batch_are_flushed() {
@@ -281,7 +300,9 @@ fn trap_a_late_completion_is_not_taken_for_another() {
         assert!(!ticket.is_complete(&platform), "completed by a write that was meant for another");
         unit.queue.as_ref().unwrap().recover(&platform, &unit.hardware);
         platform.unit.run(usize::MAX);
-        ticket.wait(&platform).unwrap();
+        assert!(ticket.is_complete(&platform));
+        // Slots that nobody waits for are used up first.
+        drop(ticket);
         assert!(slots(&platform).iter().all(|slot| !late.contains(slot)));
     }
 }
@@ -352,4 +373,21 @@ fn a_late_device_does_not_hide_that_the_rest_was_refused() {
     // The main part of the second attempt is behind the device, and so is the unit.
     let result = ticket.wait(&platform);
     assert!(matches!(result, Err(InvalidationError::Stuck(_))), "{result:?}");
+}
+
+/// The head is where the refused descriptor lies: if it cannot be, nothing is overwritten, and the unit is given up.
+#[test]
+fn a_refusal_at_a_place_that_cannot_be() {
+    // Nothing was ever written there, or it was carried out long ago, or it is no place at all.
+    for head in [200 * 16, 16, 0x1000, u64::MAX] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        for _ in 0..150 {
+            unit.invalidate(&platform, &[domain()]).unwrap();
+        }
+        refuse_pages(&platform);
+        platform.unit.behave(|manner| manner.head = Some(head));
+        assert_eq!(unit.invalidate(&platform, &[pages(1)]), Err(stuck()), "head {head:#x}");
+        assert_eq!(unit.queue_statistics(&platform).unwrap().refused, 1, "head {head:#x}");
+    }
 }
