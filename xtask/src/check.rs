@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
-use lexopt::Parser;
+use lexopt::{Parser, ValueExt};
 
 use crate::mutants;
 use crate::options::{self, Read};
@@ -15,17 +15,19 @@ const USAGE: &str = "Usage: cargo xtask check [OPTIONS]
 Checks formatting and lints (clippy, warnings denied), for the host and for the kernel's target.
 
   --miri              the unit tests of mm and iommu under Miri instead (needs the nightly toolchain)
-  --mutants           each patch of testing/mutations instead: a test must fail with it
+  --mutants[=GLOB]    each patch of testing/mutations instead, or some: a test must fail with it
   --yes               install what is missing without asking (CI=true does too)
 ";
 
 pub fn main(mut parser: Parser) -> Result<ExitCode> {
-    let (mut yes, mut miri, mut mutants) = (false, false, false);
-    let rest = options::read(&mut parser, |name, _| {
+    let (mut yes, mut miri, mut mutants) = (false, false, None);
+    let rest = options::read(&mut parser, |name, parser| {
         match name {
             "yes" => yes = true,
             "miri" => miri = true,
-            "mutants" => mutants = true,
+            "mutants" => {
+                mutants = Some(parser.optional_value().map_or(Ok("*".to_string()), ValueExt::string)?);
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -44,10 +46,10 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     if miri {
         good &= run_miri(&workspace, consent)?;
     }
-    if mutants {
-        good &= mutants::run(&workspace)?;
+    if let Some(pattern) = &mutants {
+        good &= mutants::run(&workspace, pattern)?;
     }
-    if !miri && !mutants {
+    if !miri && mutants.is_none() {
         setup::require_kernel_target(consent)?;
         good = run_all(&mut lints(&workspace));
     }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::glob;
 use crate::workspace::{Workspace, succeed};
 
 /// A mutation may turn a loop into an endless one. Tests that do not end in this time have noticed it.
@@ -36,9 +37,14 @@ enum Tests {
     Endless,
 }
 
-/// Tries every mutation; true when each was caught.
-pub fn run(workspace: &Workspace) -> Result<bool> {
-    let mutations = load(&workspace.root.join("testing/mutations"))?;
+/// Tries every mutation whose name fits `pattern`; true when each was caught.
+pub fn run(workspace: &Workspace, pattern: &str) -> Result<bool> {
+    let folder = workspace.root.join("testing/mutations");
+    let mut mutations = load(&folder)?;
+    mutations.retain(|mutation| glob::matches(pattern, &mutation.name));
+    if mutations.is_empty() {
+        bail!("{} holds no patch called {pattern}", folder.display());
+    }
     let copy = Copy::make(workspace)?;
     let mut whole: BTreeMap<Vec<String>, Tests> = BTreeMap::new();
     let mut survivors = 0;
@@ -71,9 +77,6 @@ fn load(folder: &Path) -> Result<Vec<Mutation>> {
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
     paths.sort();
-    if paths.is_empty() {
-        bail!("{} holds no patch", folder.display());
-    }
     paths.into_iter().map(read_mutation).collect()
 }
 
@@ -88,6 +91,8 @@ fn read_mutation(patch: PathBuf) -> Result<Mutation> {
 fn test_line(text: &str) -> Option<Vec<String>> {
     let header = text.lines().take_while(|line| !line.starts_with("diff ") && !line.starts_with("--- "));
     let arguments = header.filter_map(|line| line.strip_prefix("Test: ")).next()?;
+    // The whole command reads as well as its arguments.
+    let arguments = arguments.strip_prefix("cargo test ").unwrap_or(arguments);
     let words: Vec<String> = arguments.split_whitespace().map(String::from).collect();
     (!words.is_empty()).then_some(words)
 }

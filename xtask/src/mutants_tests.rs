@@ -66,7 +66,7 @@ fn a_mutation_is_caught_by_name_or_reported_as_surviving() {
     assert!(verdicts[3].as_ref().is_err_and(|reason| reason.contains("does not build")), "{:?}", verdicts[3]);
     // The copy was whole again after each: the last one is judged on its own.
     assert_eq!(verdicts[4], Ok("doubles".to_string()));
-    assert!(!run(&workspace).unwrap());
+    assert!(!run(&workspace, "*").unwrap());
     assert_eq!(fs::read_to_string(workspace.root.join("src/lib.rs")).unwrap(), LIBRARY);
     fs::remove_dir_all(&workspace.root).unwrap();
 }
@@ -74,12 +74,13 @@ fn a_mutation_is_caught_by_name_or_reported_as_surviving() {
 #[test]
 fn all_caught_is_good_and_none_at_all_is_an_error() {
     let caught = tree("mutants-good", &[("caught", patch("    n * 2", "    n + 2"))]);
-    assert!(run(&caught).unwrap());
+    assert!(run(&caught, "*").unwrap() && run(&caught, "cau*").unwrap());
+    assert!(run(&caught, "another").is_err());
     // Tests that fail without the mutation show nothing.
     fs::write(caught.root.join("src/lib.rs"), LIBRARY.replace("double(4), 8", "double(4), 9")).unwrap();
-    assert!(!run(&caught).unwrap());
+    assert!(!run(&caught, "*").unwrap());
     let none = tree("mutants-none", &[]);
-    assert!(run(&none).is_err());
+    assert!(run(&none, "*").is_err());
     for workspace in [caught, none] {
         fs::remove_dir_all(&workspace.root).unwrap();
     }
@@ -91,6 +92,7 @@ fn the_test_line_stands_in_the_header() {
         test_line("Text\nTest: -p mm --lib table\n--- a/x\n").unwrap(),
         ["-p", "mm", "--lib", "table"]
     );
+    assert_eq!(test_line("Test: cargo test -p mm\n").unwrap(), ["-p", "mm"]);
     assert_eq!(test_line("--- a/x\n+++ b/x\n+Test: -p mm\nTest: -p mm\n"), None);
     assert_eq!(test_line("Test:  \n"), None);
 }
