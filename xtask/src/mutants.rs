@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::glob;
-use crate::workspace::{Workspace, succeed};
+use crate::workspace::Workspace;
 
 /// A mutation may turn a loop into an endless one. Tests that do not end in this time have noticed it.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -157,8 +157,10 @@ impl Copy<'_> {
     /// Applies the mutation, runs its tests and takes it back. `Ok` says what noticed, `Err` why nothing did.
     fn try_mutation(&self, mutation: &Mutation) -> Result<Result<String, String>> {
         let touched = self.touched(mutation)?;
-        if let Err(problem) = succeed(&mut self.apply(mutation)) {
-            return Ok(Err(format!("it does not apply: {problem:#}")));
+        let applied = self.apply(mutation).output().context("cannot start git")?;
+        if !applied.status.success() {
+            let message = String::from_utf8_lossy(&applied.stderr);
+            return Ok(Err(format!("it does not apply: {}", message.trim_end().replace('\n', "; "))));
         }
         let tests = self.test(&mutation.test);
         for file in touched {

@@ -1,6 +1,7 @@
 //! Mutations of a workspace made for the purpose: one caught, one that survives, one that does not apply.
 
 use super::*;
+use crate::workspace::succeed;
 
 const LIBRARY: &str = "pub fn double(n: u32) -> u32 {\n    n * 2\n}\n\npub fn unseen() -> u32 {\n    7\n}\n\n\
                        #[test]\nfn doubles() {\n    assert_eq!(double(4), 8);\n}\n";
