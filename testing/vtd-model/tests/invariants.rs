@@ -297,3 +297,24 @@ fn a_shortage_at_any_point_of_bring_up_is_an_error() {
     }
     assert!((2..64).contains(&failed), "{failed}");
 }
+
+/// Two functions that nothing keeps apart, behind units whose tables have no width in common: there is no table that
+/// both could walk.
+#[test]
+fn a_group_that_no_table_can_serve_is_refused_and_stays_blocked() {
+    let mut config = two_units();
+    (config.units[0].sagaw, config.units[1].sagaw) = (0b0010, 0b0100);
+    (config.units[0].mgaw, config.units[1].mgaw) = (39, 48);
+    for function in 0..2_usize {
+        let address = iommu::PciAddress::from_devfn(0, 0, 0x40 | function as u8);
+        config.functions.push(FunctionConfig::endpoint(address, function));
+    }
+    let driven = Driven::start(config).expect("units that work");
+    for index in [2, 3] {
+        let error = driven.iommu.claim(driven.function(index)).err();
+        assert_eq!(error, Some(ClaimError::Domain(DmaError::NoCommonFormat)));
+        assert!(driven.device(driven.function(index)).probe(0x5000, Access::Read).is_err());
+    }
+    claim(&driven, 0);
+    driven.assert_content("after refused claims");
+}

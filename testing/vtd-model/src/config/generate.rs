@@ -154,9 +154,11 @@ fn random_functions(random: &mut Random, units: &[UnitConfig]) -> Vec<FunctionCo
         }
         if random.once_in(3) {
             // Two functions of one device, maybe behind different units, which nothing keeps apart.
-            for function in 0..2 {
-                let address = PciAddress::from_devfn(segment, 0, (8 << 3) | function);
-                functions.push(FunctionConfig::endpoint(address, random.pick(&behind)));
+            let (one, other) = (random.pick(&behind), random.pick(&behind));
+            let share_a_width = units[one].sagaw & units[other].sagaw != 0;
+            for (function, unit) in [one, if share_a_width { other } else { one }].into_iter().enumerate() {
+                let address = PciAddress::from_devfn(segment, 0, (8 << 3) | function as u8);
+                functions.push(FunctionConfig::endpoint(address, unit));
             }
         }
         if random.once_in(2) {
