@@ -43,14 +43,22 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                 Unmapped::Not => {}
             }
         }
-        self.unmap_anywhere(input, bytes)
+        self.unmap_range(input, bytes)
+    }
+
+    #[inline(never)]
+    fn unmap_range(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
+        match self.unmap_run(input, bytes) {
+            Some((removed, Unmapped::Done)) => {
+                Ok(Stale::new(self.id(), input, input + (bytes - 1), removed * PAGE_BYTES))
+            }
+            Some((removed, _)) => Ok(self.emptied_lowest(input, input + (bytes - 1), removed)),
+            None => self.unmap_anywhere(input, bytes),
+        }
     }
 
     #[inline(never)]
     fn unmap_anywhere(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
-        if let Some(stale) = self.unmap_run(input, bytes) {
-            return Ok(stale);
-        }
         let last = self.check_edit(input, bytes)?;
         let mut detached = Detached::new();
         let was_split = self.split(input, last, &mut detached)?;
@@ -113,9 +121,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             edited.removed = leaves::clear(entries);
             edited.bytes = edited.removed * PAGE_BYTES;
         } else {
-            for (entry, range) in entries.iter().zip(parts(level, range)) {
-                edited = self.clear_entry(entry, level, range, keep, detached, edited);
-            }
+            self.clear_upper(entries, level, range, keep, detached, &mut edited);
         }
         if edited.removed != 0 {
             self.write_back(entries);
@@ -123,32 +129,48 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         edited
     }
 
-    fn clear_entry(
+    fn clear_upper(
+        &self,
+        entries: &[AtomicU64],
+        level: u8,
+        range: (u64, u64),
+        keep: bool,
+        detached: &mut Detached,
+        edited: &mut Edited,
+    ) {
+        let is_table = |raw| self.format.decode_table(level, raw).is_some();
+        let first_entry = range.0 & !(level_bytes(level) - 1);
+        let mut next = 0;
+        while next < entries.len() {
+            let (passed, removed) = leaves::clear_leaves(&entries[next..], is_table);
+            edited.removed += removed;
+            edited.bytes += removed * level_bytes(level);
+            next += passed;
+            if let Some(entry) = entries.get(next) {
+                let input = first_entry + next as u64 * level_bytes(level);
+                let part = (input.max(range.0), (input | (level_bytes(level) - 1)).min(range.1));
+                edited.bytes += self.clear_table(entry, level, part, keep, detached);
+                next += 1;
+            }
+        }
+    }
+
+    /// Clears the table behind `entry`, if it is still there, for `range` (inclusive). Returns the bytes that were mapped.
+    fn clear_table(
         &self,
         entry: &AtomicU64,
         level: u8,
         range: (u64, u64),
         keep: bool,
         detached: &mut Detached,
-        so_far: Edited,
-    ) -> Edited {
-        match link::pin(&self.format, level, entry) {
-            Seen::Empty => so_far,
-            // After the split at the edges no leaf reaches over them. One that does is not the caller's.
-            Seen::Leaf { .. } if range.1 - range.0 < level_bytes(level) - 1 => so_far,
-            Seen::Leaf { .. } => {
-                entry.store(0, Ordering::Release);
-                Edited { removed: so_far.removed + 1, bytes: so_far.bytes + level_bytes(level) }
-            }
-            Seen::Table(page) => {
-                // SAFETY: pinned in the match.
-                let below = self.clear(unsafe { self.table(page) }, level - 1, range, keep, detached);
-                if link::unpin(entry, 1 + below.removed) == 0 {
-                    self.emptied(Place::new(range.0, level - 1), keep, detached);
-                }
-                Edited { removed: so_far.removed, bytes: so_far.bytes + below.bytes }
-            }
+    ) -> u64 {
+        let Seen::Table(page) = link::pin(&self.format, level, entry) else { return 0 };
+        // SAFETY: pinned in the line above.
+        let below = self.clear(unsafe { self.table(page) }, level - 1, range, keep, detached);
+        if link::unpin(entry, 1 + below.removed) == 0 {
+            self.emptied(Place::new(range.0, level - 1), keep, detached);
         }
+        below.bytes
     }
 
     /// Gives the leaves in `table`, pinned by the caller, and in those below it, for `range` (inclusive), the

@@ -99,3 +99,19 @@ pub fn clear(entries: &[AtomicU64]) -> u64 {
     }
     used
 }
+
+/// Empties `entries` of an upper table up to the first that is a table. Returns how many it passed, and how many of these
+/// were in use.
+#[inline]
+pub fn clear_leaves(entries: &[AtomicU64], is_table: impl Fn(u64) -> bool) -> (usize, u64) {
+    let mut used = 0;
+    for (passed, entry) in entries.iter().enumerate() {
+        let raw = entry.load(Ordering::Acquire);
+        if is_table(raw) {
+            return (passed, used);
+        }
+        used += u64::from(raw != 0);
+        entry.store(0, Ordering::Release);
+    }
+    (entries.len(), used)
+}

@@ -13,15 +13,15 @@ use super::{leaves, link};
 use crate::machine::{AtomicU64, Ordering};
 use crate::{PAGE_BYTES, PAGE_SHIFT, PhysAddr};
 
-/// A lowest table that this thread has pinned.
+/// A lowest table that this thread has pinned, and its link.
 pub(super) struct Pinned<'t> {
     pub(super) link: &'t AtomicU64,
     pub(super) table: &'t Table,
-    /// Whether no entry was in use, and nobody else inside.
+    /// Whether no entry was in use, and nobody inside.
     pub(super) was_empty: bool,
 }
 
-/// How the simple way to unmap a page went.
+/// How the simple way to unmap went.
 pub(super) enum Unmapped {
     Done,
     /// Done, and the table is empty, and not one that is kept.
@@ -31,22 +31,22 @@ pub(super) enum Unmapped {
 }
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// Pins the lowest table for `input`. `None` if that is not the address of a page, if there is no such table, or on
-    /// any doubt.
+    /// The table of level 2 on the way to `input`, if that is the address of a page, and there is such a table. The caller
+    /// has read the count of departures before.
     #[inline(always)]
-    pub(super) fn pin_lowest(&self, input: u64) -> Option<Pinned<'_>> {
+    fn level_2(&self, input: u64) -> Option<&Table> {
         if input & (PAGE_BYTES - 1) != 0 || !self.format.covers(input, input) {
             return None;
         }
-        let departures = self.departures.load(Ordering::Acquire);
         let page = match self.hint.get(input) {
             Some(page) => page,
             None => self.find_level_2(input)?,
         };
-        self.pin_below(page, input, departures)
+        // SAFETY: a table of an upper level, found through a link.
+        Some(unsafe { self.table(page) })
     }
 
-    /// The table of level 2 on the way to the lowest table for `input`, if there is one. It becomes the hint.
+    /// Finds the table of level 2 on the way to `input`, from the root. It becomes the hint.
     #[inline(never)]
     fn find_level_2(&self, input: u64) -> Option<PhysAddr> {
         let departures = self.departures.load(Ordering::Acquire);
@@ -57,21 +57,29 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             // SAFETY: a table of an upper level, found through a link.
             table = unsafe { self.table(page) };
         }
-        let Pinned { link, .. } = self.pin_below(page, input, departures)?;
+        let Pinned { link, .. } = self.pin_below(table, input, departures)?;
         self.hint.set(input, page);
         self.retreat(link, input);
         Some(page)
     }
 
-    /// Pins the lowest table for `input` that `page`, of level 2, points to.
+    /// Pins the lowest table for `input`. `None` if that is not the address of a page, if there is no such table, or on
+    /// any doubt.
+    #[inline(always)]
+    pub(super) fn pin_lowest(&self, input: u64) -> Option<Pinned<'_>> {
+        let departures = self.departures.load(Ordering::Acquire);
+        let level_2 = self.level_2(input)?;
+        self.pin_below(level_2, input, departures)
+    }
+
+    /// Pins the lowest table for `input` that `level_2` points to.
     ///
     /// The upper table may have left the tree after this thread had found the way to it, and may have been linked
     /// elsewhere since. While the lowest table is pinned, that cannot happen any more; that it did not happen before is
     /// what the count of departures says, which was `departures` when the thread set out.
     #[inline(always)]
-    fn pin_below(&self, page: PhysAddr, input: u64, departures: u64) -> Option<Pinned<'_>> {
-        // SAFETY: a table of an upper level, found through a link.
-        let link = &unsafe { self.table(page) }[index(input, 2)];
+    fn pin_below<'t>(&'t self, level_2: &'t Table, input: u64, departures: u64) -> Option<Pinned<'t>> {
+        let link = &level_2[index(input, 2)];
         let (page, references) = link::try_pin(&self.format, 2, link)?;
         if self.departures.load(Ordering::Acquire) != departures {
             // Should this have been the last reference, nobody notes the table: `trim` finds it.
@@ -100,6 +108,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         true
     }
 
+    /// Leaves the lowest table for `input`, which the caller has pinned, as it was.
     #[cold]
     pub(super) fn retreat(&self, link: &AtomicU64, input: u64) {
         if link::unpin(link, 1) == 0 {
@@ -118,16 +127,13 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
         entry.store(0, Ordering::Release);
         self.write_back(core::slice::from_ref(entry));
-        if link::unpin(link, 2) == 0 && !self.kept.has(Place::new(input, 1)) {
-            Unmapped::Emptied
-        } else {
-            Unmapped::Done
-        }
+        self.let_go(link, input, 1)
     }
 
-    /// Unmaps the `bytes` bytes from `input`, if they are pages in one lowest table that is there.
-    #[inline]
-    pub(super) fn unmap_run(&self, input: u64, bytes: u64) -> Option<Stale> {
+    /// Unmaps the `bytes` bytes from `input`, if they are pages in one lowest table that is there. Returns how many were
+    /// mapped. `None`: nothing was done.
+    #[inline(always)]
+    pub(super) fn unmap_run(&self, input: u64, bytes: u64) -> Option<(u64, Unmapped)> {
         let first = index(input, 1);
         let pages =
             usize::try_from(bytes >> PAGE_SHIFT).ok().filter(|pages| *pages <= TABLE_ENTRIES - first)?;
@@ -138,11 +144,17 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let entries = &table[first..][..pages];
         let removed = leaves::clear(entries);
         self.write_back(entries);
-        let last = input + (bytes - 1);
+        Some((removed, self.let_go(link, input, removed)))
+    }
+
+    /// Unpins the lowest table for `input`, of which `removed` entries were emptied.
+    #[inline(always)]
+    fn let_go(&self, link: &AtomicU64, input: u64, removed: u64) -> Unmapped {
         if link::unpin(link, 1 + removed) == 0 && !self.kept.has(Place::new(input, 1)) {
-            return Some(self.emptied_lowest(input, last, removed));
+            Unmapped::Emptied
+        } else {
+            Unmapped::Done
         }
-        Some(Stale::new(self.id(), input, last, removed * PAGE_BYTES))
     }
 
     /// The token for a change of `removed` pages in `first..=last`, which has emptied the lowest table that they are in.

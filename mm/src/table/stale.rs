@@ -121,13 +121,6 @@ impl Stale {
         self.pages.append(memory, mem::take(&mut other.pages));
         mem::forget(other);
     }
-
-    /// Takes the pages out; what is left of the token is nothing to worry about.
-    pub(super) fn into_pages(mut self) -> PageList {
-        let pages = mem::take(&mut self.pages);
-        mem::forget(self);
-        pages
-    }
 }
 
 impl Drop for Stale {
@@ -171,24 +164,12 @@ impl Flushed {
         self.stale.last
     }
 
+    /// Ends the token: the tree that it is of, and the pages in it.
     #[inline]
-    pub(super) const fn owner(&self) -> TreeId {
-        self.stale.owner
-    }
-
-    #[inline]
-    pub(super) const fn holds_tables(&self) -> bool {
-        self.stale.holds_tables()
-    }
-
-    /// Ends the token; there are no pages in it.
-    #[inline]
-    pub(super) const fn dismiss(self) {
+    pub(super) fn into_parts(mut self) -> (TreeId, PageList) {
+        let parts = (self.stale.owner, mem::take(&mut self.stale.pages));
         mem::forget(self);
-    }
-
-    pub(super) fn into_pages(self) -> PageList {
-        self.stale.into_pages()
+        parts
     }
 }
 

@@ -129,20 +129,18 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// A token of another tree redeems nothing: its pages are lost.
     #[inline]
     pub fn redeem(&self, flushed: Flushed) {
-        if flushed.owner() == self.id && !flushed.holds_tables() {
-            flushed.dismiss();
-        } else {
-            self.redeem_tables(flushed);
+        let (owner, pages) = flushed.into_parts();
+        if owner != self.id || !pages.is_empty() {
+            self.redeem_tables(owner, pages);
         }
     }
 
     #[cold]
-    fn redeem_tables(&self, flushed: Flushed) {
-        if flushed.owner() != self.id {
-            log::error!("{flushed:?} redeemed at a page table that it is not of");
+    fn redeem_tables(&self, owner: TreeId, mut pages: PageList) {
+        if owner != self.id {
+            log::error!("a token of {owner:?} redeemed at {:?}: its tables are lost", self.id);
             return;
         }
-        let mut pages = flushed.into_pages();
         while let Some((page, kind)) = pages.pop(&self.memory) {
             match kind {
                 Kind::Upper => self.spare.push(&self.memory, page, kind),

@@ -43,6 +43,8 @@ pub struct X86Format {
     levels: u8,
     leaf_sizes: LeafSizes,
     output_bits: u8,
+    /// Number of high bits of an input that repeat the highest one that is translated.
+    unused_bits: u8,
 }
 
 impl X86Format {
@@ -51,7 +53,7 @@ impl X86Format {
     #[must_use]
     pub const fn new(levels: u8, leaf_sizes: LeafSizes, output_bits: u8) -> Option<Self> {
         if matches!(levels, 4 | 5) && output_bits >= 32 && output_bits <= 52 {
-            Some(Self { levels, leaf_sizes, output_bits })
+            Some(Self { levels, leaf_sizes, output_bits, unused_bits: 64 - level_shift(levels + 1) as u8 })
         } else {
             None
         }
@@ -120,7 +122,7 @@ impl Format for X86Format {
     /// Both halves of the canonical addresses.
     #[inline]
     fn covers(&self, first: u64, last: u64) -> bool {
-        let unused = 64 - level_shift(self.levels + 1);
+        let unused = self.unused_bits;
         let is_canonical = |input: u64| ((input << unused).cast_signed() >> unused).cast_unsigned() == input;
         first <= last && is_canonical(first) && is_canonical(last) && first >> 63 == last >> 63
     }
