@@ -48,6 +48,7 @@ fn work(driven: &Driven, devices: &[(DmaDevice, Device)], random: &mut Random) {
 #[test]
 fn nothing_is_stale_however_many_cpus_unmap_at_once() {
     for seed in 0..MACHINES {
+        let driven = Driven::start(MachineConfig::random(seed)).expect("units that work");
         let claim = |function: &vtd_model::FunctionConfig| match driven.iommu.claim(function.address) {
             Ok(handle) => {
                 driven.enable(function.address);
