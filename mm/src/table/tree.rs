@@ -5,7 +5,7 @@ use super::format::{Entry, Format, level_shift};
 use super::hint::Hint;
 use super::kept::{Kept, Place};
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
-use super::pages::{Kind, PageList, PageStack};
+use super::pages::{PageList, PageStack};
 use super::stale::{Flushed, Stale, TreeId};
 use crate::machine::{AtomicU64, AtomicUsize, Ordering};
 use crate::{PAGE_BYTES, PhysAddr};
@@ -25,14 +25,18 @@ pub struct PageTable<F: Format, M: TableMemory> {
     pub(super) departures: AtomicU64,
     pub(super) hint: Hint,
     pub(super) kept: Kept,
-    /// Upper tables that left the tree. A thread that walks down may still be reading one, so they are used for upper
-    /// tables of this tree again and for nothing else.
-    spare: PageStack,
+    /// Upper tables that left the tree, those of level 2 first. A thread that walks down may still be reading one, and
+    /// takes what it finds there for tables of the level below. So a page that was a table of some upper level of this tree is
+    /// used for tables of that level again and for nothing else.
+    spare: [PageStack; UPPER_LEVELS],
     /// Tables that left the tree where there was no token to put them in. The next token takes them along.
     pub(super) orphans: PageStack,
     /// Pages taken from `memory` and not given back.
     pages: AtomicUsize,
 }
+
+/// Upper levels below the root of a tree with the most levels: 2, 3 and 4.
+const UPPER_LEVELS: usize = 3;
 
 /// Tables that a change has taken out of the tree, and the inputs they were for.
 pub(super) struct Detached {
@@ -54,10 +58,6 @@ pub(super) const fn index(input: u64, level: u8) -> usize {
     (input >> level_shift(level)) as usize % TABLE_ENTRIES
 }
 
-const fn kind(level: u8) -> Kind {
-    if level == 1 { Kind::Lowest } else { Kind::Upper }
-}
-
 impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// An empty tree.
     ///
@@ -74,7 +74,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             departures: AtomicU64::new(0),
             hint: Hint::new(),
             kept: Kept::new(),
-            spare: PageStack::new(),
+            spare: core::array::from_fn(|_| PageStack::new()),
             orphans: PageStack::new(),
             pages: AtomicUsize::new(1),
         };
@@ -141,21 +141,30 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             log::error!("a token of {owner:?} redeemed at {:?}: its tables are lost", self.id);
             return;
         }
-        while let Some((page, kind)) = pages.pop(&self.memory) {
-            match kind {
-                Kind::Upper => self.spare.push(&self.memory, page, kind),
+        while let Some((page, level)) = pages.pop(&self.memory) {
+            match self.spare(level) {
+                Some(spare) => spare.push(&self.memory, page, level),
                 // SAFETY: the page left the tree with nobody inside, and hardware has forgotten it.
-                Kind::Lowest => unsafe { self.free(page) },
+                None => unsafe { self.free(page) },
             }
         }
     }
 
+    /// The spare pages for tables of `level`; tables of the lowest level have none, as threads read them only while they
+    /// have them pinned.
+    #[inline]
+    fn spare(&self, level: u8) -> Option<&PageStack> {
+        self.spare.get(usize::from(level).checked_sub(2)?)
+    }
+
     /// Gives the spare pages back to the memory that they came from.
     pub fn release_spare(&mut self) {
-        let mut pages = self.spare.take_all(&self.memory);
-        while let Some((page, _)) = pages.pop(&self.memory) {
-            // SAFETY: the page is out of the tree and redeemed, and `&mut self` says that nobody walks the tree.
-            unsafe { self.free(page) };
+        for spare in &self.spare {
+            let mut pages = spare.take_all(&self.memory);
+            while let Some((page, _)) = pages.pop(&self.memory) {
+                // SAFETY: the page is out of the tree and redeemed, and `&mut self` says that nobody walks the tree.
+                unsafe { self.free(page) };
+            }
         }
     }
 
@@ -206,11 +215,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
 
     /// A page for a table of `level`, and whether a thread may still be reading it as one that it was before.
     pub(super) fn allocate(&self, level: u8) -> Option<(PhysAddr, bool)> {
-        if kind(level) == Kind::Upper && !self.spare.is_empty() {
-            let mut pages = self.spare.take_all(&self.memory);
-            let page = pages.pop(&self.memory);
-            self.spare.push_all(&self.memory, pages);
-            if let Some((page, _)) = page {
+        if let Some(spare) = self.spare(level) {
+            // SAFETY: spare pages are freed by `release_spare` and `destroy`, which have the tree to themselves.
+            if let Some(page) = unsafe { spare.pop(&self.memory) } {
                 return Some((page, true));
             }
         }
@@ -221,8 +228,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
 
     /// Takes a table of `level` back that was never linked and whose entries are zero.
     pub(super) fn discard(&self, page: PhysAddr, level: u8, was_spare: bool) {
-        match kind(level) {
-            Kind::Upper if was_spare => self.spare.push(&self.memory, page, Kind::Upper),
+        match self.spare(level) {
+            Some(spare) if was_spare => spare.push(&self.memory, page, level),
             // SAFETY: the page was allocated by this thread and shown to nobody.
             _ => unsafe { self.free(page) },
         }
@@ -246,12 +253,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
 
     /// Puts the table `page`, which has just left the tree at `place`, on the list.
     pub(super) fn set_aside(&self, page: PhysAddr, place: Place, detached: &mut Detached) {
-        let kind = kind(place.level());
-        if kind == Kind::Upper {
+        let level = place.level();
+        if level > 1 {
             self.hint.clear();
             self.departures.fetch_add(1, Ordering::AcqRel);
         }
-        detached.pages.push(&self.memory, page, kind);
+        detached.pages.push(&self.memory, page, level);
         detached.first = detached.first.min(place.first());
         detached.last = detached.last.max(place.last());
     }

@@ -19,6 +19,7 @@ const BASE: u64 = 0x12_3456_7000;
 const GARBAGE: u64 = 0x7fff_f007;
 
 type Watcher = Arc<dyn Fn(&Arena) + Send + Sync>;
+type Hold = Box<dyn FnOnce(&Arena) + Send>;
 
 pub struct Arena {
     pages: *mut Table,
@@ -34,7 +35,7 @@ pub struct Arena {
     /// Cache lines leave the cache of their own accord, too.
     evictions: Mutex<Option<Random>>,
     evicts: AtomicBool,
-    held: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    held: Mutex<Option<Hold>>,
     holds_in: AtomicUsize,
 }
 
@@ -109,7 +110,7 @@ impl Arena {
     }
 
     /// Calls `hold` at the `nth` use of a table from now on, in the middle of whatever uses it.
-    pub fn hold_use(&self, nth: usize, hold: impl FnOnce() + Send + 'static) {
+    pub fn hold_use(&self, nth: usize, hold: impl FnOnce(&Self) + Send + 'static) {
         *self.held.lock().unwrap() = Some(Box::new(hold));
         self.holds_in.store(nth, Ordering::Release);
     }
@@ -191,7 +192,8 @@ unsafe impl TableMemory for Arena {
         self.maybe_evict(page);
         if self.holds_in.load(Ordering::Acquire) != 0 && self.holds_in.fetch_sub(1, Ordering::AcqRel) == 1 {
             let held = self.held.lock().unwrap().take();
-            held.into_iter().for_each(|hold| hold());
+            held.into_iter().for_each(|hold| hold(self));
+            assert!(self.used[page].load(Ordering::Relaxed), "a table page is freed while it is read");
         }
         // SAFETY: within the arena, and nothing but atomics is ever made of it.
         unsafe { &*self.pages.add(page) }

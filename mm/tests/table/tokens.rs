@@ -118,7 +118,7 @@ fn tables_that_a_reader_displaces_wait_for_a_token() {
         let tree = &tree;
         scope.spawn(move || {
             // Held up when it has pinned the lowest table, on its way from the fourth page that it uses.
-            tree.memory().hold_use(4, move || {
+            tree.memory().hold_use(4, move |_| {
                 entered.send(()).unwrap();
                 released.recv().unwrap();
             });
@@ -140,5 +140,59 @@ fn tables_that_a_reader_displaces_wait_for_a_token() {
     tree.redeem(flush(stale));
     // The displaced table, and the one that is empty now; the three above it are spare.
     assert_eq!(memory.used(), before - 2);
+    finish(tree);
+}
+
+/// A thread may read an upper table that has left the tree meanwhile, and go on from there. What it finds is of no use to
+/// it, but must be what stands in a table of that level: were it a table of level 2 by now, its links would be taken for
+/// tables of level 2, and the lowest tables behind them can be freed at any time.
+#[test]
+fn an_upper_table_is_used_for_its_own_level_again() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    let (old, constant) = (5 << 39, 6 << 39);
+    let other = constant + G1;
+    // SAFETY: no other thread changes the tree.
+    unsafe {
+        assert!(tree.map(constant, &[range(8 * G1, K4)], BOTH).unwrap().is_none());
+        assert!(tree.map(old, &[range(G1, K4)], BOTH).unwrap().is_none());
+    }
+    std::thread::scope(|scope| {
+        let (reports, report) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let tree = &tree;
+        scope.spawn(move || {
+            // Held up when it has come to the table of level 3, on its way from the second page that it uses, and again
+            // at what it finds there.
+            tree.memory().hold_use(2, move |memory| {
+                reports.send(()).unwrap();
+                released.recv().unwrap();
+                memory.hold_use(1, move |_| {
+                    reports.send(()).unwrap();
+                    released.recv().unwrap();
+                });
+            });
+            // SAFETY: no other call maps these pages.
+            unsafe { assert!(tree.map(old + K4, &[range(2 * G1, K4)], BOTH).unwrap().is_none()) };
+        });
+        report.recv().unwrap();
+        // SAFETY: no other call changes these pages.
+        unsafe {
+            tree.redeem(flush(tree.unmap(old, K4).unwrap()));
+            tree.redeem(flush(tree.trim().unwrap()));
+            let before = memory.used();
+            assert!(tree.map(other, &[range(3 * G1, K4)], BOTH).unwrap().is_none());
+            assert_eq!(memory.used(), before + 1, "an upper table is used again");
+            release.send(()).unwrap();
+            report.recv().unwrap();
+            tree.redeem(flush(tree.unmap(other, K4).unwrap()));
+            tree.redeem(flush(tree.trim().unwrap()));
+            assert_eq!(memory.used(), before, "the lowest table is gone");
+        }
+        release.send(()).unwrap();
+    });
+    for (input, output) in [(old + K4, Some(2 * G1)), (other, None), (constant, Some(8 * G1))] {
+        assert_eq!(tree.lookup(input).map(|found| found.output.as_u64()), output);
+    }
     finish(tree);
 }
