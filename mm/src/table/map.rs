@@ -88,8 +88,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Maps the inputs from `input` to `segments`, one after the other, with the largest leaves that alignment and
     /// hardware allow. Start and length of each segment are multiples of 4 KiB.
     ///
-    /// A token comes back if empty tables had to leave the tree: walkers in hardware may not see the mapping before it
-    /// is flushed. Whether a mapping that was not there before needs a flush of its own is the hardware's affair
+    /// A token comes back if tables have left the tree lately, on behalf of this call or of another one whose flush is not
+    /// over: walkers in hardware may not see the mapping before it is flushed. Whether a mapping that was not there before needs a flush of its own is the hardware's affair
     /// (caching mode, write buffers).
     ///
     /// # Errors
@@ -106,7 +106,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         access: F::Access,
     ) -> Result<Option<Stale>, MapError> {
         match segments {
-            [PhysRange { start, bytes: PAGE_BYTES }] if self.map_page(input, *start, access) => Ok(None),
+            [PhysRange { start, bytes: PAGE_BYTES }] if self.map_page(input, *start, access) => {
+                Ok(self.visible(None, input, segments))
+            }
             _ => self.map_segments(input, segments, access),
         }
     }
@@ -123,7 +125,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             _ => self.fill_list(input, segments, access),
         };
         if filled.pages != 0 && filled.segments == segments.len() {
-            return Ok(None);
+            return Ok(self.visible(None, input, segments));
         }
         self.map_rest(input, segments, access, filled)
     }
@@ -214,7 +216,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         job.cursor = cursor;
         self.fill(&mut job, self.root_table(), self.format.levels(), true);
         match job.stop {
-            None => Ok(self.stale_of(job.detached)),
+            None => Ok(self.visible(self.stale_of(job.detached), input, segments)),
             Some(stop) => Err(self.roll_back((input, segments), stop, job.cursor.input, job.detached)),
         }
     }
@@ -337,9 +339,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                     if job.leaf_level(self.format.leaf_sizes()) >= level && link::count(raw) == 0 =>
                 {
                     let leaf = self.format.encode_leaf(level, PhysAddr::new(job.cursor.output), job.access);
-                    if entry.compare_exchange(raw, leaf, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                        self.write_back(core::slice::from_ref(entry));
-                        self.set_aside(page, place, &mut job.detached);
+                    if self.unlink(entry, (raw, leaf), (page, place), &mut job.detached).is_ok() {
                         job.cursor.advance(level_bytes(level));
                         return 0;
                     }

@@ -30,7 +30,8 @@
 //! root: what is pinned stays where it is.
 //!
 //! A detached page may still be in the caches of walkers in hardware. It goes into the [`Stale`] token of the change
-//! and is freed when the token is redeemed.
+//! and is freed when the token is redeemed. Until then, whoever maps gets a token too: a walker that remembers the page
+//! would not find what is mapped in its successor.
 //!
 //! Looking does not pin, so that a fault report never writes to a table. It counts itself in and out of the tree as a
 //! whole, and pages that are redeemed while someone is looking wait until nobody is.

@@ -82,12 +82,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             if link::count(raw) != 0 {
                 return false;
             }
-            match entry.compare_exchange_weak(raw, 0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    self.write_back(core::slice::from_ref(entry));
-                    self.set_aside(page, place, detached);
-                    return true;
-                }
+            match self.unlink(entry, (raw, 0), (page, place), detached) {
+                Ok(()) => return true,
                 Err(now) => raw = now,
             }
         }

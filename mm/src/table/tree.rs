@@ -8,7 +8,7 @@ use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::pages::{PageList, PageStack};
 use super::stale::{Flushed, Stale, TreeId};
 use crate::machine::{AtomicU64, AtomicUsize, Ordering};
-use crate::{PAGE_BYTES, PhysAddr};
+use crate::{PAGE_BYTES, PhysAddr, PhysRange};
 
 /// A tree of page tables, for a walker in hardware.
 ///
@@ -33,6 +33,8 @@ pub struct PageTable<F: Format, M: TableMemory> {
     pub(super) orphans: PageStack,
     /// Pages taken from `memory` and not given back.
     pages: AtomicUsize,
+    /// Tables that left the tree, or are about to, and are not redeemed yet. See [`visible`](Self::visible).
+    unflushed: AtomicUsize,
 }
 
 /// Upper levels below the root of a tree with the most levels: 2, 3 and 4.
@@ -77,6 +79,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             spare: core::array::from_fn(|_| PageStack::new()),
             orphans: PageStack::new(),
             pages: AtomicUsize::new(1),
+            unflushed: AtomicUsize::new(0),
         };
         tree.write_back(tree.root_table());
         Ok(tree)
@@ -147,6 +150,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                 // SAFETY: the page left the tree with nobody inside, and hardware has forgotten it.
                 None => unsafe { self.free(page) },
             }
+            self.unflushed.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -251,8 +255,28 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
+    /// Replaces `link`, last seen as `raw`, which points to an empty table at `place`, by `new`, and puts the table,
+    /// `page`, on the list. If the link has changed, returns what it says now.
+    pub(super) fn unlink(
+        &self,
+        link: &AtomicU64,
+        (raw, new): (u64, u64),
+        (page, place): (PhysAddr, Place),
+        detached: &mut Detached,
+    ) -> Result<(), u64> {
+        // Before the link changes, so that whoever sees that the table has gone sees that it counts.
+        self.unflushed.fetch_add(1, Ordering::Relaxed);
+        if let Err(now) = link.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire) {
+            self.unflushed.fetch_sub(1, Ordering::Relaxed);
+            return Err(now);
+        }
+        self.write_back(core::slice::from_ref(link));
+        self.set_aside(page, place, detached);
+        Ok(())
+    }
+
     /// Puts the table `page`, which has just left the tree at `place`, on the list.
-    pub(super) fn set_aside(&self, page: PhysAddr, place: Place, detached: &mut Detached) {
+    fn set_aside(&self, page: PhysAddr, place: Place, detached: &mut Detached) {
         let level = place.level();
         if level > 1 {
             self.hint.clear();
@@ -287,6 +311,27 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
         let is_empty = detached.pages.is_empty();
         (!is_empty).then(|| Stale::for_tables(self.id, detached.first, detached.last, detached.pages))
+    }
+
+    /// The token for leaves that were just written at `input`, for `segments`, on top of `own` which the same change has
+    /// led to.
+    ///
+    /// A walker in hardware may remember a table that was here before the one that the leaves are in, and find them
+    /// missing there. Until the flush on behalf of whoever took that table out is over, the leaves need one of their own.
+    #[inline(always)]
+    pub(super) fn visible(&self, own: Option<Stale>, input: u64, segments: &[PhysRange]) -> Option<Stale> {
+        if self.unflushed.load(Ordering::Acquire) == 0 { own } else { self.cover(own, input, segments) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn cover(&self, own: Option<Stale>, input: u64, segments: &[PhysRange]) -> Option<Stale> {
+        let bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
+        let mut stale = Stale::for_tables(self.id, input, input + (bytes - 1), PageList::new());
+        if let Some(own) = own {
+            stale.absorb(&self.memory, own);
+        }
+        Some(stale)
     }
 
     /// The token for a change of `bytes` bytes within `first..=last`, for `detached` and for orphans.

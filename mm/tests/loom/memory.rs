@@ -14,6 +14,7 @@ const PAGES: usize = 10;
 pub struct Memory {
     pages: [Table; PAGES],
     free: Mutex<Vec<usize>>,
+    freed: Mutex<Vec<usize>>,
 }
 
 impl Memory {
@@ -21,11 +22,17 @@ impl Memory {
         Self {
             pages: core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(POISON))),
             free: Mutex::new((0..PAGES).rev().collect()),
+            freed: Mutex::new(Vec::new()),
         }
     }
 
     fn index(page: PhysAddr) -> usize {
         (page.as_u64() / 4096) as usize - 1
+    }
+
+    /// Whether `page` was given back at some time.
+    pub fn was_freed(&self, page: PhysAddr) -> bool {
+        self.freed.lock().unwrap().contains(&Self::index(page))
     }
 
     /// Sees that `used` pages are in use, and that the others were left alone.
@@ -60,6 +67,7 @@ unsafe impl TableMemory for Memory {
         let mut free = self.free.lock().unwrap();
         assert!(!free.contains(&page), "freed twice");
         free.push(page);
+        self.freed.lock().unwrap().push(page);
     }
 
     unsafe fn table(&self, page: PhysAddr) -> &Table {

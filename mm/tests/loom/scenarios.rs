@@ -185,6 +185,32 @@ fn one_empties_a_table_that_another_maps_into() {
     in_every_order(false, set_up, |tree| unmap(tree, 0), |tree| map(tree, PAGE), &[PAGE]);
 }
 
+/// As long as nobody has flushed the table that was there before, whoever maps in its successor is told to.
+#[test]
+fn one_maps_where_hardware_may_remember_another_table() {
+    let lowest = |tree: &Tree, input| match tree.trace(input).steps().nth(1).unwrap().entry {
+        Entry::Table(page) => page,
+        entry => panic!("{entry:?}"),
+    };
+    let mapper = move |tree: &Tree| {
+        // The first page that was allocated for it, and not used again before it is freed.
+        let before = PhysAddr::new(3 * PAGE);
+        let segment = PhysRange::new(PhysAddr::new(OUTPUT + PAGE), PAGE);
+        // SAFETY: the page is this thread's.
+        let stale = unsafe { tree.map(PAGE, &[segment], ()) }.unwrap();
+        if stale.is_none() && lowest(tree, PAGE) != before {
+            assert!(tree.memory().was_freed(before), "walkers may still use the table that was here");
+        }
+        redeem(tree, stale);
+    };
+    let set_up = move |tree: &Tree| {
+        map(tree, 0);
+        assert_eq!(lowest(tree, 0), PhysAddr::new(3 * PAGE));
+        unmap(tree, 0);
+    };
+    in_every_order(false, set_up, trim, mapper, &[PAGE]);
+}
+
 #[test]
 fn one_trims_while_another_maps() {
     let set_up = |tree: &Tree| {

@@ -6,11 +6,22 @@ use super::walker::Walker;
 use super::{G1, K4, M2, Tree, finish, flush, range, remap, tree};
 use mm::table::Stale;
 
+/// Maps two pages at `input` while there may be tokens with tables.
+fn map_two(tree: &Tree<'_>, input: u64) {
+    // SAFETY: no other thread changes the tree.
+    let stale = unsafe { tree.map(input, &[range(G1, 2 * K4)], BOTH) }.unwrap();
+    if let Some(stale) = stale {
+        assert!(!stale.holds_tables() && !stale.only_leaves());
+        assert_eq!((stale.first(), stale.last(), stale.changed_bytes()), (input, input + 2 * K4 - 1, 0));
+        tree.redeem(flush(stale));
+    }
+}
+
 /// A token with the lowest table of `input` in it.
 fn detached(tree: &Tree<'_>, input: u64) -> Stale {
+    map_two(tree, input);
     // SAFETY: no other thread changes the tree.
     unsafe {
-        assert!(tree.map(input, &[range(G1, 2 * K4)], BOTH).unwrap().is_none());
         let mut stale = tree.unmap(input, 2 * K4).unwrap();
         tree.merge(&mut stale, tree.trim().unwrap()).unwrap();
         stale
@@ -36,11 +47,29 @@ fn detached_tables_are_not_freed_before_the_flush() {
     }
     assert_eq!(memory.used(), 3);
     // New tables are other pages.
-    // SAFETY: as above.
-    unsafe { assert!(tree.map(0, &[range(G1, 2 * K4)], BOTH).unwrap().is_none()) };
+    map_two(&tree, 0);
     assert_eq!(memory.used(), 5);
     tree.redeem(flush(stale));
     assert_eq!(memory.used(), 4, "the upper table is spare");
+    finish(tree);
+}
+
+/// A walker that remembers the table that was there before does not find what is mapped in its successor.
+#[test]
+fn what_is_mapped_beside_a_table_that_is_not_flushed_needs_a_flush() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    let stale = detached(&tree, 0);
+    for (input, pages) in [(0, 1), (M2 - K4, 2), (9 * G1, 5)] {
+        // SAFETY: no other thread changes the tree.
+        let own = unsafe { tree.map(input, &[range(G1, pages * K4)], BOTH) }.unwrap().expect("a flush");
+        assert!(!own.only_leaves() && !own.holds_tables());
+        assert_eq!((own.first(), own.last()), (input, input + pages * K4 - 1));
+        tree.redeem(flush(own));
+    }
+    tree.redeem(flush(stale));
+    // SAFETY: as above.
+    unsafe { assert!(tree.map(K4, &[range(G1, K4)], BOTH).unwrap().is_none(), "it is over") };
     finish(tree);
 }
 
