@@ -13,6 +13,7 @@ use mm::{
 use crate::{
     Iova, Platform, SourceId,
     dma::{Access, DmaError, Stuck},
+    walk::Route,
 };
 
 /// Units, by index.
@@ -87,6 +88,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Makes the requests of `source` reach nothing. When it returns `Ok`, no unit can translate for them any more.
     fn block(&self, tags: &Self::Tags, unit: usize, source: SourceId) -> Result<(), Stuck>;
+
+    /// Says whether what `source`, which is blocked, tries to do is recorded as faults. The hardware may be unable to
+    /// keep silent; that is no error.
+    fn set_reporting(&self, unit: usize, source: SourceId, reports: bool) -> Result<(), DmaError>;
+
+    /// Where the tables lead `source` at this moment.
+    fn route(&self, unit: usize, source: SourceId) -> Route;
 
     /// Whether no source is attached, and nothing in any unit is tagged as the domain's.
     fn is_unused(&self, tags: &Self::Tags) -> bool;

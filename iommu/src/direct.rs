@@ -5,7 +5,7 @@
 use alloc::sync::Arc;
 
 use crate::{
-    Iova, Platform,
+    Incident, Iova, Platform,
     dma::{
         DmaError,
         device::FaultCount,
@@ -60,4 +60,6 @@ impl FaultCount for NoFaults {
     fn faults(&self) -> u64 {
         0
     }
+
+    fn listen(&self, _listener: Arc<dyn Fn(Incident) + Send + Sync>) {}
 }

@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 use core::{
     mem::ManuallyDrop,
-    sync::atomic::{AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicU8, AtomicU64, Ordering, fence},
 };
 
 use mm::{
@@ -25,6 +25,7 @@ use crate::{
     },
     dump::{MappingReport, Visitor},
     iova::{IovaError, IovaSpace},
+    platform::Work,
 };
 
 /// Table pages of the host kernel, as the engine takes them.
@@ -65,6 +66,20 @@ pub(crate) struct Domain<B: Backend> {
     tags: B::Tags,
     reaper: Arc<Reaper<B::Platform>>,
     mapped_pages: AtomicU64,
+    standing: AtomicU8,
+}
+
+/// What becomes of a domain when its group is taken back. It only ever goes forward.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Standing {
+    /// Drivers map and unmap.
+    InUse,
+    /// No device translates through it any more, but one may still be finishing what it had translated: nothing is
+    /// mapped, and no memory comes back.
+    Revoked,
+    /// The devices are quiet: memory comes back.
+    Quiet,
 }
 
 impl<B: Backend> Domain<B> {
@@ -92,6 +107,7 @@ impl<B: Backend> Domain<B> {
             tags,
             reaper,
             mapped_pages: AtomicU64::new(0),
+            standing: AtomicU8::new(Standing::InUse as u8),
         };
         for &region in reserved {
             domain.map_reserved_region(region)?;
@@ -107,6 +123,21 @@ impl<B: Backend> Domain<B> {
     /// Pages mapped now, reserved regions included.
     pub fn mapped_pages(&self) -> u64 {
         self.mapped_pages.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new mappings, and keeps what is mapped until [`set_quiet`](Self::set_quiet).
+    pub fn revoke(&self) {
+        self.standing.fetch_max(Standing::Revoked as u8, Ordering::SeqCst);
+    }
+
+    /// Lets the memory of a revoked domain come back: no source is attached, and the devices are quiet.
+    pub fn set_quiet(&self) {
+        self.standing.store(Standing::Quiet as u8, Ordering::SeqCst);
+        self.backend.platform().wake(Work::Reap);
+    }
+
+    fn is(&self, standing: Standing) -> bool {
+        self.standing.load(Ordering::SeqCst) == standing as u8
     }
 
     /// The table, to look at.
@@ -244,6 +275,9 @@ impl<B: Backend> Space for Domain<B> {
     fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
         let memory = whole_pages(&**self.backend.platform(), request)?;
         self.backend.check(self.units).map_err(DmaError::from)?;
+        if !self.is(Standing::InUse) {
+            return Err(DmaError::Revoked.into());
+        }
         self.reaper.reserve()?;
         self.allocate(request.placement, memory.bytes)
             .map_err(NotMapped::from)
@@ -253,6 +287,9 @@ impl<B: Backend> Space for Domain<B> {
 
     fn unmap(&self, iova: Iova, bytes: usize) -> Result<(), DmaError> {
         debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
+        if self.is(Standing::Revoked) {
+            return Err(DmaError::Revoked);
+        }
         let pages = bytes as u64 / PAGE_BYTES;
         // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush below.
         let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes as u64) };

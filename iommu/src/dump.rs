@@ -94,6 +94,22 @@ pub struct GroupReport<'a> {
     pub reserved: &'a [PhysRange],
     /// Faults so far.
     pub faults: u64,
+    /// Who has it.
+    pub standing: GroupStanding,
+}
+
+/// How a group stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GroupStanding {
+    /// No driver has claimed a function of it.
+    Free,
+    /// Drivers use it.
+    Claimed,
+    /// It reaches its reserved memory and nothing else, until it is released.
+    Quarantined {
+        /// What its faults counted for ([`policy`](crate::policy)) when that was decided.
+        faults: u32,
+    },
 }
 
 /// One domain.

@@ -115,10 +115,7 @@ pub(crate) struct BoundedRing<T, const N: usize> {
     state: IrqLock<RingState<T, N>>,
 }
 
-/// The ring that faults of all units go through.
-pub(crate) type FaultRing = BoundedRing<Fault, FAULT_RING_ENTRIES>;
-
-/// Entries of a [`FaultRing`]: one lap of the largest set of fault records that a unit can have.
+/// Entries of the ring that faults of all units go through: one lap of the largest set of fault records that a unit can have.
 pub(crate) const FAULT_RING_ENTRIES: usize = 256;
 
 struct RingState<T, const N: usize> {

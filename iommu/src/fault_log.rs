@@ -5,7 +5,7 @@ use core::fmt;
 use crate::{
     Platform,
     dump::Visitor,
-    fault::{Fault, FaultRing},
+    fault::{BoundedRing, FAULT_RING_ENTRIES, Fault},
     platform::Work,
     sync::IrqLock,
 };
@@ -20,8 +20,16 @@ const LINE_INTERVAL_NS: u64 = 1_000_000_000;
 /// The faults of all units.
 pub(crate) struct FaultLog {
     /// What interrupts have read and no thread has seen.
-    ring: FaultRing,
+    ring: BoundedRing<Recorded, FAULT_RING_ENTRIES>,
     state: IrqLock<State>,
+}
+
+/// A fault on its way from an interrupt to a thread.
+#[derive(Clone, Copy)]
+struct Recorded {
+    fault: Fault,
+    /// It is worth a line in the log.
+    is_news: bool,
 }
 
 struct State {
@@ -42,29 +50,38 @@ impl FaultLog {
     pub const fn new() -> Self {
         let budget = Budget { lines: BURST_LINES, refilled_ns: 0, suppressed: 0 };
         Self {
-            ring: FaultRing::new(),
+            ring: BoundedRing::new(),
             state: IrqLock::new(State { history: [None; HISTORY], next: 0, budget }),
         }
     }
 
-    /// Takes one fault over from a unit. Callable in an interrupt.
-    pub fn record<P: Platform>(&self, platform: &P, fault: Fault) {
-        self.ring.push(platform, fault);
+    /// Takes one fault over from a unit; `is_news` says whether to log it. Callable in an interrupt.
+    pub fn record<P: Platform>(&self, platform: &P, fault: Fault, is_news: bool) {
+        self.ring.push(platform, Recorded { fault, is_news });
         platform.wake(Work::Faults);
     }
 
-    /// Logs what has been recorded, as far as the log's budget allows, and keeps the last ones to show.
-    pub fn process<P: Platform>(&self, platform: &P) {
+    /// Shows `each` what has been recorded, logs the news as far as the log's budget allows, each with what `explain` says
+    /// of it, and keeps the last ones to show.
+    pub fn process<P: Platform, E: fmt::Display>(
+        &self,
+        platform: &P,
+        each: impl Fn(&Fault),
+        explain: impl Fn(&Fault) -> E,
+    ) {
         // One lap: a device that goes on faulting wakes the thread again.
-        for _ in 0..crate::fault::FAULT_RING_ENTRIES {
-            let Some(fault) = self.ring.pop(platform) else { return };
+        for _ in 0..FAULT_RING_ENTRIES {
+            let Some(Recorded { fault, is_news }) = self.ring.pop(platform) else { return };
             {
                 let mut state = self.state.lock(platform);
                 let next = state.next;
                 state.history[next] = Some(fault);
                 state.next = (next + 1) % HISTORY;
             }
-            self.log(platform, format_args!("{fault}"));
+            each(&fault);
+            if is_news {
+                self.log(platform, format_args!("{fault}{}", explain(&fault)));
+            }
         }
     }
 

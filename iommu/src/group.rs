@@ -3,19 +3,30 @@
 //! A group is blocked until a driver claims one of its functions; only its reserved memory is reachable before. All
 //! its functions translate through one domain, because the hardware cannot tell them apart.
 
+mod error;
+mod revoke;
+
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::PhysRange;
 
 use crate::{
-    PciAddress, SourceId,
+    PciAddress, Platform, SourceId,
     backend::{Backend, UnitSet},
     dma::{DmaError, Stuck, reaper::Reaper},
     domain::Domain,
-    sync::IrqLock,
+    dump::GroupStanding,
+    fault::Fault,
+    platform::Work,
+    policy::{History, Limits, Verdict, judge},
+    sync::{IrqLock, IrqLockGuard},
     topology::{self, TopologyError},
 };
+pub use error::ClaimError;
+pub(crate) use error::QuarantineError;
+pub use error::ReleaseError;
+pub(crate) use revoke::stop_bus_master;
 
 /// What is known of a group before anything runs.
 #[derive(Debug)]
@@ -66,68 +77,52 @@ fn merge_overlapping(mut regions: Vec<PhysRange>) -> Vec<PhysRange> {
 /// One group.
 pub(crate) struct Group<B: Backend> {
     layout: GroupLayout,
-    faults: AtomicU64,
+    record: IrqLock<Record>,
     state: IrqLock<State<B>>,
+}
+
+/// What the group's faults come to. Kept where interrupts may look.
+struct Record {
+    faults: u64,
+    history: History,
+    /// The verdict was quarantine; from here on faults are only counted.
+    condemned: bool,
 }
 
 struct State<B: Backend> {
     domain: Option<Arc<Domain<B>>>,
-    /// Claimed functions.
-    claimed: Vec<PciAddress>,
+    /// Claimed functions, and whom to tell what becomes of them.
+    claimed: Vec<Claim>,
     /// Somebody attaches or detaches right now, without the lock: both wait for hardware.
     changing: bool,
+    /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
+    revoked: Option<Arc<Domain<B>>>,
+    quarantined: bool,
 }
 
-/// Why a function could not be claimed.
+struct Claim {
+    function: PciAddress,
+    listener: Option<Listener>,
+}
+
+/// What happens to a device, for its driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ClaimError {
-    /// There is no such function, or no unit covers it.
-    Unknown {
-        /// The function asked for.
-        function: PciAddress,
-    },
-    /// A driver has it already.
-    Claimed {
-        /// The function asked for.
-        function: PciAddress,
-    },
-    /// Its group is changing hands at this moment.
-    Busy {
-        /// The function asked for.
-        function: PciAddress,
-    },
-    /// There is no remapping unit, and `iommu=off` was not given.
-    NoUnit,
-    /// The domain could not be made or attached.
-    Domain(DmaError),
+pub enum Incident {
+    /// A request of the device's group was blocked. Which of its functions sent it, the unit cannot always tell.
+    Fault(Fault),
+    /// The device was put in quarantine: it reaches nothing, and nothing is mapped for it any more.
+    Quarantined,
 }
 
-impl core::fmt::Display for ClaimError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Unknown { function } => {
-                write!(f, "{function} is not a function that a remapping unit covers")
-            }
-            Self::Claimed { function } => write!(f, "{function} has a driver already"),
-            Self::Busy { function } => write!(f, "the group of {function} is changing hands"),
-            Self::NoUnit => f.write_str("no remapping unit isolates devices, and iommu=off was not given"),
-            Self::Domain(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for ClaimError {}
-
-impl From<DmaError> for ClaimError {
-    fn from(error: DmaError) -> Self {
-        Self::Domain(error)
-    }
-}
+/// A driver's callback. It is called in the thread that does [`Work::Faults`], without a lock held.
+pub(crate) type Listener = Arc<dyn Fn(Incident) + Send + Sync>;
 
 impl<B: Backend> Group<B> {
     pub fn new(layout: GroupLayout) -> Self {
-        let state = State { domain: None, claimed: Vec::new(), changing: false };
-        Self { layout, faults: AtomicU64::new(0), state: IrqLock::new(state) }
+        let state =
+            State { domain: None, claimed: Vec::new(), changing: false, revoked: None, quarantined: false };
+        let record = Record { faults: 0, history: History::default(), condemned: false };
+        Self { layout, record: IrqLock::new(record), state: IrqLock::new(state) }
     }
 
     pub fn layout(&self) -> &GroupLayout {
@@ -135,67 +130,132 @@ impl<B: Backend> Group<B> {
     }
 
     /// Faults of the group's sources so far.
-    pub fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
+    pub fn faults(&self, platform: &B::Platform) -> u64 {
+        self.record.lock(platform).faults
     }
 
-    /// Counts one fault. Callable in an interrupt.
-    pub fn count_fault(&self) {
-        self.faults.fetch_add(1, Ordering::Relaxed);
+    /// How the group stands.
+    pub fn standing(&self, platform: &B::Platform) -> GroupStanding {
+        let (quarantined, claims) = {
+            let state = self.state.lock(platform);
+            (state.quarantined, state.claimed.len())
+        };
+        let faults = self.record.lock(platform).history.count();
+        match (quarantined, claims) {
+            (true, _) => GroupStanding::Quarantined { faults },
+            (false, 0) => GroupStanding::Free,
+            (false, _) => GroupStanding::Claimed,
+        }
+    }
+
+    /// Enters one fault, and says what to do about it; `None` if that was said before. Callable in an interrupt.
+    pub fn enter_fault(&self, platform: &B::Platform, limits: Limits) -> Option<Verdict> {
+        let now_ns = platform.now_ns();
+        let mut record = self.record.lock(platform);
+        record.faults += 1;
+        if record.condemned {
+            return None;
+        }
+        let (history, verdict) = judge(record.history, limits, now_ns);
+        record.history = history;
+        record.condemned = verdict == Verdict::Quarantine;
+        Some(verdict)
+    }
+
+    /// Whether the group is to be put in quarantine and is not yet.
+    pub fn awaits_quarantine(&self, platform: &B::Platform) -> bool {
+        let quarantined = self.state.lock(platform).quarantined;
+        !quarantined && self.record.lock(platform).condemned
+    }
+
+    /// Tells the drivers of the group's functions what happened.
+    pub fn tell(&self, platform: &B::Platform, incident: Incident) {
+        let listener = |index: usize| self.state.lock(platform).claimed.get(index)?.listener.clone();
+        let claims = self.state.lock(platform).claimed.len();
+        (0..claims).filter_map(listener).for_each(|listener| listener(incident));
+    }
+
+    /// Makes `listener` the one that is told what happens to `function`, if it is claimed.
+    pub fn listen(&self, platform: &B::Platform, function: PciAddress, listener: Listener) {
+        let mut state = self.state.lock(platform);
+        let claim = state.claimed.iter_mut().find(|claim| claim.function == function);
+        let before = claim.and_then(|claim| claim.listener.replace(listener));
+        drop(state);
+        drop(before);
     }
 
     /// The domain that the group translates through, if it is not blocked.
-    pub fn domain(&self, backend: &B) -> Option<Arc<Domain<B>>> {
-        self.state.lock(&**backend.platform()).domain.clone()
+    pub fn domain(&self, platform: &B::Platform) -> Option<Arc<Domain<B>>> {
+        self.state.lock(platform).domain.clone()
     }
 
     /// Maps the group's reserved memory, before translation is turned on.
     pub fn map_reserved(&self, maker: &DomainMaker<B>) -> Result<(), ClaimError> {
+        let Some(&function) = self.layout.functions.first() else { return Ok(()) };
         if self.layout.reserved.is_empty() {
             return Ok(());
         }
-        let Some(&function) = self.layout.functions.first() else { return Ok(()) };
-        self.change(maker, function, false).map(drop)
+        let before = self.begin(maker, function)?;
+        let result = self.attached(maker, before);
+        self.end(maker).domain = result.as_ref().ok().cloned();
+        Ok(result.map(drop)?)
     }
 
     /// Gives `function` to a driver: attaches the group to a domain of its own if it has none yet.
     pub fn claim(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<Arc<Domain<B>>, ClaimError> {
         maker.backend.check(self.layout.units()).map_err(DmaError::from)?;
-        self.change(maker, function, true)
+        let platform = &**maker.backend.platform();
+        let before = self.begin(maker, function)?;
+        let result = match self.admit(platform, function) {
+            Ok(()) => self.attached(maker, before).map_err(ClaimError::from),
+            Err(error) => Err(error),
+        };
+        let mut state = self.end(maker);
+        if let Ok(domain) = &result {
+            state.domain = Some(domain.clone());
+            // Room was made in `admit`.
+            state.claimed.push(Claim { function, listener: None });
+        }
+        result
     }
 
-    /// Attaches the group, and records a claim if `claims` says so, as the only one that changes the group, without
-    /// holding its lock while hardware works.
-    fn change(
+    /// Checks that `function` may be claimed, and makes room for the claim.
+    fn admit(&self, platform: &B::Platform, function: PciAddress) -> Result<(), ClaimError> {
+        let mut state = self.state.lock(platform);
+        if state.quarantined {
+            return Err(ClaimError::Quarantined { function });
+        }
+        if state.claimed.iter().any(|claim| claim.function == function) {
+            return Err(ClaimError::Claimed { function });
+        }
+        state.claimed.try_reserve(1).map_err(|_| DmaError::OutOfMemory.into())
+    }
+
+    /// Makes the caller the only one that changes the group, until [`end`](Self::end), without holding its lock while
+    /// hardware works. Returns the domain that the group is attached to.
+    fn begin(
         &self,
         maker: &DomainMaker<B>,
         function: PciAddress,
-        claims: bool,
-    ) -> Result<Arc<Domain<B>>, ClaimError> {
+    ) -> Result<Option<Arc<Domain<B>>>, ClaimError> {
+        let mut state = self.state.lock(&**maker.backend.platform());
+        if state.changing {
+            return Err(ClaimError::Busy { function });
+        }
+        state.changing = true;
+        Ok(state.domain.clone())
+    }
+
+    /// Ends what [`begin`](Self::begin) began. The result says what the caller has changed.
+    fn end<'a>(&'a self, maker: &'a DomainMaker<B>) -> IrqLockGuard<'a, State<B>, B::Platform> {
         let platform = &**maker.backend.platform();
-        let domain = {
-            let mut state = self.state.lock(platform);
-            if state.changing {
-                return Err(ClaimError::Busy { function });
-            }
-            if state.claimed.contains(&function) {
-                return Err(ClaimError::Claimed { function });
-            }
-            // Room first: recording the claim below cannot fail.
-            state.claimed.try_reserve(1).map_err(|_| DmaError::OutOfMemory)?;
-            state.changing = true;
-            state.domain.clone()
-        };
-        let result = self.attached(maker, domain);
         let mut state = self.state.lock(platform);
         state.changing = false;
-        if let Ok(domain) = &result {
-            state.domain = Some(domain.clone());
-            if claims {
-                state.claimed.push(function);
-            }
+        if self.record.lock(platform).condemned {
+            // A quarantine that found the group changing hands has to be tried again.
+            platform.wake(Work::Faults);
         }
-        Ok(result?)
+        state
     }
 
     /// `domain`, or a new one to which all the group's sources are attached.

@@ -63,13 +63,14 @@ mod subsystem;
 mod sync;
 pub mod topology;
 pub mod vtd;
+mod walk;
 
 pub use address::{Iova, PciAddress, SourceId};
 pub use dma::{
     Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, PageBuffer, Rejected,
     ToDevice,
 };
-pub use group::ClaimError;
+pub use group::{ClaimError, Incident, ReleaseError};
 pub use options::Options;
 pub use platform::Platform;
 pub use protection::StartError;

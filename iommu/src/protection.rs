@@ -4,16 +4,22 @@ use alloc::{sync::Arc, vec::Vec};
 use core::fmt;
 
 use crate::{
-    Options, PciAddress, Platform,
+    Options, PciAddress, Platform, SourceId,
+    backend::Backend,
     dma::{DmaDevice, Stuck, device::FaultCount, reaper::Reaper},
     dmar::{Dmar, DmarError},
     dump::{DomainReport, GroupReport, Visitor},
+    fault::{Fault, FaultTarget},
     fault_log::FaultLog,
-    group::{ClaimError, DomainMaker, Group, GroupLayout},
+    group::{
+        ClaimError, DomainMaker, Group, GroupLayout, Incident, QuarantineError, ReleaseError, stop_bus_master,
+    },
     platform::{Event, Work},
+    policy::{Limits, Verdict},
     subsystem::Control,
     topology::{self, FunctionKind, Topology, TopologyError},
-    vtd::{Vtd, VtdError},
+    vtd::{SecondStageAccess, Vtd, VtdError},
+    walk::{Route, Walk},
 };
 
 /// Why the subsystem could not start. The kernel must not let a driver turn bus mastering on then.
@@ -80,6 +86,8 @@ struct Shared<P: Platform> {
     /// By the topology's group number; `None` for a group that some unit does not cover.
     groups: Vec<Option<Group<Vtd<P>>>>,
     faults: FaultLog,
+    /// How many faults of one group are put up with.
+    limits: Limits,
 }
 
 impl<P: Platform> Protection<P> {
@@ -101,7 +109,8 @@ impl<P: Platform> Protection<P> {
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, options)?);
         let groups = make_groups(&topology)?;
         let maker = DomainMaker::new(backend.clone(), reaper);
-        let shared = Arc::new(Shared { platform, backend, topology, groups, faults: FaultLog::new() });
+        let (faults, limits) = (FaultLog::new(), options.fault_limits);
+        let shared = Arc::new(Shared { platform, backend, topology, groups, faults, limits });
         let protection = Self { shared, maker };
         protection.map_reserved();
         protection.shared.backend.enable_translation()?;
@@ -156,16 +165,7 @@ fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology) {
     }
 }
 
-fn stop_bus_master<P: Platform>(platform: &P, function: PciAddress) {
-    /// The dword of Command and Status; writing Status bits as 0 leaves them alone.
-    const COMMAND: u16 = 0x04;
-    const COMMAND_BITS: u32 = 0xffff;
-    const BUS_MASTER: u32 = 1 << 2;
-    let command = platform.read_config(function, COMMAND) & COMMAND_BITS;
-    platform.write_config(function, COMMAND, command & !BUS_MASTER);
-}
-
-fn make_groups<B: crate::backend::Backend>(topology: &Topology) -> Result<Vec<Option<Group<B>>>, StartError> {
+fn make_groups<B: Backend>(topology: &Topology) -> Result<Vec<Option<Group<B>>>, StartError> {
     let mut groups = Vec::new();
     groups.try_reserve_exact(topology.groups().count()).map_err(|_| StartError::OutOfMemory)?;
     for group in topology.groups() {
@@ -182,13 +182,58 @@ impl<P: Platform> Shared<P> {
     /// Reads the fault records of `unit` into the log. Callable in an interrupt.
     fn drain(&self, unit: usize) {
         self.backend.drain_faults(unit, |fault| {
-            let group =
-                self.topology.group_of_source(fault.source).and_then(|group| self.groups.get(group.number()));
-            if let Some(Some(group)) = group {
-                group.count_fault();
+            let verdict = match self.group_of_source(fault.source) {
+                Some(group) => group.enter_fault(&self.platform, self.limits),
+                // Nobody to blame: the log's own limit is what there is.
+                None => Some(Verdict::Log),
+            };
+            match verdict {
+                Some(verdict) => self.faults.record(&*self.platform, fault, verdict != Verdict::Throttle),
+                // A group whose quarantine is decided: its faults are counted, and tell nothing new.
+                None => self.platform.wake(Work::Faults),
             }
-            self.faults.record(&*self.platform, fault);
         });
+    }
+
+    fn group_of_source(&self, source: SourceId) -> Option<&Group<Vtd<P>>> {
+        self.groups.get(self.topology.group_of_source(source)?.number())?.as_ref()
+    }
+
+    fn tell(&self, fault: &Fault) {
+        if let Some(group) = self.group_of_source(fault.source) {
+            group.tell(&self.platform, Incident::Fault(*fault));
+        }
+    }
+
+    /// The way of `fault` through the tables as they are now.
+    fn walk(&self, fault: &Fault) -> Explanation {
+        let FaultTarget::Address(address) = fault.target else { return Explanation(None) };
+        let Some(group) = self.group_of_source(fault.source) else { return Explanation(None) };
+        let unit = group.layout().sources.iter().find(|(source, _)| *source == fault.source);
+        let Some(&(_, unit)) = unit else { return Explanation(None) };
+        let route = self.backend.route(unit, fault.source);
+        let domain = group.domain(&self.platform).filter(
+            |domain| matches!(route, Route::Translated { table, .. } if table == domain.table().root()),
+        );
+        let trace = domain.map(|domain| domain.table().trace(address.as_u64()));
+        Explanation(Some(Walk { route, trace }))
+    }
+
+    /// Puts the groups in quarantine whose faults ask for it.
+    fn quarantine_condemned(&self, maker: &DomainMaker<Vtd<P>>) {
+        for group in self.groups.iter().flatten().filter(|group| group.awaits_quarantine(&self.platform)) {
+            // A group that is changing hands wakes this thread when it has.
+            let _ = self.quarantine(maker, group);
+        }
+    }
+
+    fn quarantine(&self, maker: &DomainMaker<Vtd<P>>, group: &Group<Vtd<P>>) -> Result<(), QuarantineError> {
+        let result = group.quarantine(maker);
+        if matches!(result, Ok(true) | Err(QuarantineError::Stuck(_))) {
+            log::error!("{:?} are in quarantine: they reach nothing", group.layout().functions);
+            group.tell(&self.platform, Incident::Quarantined);
+        }
+        result.map(drop)
     }
 
     /// Stops the devices behind a unit that does not answer any more.
@@ -204,12 +249,41 @@ impl<P: Platform> Shared<P> {
     }
 }
 
+/// What a log line says of a fault behind it: the way through the tables, if there is one.
+struct Explanation(Option<Walk<SecondStageAccess>>);
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(walk) => write!(f, "; {walk}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<P: Platform> Control for Protection<P> {
     fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         let group = self.shared.group(function).ok_or(ClaimError::Unknown { function })?;
         let domain = group.claim(&self.maker, function)?;
         let faults = DeviceFaults { shared: self.shared.clone(), function };
         Ok(DmaDevice::new(function, domain, Arc::new(faults)))
+    }
+
+    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
+        let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
+        self.shared.quarantine(&self.maker, group).map_err(|error| match error {
+            QuarantineError::Busy => ReleaseError::Busy { function },
+            QuarantineError::Stuck(stuck) => ReleaseError::Stuck(stuck),
+        })
+    }
+
+    fn release(
+        &self,
+        function: PciAddress,
+        reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
+        group.release(&self.maker, function, reset)
     }
 
     fn handle_event(&self, event: Event) {
@@ -225,7 +299,8 @@ impl<P: Platform> Control for Protection<P> {
         let Shared { platform, backend, faults, .. } = &*self.shared;
         // One lap a unit: a unit whose records fill up faster than that wakes this thread again.
         backend.take_undrained().for_each(|unit| self.shared.drain(unit));
-        faults.process(&**platform);
+        faults.process(&**platform, |fault| self.shared.tell(fault), |fault| self.shared.walk(fault));
+        self.shared.quarantine_condemned(&self.maker);
         for unit in 0..backend.count() {
             // At most as many as are kept: a device that makes errors faster than they are logged wakes nobody.
             let reports = core::iter::from_fn(|| backend.take_queue_report(unit)).take(MAX_LOGGED_WARNINGS);
@@ -250,9 +325,10 @@ impl<P: Platform> Control for Protection<P> {
         for (number, group) in self.shared.groups.iter().enumerate() {
             let Some(group) = group else { continue };
             let GroupLayout { functions, sources, reserved } = group.layout();
-            let faults = group.faults();
-            visitor.group(&GroupReport { group: number, functions, sources, reserved, faults });
-            let Some(domain) = group.domain(backend) else { continue };
+            let platform = &*self.shared.platform;
+            let (faults, standing) = (group.faults(platform), group.standing(platform));
+            visitor.group(&GroupReport { group: number, functions, sources, reserved, faults, standing });
+            let Some(domain) = group.domain(platform) else { continue };
             let table = domain.table();
             visitor.domain(&DomainReport {
                 number: domain.number(),
@@ -283,6 +359,12 @@ impl<P: Platform> FaultCount for DeviceFaults<P> {
                 count += self.shared.backend.lost_faults(unit);
             }
         }
-        count + group.faults()
+        count + group.faults(&self.shared.platform)
+    }
+
+    fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {
+        if let Some(group) = self.shared.group(self.function) {
+            group.listen(&self.shared.platform, self.function, listener);
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     direct::{DirectSpace, NoFaults},
     dma::{DmaDevice, reaper::Reaper},
     dump::Visitor,
-    group::ClaimError,
+    group::{ClaimError, ReleaseError},
     options::Mode,
     platform::Event,
     protection::{Protection, StartError},
@@ -33,6 +33,12 @@ pub struct Iommu {
 /// What a handle does, without the platform's and the vendor's types.
 pub(crate) trait Control: Send + Sync {
     fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError>;
+    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError>;
+    fn release(
+        &self,
+        function: PciAddress,
+        reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError>;
     fn handle_event(&self, event: Event);
     fn process_faults(&self);
     fn reap(&self);
@@ -72,12 +78,38 @@ impl Iommu {
         self.control.claim(function)
     }
 
+    /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing else,
+    /// its drivers are told, and what they had mapped stays pinned until [`release`](Self::release).
+    ///
+    /// # Errors
+    /// See [`ReleaseError`].
+    pub fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
+        self.control.quarantine(function)
+    }
+
+    /// Takes the group of `function` back from its drivers, or out of quarantine, so that it can be claimed again.
+    ///
+    /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions, and says
+    /// whether the function is quiet: whether whatever it had begun has ended, or will never touch memory. Only then
+    /// does the memory that was mapped for it come back. Handles of the old drivers stay valid, and map nothing more.
+    ///
+    /// # Errors
+    /// See [`ReleaseError`]. The group is in quarantine then, unless it was [`Busy`](ReleaseError::Busy) or unknown.
+    pub fn release(
+        &self,
+        function: PciAddress,
+        mut reset: impl FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        self.control.release(function, &mut reset)
+    }
+
     /// Handles an interrupt that [`Platform::allocate_vector`] was asked for. Called in the interrupt.
     pub fn handle_event(&self, event: Event) {
         self.control.handle_event(event);
     }
 
-    /// Logs recorded faults, and stops the devices behind a unit that does not answer any more. Runs in a thread of the host, woken for
+    /// Logs recorded faults and tells drivers of them, puts groups that fault too much in quarantine, and stops the devices
+    /// behind a unit that does not answer any more. Runs in a thread of the host, woken for
     /// [`Work::Faults`](crate::platform::Work::Faults).
     pub fn process_faults(&self) {
         self.control.process_faults();
@@ -115,6 +147,18 @@ impl Control for NoUnit {
         Err(ClaimError::NoUnit)
     }
 
+    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
+        Err(ReleaseError::Unknown { function })
+    }
+
+    fn release(
+        &self,
+        function: PciAddress,
+        _reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        Err(ReleaseError::Unknown { function })
+    }
+
     fn handle_event(&self, _event: Event) {}
 
     fn process_faults(&self) {}
@@ -138,6 +182,18 @@ impl<P: Platform> Control for Unprotected<P> {
     fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
         Ok(DmaDevice::new(function, Arc::new(space), Arc::new(NoFaults)))
+    }
+
+    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
+        Err(ReleaseError::Unknown { function })
+    }
+
+    fn release(
+        &self,
+        function: PciAddress,
+        _reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        Err(ReleaseError::Unknown { function })
     }
 
     fn handle_event(&self, _event: Event) {}

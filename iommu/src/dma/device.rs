@@ -12,7 +12,7 @@ use super::{
     Coherent, Direction, DmaBuffer, DmaError, Mapping, Rejected,
     space::{Placement, Space},
 };
-use crate::{Iova, PciAddress};
+use crate::{Incident, Iova, PciAddress};
 
 /// One claimed PCI function, as its driver holds it. Clones are the same device.
 #[derive(Clone)]
@@ -28,10 +28,13 @@ struct Shared {
     last: AtomicU64,
 }
 
-/// Where a device's count of faults comes from.
+/// Where a device's faults come from.
 pub(crate) trait FaultCount: Send + Sync {
     /// Faults of the device so far, those included that its unit has recorded but not yet reported.
     fn faults(&self) -> u64;
+
+    /// Makes `listener` the one that is told of them.
+    fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>);
 }
 
 impl DmaDevice {
@@ -108,6 +111,20 @@ impl DmaDevice {
     #[must_use]
     pub fn fault_count(&self) -> u64 {
         self.shared.faults.faults()
+    }
+
+    /// Makes `listener` the one that is told of the device's faults, and of its quarantine. It is called in the thread that
+    /// runs [`Iommu::process_faults`](crate::Iommu::process_faults), and should wake a thread of the driver rather than
+    /// work. In a storm not every fault is told; [`fault_count`](Self::fault_count) counts them all.
+    ///
+    /// ```no_run
+    /// # use std::sync::Arc;
+    /// fn watch(device: &iommu::DmaDevice) {
+    ///     device.on_incident(Arc::new(|incident| log::warn!("{incident:?}")));
+    /// }
+    /// ```
+    pub fn on_incident(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {
+        self.shared.faults.listen(listener);
     }
 
     pub(super) fn map_at<B: DmaBuffer, D: Direction>(

@@ -52,6 +52,9 @@ pub enum DmaError {
         /// First address of the range.
         iova: Iova,
     },
+    /// The device was taken away from its driver, or is in quarantine. Nothing new is mapped; what is mapped comes back to
+    /// the system, not to the driver, when the device is known to be quiet.
+    Revoked,
     /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
     Stuck(Stuck),
 }
@@ -91,6 +94,7 @@ impl fmt::Display for DmaError {
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::BadLength { count } => write!(f, "{count} elements are not a valid length"),
             Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),
+            Self::Revoked => f.write_str("the device was taken away from its driver"),
             Self::Stuck(stuck) => stuck.fmt(f),
         }
     }

@@ -53,12 +53,21 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     /// Takes the buffer back. When this returns, no unit can translate its address any more.
     ///
     /// # Errors
-    /// If the unit does not answer: the device may still reach the buffer, so it stays pinned for ever.
+    /// If the unit does not answer: the device may still reach the buffer, so it stays pinned for ever. If the device was
+    /// taken away from the driver ([`DmaError::Revoked`]): the reaper frees the buffer when the device is known to be quiet.
     pub fn unmap(self) -> Result<B, DmaError> {
         let live = self.into_live();
-        live.space.unmap(live.iova, live.buffer.bytes)?;
-        // SAFETY: the buffer was taken apart in `new`, and the space flushed every translation to it.
-        Ok(unsafe { B::from_raw(live.buffer) })
+        match live.space.unmap(live.iova, live.buffer.bytes) {
+            // SAFETY: the buffer was taken apart in `new`, and the space flushed every translation to it.
+            Ok(()) => Ok(unsafe { B::from_raw(live.buffer) }),
+            Err(error) => {
+                if error == DmaError::Revoked {
+                    let space = live.space.clone();
+                    space.abandon(Abandoned::new(live, release::<B>));
+                }
+                Err(error)
+            }
+        }
     }
 
     fn into_live(self) -> Live {

@@ -20,14 +20,17 @@ impl Abandoned {
         Self { live, release }
     }
 
-    /// Unmaps and frees; a buffer whose unit does not answer stays pinned.
-    fn reap(self) {
-        let Live { space, iova, buffer } = self.live;
-        match space.unmap(iova, buffer.bytes) {
+    /// Unmaps and frees. A buffer whose unit does not answer stays pinned; one whose device may not be quiet yet comes
+    /// back, to be tried again.
+    fn reap(self) -> Option<Self> {
+        let Live { space, iova, buffer } = &self.live;
+        match space.unmap(*iova, buffer.bytes) {
             // SAFETY: no unit can translate the range any more, and `release` belongs to the buffer's type.
-            Ok(()) => unsafe { (self.release)(buffer) },
+            Ok(()) => unsafe { (self.release)(self.live.buffer) },
+            Err(DmaError::Revoked) => return Some(self),
             Err(error) => log::error!("dropped mapping at {iova} stays pinned: {error}"),
         }
+        None
     }
 }
 
@@ -90,7 +93,10 @@ impl<P: Platform> Reaper<P> {
             let Some(abandoned) = self.queue.lock(&*self.platform).pop_front() else { return };
             // Counted until its buffer is free: who waits for the count to fall finds the memory back.
             self.live.fetch_add(1, Ordering::Relaxed);
-            abandoned.reap();
+            if let Some(waiting) = abandoned.reap() {
+                // Its slot is still its own. Whoever makes its device quiet wakes the reaper.
+                self.queue.lock(&*self.platform).push_back(waiting);
+            }
             self.release();
             left -= 1;
         }

@@ -51,8 +51,9 @@ pub(crate) trait Space: Send + Sync {
     /// Maps a buffer and reserves what giving it back will need.
     fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped>;
 
-    /// Undoes [`map`](Self::map); when it returns `Ok`, no unit can translate the range any more. After an error the
-    /// memory must never be used again.
+    /// Undoes [`map`](Self::map); when it returns `Ok`, no unit can translate the range any more. After
+    /// [`DmaError::Revoked`] nothing was done, and the mapping is to be abandoned; after any other error the memory must
+    /// never be used again.
     fn unmap(&self, iova: Iova, bytes: usize) -> Result<(), DmaError>;
 
     /// Leaves a mapping that was dropped to the reaper. Never waits, never allocates.

@@ -27,6 +27,7 @@ use crate::{
     fault::Fault,
     platform::Work,
     sync::IrqLock,
+    walk::Route,
 };
 
 /// Units that one domain can span.
@@ -374,6 +375,30 @@ impl<P: Platform> Backend for Vtd<P> {
         )?;
         self.remove_tag(tags, unit);
         Ok(())
+    }
+
+    fn set_reporting(&self, unit: usize, source: SourceId, reports: bool) -> Result<(), DmaError> {
+        self.check(UnitSet::default().with(unit))?;
+        if !self.units[unit].tables.lock(&*self.platform).contexts.set_reporting(source, reports)? {
+            return Ok(());
+        }
+        let hardware = &self.units[unit].unit;
+        if hardware.capability().caches_not_present() {
+            // What is not present is cached under domain 0.
+            let device = ContextScope::Device { domain: DomainId::new(0), source, mask: FunctionMask::Exact };
+            return Ok(self.invalidate(unit, &[Invalidation::Context(device)])?);
+        }
+        Ok(hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))?)
+    }
+
+    fn route(&self, unit: usize, source: SourceId) -> Route {
+        let (root, context) = self.units[unit].tables.lock(&*self.platform).contexts.way(source);
+        let bus = root.into_bits();
+        match context {
+            None => Route::NoBus { bus },
+            Some(entry) if !entry.present() => Route::Blocked { bus, source: entry.into_bits() },
+            Some(entry) => Route::Translated { bus, source: entry.into_bits(), table: entry.root() },
+        }
     }
 
     fn is_unused(&self, tags: &Tags) -> bool {

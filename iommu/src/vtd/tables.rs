@@ -70,6 +70,33 @@ impl<P: Platform> ContextTables<P> {
         Some(entry)
     }
 
+    /// Says whether faults of `source`, whose entry is not present, are recorded (FPD). Returns whether the entry changed.
+    pub fn set_reporting(&mut self, source: SourceId, reports: bool) -> Result<bool, DmaError> {
+        let words = match self.context_words(source) {
+            Some(words) => words,
+            None if reports => return Ok(false),
+            None => {
+                self.add_context_table(source)?;
+                self.context_words(source).ok_or(DmaError::OutOfMemory)?
+            }
+        };
+        let before = ContextEntry::from_bits(load(words));
+        let entry = before.with_fault_reporting_disabled(!reports);
+        if before.present() || entry == before {
+            return Ok(false);
+        }
+        words[0].store(entry.into_bits() as u64, Ordering::Release);
+        self.write_back(words);
+        Ok(true)
+    }
+
+    /// The entries that `source` leads to: of the root table, and of its context table, as far as they are there.
+    pub fn way(&self, source: SourceId) -> (RootEntry, Option<ContextEntry>) {
+        let root = RootEntry::from_bits(load(entry_words(self.table(self.root), source.bus())));
+        let context = self.context_words(source).map(|words| ContextEntry::from_bits(load(words)));
+        (root, context)
+    }
+
     /// Links an empty context table for the bus of `source`.
     fn add_context_table(&mut self, source: SourceId) -> Result<(), DmaError> {
         let page = self.platform.tables().allocate().ok_or(DmaError::OutOfMemory)?;

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use iommu::{
     Iommu, PciAddress, SourceId,
-    dump::{DomainReport, GroupReport, MappingReport, UnitReport, Visitor},
+    dump::{DomainReport, GroupReport, GroupStanding, MappingReport, UnitReport, Visitor},
     fault::Fault,
 };
 
@@ -45,6 +45,10 @@ pub struct Group {
     pub domain: Option<DomainReport>,
     /// What the domain maps.
     pub mappings: Vec<MappingReport>,
+    /// Faults so far.
+    pub faults: u64,
+    /// Who has it.
+    pub standing: Option<GroupStanding>,
 }
 
 /// The group of `function`, if a unit covers it.
@@ -60,7 +64,8 @@ pub fn group(iommu: &Iommu, function: PciAddress) -> Option<Group> {
             self.here = group.functions.contains(&self.function);
             if self.here {
                 let sources = group.sources.iter().map(|&(source, _)| source).collect();
-                self.found = Some(Group { sources, ..Group::default() });
+                let (faults, standing) = (group.faults, Some(group.standing));
+                self.found = Some(Group { sources, faults, standing, ..Group::default() });
             }
         }
 

@@ -1,0 +1,134 @@
+//! Taking a group back from its drivers: quarantine, and release.
+//!
+//! The order is what makes it safe: bus mastering off, blocked, flushed, the devices quiet, and only then their memory back.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use super::{Group, QuarantineError, ReleaseError};
+use crate::{
+    PciAddress, Platform, backend::Backend, dma::Stuck, domain::Domain, group::DomainMaker, policy::History,
+};
+
+impl<B: Backend> Group<B> {
+    /// Puts the group in quarantine: from here on it reaches its reserved memory and nothing else, whatever its devices
+    /// do, and what its drivers had mapped stays pinned until [`release`](Self::release). Returns whether it was not
+    /// there yet.
+    pub fn quarantine(&self, maker: &DomainMaker<B>) -> Result<bool, QuarantineError> {
+        let platform = &**maker.backend.platform();
+        let Some(&function) = self.layout.functions.first() else { return Ok(false) };
+        let domain = self.begin(maker, function).map_err(|_| QuarantineError::Busy)?;
+        if self.state.lock(platform).quarantined {
+            self.end(maker);
+            return Ok(false);
+        }
+        let taken = self.take_back(maker, domain);
+        let mut state = self.end(maker);
+        state.quarantined = true;
+        (state.domain, state.revoked) = (taken.remaining, taken.revoked);
+        taken.result.map(|()| true).map_err(QuarantineError::Stuck)
+    }
+
+    /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its functions quiet, then
+    /// the memory that was mapped for it comes back and it can be claimed again. Ends quarantine.
+    ///
+    /// If something fails on the way the group is in quarantine, and its memory stays pinned.
+    pub fn release(
+        &self,
+        maker: &DomainMaker<B>,
+        function: PciAddress,
+        reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        let platform = &**maker.backend.platform();
+        let before = self.begin(maker, function).map_err(|_| ReleaseError::Busy { function })?;
+        // A driver may have turned it on again, in quarantine.
+        self.layout.functions.iter().for_each(|&function| stop_bus_master(platform, function));
+        let earlier = self.state.lock(platform).revoked.take();
+        let taken = match earlier {
+            // In quarantine: `before` is what it reaches there.
+            Some(revoked) => Taken { remaining: before, revoked: Some(revoked), result: Ok(()) },
+            None => self.take_back(maker, before),
+        };
+        let quiet = taken.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
+        if quiet.is_ok() {
+            self.set_reporting(maker, true);
+            if let Some(domain) = &taken.revoked {
+                domain.set_quiet();
+            }
+            let mut record = self.record.lock(platform);
+            (record.history, record.condemned) = (History::default(), false);
+        }
+        let mut state = self.end(maker);
+        state.domain = taken.remaining;
+        state.quarantined = quiet.is_err();
+        state.revoked = if quiet.is_err() { taken.revoked } else { None };
+        let released = if quiet.is_ok() { core::mem::take(&mut state.claimed) } else { Vec::new() };
+        drop(state);
+        drop(released);
+        quiet
+    }
+
+    fn quieten(&self, reset: &mut dyn FnMut(PciAddress) -> bool) -> Result<(), ReleaseError> {
+        match self.layout.functions.iter().find(|function| !reset(**function)) {
+            Some(&function) => Err(ReleaseError::NotQuiet { function }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the group reach its reserved memory and nothing else. Its caller is the only one that changes the group.
+    fn take_back(&self, maker: &DomainMaker<B>, domain: Option<Arc<Domain<B>>>) -> Taken<B> {
+        let platform = &**maker.backend.platform();
+        self.layout.functions.iter().for_each(|&function| stop_bus_master(platform, function));
+        let is_reserved_only = self.state.lock(platform).claimed.is_empty();
+        let Some(revoked) = domain else {
+            self.set_reporting(maker, false);
+            return Taken { remaining: None, revoked: None, result: Ok(()) };
+        };
+        if is_reserved_only {
+            return Taken { remaining: Some(revoked), revoked: None, result: Ok(()) };
+        }
+        revoked.revoke();
+        if let Err(stuck) = self.block_sources(&revoked, self.layout.sources.len()) {
+            return Taken { remaining: None, revoked: Some(revoked), result: Err(stuck) };
+        }
+        let remaining = if self.layout.reserved.is_empty() { None } else { self.reserved_only(maker) };
+        if remaining.is_none() {
+            self.set_reporting(maker, false);
+        }
+        Taken { remaining, revoked: Some(revoked), result: Ok(()) }
+    }
+
+    /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.
+    fn reserved_only(&self, maker: &DomainMaker<B>) -> Option<Arc<Domain<B>>> {
+        self.attached(maker, None)
+            .inspect_err(|error| log::error!("reserved memory of {:?}: {error}", self.layout.functions))
+            .ok()
+    }
+
+    /// Whether what the blocked group tries to do is recorded: in quarantine it is no news.
+    fn set_reporting(&self, maker: &DomainMaker<B>, reports: bool) {
+        for &(source, unit) in &self.layout.sources {
+            if let Err(error) = maker.backend.set_reporting(unit, source, reports) {
+                log::warn!("faults of {source}: {error}");
+            }
+        }
+    }
+}
+
+/// What is left when a group was taken back.
+struct Taken<B: Backend> {
+    /// The domain that it is attached to now: its reserved memory.
+    remaining: Option<Arc<Domain<B>>>,
+    /// The one that drivers used.
+    revoked: Option<Arc<Domain<B>>>,
+    result: Result<(), Stuck>,
+}
+
+/// Turns bus mastering off. A driver turns it on again after its claim.
+pub(crate) fn stop_bus_master<P: Platform>(platform: &P, function: PciAddress) {
+    /// The dword of Command and Status; writing Status bits as 0 leaves them alone.
+    const COMMAND: u16 = 0x04;
+    const COMMAND_BITS: u32 = 0xffff;
+    const BUS_MASTER: u32 = 1 << 2;
+    let command = platform.read_config(function, COMMAND) & COMMAND_BITS;
+    platform.write_config(function, COMMAND, command & !BUS_MASTER);
+}

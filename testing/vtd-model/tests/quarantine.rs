@@ -1,0 +1,244 @@
+//! What becomes of a group whose devices fault too much, or whose driver goes: quarantine, release, and the memory that
+//! was mapped.
+
+mod driver;
+
+use std::sync::{Arc, Mutex};
+
+use driver::Driven;
+use iommu::{
+    Bidirectional, ClaimError, DmaDevice, DmaError, Incident, PciAddress, ReleaseError,
+    dump::{GroupReport, GroupStanding, Visitor},
+    policy::Limits,
+};
+use vtd_model::{Access, Device, MachineConfig, ModelBuffer, ReservedMemory};
+
+/// An address that nothing is mapped at.
+const NOWHERE: u64 = 0x7000_0000;
+
+fn machine() -> Driven {
+    let mut config = MachineConfig::plain(3);
+    config.relax_ns = 1_000_000;
+    Driven::start(config).expect("units that work")
+}
+
+fn claim(driven: &Driven, index: usize) -> (DmaDevice, Device) {
+    let function = driven.function(index);
+    let handle = driven.iommu.claim(function).expect("a free function");
+    driven.enable(function);
+    (handle, driven.device(function))
+}
+
+fn buffer(driven: &Driven) -> ModelBuffer {
+    driven.machine.allocate_buffer(1, 1).expect("memory")
+}
+
+/// What the subsystem says of the group of `function`.
+fn standing(driven: &Driven, function: PciAddress) -> (GroupStanding, u64) {
+    struct Search(PciAddress, Option<(GroupStanding, u64)>);
+    impl Visitor for Search {
+        fn group(&mut self, group: &GroupReport<'_>) {
+            if group.functions.contains(&self.0) {
+                self.1 = Some((group.standing, group.faults));
+            }
+        }
+    }
+    let mut search = Search(function, None);
+    driven.iommu.visit(&mut search);
+    search.1.expect("a group")
+}
+
+/// Makes `device` fault `count` times, with the records read after each `burst`.
+fn storm(driven: &Driven, device: &Device, count: u64, burst: u64) {
+    for fault in 1..=count {
+        let _ = device.write(NOWHERE + fault * 0x1000, b"x");
+        if fault % burst == 0 {
+            driven.pump();
+        }
+    }
+    driven.pump();
+}
+
+#[test]
+fn a_storm_ends_in_quarantine_at_the_threshold_and_harms_nobody_else() {
+    let threshold = Limits::default().quarantine_at();
+    for burst in [1, 3, 100] {
+        let driven = machine();
+        let ((wild, wild_device), (calm, calm_device)) = (claim(&driven, 0), claim(&driven, 1));
+        let mapped = wild.dma_map(buffer(&driven), Bidirectional).expect("room");
+        let other = calm.dma_map(buffer(&driven), Bidirectional).expect("room");
+        storm(&driven, &wild_device, 4_000, burst);
+        assert_eq!(
+            standing(&driven, wild.function()).0,
+            GroupStanding::Quarantined { faults: threshold },
+            "burst {burst}"
+        );
+        assert!(!wild_device.is_bus_master());
+        // Even if it masters the bus all the same it reaches nothing, and is not heard any more.
+        driven.enable(wild.function());
+        let before = standing(&driven, wild.function()).1;
+        assert!(wild_device.probe(mapped.iova().as_u64(), Access::Read).is_err());
+        assert_eq!(wild_device.reach_of_tables(), Some(Vec::new()));
+        storm(&driven, &wild_device, 50, 1);
+        assert_eq!(standing(&driven, wild.function()).1, before, "what it does in there is no news");
+        // The others go on.
+        assert!(calm_device.is_bus_master());
+        assert!(calm_device.probe(other.iova().as_u64(), Access::Write).is_ok());
+        assert_eq!(standing(&driven, calm.function()), (GroupStanding::Claimed, 0));
+        other.unmap().expect("a unit that works");
+        assert_eq!(mapped.unmap().map(drop), Err(DmaError::Revoked));
+        driven.machine.audit();
+        driven.assert_content("after a storm");
+    }
+}
+
+#[test]
+fn a_few_faults_now_and_then_are_put_up_with() {
+    let driven = machine();
+    let (handle, device) = claim(&driven, 0);
+    for _ in 0..20 {
+        storm(&driven, &device, 5, 1);
+        driven.machine.clock().advance(1_000_000_000);
+    }
+    assert_eq!(standing(&driven, handle.function()), (GroupStanding::Claimed, 100));
+    assert!(handle.dma_map(buffer(&driven), Bidirectional).is_ok());
+}
+
+#[test]
+fn drivers_are_told() {
+    let driven = machine();
+    let ((wild, wild_device), (calm, _)) = (claim(&driven, 0), claim(&driven, 1));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    for (name, handle) in [("wild", &wild), ("calm", &calm)] {
+        let told = told.clone();
+        handle.on_incident(Arc::new(move |incident| told.lock().unwrap().push((name, incident))));
+    }
+    storm(&driven, &wild_device, 40, 1);
+    let told = told.lock().unwrap();
+    assert!(told.iter().all(|(name, _)| *name == "wild"));
+    assert!(
+        matches!(told.first(), Some((_, Incident::Fault(fault))) if fault.source.devfn() == wild.function().devfn())
+    );
+    assert_eq!(told.last(), Some(&("wild", Incident::Quarantined)));
+    assert_eq!(told.iter().filter(|(_, incident)| *incident == Incident::Quarantined).count(), 1);
+}
+
+#[test]
+fn memory_comes_back_when_the_device_is_quiet_and_not_before() {
+    let driven = machine();
+    let (handle, device) = claim(&driven, 0);
+    let function = handle.function();
+    let kept = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    let dropped = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    let physical = [&kept, &dropped].map(|m| device.probe(m.iova().as_u64(), Access::Read).expect("mapped"));
+    driven.iommu.quarantine(function).expect("a unit that works");
+    assert!(matches!(standing(&driven, function).0, GroupStanding::Quarantined { faults: 0 }));
+    drop(dropped);
+    driven.pump();
+    let refused = handle.dma_map(buffer(&driven), Bidirectional).map(drop).map_err(|r| r.error);
+    assert_eq!(refused, Err(DmaError::Revoked));
+    let again = driven.iommu.claim(function).map(drop);
+    assert_eq!(again, Err(ClaimError::Quarantined { function }));
+    // It cannot be reset: nothing comes back.
+    assert_eq!(driven.iommu.release(function, |_| false), Err(ReleaseError::NotQuiet { function }));
+    driven.pump();
+    assert!(physical.iter().all(|&memory| driven.machine.is_lent(memory)), "a buffer came back");
+    assert_eq!(driven.iommu.claim(function).map(drop), Err(ClaimError::Quarantined { function }));
+    // It can.
+    let mut reset = Vec::new();
+    let released = driven.iommu.release(function, |function| {
+        assert!(!driven.device(function).is_bus_master());
+        assert!(physical.iter().all(|&memory| driven.machine.is_lent(memory)), "too early");
+        reset.push(function);
+        true
+    });
+    assert_eq!((released, reset), (Ok(()), vec![function]));
+    driven.pump();
+    assert!(!driven.machine.is_lent(physical[1]), "the dropped buffer is free");
+    drop(kept.unmap().expect("the device is quiet"));
+    drop(handle);
+    assert_eq!(driven.iommu.live_mappings(), 0);
+    // And the next driver starts anew.
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    assert!(device.probe(mapping.iova().as_u64(), Access::Write).is_ok());
+    let before = handle.fault_count();
+    assert!(device.write(NOWHERE, b"x").is_err());
+    assert_eq!(handle.fault_count(), before + 1, "its faults are heard again");
+    mapping.unmap().expect("a unit that works");
+    driven.machine.audit();
+    driven.assert_content("after a release");
+}
+
+#[test]
+fn a_driver_that_goes_in_peace_leaves_nothing() {
+    let driven = machine();
+    let pages = driven.machine.live_table_pages();
+    for round in 0..10 {
+        let (handle, device) = claim(&driven, 0);
+        let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+        let (iova, physical) = (mapping.iova().as_u64(), device.probe(mapping.iova().as_u64(), Access::Read));
+        driven.iommu.release(handle.function(), |_| true).expect("a unit that works");
+        assert!(!device.is_bus_master());
+        driven.enable(handle.function());
+        assert!(device.probe(iova, Access::Read).is_err(), "round {round}");
+        drop(mapping);
+        drop(handle);
+        driven.pump();
+        assert!(!driven.machine.is_lent(physical.expect("it was mapped")));
+        assert_eq!(driven.iommu.live_mappings(), 0);
+    }
+    // One context table stays, for the bus.
+    assert!(driven.machine.live_table_pages() <= pages + 1);
+    driven.machine.audit();
+    driven.assert_content("after ten drivers");
+}
+
+#[test]
+fn reserved_memory_stays_reachable_in_quarantine_and_after() {
+    let (base, limit) = (0x5000_0000, 0x5000_3fff);
+    let mut config = MachineConfig::plain(2);
+    config.relax_ns = 1_000_000;
+    let function = config.functions[0].address;
+    config.reserved.push(ReservedMemory { function, base, limit });
+    let driven = Driven::start(config).expect("units that work");
+    let reaches = |when: &str| {
+        let reach = driven.device(function).reach_of_tables().expect("translated");
+        let reach: Vec<_> = reach.iter().map(|run| (run.address, run.bytes)).collect();
+        assert_eq!(reach, [(base, limit - base + 1)], "{when}");
+    };
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    driven.iommu.quarantine(function).expect("a unit that works");
+    reaches("in quarantine");
+    assert!(device.probe(mapping.iova().as_u64(), Access::Read).is_err());
+    driven.iommu.release(function, |_| true).expect("a unit that works");
+    reaches("after release");
+    mapping.unmap().expect("the device is quiet");
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    assert!(device.probe(mapping.iova().as_u64(), Access::Read).is_ok());
+    driven.iommu.release(function, |_| true).expect("a unit that works");
+    reaches("after a driver");
+    drop(mapping);
+    driven.pump();
+    driven.machine.audit();
+    driven.assert_content("reserved memory");
+}
+
+#[test]
+fn a_stuck_unit_gives_nothing_back() {
+    let driven = machine();
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    let physical = device.probe(mapping.iova().as_u64(), Access::Read).expect("mapped");
+    driven.machine.misbehave(0, |unit| unit.statuses_lost = true);
+    let released = driven.iommu.release(handle.function(), |_| panic!("not even asked"));
+    assert!(matches!(released, Err(ReleaseError::Stuck(_))));
+    assert!(!device.is_bus_master());
+    drop(mapping);
+    driven.pump();
+    assert!(driven.machine.is_lent(physical));
+    let function = handle.function();
+    assert!(driven.iommu.claim(function).is_err());
+}
