@@ -19,6 +19,8 @@ use crate::memory;
 
 /// No table of interest is larger, by far.
 const TABLE_BYTES_MAX: usize = 1 << 20;
+/// The id by which all CPUs are addressed in x2APIC mode.
+const X2APIC_BROADCAST: u32 = u32::MAX;
 /// Most entries of each kind that are taken from a table.
 const ENTRIES_MAX: usize = 1024;
 
@@ -29,8 +31,10 @@ pub struct Tables {
     pub dmar: Option<&'static [u8]>,
     /// Configuration space (MCFG).
     pub segments: Vec<EcamSegment>,
-    /// APIC ids of the CPUs that may be used (MADT).
+    /// APIC ids of the CPUs that may be used, each once (MADT).
     pub cpus: Vec<u32>,
+    /// CPUs that are not there yet: firmware could bring them in while the machine runs (MADT).
+    pub cpus_to_come: usize,
     /// I/O APICs (MADT).
     pub io_apics: Vec<IoApicEntry>,
     overrides: Vec<(u8, Wire)>,
@@ -174,10 +178,14 @@ impl Tables {
         const IO_APIC: u8 = 1;
         const SOURCE_OVERRIDE: u8 = 2;
         const LOCAL_X2APIC: u8 = 9;
-        const ENABLED: u32 = 1;
+        /// The id by which all CPUs are addressed, and so that of none.
+        const XAPIC_BROADCAST: u8 = 0xff;
         match kind {
-            LOCAL_APIC if u32_at(entry, 4)? & ENABLED != 0 => self.cpus.push((*entry.get(3)?).into()),
-            LOCAL_X2APIC if u32_at(entry, 8)? & ENABLED != 0 => self.cpus.push(u32_at(entry, 4)?),
+            LOCAL_APIC => {
+                let (flags, id) = (u32_at(entry, 4)?, *entry.get(3)?);
+                self.add_cpu(if id == XAPIC_BROADCAST { X2APIC_BROADCAST } else { id.into() }, flags);
+            }
+            LOCAL_X2APIC => self.add_cpu(u32_at(entry, 4)?, u32_at(entry, 8)?),
             IO_APIC => {
                 let address = PhysAddr::new(u32_at(entry, 4)?.into());
                 self.io_apics.push(IoApicEntry { address, first_input: u32_at(entry, 8)? });
@@ -194,6 +202,20 @@ impl Tables {
             _ => {}
         }
         Some(())
+    }
+
+    /// A CPU by its id and its entry's flags. One that is neither enabled nor can become so is no CPU, and firmware may
+    /// list one that is in both formats.
+    fn add_cpu(&mut self, id: u32, flags: u32) {
+        const ENABLED: u32 = 1 << 0;
+        const ONLINE_CAPABLE: u32 = 1 << 1;
+        if flags & ENABLED != 0 {
+            if id != X2APIC_BROADCAST && !self.cpus.contains(&id) {
+                self.cpus.push(id);
+            }
+        } else if flags & ONLINE_CAPABLE != 0 {
+            self.cpus_to_come += 1;
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod panic;
 mod platform;
 mod selftests;
 mod shell;
+mod smp;
 mod sync;
 mod testing;
 mod threads;
@@ -81,6 +82,7 @@ fn start_cpu() {
 fn main(command_line: &str, rsdp: Option<PhysAddr>) {
     let options = read_options(command_line);
     let tables = read_tables(rsdp);
+    smp::start_others(&tables.cpus);
     arch::io_apic::init(&tables.io_apics);
     let kernel = Kernel::new(&tables);
     let parts = devices::start(&kernel, &tables, read_iommu_options(options.iommu))

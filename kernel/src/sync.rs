@@ -9,7 +9,7 @@ use spin::mutex::SpinMutex;
 
 #[cfg(debug_assertions)]
 use crate::arch::Cpu;
-use crate::arch::InterruptGuard;
+use crate::{arch::InterruptGuard, smp};
 
 /// The order in which locks nest: a CPU that holds one may take only later ones.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -31,6 +31,8 @@ pub enum Rank {
     Stacks,
     /// The kernel's page table and its window of mapped registers.
     AddressSpace,
+    /// No lock: waiting for all CPUs to flush. What comes later here is not held meanwhile.
+    Shootdown,
     /// Small allocations.
     Heap,
     /// Free frames.
@@ -59,8 +61,22 @@ impl<T> IrqMutex<T> {
     pub fn lock(&self) -> IrqMutexGuard<'_, T> {
         let interrupts = InterruptGuard::new();
         note_taken(self.rank);
-        mem::forget(self.inner.lock());
+        self.acquire();
         IrqMutexGuard { lock: self, _interrupts: interrupts }
+    }
+
+    /// The holder may be waiting for this CPU to flush its TLB.
+    #[inline]
+    fn acquire(&self) {
+        loop {
+            if let Some(guard) = self.inner.try_lock() {
+                return mem::forget(guard);
+            }
+            while self.inner.is_locked() {
+                smp::serve_flush();
+                core::hint::spin_loop();
+            }
+        }
     }
 
     /// Takes the lock if that succeeds within `tries` attempts: for code that must go on although the holder may be
@@ -144,6 +160,16 @@ fn note_taken(rank: Rank) {
 
 #[cfg(not(debug_assertions))]
 fn note_taken(_rank: Rank) {}
+
+/// What waits as if for a lock of `rank` does so in order.
+///
+/// # Panics
+/// In debug builds, as [`note_taken`].
+pub fn assert_in_order(rank: Rank) {
+    let _guard = InterruptGuard::new();
+    note_taken(rank);
+    note_released(rank);
+}
 
 #[cfg(debug_assertions)]
 fn note_released(rank: Rank) {

@@ -93,6 +93,7 @@ pub fn fail_running(reason: fmt::Arguments<'_>) {
 pub fn deadline_missed() -> ! {
     let report = Report::begin();
     report.backtrace(arch::backtrace::here());
+    report.other_cpus();
     let deadline_ms = harness::running().map_or(0, |case| case.deadline_ms);
     fail_running(format_args!("not over after {deadline_ms} ms"));
     arch::exit(ExitCode::DeadlineMissed)

@@ -59,6 +59,9 @@ pub fn judge(
             score.count(name, Err(format!("was skipped: {reason}")));
         }
     }
+    for words in scenario.last_words {
+        score.count(&format!("says {words:?}"), last_words(words, outcome));
+    }
     if outcome.tests.is_empty() {
         score.count("tests", Err("none ran".into()));
     }
@@ -73,6 +76,12 @@ fn refusal(words: &str, outcome: &Outcome) -> Verdict {
     }
     let said = outcome.broken_off[0].last_lines.iter().any(|line| line.contains(words));
     if said { Ok(()) } else { Err(format!("the kernel did not say {words:?}")) }
+}
+
+/// Words that a boot that broke off ended with.
+fn last_words(words: &str, outcome: &Outcome) -> Verdict {
+    let mut lines = outcome.broken_off.iter().flat_map(|boot| &boot.last_lines);
+    if lines.any(|line| line.contains(words)) { Ok(()) } else { Err("no boot ended with that".into()) }
 }
 
 fn expect_failures(
@@ -166,6 +175,21 @@ mod tests {
         assert!(failures(&bare, &outcome, None).is_empty());
         let other = Scenario { lacks: &["a disk", "two edu devices"], ..PLAIN };
         assert_eq!(failures(&other, &outcome, None), ["edu::reads"]);
+    }
+
+    #[test]
+    fn what_a_crash_has_to_say_is_looked_for() {
+        let broken = |line: &str| Outcome {
+            broken_off: vec![BrokenOff {
+                boot: 1,
+                ending: Ending::Guest(Panicked),
+                last_lines: vec!["first".into(), line.into()],
+            }],
+            ..outcome(&[("a::before", true), ("b::crash", false), ("c::after", true)], &[])
+        };
+        let scenario = Scenario { last_words: &["cpu 1 was"], ..CRASH };
+        assert!(failures(&scenario, &broken("cpu 1 was there"), None).is_empty());
+        assert_eq!(failures(&scenario, &broken("cpu 2 was there"), None), ["says \"cpu 1 was\""]);
     }
 
     #[test]

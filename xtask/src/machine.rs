@@ -76,6 +76,7 @@ impl Machine<'_> {
         };
         list.option("-M", machine.to_string());
         list.0.extend(processor.iter().map(OsString::from));
+        list.option("-smp", self.scenario.cpus.to_string());
         list.option("-m", format!("{}M", self.scenario.memory_mib));
         // A triple fault ends QEMU instead of booting again.
         list.0
@@ -175,6 +176,13 @@ mod tests {
         assert!(line.contains("iommu_platform=on,disable-legacy=on"));
         assert_eq!(line.matches("edu,dma_mask=0xffffffffffffffff").count(), 3);
         assert!(line.ends_with("-append exit test=*"));
+    }
+
+    #[test]
+    fn there_are_as_many_cpus_as_the_scenario_says() {
+        let scenario = Scenario { cpus: "2,maxcpus=4", ..Scenario::DEFAULT };
+        assert!(line(&scenario, Processor::Emulated, Console::Silent).contains("-smp 2,maxcpus=4 "));
+        assert!(line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent).contains("-smp 1 "));
     }
 
     #[test]

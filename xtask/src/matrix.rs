@@ -122,6 +122,23 @@ pub const SCENARIOS: &[Scenario] = &[
         disk: DiskPlace::ConventionalBridge,
         ..DEFAULT
     },
+    Scenario { name: "cpus-2", about: "two CPUs", cpus: "2", ..DEFAULT },
+    Scenario { name: "cpus-4", about: "four CPUs", cpus: "4", ..DEFAULT },
+    Scenario {
+        name: "cpus-sparse",
+        about: "CPUs with APIC ids above 255 among many that are not there",
+        iommu: Some("intremap=on,eim=on"),
+        cpus: "2,maxcpus=288,sockets=2,cores=144,threads=1",
+        qemu: &[
+            "-device",
+            "max-x86_64-cpu,socket-id=1,core-id=3,thread-id=0",
+            "-device",
+            "max-x86_64-cpu,socket-id=1,core-id=143,thread-id=0",
+        ],
+        // Before that, QEMU refuses such ids without KVM.
+        needs: &[Need::AtLeast(Version(10, 0))],
+        ..DEFAULT
+    },
     Scenario {
         name: "selftest-panic",
         about: "a test that panics is charged with it, the others run on",
@@ -135,6 +152,15 @@ pub const SCENARIOS: &[Scenario] = &[
         cmdline: "selftest=hang",
         expect: Expect::TheseFail(&["selftest::hangs"]),
         silence_s: 60,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-hang-cpus-4",
+        about: "a test that hangs its CPU with interrupts off: another one notices, and stops it",
+        cmdline: "selftest=hang",
+        cpus: "4",
+        expect: Expect::TheseFail(&["selftest::hangs"]),
+        last_words: &["was in thread main:"],
         ..DEFAULT
     },
     Scenario {

@@ -15,6 +15,8 @@ pub struct Scenario {
     /// Properties of the `intel-iommu` device; `None` leaves the device out.
     pub iommu: Option<&'static str>,
     pub memory_mib: u64,
+    /// How many CPUs, and what else QEMU's `-smp` is to know of them.
+    pub cpus: &'static str,
     pub disk: DiskPlace,
     /// Further QEMU arguments.
     pub qemu: &'static [&'static str],
@@ -27,6 +29,8 @@ pub struct Scenario {
     /// What the QEMU and the host must offer.
     pub needs: &'static [Need],
     pub expect: Expect,
+    /// Words that the last lines of some boot that broke off must have.
+    pub last_words: &'static [&'static str],
     /// How long the guest may be silent before it counts as hung.
     pub silence_s: u64,
 }
@@ -65,6 +69,7 @@ impl Scenario {
         about: "",
         iommu: Some("intremap=on"),
         memory_mib: 1024,
+        cpus: "1",
         disk: DiskPlace::RootBus,
         qemu: &[],
         cmdline: "",
@@ -72,6 +77,7 @@ impl Scenario {
         lacks: &[],
         needs: &[],
         expect: Expect::AllPass { disk_reads: 2, disk_writes: 2 },
+        last_words: &[],
         silence_s: 120,
     };
 

@@ -1,6 +1,7 @@
 //! The local APIC of this CPU, by MSRs (x2APIC) or memory (xAPIC).
 
 use core::{
+    arch::asm,
     fmt,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,7 +12,7 @@ use mm::PhysAddr;
 use spin::Once;
 use x86::{
     apic::xapic::{
-        XAPIC_EOI, XAPIC_ESR, XAPIC_ICR0, XAPIC_ID, XAPIC_ISR0, XAPIC_LVT_ERROR, XAPIC_LVT_LINT0,
+        XAPIC_EOI, XAPIC_ESR, XAPIC_ICR0, XAPIC_ICR1, XAPIC_ID, XAPIC_ISR0, XAPIC_LVT_ERROR, XAPIC_LVT_LINT0,
         XAPIC_LVT_LINT1, XAPIC_LVT_TIMER, XAPIC_SVR, XAPIC_TIMER_CURRENT_COUNT, XAPIC_TIMER_DIV_CONF,
         XAPIC_TIMER_INIT_COUNT, XAPIC_TPR,
     },
@@ -19,7 +20,7 @@ use x86::{
     msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr},
 };
 
-use super::{clock, cpu::Cpu, interrupts};
+use super::{InterruptGuard, clock, cpu::Cpu, interrupts};
 use crate::memory;
 
 const BASE_X2APIC_ENABLE: u64 = 1 << 10;
@@ -150,12 +151,78 @@ pub fn acknowledge() {
     write(XAPIC_EOI, 0);
 }
 
+/// What one CPU sends to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ipi {
+    /// An interrupt.
+    Vector(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// Makes the CPU wait for a [`Startup`](Self::Startup), whatever it was doing.
+    Init,
+    /// Starts a waiting CPU in real mode, at the start of this page of memory.
+    Startup(u8),
+}
+
+impl Ipi {
+    /// Vector and delivery mode as in the interrupt command register.
+    const fn command(self) -> u32 {
+        const ASSERT: u32 = 1 << 14;
+        ASSERT
+            | match self {
+                Self::Vector(vector) => vector as u32,
+                Self::Nmi => 0b100 << 8,
+                Self::Init => 0b101 << 8,
+                Self::Startup(page) => 0b110 << 8 | page as u32,
+            }
+    }
+}
+
+/// Whether this CPU can send something to the CPU with `apic_id`.
+pub fn can_address(apic_id: u32) -> bool {
+    is_x2apic() || apic_id < 0xff
+}
+
+/// Sends `ipi` to the CPU with `apic_id`, or to none if an xAPIC cannot address it. What was written to memory before
+/// is seen by its handler.
+pub fn send(apic_id: u32, ipi: Ipi) {
+    // Both halves of the register belong to one command.
+    let _guard = InterruptGuard::new();
+    match (ACCESS.get(), u8::try_from(apic_id)) {
+        (Some(Access::Msr), _) => {
+            // Unlike a write to memory, one to these registers does not wait for earlier ones.
+            // SAFETY: fences have no other effect; the mode is on, and the command is a legal one.
+            unsafe {
+                asm!("mfence", "lfence", options(nostack, preserves_flags));
+                wrmsr(msr(XAPIC_ICR0), u64::from(apic_id) << 32 | u64::from(ipi.command()));
+            }
+        }
+        (Some(Access::Memory(_)), Ok(id)) => {
+            wait_for_delivery();
+            write(XAPIC_ICR1, u32::from(id) << 24);
+            write(XAPIC_ICR0, ipi.command());
+        }
+        _ => {}
+    }
+}
+
+/// Waits until the xAPIC takes a command: a few microseconds at most, unless it is broken, and then nothing helps.
+fn wait_for_delivery() {
+    const DELIVERY_PENDING: u32 = 1 << 12;
+    const ROUNDS_MAX: usize = 1_000_000;
+    for _ in 0..ROUNDS_MAX {
+        if read(XAPIC_ICR0) & DELIVERY_PENDING == 0 {
+            return;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// Makes this CPU's APIC deliver `vector` to it.
 pub fn send_to_self(vector: u8) {
-    const TO_SELF: u32 = 0b01 << 18;
-    const ASSERT: u32 = 1 << 14;
-    // In x2APIC mode the destination, unused here, is in the same register.
-    write(XAPIC_ICR0, TO_SELF | ASSERT | u32::from(vector));
+    // Sent where it is meant to arrive.
+    let _guard = InterruptGuard::new();
+    send(Cpu::current().apic_id(), Ipi::Vector(vector));
 }
 
 /// Whether the APIC delivered `vector` and waits for its acknowledgement.
@@ -176,6 +243,11 @@ pub fn take_errors() -> u32 {
 pub fn message(apic_id: u32, vector: u8) -> Option<MsiMessage> {
     let id = u8::try_from(apic_id).ok()?;
     Some(MsiMessage { address: 0xfee0_0000 | u64::from(id) << 12, data: u32::from(vector) })
+}
+
+/// Whether there is a [`message`] to the CPU with `apic_id`.
+pub fn has_message(apic_id: u32) -> bool {
+    apic_id < 0xff
 }
 
 fn read_id() -> u32 {

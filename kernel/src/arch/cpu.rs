@@ -3,8 +3,11 @@
 use core::{
     arch::asm,
     cell::UnsafeCell,
-    ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    mem, ptr,
+    sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 
 use iommu::platform::MAX_CPUS;
@@ -15,7 +18,8 @@ use crate::threads::Thread;
 
 /// The data of one CPU. The GS base points to it.
 ///
-/// Only its own CPU writes it, with interrupts off; atomics say so to the compiler at no cost.
+/// Only its own CPU writes it, with interrupts off, where nothing else is said; atomics say so to the compiler at no
+/// cost.
 #[repr(C)]
 pub struct Cpu {
     /// Address of this structure: what `gs:0` reads.
@@ -37,6 +41,14 @@ pub struct Cpu {
     pub timer_armed_ns: AtomicU64,
     /// Ranks of the locks held, one bit each (see [`crate::sync`]).
     pub held_ranks: AtomicU32,
+    /// Flushes of the TLB that other CPUs asked this one for, and those of them that it did (see [`crate::smp`]). Any
+    /// CPU raises the first.
+    pub flushes_wanted: AtomicU64,
+    pub flushes_done: AtomicU64,
+    /// It was told to stop, and did.
+    pub stopped: AtomicBool,
+    /// Where it was then.
+    pub(super) stopped_at: [AtomicU64; 2],
     pub(super) descriptors: UnsafeCell<Descriptors>,
 }
 
@@ -61,8 +73,22 @@ impl Cpu {
             current_thread: AtomicPtr::new(ptr::null_mut()),
             timer_armed_ns: AtomicU64::new(u64::MAX),
             held_ranks: AtomicU32::new(0),
+            flushes_wanted: AtomicU64::new(0),
+            flushes_done: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            stopped_at: [const { AtomicU64::new(0) }; 2],
             descriptors: UnsafeCell::new(Descriptors::new()),
         }
+    }
+
+    /// The CPU with number `index`, whether or not there is one.
+    pub fn get(index: usize) -> Option<&'static Self> {
+        CPUS.get(index)
+    }
+
+    /// The CPU that booted.
+    pub fn first() -> &'static Self {
+        &CPUS[0]
     }
 
     /// Makes this CPU the one with number `index`. The first thing that a CPU does: locks and guards need it.
@@ -104,10 +130,31 @@ impl Cpu {
         self.apic_id.store(id, Relaxed);
     }
 
-    /// Whether a hard interrupt handler runs on this CPU.
+    /// Whether it stopped for good.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Acquire)
+    }
+
+    /// Instruction and frame pointer where it stopped.
+    pub fn stopped_at(&self) -> [u64; 2] {
+        self.stopped_at.each_ref().map(|word| word.load(Relaxed))
+    }
+
+    /// Whether a hard interrupt handler runs here. One instruction, so that a thread may ask although it may go on on
+    /// another CPU at any time.
     #[inline]
-    pub fn in_interrupt(&self) -> bool {
-        self.interrupt_depth.load(Relaxed) > 0
+    pub fn in_interrupt() -> bool {
+        let depth: u32;
+        // SAFETY: as in `current`; the offset is that of an initialised word of the same structure.
+        unsafe {
+            asm!(
+                "mov {:e}, gs:[{}]",
+                out(reg) depth,
+                const mem::offset_of!(Self, interrupt_depth),
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        depth > 0
     }
 
     pub(super) fn enter_interrupt(&self) {

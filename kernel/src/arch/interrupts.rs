@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{apic, cpu::Cpu, idt::VECTORS};
 use crate::{
+    smp,
     sync::{IrqMutex, Rank},
     threads,
 };
@@ -15,6 +16,10 @@ pub const LEGACY_BASE: u8 = 0x20;
 const DYNAMIC: core::ops::Range<u8> = 0x30..0xf0;
 /// The timer of the local APIC.
 pub const TIMER: u8 = 0xf0;
+/// Another CPU has something for this one to do.
+pub const RESCHEDULE: u8 = 0xf1;
+/// Another CPU changed the address space.
+pub const FLUSH: u8 = 0xf2;
 /// The local APIC's error interrupt.
 pub const APIC_ERROR: u8 = 0xfe;
 /// What the local APIC delivers when an interrupt went away before it was taken. Not acknowledged.
@@ -66,7 +71,7 @@ pub fn allocate(handler: Handler) -> Option<Vector> {
 
 /// Whether `vector` has a handler, or a meaning of its own.
 pub fn is_used(vector: u8) -> bool {
-    matches!(vector, 0..LEGACY_BASE | TIMER | APIC_ERROR | SPURIOUS)
+    matches!(vector, 0..LEGACY_BASE | TIMER | RESCHEDULE | FLUSH | APIC_ERROR | SPURIOUS)
         || HANDLERS[usize::from(vector)].lock().is_some()
 }
 
@@ -87,6 +92,8 @@ pub(super) fn dispatch(vector: u8) {
     ARRIVED[usize::from(vector)].fetch_add(1, Relaxed);
     match vector {
         TIMER => threads::timer_interrupt(),
+        RESCHEDULE => cpu.request_reschedule(),
+        FLUSH => smp::serve_flush(),
         SPURIOUS => {}
         APIC_ERROR => log::warn!("local APIC error {:#x}", apic::take_errors()),
         vector => run_handler(vector),

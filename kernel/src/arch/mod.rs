@@ -15,10 +15,11 @@ pub mod interrupts;
 pub mod io_apic;
 pub mod legacy_pic;
 pub mod probe;
+pub mod trampoline;
 mod traps;
 
 pub use cache::write_back;
 pub use cpu::Cpu;
-pub use exit::{ExitCode, exit};
+pub use exit::{ExitCode, exit, halt_for_ever};
 pub use interrupt_guard::{InterruptGuard, are_enabled, disable, enable_and_halt};
 pub use traps::PageFault;

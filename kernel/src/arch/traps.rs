@@ -5,7 +5,7 @@ use core::{fmt, sync::atomic::Ordering::Relaxed};
 use x86::{controlregs::cr2, irq};
 
 use super::{backtrace, cpu::Cpu, interrupts};
-use crate::panic;
+use crate::{panic, smp};
 
 /// The registers of the interrupted code, as the entry stubs and the CPU push them.
 #[derive(Clone, Copy)]
@@ -51,6 +51,7 @@ impl fmt::Display for TrapFrame {
 /// Where all entry stubs lead.
 pub(super) extern "C" fn handle_trap(frame: &mut TrapFrame) {
     match frame.vector as u8 {
+        irq::NONMASKABLE_INTERRUPT_VECTOR if smp::is_stopping() => stop(frame),
         irq::PAGE_FAULT_VECTOR if resume_probe(frame) => {}
         vector @ 0..32 => fatal_exception(vector, frame),
         vector => interrupts::dispatch(vector),
@@ -68,6 +69,14 @@ fn resume_probe(frame: &mut TrapFrame) -> bool {
     cpu.fault_address.store(fault_address(), Relaxed);
     frame.rip = resume as u64;
     true
+}
+
+/// Another CPU ends the machine.
+fn stop(frame: &TrapFrame) -> ! {
+    let [rip, rbp] = &Cpu::current().stopped_at;
+    rip.store(frame.rip, Relaxed);
+    rbp.store(frame.rbp, Relaxed);
+    smp::stop_here()
 }
 
 fn fault_address() -> u64 {

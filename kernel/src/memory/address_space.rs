@@ -17,10 +17,13 @@ use mm::{
     },
 };
 use spin::Once;
-use x86::{controlregs, cpuid::CpuId, tlb};
+use x86::{controlregs, cpuid::CpuId};
 
 use super::{RangeSet, frames, layout};
-use crate::sync::{IrqMutex, Rank};
+use crate::{
+    smp,
+    sync::{IrqMutex, Rank},
+};
 
 const READ_ONLY: X86Access = X86Access::NO_EXECUTE;
 const READ_WRITE: X86Access = X86Access::NO_EXECUTE.union(X86Access::WRITE);
@@ -194,12 +197,70 @@ pub(super) unsafe fn map_stack(input: u64, pages: usize) -> bool {
     mapped
 }
 
-/// Takes what `stale` speaks of out of the TLB. One CPU runs; a shoot-down of the others belongs here.
+/// Unmaps `bytes` bytes at `input`. When this returns, no CPU can use the mapping any more.
+///
+/// # Safety
+/// The addresses belong to the caller, and nothing relies on the mapping.
+unsafe fn unmap(input: u64, bytes: u64) {
+    let Some(table) = TABLE.get() else { return };
+    // SAFETY: the caller's promise.
+    match unsafe { table.unmap(input, bytes) } {
+        Ok(stale) => table.redeem(flush(stale)),
+        Err(error) => log::error!("{error}"),
+    }
+}
+
+/// Takes what `stale` speaks of out of the TLBs of all CPUs.
 fn flush(stale: Stale) -> Flushed {
-    // SAFETY: reloading CR3 drops all translations of this CPU, which is the only one; no global pages are in use.
-    unsafe {
-        tlb::flush_all();
-        stale.assume_flushed()
+    smp::flush_all_cpus();
+    // SAFETY: every CPU that uses this table has flushed its whole TLB since; no global pages are in use.
+    unsafe { stale.assume_flushed() }
+}
+
+/// Physical address of the root, for CPUs that start.
+pub fn root() -> Option<PhysAddr> {
+    TABLE.get().map(PageTable::root)
+}
+
+/// A mapping of memory besides the direct map's: for a while, and gone from every CPU when it is dropped.
+#[derive(Debug)]
+pub struct Alias {
+    input: u64,
+    bytes: u64,
+}
+
+impl Alias {
+    /// The pages of `range`, writable, in the window. Their addresses are not used again. `None` if there is no memory
+    /// for tables.
+    ///
+    /// # Safety
+    /// Nothing that Rust knows of is in `range`, or the alias is used as Rust allows.
+    pub unsafe fn writable(range: PhysRange) -> Option<Self> {
+        let input = reserve_window(range)?;
+        // SAFETY: the addresses were given out to this call alone; the rest is the caller's promise.
+        unsafe { map(input, range, READ_WRITE) }.then_some(Self { input, bytes: range.bytes })
+    }
+
+    /// The pages of `range` at their own addresses, executable and read-only. `None` if there is no memory for tables.
+    ///
+    /// # Safety
+    /// They hold code, and nothing else is mapped there.
+    pub unsafe fn executable_in_place(range: PhysRange) -> Option<Self> {
+        let input = range.start.as_u64();
+        // SAFETY: the caller's promise; the low half is used for nothing else.
+        unsafe { map(input, range, EXECUTE) }.then_some(Self { input, bytes: range.bytes })
+    }
+
+    /// Where the first byte is.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.input as *mut u8
+    }
+}
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        // SAFETY: the addresses are this alias's own, and nobody has it any more.
+        unsafe { unmap(self.input, self.bytes) }
     }
 }
 

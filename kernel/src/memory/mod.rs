@@ -16,13 +16,13 @@ use core::{fmt, ptr::NonNull};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use spin::Once;
 
-pub use address_space::{KernelTables, lookup, runs};
+pub use address_space::{Alias, KernelTables, lookup, root, runs};
 pub use exhausted::Exhausted;
 pub use ranges::RangeSet;
 
 use crate::boot_info::{BootInfo, Region};
 
-/// Low memory is left alone: firmware data, and later the code that starts other CPUs.
+/// Low memory is left alone, but for [`START_PAGE`]: firmware has its data there.
 const LOW_MEMORY_END: u64 = 1 << 20;
 
 /// Pieces of RAM that are used, if there are more: half of what the frame allocator can hold, as it cuts a piece at
@@ -33,6 +33,9 @@ const RAM_PIECES_MAX: usize = 15;
 static RAM: Once<RangeSet> = Once::new();
 /// Everything that the memory map speaks of and that is not in [`RAM`].
 static FIRMWARE: Once<RangeSet> = Once::new();
+
+/// A page of RAM below 1 MiB, kept for the code that other CPUs start with.
+static START_PAGE: Once<Option<PhysAddr>> = Once::new();
 
 /// Why there is no memory to work with.
 #[derive(Debug)]
@@ -65,7 +68,10 @@ impl core::error::Error for MemoryError {}
 /// # Safety
 /// Called once, on the boot tables, before anything but the loader's structures is in RAM.
 pub unsafe fn init(boot: &BootInfo) -> Result<u64, MemoryError> {
-    let (ram, firmware) = sort_regions(boot.regions());
+    let (ram, mut firmware) = sort_regions(boot.regions());
+    if let Some(page) = START_PAGE.call_once(|| find_start_page(boot.regions())) {
+        firmware.remove(page.as_u64(), page.as_u64() + PAGE_BYTES);
+    }
     let ram = RAM.call_once(|| ram);
     FIRMWARE.call_once(|| firmware);
     // SAFETY: the ranges are RAM that nothing uses yet (the image is not in them), and the boot tables reach the part
@@ -97,6 +103,26 @@ fn sort_regions(regions: &[Region]) -> (RangeSet, RangeSet) {
     ram.keep_largest(RAM_PIECES_MAX);
     firmware.remove(image.start.as_u64(), image.start.as_u64() + image.bytes);
     (ram, firmware)
+}
+
+/// The highest page of RAM that a CPU can start at: below 640 KiB, as what is above belongs to adapters and firmware,
+/// and not the first, where the tables of real mode are.
+fn find_start_page(regions: &[Region]) -> Option<PhysAddr> {
+    const CONVENTIONAL_END: u64 = 640 << 10;
+    let mut low = RangeSet::new();
+    for region in regions.iter().filter(|region| region.is_ram) {
+        low.add(region.start.max(PAGE_BYTES), region.end.min(CONVENTIONAL_END));
+    }
+    for region in regions.iter().filter(|region| !region.is_ram) {
+        low.remove(region.start, region.end);
+    }
+    let end = low.as_slice().iter().map(|range| range.start.as_u64() + range.bytes).max()?;
+    Some(PhysAddr::new(end - PAGE_BYTES))
+}
+
+/// The page that other CPUs may start at, which nothing else uses.
+pub fn start_page() -> Option<PhysAddr> {
+    START_PAGE.get().copied().flatten()
 }
 
 /// Maps `bytes` bytes of device registers from `base`, uncached, for good. `None` if the range is RAM, wraps, or there

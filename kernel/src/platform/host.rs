@@ -12,7 +12,7 @@ use mm::PhysAddr;
 use super::Kernel;
 use crate::{
     arch::{Cpu, InterruptGuard, apic, clock, interrupts},
-    memory, threads,
+    memory, smp, threads,
 };
 
 /// An event that drivers share with their interrupt.
@@ -71,7 +71,7 @@ unsafe impl Host for Kernel {
     ) -> Result<Box<dyn Interrupt>, InterruptError> {
         let vector =
             interrupts::allocate(Box::new(move || event.signal())).ok_or(InterruptError::NoVector)?;
-        let message = apic::message(Cpu::current().apic_id(), vector.number())
+        let message = apic::message(smp::next_cpu(apic::has_message).apic_id(), vector.number())
             .ok_or(InterruptError::UnknownFunction(function))?;
         Ok(Box::new(DriverInterrupt { message, _vector: vector }))
     }

@@ -18,6 +18,7 @@ use crate::{
     acpi,
     arch::{Cpu, InterruptGuard, apic, clock, interrupts},
     memory::{self, KernelTables},
+    smp,
     threads::{self, SpawnError},
 };
 use config::ConfigSpace;
@@ -119,7 +120,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn in_interrupt(&self) -> bool {
-        Cpu::current().in_interrupt()
+        Cpu::in_interrupt()
     }
 
     fn relax(&self) {
@@ -133,7 +134,7 @@ unsafe impl Platform for Kernel {
                 handle(event);
             }
         }))?;
-        let message = apic::message(Cpu::current().apic_id(), vector.number())?;
+        let message = apic::message(smp::next_cpu(apic::has_message).apic_id(), vector.number())?;
         // Units stay for as long as the kernel runs, and so do their vectors.
         core::mem::forget(vector);
         Some(message)

@@ -46,6 +46,9 @@ test! {
     fn an_interrupt_table_is_read_with_care(_context) {
         const CPU: &[u8] = &[0, 8, 0, 3, 1, 0, 0, 0];
         const CPU_OFF: &[u8] = &[0, 8, 1, 4, 0, 0, 0, 0];
+        const CPU_TO_COME: &[u8] = &[0, 8, 1, 5, 2, 0, 0, 0];
+        const CPU_BROADCAST: &[u8] = &[0, 8, 1, 255, 1, 0, 0, 0];
+        const CPU_IN_BOTH: &[u8] = &[9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
         const CPU_X2APIC: &[u8] = &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
         const IO_APIC: &[u8] = &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0];
         const REROUTED: &[u8] = &[2, 10, 0, 9, 20, 0, 0, 0, 0x0f, 0];
@@ -54,6 +57,9 @@ test! {
             tables.read_madt(&table(entries));
             tables
         };
+        let cpus = read(&[CPU, CPU_OFF, CPU_TO_COME, CPU_BROADCAST, CPU_X2APIC, CPU_IN_BOTH]);
+        check_eq!(cpus.cpus, [3, 256]);
+        check_eq!(cpus.cpus_to_come, 1);
         let all = read(&[CPU, CPU_OFF, &[0x7f, 3, 0], CPU_X2APIC, IO_APIC, REROUTED]);
         check_eq!(all.cpus, [3, 256]);
         check_eq!(all.io_apics, [IoApicEntry { address: PhysAddr::new(0xfec0_0000), first_input: 24 }]);

@@ -28,7 +28,7 @@ fn panics(_context: &Context<'_>) -> Result<(), Failure> {
     panic!("as asked for");
 }
 
-/// With interrupts off, so that no watchdog of the kernel's own sees it.
+/// With interrupts off, so that no watchdog of the kernel's own sees it but another CPU's.
 fn hangs(_context: &Context<'_>) -> Result<(), Failure> {
     arch::disable();
     loop {

@@ -1,6 +1,7 @@
 //! Tests of the kernel by itself: memory protection, threads, time, interrupts.
 
 mod cost;
+mod cpus;
 mod firmware;
 mod interrupts;
 mod mapping_cost;

@@ -8,10 +8,11 @@ use harness::{check, check_eq, test};
 use crate::{
     arch::{
         Cpu,
-        clock::{self, NS_PER_MS, NS_PER_S},
+        clock::{self, NS_PER_S},
         interrupts,
     },
     memory::stacks::{STACK_PAGES, Stack},
+    smp,
     sync::{IrqMutex, Rank},
     threads::{self, Event, WaitQueue},
 };
@@ -28,23 +29,29 @@ test! {
         let mut handles = Vec::new();
         for number in 0..WAITERS {
             let (queue, turns, order) = (queue.clone(), turns.clone(), order.clone());
-            let started = waiting.clone();
+            let waiting_too = waiting.clone();
             handles.push(threads::spawn("waiter", Box::new(move || {
-                started.fetch_add(1, Ordering::SeqCst);
+                let mut looks = 0;
                 queue.wait_until(deadline, || {
+                    looks += 1;
+                    // The second look comes when the thread is in the queue.
+                    waiting_too.fetch_add(usize::from(looks == 2), Ordering::SeqCst);
                     turns.try_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
                 });
                 order.lock().push(number);
             }))?);
             // Each is in the queue before the next one starts.
-            while waiting.load(Ordering::SeqCst) <= number {
+            while waiting.load(Ordering::SeqCst) <= number && context.now_ns() < deadline {
                 threads::yield_now();
             }
         }
-        threads::sleep_until(context.now_ns() + 5 * NS_PER_MS);
-        for _ in 0..WAITERS {
+        for woken in 1..=WAITERS {
             turns.fetch_add(1, Ordering::SeqCst);
             queue.wake_one();
+            // Two that are woken at the same time may run in any order, on two CPUs.
+            while order.lock().len() < woken && context.now_ns() < deadline {
+                threads::yield_now();
+            }
         }
         for handle in handles {
             check!(handle.join(deadline), "a waiter was not woken");
@@ -54,23 +61,26 @@ test! {
 }
 
 test! {
-    /// A thread that never yields does not keep others from running.
+    /// Threads that never yield, one on each CPU, do not keep others from running.
     fn the_timer_preempts(context) {
         let deadline = context.now_ns() + 5 * NS_PER_S;
         let stop = Arc::new(AtomicBool::new(false));
-        let spinner = {
+        let spinners = (0..smp::count()).map(|cpu| {
             let stop = stop.clone();
-            threads::spawn("spinner", Box::new(move || {
+            threads::spawn_on(cpu, "spinner", Box::new(move || {
                 while !stop.load(Ordering::Relaxed) && clock::now_ns() < deadline {
                     core::hint::spin_loop();
                 }
-            }))?
-        };
-        // Gives the spinner the CPU; only the timer can take it back.
+            }))
+        });
+        let spinners = spinners.collect::<Result<Vec<_>, _>>()?;
+        // Gives a spinner the CPU; only the timer can take it back, here or elsewhere.
         threads::yield_now();
-        check!(!spinner.is_finished(), "the spinner ended by itself");
+        check!(!spinners.iter().any(threads::JoinHandle::is_finished), "a spinner ended by itself");
         stop.store(true, Ordering::Relaxed);
-        check!(spinner.join(deadline), "the spinner was not stopped");
+        for spinner in spinners {
+            check!(spinner.join(deadline), "a spinner was not stopped");
+        }
     }
 }
 
@@ -162,7 +172,7 @@ test! {
         check!(!are_enabled(), "one guard is left");
         drop(second);
         check!(are_enabled(), "no guard is left");
-        check!(!Cpu::current().in_interrupt(), "a thread is not an interrupt");
+        check!(!Cpu::in_interrupt(), "a thread is not an interrupt");
     }
 }
 

@@ -5,11 +5,11 @@ use alloc::boxed::Box;
 use crate::{
     acpi::Wire,
     arch::{
-        Cpu,
+        apic,
         clock::{self, NS_PER_S},
         interrupts, io_apic,
     },
-    console,
+    console, smp,
     sync::{IrqMutex, Rank},
     threads::Event,
 };
@@ -45,7 +45,7 @@ impl Ring {
 /// Makes the serial line, whose interrupt comes in by `wire`, fill the ring. False if it has no way to a CPU.
 pub fn init(wire: Wire) -> bool {
     let Some(vector) = interrupts::allocate(Box::new(take_keys)) else { return false };
-    let routed = io_apic::route(wire, vector.number(), Cpu::current().apic_id());
+    let routed = io_apic::route(wire, vector.number(), smp::next_cpu(apic::has_message).apic_id());
     if routed {
         console::enable_receive_interrupt();
         // The line is never given up.

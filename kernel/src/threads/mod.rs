@@ -5,13 +5,14 @@
 //! thread notes itself as a waiter, looks once more whether it has to wait, and parks; who changes something unparks
 //! it. A wake that comes before the park makes that return at once, so that none is lost.
 
+mod run_queues;
 mod scheduler;
 mod thread;
 mod wait;
 
 pub use scheduler::{
-    SpawnError, clear_watchdog, current_name, idle, init, preempt, set_watchdog, sleep_until, spawn,
-    timer_interrupt, yield_now,
+    SpawnError, clear_watchdog, current_name, idle, init, name_on, preempt, set_watchdog, sleep_until, spawn,
+    spawn_on, timer_interrupt, yield_now,
 };
-pub use thread::Thread;
+pub use thread::{JoinHandle, Thread};
 pub use wait::{Event, WaitQueue};

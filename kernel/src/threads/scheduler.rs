@@ -1,7 +1,12 @@
-//! Who runs next.
+//! Who runs next, and where.
 //!
-//! Every thread is in one place, which owns it: on a CPU, in the run queue, among the sleepers (all that are parked,
-//! also those without a deadline), or on its way to be dropped. One lock protects all of that.
+//! Every thread is in one place, which owns it: on a CPU, in a run queue, among the sleepers (all that are parked,
+//! also those without a deadline), or on its way to be dropped. One lock protects all of that. There is a run queue that
+//! all CPUs take from, and one for each CPU with the threads that are bound to it; of the two that a CPU takes from, the
+//! thread goes first that has been ready longest.
+//!
+//! A CPU notes that it is idle under the lock, having found nothing to do; who makes a thread ready looks for one that
+//! is, under the same lock, and interrupts it. So a CPU never sleeps beside a thread that it could run.
 
 use alloc::sync::Arc;
 use core::{
@@ -9,13 +14,17 @@ use core::{
     sync::atomic::{AtomicU64, Ordering, Ordering::Relaxed},
 };
 
-use intrusive_collections::{LinkedList, RBTree};
+use intrusive_collections::RBTree;
 use iommu::platform::MAX_CPUS;
 
-use super::thread::{Body, JoinHandle, RunAdapter, SleepAdapter, State, Thread};
+use super::{
+    run_queues::RunQueues,
+    thread::{Body, JoinHandle, SleepAdapter, State, Thread},
+};
 use crate::{
     arch::{self, Cpu, InterruptGuard, apic, clock, context},
     memory::stacks::Stack,
+    smp,
     sync::{IrqMutex, IrqMutexGuard, Rank},
     testing,
 };
@@ -24,10 +33,13 @@ use crate::{
 const SLICE_NS: u64 = 10 * clock::NS_PER_MS;
 
 struct Scheduler {
-    /// Ready threads, in the order in which they became so.
-    ready: LinkedList<RunAdapter>,
+    ready: RunQueues,
     /// Parked threads by deadline.
     sleepers: RBTree<SleepAdapter>,
+    /// The CPU whose timer is set for the first sleeper, and for when.
+    sleep_timer: Option<(usize, u64)>,
+    /// CPUs that run their idle threads and were not told of anything else to do, one bit each.
+    idle_cpus: u64,
     /// The idle thread of each CPU that has something better to do.
     idle: [Option<Arc<Thread>>; MAX_CPUS],
     /// A thread that ended on a CPU, until that has left its stack.
@@ -37,8 +49,10 @@ struct Scheduler {
 static SCHEDULER: IrqMutex<Scheduler> = IrqMutex::new(
     Rank::Scheduler,
     Scheduler {
-        ready: LinkedList::new(RunAdapter::NEW),
+        ready: RunQueues::new(),
         sleepers: RBTree::new(SleepAdapter::NEW),
+        sleep_timer: None,
+        idle_cpus: 0,
         idle: [const { None }; MAX_CPUS],
         finished: [const { None }; MAX_CPUS],
     },
@@ -64,7 +78,7 @@ impl core::error::Error for SpawnError {}
 
 /// Makes what runs on this CPU its idle thread.
 pub fn init() {
-    let idle = Arc::new(Thread::new("idle", None, None));
+    let idle = Arc::new(Thread::new("idle", None, None, None));
     Cpu::current().current_thread.store(Arc::into_raw(idle).cast_mut(), Relaxed);
 }
 
@@ -82,14 +96,26 @@ pub fn idle() -> ! {
 /// # Errors
 /// No memory for it.
 pub fn spawn(name: &'static str, body: Body) -> Result<JoinHandle, SpawnError> {
+    spawn_bound(name, None, body)
+}
+
+/// Starts a thread that runs on CPU number `cpu` only, which is online.
+///
+/// # Errors
+/// No memory for it.
+pub fn spawn_on(cpu: usize, name: &'static str, body: Body) -> Result<JoinHandle, SpawnError> {
+    spawn_bound(name, Some(cpu), body)
+}
+
+fn spawn_bound(name: &'static str, cpu: Option<usize>, body: Body) -> Result<JoinHandle, SpawnError> {
     let stack = Stack::new().ok_or(SpawnError { name })?;
     // SAFETY: the stack is new.
     let start = unsafe { context::prepare(stack.top(), start_thread) };
-    let thread = Thread::new(name, Some(stack), Some(body));
+    let thread = Thread::new(name, Some(stack), cpu, Some(body));
     thread.saved_stack.store(start, Relaxed);
     let thread = Arc::new(thread);
     let mut scheduler = SCHEDULER.lock();
-    scheduler.ready.push_back(thread.clone());
+    scheduler.make_ready(thread.clone());
     scheduler.arm_timer();
     Ok(JoinHandle(thread))
 }
@@ -126,10 +152,18 @@ pub(super) fn current() -> Arc<Thread> {
 
 /// Name of the thread that runs, also before there are threads.
 pub fn current_name() -> &'static str {
-    if Cpu::current().current_thread.load(Relaxed).is_null() { "boot" } else { running().name() }
+    let _guard = InterruptGuard::new();
+    name_on(Cpu::current())
 }
 
-/// The thread that runs, borrowed.
+/// Name of the thread that runs on `cpu`: on another CPU than this one only while that does not switch.
+pub fn name_on(cpu: &Cpu) -> &'static str {
+    let thread = cpu.current_thread.load(Relaxed);
+    // SAFETY: the CPU owns a reference to the thread that runs on it.
+    unsafe { thread.as_ref() }.map_or("boot", Thread::name)
+}
+
+/// The thread that runs, borrowed. Called with interrupts off, or the thread might move away in between.
 fn running() -> &'static Thread {
     // SAFETY: as in `current`; callers do not keep the reference beyond the end of the thread, as they are it.
     unsafe { &*Cpu::current().current_thread.load(Relaxed) }
@@ -137,7 +171,7 @@ fn running() -> &'static Thread {
 
 /// Blocks until [`unpark`] or `deadline_ns`; may also return for no reason.
 pub(super) fn park(deadline_ns: u64) {
-    debug_assert!(!Cpu::current().in_interrupt(), "a handler must not block");
+    debug_assert!(!Cpu::in_interrupt(), "a handler must not block");
     let scheduler = SCHEDULER.lock();
     debug_assert!(Cpu::current().interrupts_were_on(), "blocking with interrupts off");
     let thread = running();
@@ -160,11 +194,10 @@ pub(super) fn unpark(thread: Arc<Thread>) {
     // SAFETY: all parked threads are among the sleepers.
     let sleeper = unsafe { scheduler.sleepers.cursor_mut_from_ptr(Arc::as_ptr(&thread)) }.remove();
     if let Some(sleeper) = sleeper {
-        scheduler.make_ready(sleeper);
+        if !scheduler.make_ready(sleeper) && Cpu::in_interrupt() {
+            Cpu::current().request_reschedule();
+        }
         scheduler.arm_timer();
-    }
-    if Cpu::current().in_interrupt() {
-        Cpu::current().request_reschedule();
     }
 }
 
@@ -194,17 +227,24 @@ pub fn timer_interrupt() {
         testing::deadline_missed();
     }
     let mut scheduler = SCHEDULER.lock();
+    if scheduler.sleep_timer.is_some_and(|(owner, _)| owner == cpu.index()) {
+        scheduler.sleep_timer = None;
+    }
     scheduler.wake_sleepers(now);
-    if !scheduler.ready.is_empty() {
+    if !scheduler.ready.is_empty_for(cpu.index()) {
         cpu.request_reschedule();
     }
     scheduler.arm_timer();
 }
 
-/// Ends the machine by [`testing::deadline_missed`] unless [`clear_watchdog`] is called before `deadline_ns`.
+/// Ends the machine by [`testing::deadline_missed`] unless [`clear_watchdog`] is called before `deadline_ns`. All CPUs
+/// watch, as one may hang with interrupts off.
 pub fn set_watchdog(deadline_ns: u64) {
     WATCHDOG_NS.store(deadline_ns, Relaxed);
-    SCHEDULER.lock().arm_timer();
+    let scheduler = SCHEDULER.lock();
+    scheduler.arm_watchdog();
+    let this = Cpu::current().index();
+    smp::online().filter(|cpu| cpu.index() != this).for_each(smp::reschedule);
 }
 
 /// See [`set_watchdog`].
@@ -213,9 +253,22 @@ pub fn clear_watchdog() {
 }
 
 impl Scheduler {
-    fn make_ready(&mut self, thread: Arc<Thread>) {
+    /// Puts `thread` into its run queue. Returns whether some CPU was told.
+    fn make_ready(&mut self, thread: Arc<Thread>) -> bool {
         thread.set_state(State::Ready);
-        self.ready.push_back(thread);
+        let bound_to = thread.cpu();
+        self.ready.push(thread);
+        let this = Cpu::current().index();
+        let target = match bound_to {
+            // Busy or idle: only that one can run it.
+            Some(cpu) if cpu != this => Some(cpu),
+            Some(_) => None,
+            // This one first, which need not be told by an interrupt.
+            None if self.idle_cpus & 1 << this != 0 => None,
+            None => (self.idle_cpus != 0).then(|| self.idle_cpus.trailing_zeros() as usize),
+        };
+        self.idle_cpus &= !(1 << target.unwrap_or(this));
+        target.and_then(Cpu::get).map(smp::reschedule).is_some()
     }
 
     /// Makes every sleeper ready whose deadline has come, earliest first.
@@ -228,18 +281,34 @@ impl Scheduler {
         }
     }
 
-    /// Sets the timer of this CPU if it would fire too late.
-    fn arm_timer(&self) {
-        let cpu = Cpu::current();
-        let sleeper = self.sleepers.front().get().map_or(u64::MAX, |thread| thread.deadline_ns.load(Relaxed));
-        let mut next = sleeper.min(WATCHDOG_NS.load(Relaxed));
-        if !self.ready.is_empty() {
-            next = next.min(clock::now_ns() + SLICE_NS);
+    /// Sets the timer of this CPU if it would fire too late: for the end of the running thread's slice, for the watchdog,
+    /// and for the first sleeper if no other CPU's timer is set for that.
+    fn arm_timer(&mut self) {
+        let this = Cpu::current().index();
+        let first = self.sleepers.front().get().map(|thread| thread.deadline_ns.load(Relaxed));
+        if let Some(first) = first.filter(|&first| first != u64::MAX)
+            && self.sleep_timer.is_none_or(|(_, armed)| first < armed)
+        {
+            self.sleep_timer = Some((this, first));
+            arm_at(first);
         }
-        if next < cpu.timer_armed_ns.load(Relaxed) {
-            cpu.timer_armed_ns.store(next, Relaxed);
-            apic::arm_timer(next);
+        if !self.ready.is_empty_for(this) {
+            arm_at(clock::now_ns() + SLICE_NS);
         }
+        self.arm_watchdog();
+    }
+
+    fn arm_watchdog(&self) {
+        arm_at(WATCHDOG_NS.load(Relaxed));
+    }
+}
+
+/// Makes the timer of this CPU fire at `deadline_ns`, if it would not do so before.
+fn arm_at(deadline_ns: u64) {
+    let cpu = Cpu::current();
+    if deadline_ns < cpu.timer_armed_ns.load(Relaxed) {
+        cpu.timer_armed_ns.store(deadline_ns, Relaxed);
+        apic::arm_timer(deadline_ns);
     }
 }
 
@@ -254,11 +323,16 @@ fn switch(mut scheduler: IrqMutexGuard<'_, Scheduler>) {
     let save = thread.saved_stack.as_ptr();
     match thread.state() {
         State::Ready if thread.is_idle() => scheduler.idle[index] = Some(thread),
-        State::Ready => scheduler.ready.push_back(thread),
+        State::Ready => scheduler.ready.push(thread),
         State::Parked => drop(scheduler.sleepers.insert(thread)),
         State::Finished => scheduler.finished[index] = Some(thread),
     }
-    let next = scheduler.ready.pop_front().or_else(|| scheduler.idle[index].take());
+    let ready = scheduler.ready.pop_for(index);
+    match ready {
+        Some(_) => scheduler.idle_cpus &= !(1 << index),
+        None => scheduler.idle_cpus |= 1 << index,
+    }
+    let next = ready.or_else(|| scheduler.idle[index].take());
     let next = next.expect("a CPU that runs a thread keeps its idle thread");
     let resume = next.saved_stack.load(Relaxed);
     let next = Arc::into_raw(next);

@@ -17,9 +17,9 @@ pub(super) type Body = Box<dyn FnOnce() + Send>;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(super) enum State {
-    /// In the run queue, or running.
+    /// In a run queue, or running.
     Ready,
-    /// Parked: not in the run queue until it is unparked or its deadline passes.
+    /// Parked: in no run queue until it is unparked or its deadline passes.
     Parked,
     /// Its body has returned.
     Finished,
@@ -30,11 +30,15 @@ pub struct Thread {
     name: &'static str,
     /// The idle threads run on the stack that their CPU started on.
     stack: Option<Stack>,
+    /// The only CPU that it may run on.
+    cpu: Option<usize>,
     /// Taken by the thread itself when it starts.
     pub(super) body: IrqMutex<Option<Body>>,
     /// Stack pointer while it does not run.
     pub(super) saved_stack: AtomicUsize,
     state: AtomicU8,
+    /// Its place in the order in which threads became ready.
+    pub(super) turn: AtomicU64,
     /// It was unparked while it was not parked: the next park returns at once.
     pub(super) token: AtomicBool,
     /// When to wake it although nobody unparked it. Key of the sleepers' tree: changes only while not in it.
@@ -61,13 +65,20 @@ impl KeyAdapter<'_> for SleepAdapter {
 }
 
 impl Thread {
-    pub(super) fn new(name: &'static str, stack: Option<Stack>, body: Option<Body>) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        stack: Option<Stack>,
+        cpu: Option<usize>,
+        body: Option<Body>,
+    ) -> Self {
         Self {
             name,
             stack,
+            cpu,
             body: IrqMutex::new(Rank::ThreadBody, body),
             saved_stack: AtomicUsize::new(0),
             state: AtomicU8::new(State::Ready as u8),
+            turn: AtomicU64::new(0),
             token: AtomicBool::new(false),
             deadline_ns: AtomicU64::new(u64::MAX),
             finished: AtomicBool::new(false),
@@ -81,6 +92,11 @@ impl Thread {
     /// What the thread is called.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// The only CPU that it may run on, if it is bound to one.
+    pub(super) fn cpu(&self) -> Option<usize> {
+        self.cpu
     }
 
     /// Whether this is the thread of a CPU that has nothing to do.
