@@ -54,6 +54,7 @@ pub mod dump;
 pub mod fault;
 mod fault_log;
 mod group;
+pub mod interrupts;
 pub mod iova;
 pub mod options;
 pub mod platform;

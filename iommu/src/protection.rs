@@ -10,10 +10,11 @@ use crate::{
     dump::{DomainReport, GroupReport, Visitor},
     fault_log::FaultLog,
     group::{ClaimError, DomainMaker, Group, GroupLayout},
+    interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
     platform::{Event, Work},
-    subsystem::Control,
-    topology::{self, FunctionKind, Topology, TopologyError},
-    vtd::{Vtd, VtdError},
+    subsystem::{Control, Machine},
+    topology::{FunctionKind, Topology, TopologyError},
+    vtd::{InterruptControllers, Vtd, VtdError},
 };
 
 /// Why the subsystem could not start. The kernel must not let a driver turn bus mastering on then.
@@ -88,17 +89,18 @@ impl<P: Platform> Protection<P> {
         platform: Arc<P>,
         reaper: Arc<Reaper<P>>,
         dmar: &[u8],
-        functions: &[topology::Function],
+        machine: &Machine<'_>,
         options: Options,
     ) -> Result<Self, StartError> {
         let dmar = Dmar::parse(dmar)?;
         log_warnings(&dmar);
-        let topology = Topology::build(functions, Some(&dmar))?;
+        let topology = Topology::build(machine.functions, Some(&dmar))?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
             log::warn!("{problem}");
         }
         stop_bus_masters(&*platform, &topology);
-        let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, options)?);
+        let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
+        let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let groups = make_groups(&topology)?;
         let maker = DomainMaker::new(backend.clone(), reaper);
         let shared = Arc::new(Shared { platform, backend, topology, groups, faults: FaultLog::new() });
@@ -210,6 +212,18 @@ impl<P: Platform> Control for Protection<P> {
         let domain = group.claim(&self.maker, function)?;
         let faults = DeviceFaults { shared: self.shared.clone(), function };
         Ok(DmaDevice::new(function, domain, Arc::new(faults)))
+    }
+
+    fn message_interrupts(
+        &self,
+        source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::allocate_messages(&self.shared.backend, &self.shared.topology, source, count)
+    }
+
+    fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        interrupts::allocate_wire(&self.shared.backend, &self.shared.topology, io_apic)
     }
 
     fn handle_event(&self, event: Event) {

@@ -9,6 +9,9 @@ use crate::{
     dma::{DmaDevice, reaper::Reaper},
     dump::Visitor,
     group::ClaimError,
+    interrupts::{
+        self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt,
+    },
     options::Mode,
     platform::Event,
     protection::{Protection, StartError},
@@ -22,6 +25,11 @@ pub struct Machine<'a> {
     pub dmar: Option<&'a [u8]>,
     /// Every PCI function that was found.
     pub functions: &'a [topology::Function],
+    /// Ids of the I/O APICs in the MADT.
+    pub io_apics: &'a [u8],
+    /// The local APICs are in x2APIC mode. Interrupts reach CPUs with ids above 255 only then, and only if all units
+    /// that remap interrupts report EIM.
+    pub x2apic: bool,
 }
 
 /// The IOMMU subsystem of one machine. Clones are the same.
@@ -33,6 +41,12 @@ pub struct Iommu {
 /// What a handle does, without the platform's and the vendor's types.
 pub(crate) trait Control: Send + Sync {
     fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError>;
+    fn message_interrupts(
+        &self,
+        source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError>;
+    fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError>;
     fn handle_event(&self, event: Event);
     fn process_faults(&self);
     fn reap(&self);
@@ -54,11 +68,17 @@ impl Iommu {
     ) -> Result<Self, StartError> {
         let reaper = Arc::new(Reaper::new(platform.clone()));
         let control: Arc<dyn Control> = match (options.mode, machine.dmar) {
-            (Mode::Off, _) => Arc::new(Unprotected { platform, reaper }),
-            (Mode::On, None) => Arc::new(NoUnit),
+            (Mode::Off, _) => {
+                interrupts::warn_of(NotRemapped::NoUnit);
+                Arc::new(Unprotected { platform, reaper })
+            }
+            (Mode::On, None) => {
+                interrupts::warn_of(NotRemapped::NoUnit);
+                Arc::new(NoUnit)
+            }
             (Mode::Force, None) => return Err(StartError::NoUnit),
             (_, Some(dmar)) => {
-                Arc::new(Protection::start(platform, reaper, dmar, machine.functions, options)?)
+                Arc::new(Protection::start(platform, reaper, dmar, machine, options)?)
             }
         };
         Ok(Self { control })
@@ -70,6 +90,27 @@ impl Iommu {
     /// See [`ClaimError`]; the function stays blocked.
     pub fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function)
+    }
+
+    /// `count` interrupts in a row, a power of two up to [`MAX_MESSAGES`](interrupts::MAX_MESSAGES), that `source` and
+    /// nobody else can raise once they are routed.
+    ///
+    /// # Errors
+    /// [`InterruptError`].
+    pub fn message_interrupts(
+        &self,
+        source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        self.control.message_interrupts(source, count)
+    }
+
+    /// The interrupt of one input of the I/O APIC with the id `io_apic` in the MADT.
+    ///
+    /// # Errors
+    /// [`InterruptError`].
+    pub fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        self.control.wired_interrupt(io_apic)
     }
 
     /// Handles an interrupt that [`Platform::allocate_vector`] was asked for. Called in the interrupt.
@@ -115,6 +156,18 @@ impl Control for NoUnit {
         Err(ClaimError::NoUnit)
     }
 
+    fn message_interrupts(
+        &self,
+        _source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::compatible_messages(count)
+    }
+
+    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        Ok(interrupts::compatible_wire())
+    }
+
     fn handle_event(&self, _event: Event) {}
 
     fn process_faults(&self) {}
@@ -138,6 +191,18 @@ impl<P: Platform> Control for Unprotected<P> {
     fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
         Ok(DmaDevice::new(function, Arc::new(space), Arc::new(NoFaults)))
+    }
+
+    fn message_interrupts(
+        &self,
+        _source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::compatible_messages(count)
+    }
+
+    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        Ok(interrupts::compatible_wire())
     }
 
     fn handle_event(&self, _event: Event) {}
