@@ -9,9 +9,7 @@ use crate::{
     dma::{DmaDevice, reaper::Reaper},
     dump::Visitor,
     group::ClaimError,
-    interrupts::{
-        self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt,
-    },
+    interrupts::{self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt},
     options::Mode,
     platform::Event,
     protection::{Protection, StartError},
@@ -77,9 +75,7 @@ impl Iommu {
                 Arc::new(NoUnit)
             }
             (Mode::Force, None) => return Err(StartError::NoUnit),
-            (_, Some(dmar)) => {
-                Arc::new(Protection::start(platform, reaper, dmar, machine, options)?)
-            }
+            (_, Some(dmar)) => Arc::new(Protection::start(platform, reaper, dmar, machine, options)?),
         };
         Ok(Self { control })
     }

@@ -121,5 +121,7 @@ impl fmt::Display for NotRemapped {
 
 /// Says what it costs that interrupts are not remapped.
 pub(crate) fn warn_of(why: NotRemapped) {
-    log::warn!("interrupts are not remapped: {why}; a device can raise any vector on any CPU, NMIs and SMIs too");
+    log::warn!(
+        "interrupts are not remapped: {why}; a device can raise any vector on any CPU, NMIs and SMIs too"
+    );
 }

@@ -64,7 +64,9 @@ impl fmt::Display for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Function(source) => source.fmt(f),
-            Self::Functions { source, ignored } => write!(f, "{source} (function & {:#x})", !ignored.mask() & 7),
+            Self::Functions { source, ignored } => {
+                write!(f, "{source} (function & {:#x})", !ignored.mask() & 7)
+            }
             Self::Buses { first, last } => write!(f, "buses {first:02x} to {last:02x}"),
         }
     }

@@ -214,7 +214,11 @@ fn behind_a_bridge_its_buses_are_checked() {
         let address = PciAddress::from_devfn(0, 3, devfn);
         let kind = FunctionKind::Conventional;
         // The bridge puts its own id in.
-        config.functions.push(FunctionConfig { kind, requester: 0x300, ..FunctionConfig::endpoint(address, 0) });
+        config.functions.push(FunctionConfig {
+            kind,
+            requester: 0x300,
+            ..FunctionConfig::endpoint(address, 0)
+        });
     }
     let driven = start(config, Options::default());
     let interrupts = driven.iommu.message_interrupts(source(&driven, 3), 1).expect("an entry");

@@ -38,11 +38,7 @@ impl Driven {
         Self::start_as(Machine::new(config), io_apics, Options::default())
     }
 
-    fn start_as(
-        machine: Arc<Machine>,
-        io_apics: &[u8],
-        options: Options,
-    ) -> Result<Self, iommu::StartError> {
+    fn start_as(machine: Arc<Machine>, io_apics: &[u8], options: Options) -> Result<Self, iommu::StartError> {
         let platform = Arc::new(ModelPlatform::new(&machine));
         let dmar = machine.config().dmar_table();
         let functions = functions_of(machine.config());
