@@ -45,6 +45,9 @@ pub unsafe trait Host: Send + Sync + 'static {
         event: Arc<dyn Event>,
     ) -> Result<Box<dyn Interrupt>, InterruptError>;
 
+    /// Number of CPUs that interrupts can be sent to.
+    fn cpus(&self) -> usize;
+
     /// Starts a thread that runs `body` and ends with it.
     ///
     /// # Errors
@@ -79,6 +82,14 @@ pub trait Event: Send + Sync {
 pub trait Interrupt: Send + Sync {
     /// What the function writes, and where, to raise the interrupt.
     fn message(&self) -> MsiMessage;
+
+    /// Sends the interrupt to CPU number `cpu`, below [`Host::cpus`]. With interrupt remapping it goes there from now
+    /// on; without, when the function has been given the new [`message`](Self::message), which differs in the low half of
+    /// its address alone. None is lost.
+    ///
+    /// # Errors
+    /// It goes where it went before, or, if its remapping unit does not answer, to either.
+    fn retarget(&mut self, cpu: usize) -> Result<(), InterruptError>;
 }
 
 /// Whether interrupts were on: made by [`Host::interrupts_off`], consumed by [`Host::interrupts_restore`].
@@ -89,23 +100,35 @@ pub struct InterruptState {
     pub were_on: bool,
 }
 
-/// Why a function got no interrupt.
+/// Why a function got no interrupt, or it could not be moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InterruptError {
     /// All vectors are in use.
     NoVector,
-    /// The interrupt-remapping table of the function's unit is full.
-    NoRemappingEntry,
-    /// No interrupt path to the CPU is known for the function.
-    UnknownFunction(PciAddress),
+    /// There is no such CPU.
+    NoCpu {
+        /// The number asked for.
+        cpu: usize,
+    },
+    /// The host gives out no interrupts yet.
+    NotReady,
+    /// There is no way from the function to the CPU.
+    Route(iommu::interrupts::InterruptError),
+}
+
+impl From<iommu::interrupts::InterruptError> for InterruptError {
+    fn from(error: iommu::interrupts::InterruptError) -> Self {
+        Self::Route(error)
+    }
 }
 
 impl fmt::Display for InterruptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVector => f.write_str("all interrupt vectors are in use"),
-            Self::NoRemappingEntry => f.write_str("the interrupt-remapping table is full"),
-            Self::UnknownFunction(function) => write!(f, "no interrupt path for {function}"),
+            Self::NoCpu { cpu } => write!(f, "there is no CPU {cpu}"),
+            Self::NotReady => f.write_str("no interrupts are given out yet"),
+            Self::Route(error) => error.fmt(f),
         }
     }
 }

@@ -4,13 +4,16 @@ use core::fmt;
 
 use mm::{PhysAddr, PhysRange};
 
-use crate::{Iova, PciAddress, SourceId, fault::Fault};
+use crate::{Iova, PciAddress, SourceId, fault::Fault, interrupts::Sender};
 
 /// Takes what [`Iommu::visit`](crate::Iommu::visit) shows. Each method does nothing unless it is overridden. They are
 /// called without a lock held, and may print and wait.
 pub trait Visitor {
     /// A remapping unit.
     fn unit(&mut self, _unit: &UnitReport) {}
+
+    /// An interrupt entry in use of the unit shown just before.
+    fn interrupt(&mut self, _interrupt: &InterruptReport) {}
 
     /// A group of functions, after all units.
     fn group(&mut self, _group: &GroupReport<'_>) {}
@@ -79,6 +82,23 @@ impl UnitReport {
     pub const fn remaps_interrupts(&self) -> bool {
         self.global_status >> 25 & 1 != 0
     }
+}
+
+/// One interrupt-remapping entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterruptReport {
+    /// Index of the unit.
+    pub unit: usize,
+    /// Index of the entry: what the device's message names.
+    pub index: u16,
+    /// Who may use it; `None` if anybody may.
+    pub sender: Option<Sender>,
+    /// The vector that it raises.
+    pub vector: u8,
+    /// Id of the local APIC that gets it.
+    pub apic: u32,
+    /// It is level-triggered.
+    pub level_triggered: bool,
 }
 
 /// One group.

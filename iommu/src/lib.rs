@@ -10,6 +10,7 @@
 //! ```text
 //!   driver          DmaDevice -> Mapping / Coherent                dma/        knows neither platform nor vendor
 //!                       |  one dynamic call per operation
+//!   host            MessageInterrupts / WiredInterrupt             interrupts  who may raise which vector where
 //!   front           Domain = page table + IOVAs + tags             domain.rs   generic over the vendor
 //!                   Group  = functions that share a domain         group.rs
 //!                   Protection = units, groups, faults             protection.rs
@@ -30,6 +31,12 @@
 //! invalidation queue turns it into descriptors for every place that may hold a translation, waits, and returns
 //! `Flushed`. Only that frees the table pages, then the IOVA, and gives the buffer back. There is no way around: the
 //! token has no other way on than a flush, and no constructor but the change that made it stale.
+//!
+//! # Interrupts
+//!
+//! A write to 0xFEEx_xxxx is an interrupt, whatever the page tables say. With interrupt remapping it names an entry,
+//! and the entry says who may use it: see [`interrupts`]. An entry is given to somebody else only after its unit has
+//! confirmed that it has forgotten it.
 //!
 //! # Locks
 //!
@@ -54,6 +61,7 @@ pub mod dump;
 pub mod fault;
 mod fault_log;
 mod group;
+pub mod interrupts;
 pub mod iova;
 pub mod options;
 pub mod platform;

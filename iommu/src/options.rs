@@ -23,6 +23,8 @@ pub struct Options {
     pub mode: Mode,
     /// Use the invalidation queue where a unit has it.
     pub queued_invalidation: bool,
+    /// Remap interrupts where a unit can, so that a device raises only the vectors given to it.
+    pub interrupt_remapping: bool,
     /// Use leaves larger than 4 KiB where a unit has them.
     pub superpages: bool,
     /// Use snoop control where a unit has it.
@@ -38,6 +40,7 @@ impl Default for Options {
         Self {
             mode: Mode::On,
             queued_invalidation: true,
+            interrupt_remapping: true,
             superpages: true,
             snoop: true,
             verbose: false,
@@ -56,6 +59,8 @@ const WORDS: &[Word] = &[
     ("force", |options| options.mode = Mode::Force),
     ("qinval", |options| options.queued_invalidation = true),
     ("no-qinval", |options| options.queued_invalidation = false),
+    ("intremap", |options| options.interrupt_remapping = true),
+    ("no-intremap", |options| options.interrupt_remapping = false),
     ("superpages", |options| options.superpages = true),
     ("no-superpages", |options| options.superpages = false),
     ("snoop", |options| options.snoop = true),
@@ -100,6 +105,8 @@ mod tests {
             ("off", Options { mode: Mode::Off, ..base }),
             ("force", Options { mode: Mode::Force, ..base }),
             ("no-qinval", Options { queued_invalidation: false, ..base }),
+            ("no-intremap", Options { interrupt_remapping: false, ..base }),
+            ("no-intremap,intremap", base),
             ("no-superpages", Options { superpages: false, ..base }),
             ("no-snoop", Options { snoop: false, ..base }),
             ("verbose", Options { verbose: true, ..base }),

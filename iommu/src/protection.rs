@@ -14,11 +14,12 @@ use crate::{
     group::{
         ClaimError, DomainMaker, Group, GroupLayout, Incident, QuarantineError, ReleaseError, stop_bus_master,
     },
+    interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
     platform::{Event, Work},
     policy::{Limits, Verdict},
-    subsystem::Control,
-    topology::{self, FunctionKind, Topology, TopologyError},
-    vtd::{SecondStageAccess, Vtd, VtdError},
+    subsystem::{Control, Machine},
+    topology::{FunctionKind, Topology, TopologyError},
+    vtd::{InterruptControllers, SecondStageAccess, Vtd, VtdError},
     walk::{Route, Walk},
 };
 
@@ -96,17 +97,18 @@ impl<P: Platform> Protection<P> {
         platform: Arc<P>,
         reaper: Arc<Reaper<P>>,
         dmar: &[u8],
-        functions: &[topology::Function],
+        machine: &Machine<'_>,
         options: Options,
     ) -> Result<Self, StartError> {
         let dmar = Dmar::parse(dmar)?;
         log_warnings(&dmar);
-        let topology = Topology::build(functions, Some(&dmar))?;
+        let topology = Topology::build(machine.functions, Some(&dmar))?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
             log::warn!("{problem}");
         }
         stop_bus_masters(&*platform, &topology);
-        let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, options)?);
+        let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
+        let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let groups = make_groups(&topology)?;
         let maker = DomainMaker::new(backend.clone(), reaper);
         let (faults, limits) = (FaultLog::new(), options.fault_limits);
@@ -284,6 +286,18 @@ impl<P: Platform> Control for Protection<P> {
     ) -> Result<(), ReleaseError> {
         let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
         group.release(&self.maker, function, reset)
+    }
+
+    fn message_interrupts(
+        &self,
+        source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::allocate_messages(&self.shared.backend, &self.shared.topology, source, count)
+    }
+
+    fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        interrupts::allocate_wire(&self.shared.backend, &self.shared.topology, io_apic)
     }
 
     fn handle_event(&self, event: Event) {

@@ -9,6 +9,7 @@ use crate::{
     dma::{DmaDevice, reaper::Reaper},
     dump::Visitor,
     group::{ClaimError, ReleaseError},
+    interrupts::{self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt},
     options::Mode,
     platform::Event,
     protection::{Protection, StartError},
@@ -22,6 +23,11 @@ pub struct Machine<'a> {
     pub dmar: Option<&'a [u8]>,
     /// Every PCI function that was found.
     pub functions: &'a [topology::Function],
+    /// Ids of the I/O APICs in the MADT.
+    pub io_apics: &'a [u8],
+    /// The local APICs are in x2APIC mode. Interrupts reach CPUs with ids above 255 only then, and only if all units
+    /// that remap interrupts report EIM.
+    pub x2apic: bool,
 }
 
 /// The IOMMU subsystem of one machine. Clones are the same.
@@ -39,6 +45,12 @@ pub(crate) trait Control: Send + Sync {
         function: PciAddress,
         reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError>;
+    fn message_interrupts(
+        &self,
+        source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError>;
+    fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError>;
     fn handle_event(&self, event: Event);
     fn process_faults(&self);
     fn reap(&self);
@@ -60,12 +72,16 @@ impl Iommu {
     ) -> Result<Self, StartError> {
         let reaper = Arc::new(Reaper::new(platform.clone()));
         let control: Arc<dyn Control> = match (options.mode, machine.dmar) {
-            (Mode::Off, _) => Arc::new(Unprotected { platform, reaper }),
-            (Mode::On, None) => Arc::new(NoUnit),
-            (Mode::Force, None) => return Err(StartError::NoUnit),
-            (_, Some(dmar)) => {
-                Arc::new(Protection::start(platform, reaper, dmar, machine.functions, options)?)
+            (Mode::Off, _) => {
+                interrupts::warn_of(NotRemapped::NoUnit);
+                Arc::new(Unprotected { platform, reaper })
             }
+            (Mode::On, None) => {
+                interrupts::warn_of(NotRemapped::NoUnit);
+                Arc::new(NoUnit)
+            }
+            (Mode::Force, None) => return Err(StartError::NoUnit),
+            (_, Some(dmar)) => Arc::new(Protection::start(platform, reaper, dmar, machine, options)?),
         };
         Ok(Self { control })
     }
@@ -101,6 +117,27 @@ impl Iommu {
         mut reset: impl FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
         self.control.release(function, &mut reset)
+    }
+
+    /// `count` interrupts in a row, a power of two up to [`MAX_MESSAGES`](interrupts::MAX_MESSAGES), that `source` and
+    /// nobody else can raise once they are routed.
+    ///
+    /// # Errors
+    /// [`InterruptError`].
+    pub fn message_interrupts(
+        &self,
+        source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        self.control.message_interrupts(source, count)
+    }
+
+    /// The interrupt of one input of the I/O APIC with the id `io_apic` in the MADT.
+    ///
+    /// # Errors
+    /// [`InterruptError`].
+    pub fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        self.control.wired_interrupt(io_apic)
     }
 
     /// Handles an interrupt that [`Platform::allocate_vector`] was asked for. Called in the interrupt.
@@ -159,6 +196,18 @@ impl Control for NoUnit {
         Err(ReleaseError::Unknown { function })
     }
 
+    fn message_interrupts(
+        &self,
+        _source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::compatible_messages(count)
+    }
+
+    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        Ok(interrupts::compatible_wire())
+    }
+
     fn handle_event(&self, _event: Event) {}
 
     fn process_faults(&self) {}
@@ -194,6 +243,18 @@ impl<P: Platform> Control for Unprotected<P> {
         _reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
         Err(ReleaseError::Unknown { function })
+    }
+
+    fn message_interrupts(
+        &self,
+        _source: MessageSource,
+        count: u16,
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::compatible_messages(count)
+    }
+
+    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        Ok(interrupts::compatible_wire())
     }
 
     fn handle_event(&self, _event: Event) {}

@@ -17,6 +17,7 @@ mod hierarchy;
 mod ids;
 mod problem;
 mod quirks;
+mod sender;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use problem::{Problem, TopologyError};
 use crate::{
     PciAddress, SourceId,
     dmar::{Dmar, ScopeKind},
+    interrupts::Sender,
 };
 use coverage::Coverage;
 use hierarchy::{Hierarchy, push};
@@ -140,6 +142,12 @@ impl Topology {
     #[must_use]
     pub fn requester_ids(&self, function: PciAddress) -> &[SourceId] {
         self.hierarchy.index(function).map_or(&[], |index| self.ids.of(index))
+    }
+
+    /// Who an interrupt of `function` comes from, as its unit sees it; `None` if there is no such function.
+    #[must_use]
+    pub fn interrupt_sender(&self, function: PciAddress) -> Option<Sender> {
+        Some(sender::of(&self.hierarchy, self.hierarchy.index(function)?))
     }
 
     /// The memory that firmware reserved for `function` itself, as whole pages. What it has to reach is that of its

@@ -58,6 +58,8 @@ pub struct EcamSegment {
 /// An I/O APIC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoApicEntry {
+    /// Its id, by which a DMAR table names it.
+    pub id: u8,
     /// Its registers.
     pub address: PhysAddr,
     /// The global number of its first input.
@@ -188,7 +190,8 @@ impl Tables {
             LOCAL_X2APIC => self.add_cpu(u32_at(entry, 4)?, u32_at(entry, 8)?),
             IO_APIC => {
                 let address = PhysAddr::new(u32_at(entry, 4)?.into());
-                self.io_apics.push(IoApicEntry { address, first_input: u32_at(entry, 8)? });
+                let (id, first_input) = (*entry.get(2)?, u32_at(entry, 8)?);
+                self.io_apics.push(IoApicEntry { id, address, first_input });
             }
             SOURCE_OVERRIDE => {
                 let flags = *entry.get(8)?;

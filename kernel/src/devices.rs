@@ -11,7 +11,7 @@ use drivers::{
 use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
 
-use crate::{acpi, memory, platform::Kernel, threads::SpawnError};
+use crate::{acpi, arch::apic, memory, platform::Kernel, threads::SpawnError};
 
 /// Why there are no devices.
 #[derive(Debug)]
@@ -74,10 +74,11 @@ fn start_iommu(
     let mut topology = Vec::new();
     topology.try_reserve_exact(functions.len()).map_err(|_| DevicesError::OutOfMemory)?;
     topology.extend(functions.iter().map(Function::topology));
-    let machine = iommu::Machine { dmar: tables.dmar, functions: &topology };
+    let io_apics: Vec<u8> = tables.io_apics.iter().map(|io_apic| io_apic.id).collect();
+    let x2apic = apic::is_x2apic();
+    let machine = iommu::Machine { dmar: tables.dmar, functions: &topology, io_apics: &io_apics, x2apic };
     let iommu = Iommu::start(kernel.clone(), &machine, options).map_err(DevicesError::Iommu)?;
-    let handle = iommu.clone();
-    kernel.handle_events(Box::new(move |event| handle.handle_event(event)));
+    kernel.use_iommu(iommu.clone());
     let handle = iommu.clone();
     kernel.start_worker(Work::Faults, move || handle.process_faults())?;
     // Faults may have come while nobody took events.

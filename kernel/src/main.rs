@@ -92,8 +92,8 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>) {
     run_tests(&options, &machine);
     demo::run(&machine);
     if !options.exit {
-        if !shell::input::init(tables.isa_wire(console::ISA_IRQ)) {
-            log::error!("the serial line has no interrupt");
+        if let Err(error) = shell::input::init(&machine.iommu, tables.isa_wire(console::ISA_IRQ)) {
+            log::error!("the serial line has no interrupt: {error}");
         }
         Shell { machine: &machine }.run();
     }

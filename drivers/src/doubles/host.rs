@@ -74,7 +74,7 @@ impl Bench {
         let address = machine.config().functions[0].address;
         let functions = [topology::Function::endpoint(address)];
         let dmar = machine.config().dmar_table();
-        let found = iommu::Machine { dmar: Some(&dmar), functions: &functions };
+        let found = iommu::Machine { dmar: Some(&dmar), functions: &functions, io_apics: &[], x2apic: false };
         let iommu = Iommu::start(platform.clone(), &found, Options::default()).unwrap();
         let dma = iommu.claim(address).unwrap();
         let space = FakeSpace::default();
@@ -193,6 +193,10 @@ impl Interrupt for TestInterrupt {
     fn message(&self) -> MsiMessage {
         MsiMessage { address: MESSAGE_ADDRESS, data: self.index as u32 }
     }
+
+    fn retarget(&mut self, cpu: usize) -> Result<(), InterruptError> {
+        if cpu == 0 { Ok(()) } else { Err(InterruptError::NoCpu { cpu }) }
+    }
 }
 
 impl Drop for TestInterrupt {
@@ -236,6 +240,10 @@ unsafe impl Host for TestHost {
         let mut vectors = self.vectors.lock().unwrap();
         vectors.push(Some(event));
         Ok(Box::new(TestInterrupt { vectors: self.vectors.clone(), index: vectors.len() - 1 }))
+    }
+
+    fn cpus(&self) -> usize {
+        1
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError> {

@@ -10,14 +10,14 @@
 mod error;
 mod registers;
 
-use alloc::sync::Arc;
+use alloc::{boxed::Box, sync::Arc};
 
 use iommu::{Iova, PciAddress};
 
 pub use self::error::EduError;
 use self::registers::{Registers, STATUS_COMPUTING, command};
 use crate::{
-    host::{Event, Host},
+    host::{Event, Host, Interrupt},
     pci::{Device, Id, Msi},
 };
 
@@ -60,7 +60,7 @@ pub struct Edu {
 
 struct EduInterrupt {
     arrived: Arc<dyn Event>,
-    _msi: Msi,
+    msi: Msi,
 }
 
 /// Which way a transfer goes.
@@ -92,10 +92,7 @@ impl Edu {
     /// It is none, or has no usable registers or interrupt.
     pub fn open(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
         let mut edu = Self::open_polled(host, function)?;
-        let arrived = host.event();
-        let interrupt = host.allocate_interrupt(function, arrived.clone())?;
-        let msi = Msi::enable(&edu.device, interrupt)?;
-        edu.interrupt = Some(EduInterrupt { arrived, _msi: msi });
+        edu.use_own_interrupt()?;
         Ok(edu)
     }
 
@@ -144,6 +141,50 @@ impl Edu {
             self.host.relax();
         }
         Ok(self.registers.factorial.read())
+    }
+
+    /// Gives the device the interrupt that the host has for it.
+    ///
+    /// # Errors
+    /// There is none: the device is left without.
+    pub fn use_own_interrupt(&mut self) -> Result<(), EduError> {
+        let arrived = self.host.event();
+        let interrupt = self.host.allocate_interrupt(self.function(), arrived.clone())?;
+        self.use_interrupt(interrupt, arrived)
+    }
+
+    /// Gives the device another interrupt, which signals `arrived`: to attack with, or to watch.
+    ///
+    /// # Errors
+    /// The device cannot send its message, and is left without.
+    pub fn use_interrupt(
+        &mut self,
+        interrupt: Box<dyn Interrupt>,
+        arrived: Arc<dyn Event>,
+    ) -> Result<(), EduError> {
+        // The one before turns MSI off when it goes.
+        self.interrupt = None;
+        let msi = Msi::enable(&self.device, interrupt)?;
+        self.interrupt = Some(EduInterrupt { arrived, msi });
+        Ok(())
+    }
+
+    /// Sends the device's interrupt to CPU number `cpu` from now on.
+    ///
+    /// # Errors
+    /// See [`Interrupt::retarget`]; a device without an interrupt has none to move.
+    pub fn retarget_interrupt(&mut self, cpu: usize) -> Result<(), EduError> {
+        let interrupt = self.interrupt.as_mut().ok_or(EduError::NoInterrupt)?;
+        Ok(interrupt.msi.retarget(cpu)?)
+    }
+
+    /// Makes the device raise its interrupt, whether or not it arrives, and takes back what it raised.
+    pub fn send_interrupt(&mut self) {
+        const ANY: u32 = 1;
+        self.registers.interrupt_raise.write(ANY);
+        // Reading waits for the write, and acknowledging makes the next one another interrupt.
+        let raised = self.registers.interrupt_status.read();
+        self.registers.interrupt_acknowledge.write(raised);
     }
 
     /// Makes the device raise its interrupt with `value` in its interrupt status, and waits for it.

@@ -6,13 +6,23 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use iommu::platform::MsiMessage;
 
 use super::{ConfigSpace, Device, Msi, MsiError, Msix, MsixError, fake::FakeFunction};
-use crate::{doubles::Bench, host::Interrupt, mmio::trap::Registers};
+use crate::{
+    doubles::Bench,
+    host::{Interrupt, InterruptError},
+    mmio::trap::Registers,
+};
 
 struct Message(MsiMessage);
 
 impl Interrupt for Message {
     fn message(&self) -> MsiMessage {
         self.0
+    }
+
+    /// As without remapping: the address names the CPU.
+    fn retarget(&mut self, cpu: usize) -> Result<(), InterruptError> {
+        self.0.address = self.0.address & !0xf_f000 | (cpu as u64) << 12;
+        Ok(())
     }
 }
 
@@ -51,6 +61,24 @@ fn a_narrow_capability_takes_its_data_behind_the_address() {
     let (bench, device) = with_msi(0x0026);
     let _msi = Msi::enable(&device, message(REMAPPED, 0x31)).unwrap();
     assert_eq!(registers(&bench), [0x0007_0005, REMAPPED as u32, 0x31, 0]);
+}
+
+#[test]
+fn a_moved_message_changes_in_one_write_while_it_is_on() {
+    let (bench, device) = with_msi(0x0080);
+    let mut msi = Msi::enable(&device, message(0xfee0_1000, 0x41)).unwrap();
+    msi.retarget(7).unwrap();
+    assert_eq!(registers(&bench), [0x0081_0005, 0xfee0_7000, 0, 0x41]);
+}
+
+#[test]
+fn a_moved_entry_of_a_table_has_the_new_message_and_is_not_masked() {
+    let (_bench, device, table) = with_table();
+    let mut msix = Msix::open(&device).unwrap();
+    msix.set(1, message(0xfee0_1000, 0x41)).unwrap();
+    msix.retarget(1, 9).unwrap();
+    assert_eq!(entry(&table, 1), [0xfee0_9000, 0, 0x41, entry(&table, 0)[3] & !1]);
+    assert_eq!(msix.retarget(2, 9), Err(MsixError::NotInUse(2)));
 }
 
 #[test]

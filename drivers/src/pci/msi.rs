@@ -3,6 +3,8 @@
 use alloc::boxed::Box;
 use core::fmt;
 
+use iommu::platform::MsiMessage;
+
 use super::{capability::id, device::Device};
 use crate::host::{Interrupt, InterruptError};
 
@@ -24,7 +26,7 @@ mod layout {
 pub struct Msi {
     device: Device,
     capability: u16,
-    _interrupt: Box<dyn Interrupt>,
+    interrupt: Box<dyn Interrupt>,
 }
 
 /// Why a function's MSI cannot be used.
@@ -72,24 +74,53 @@ impl Msi {
         if wide {
             config.find(id::MSI, layout::BYTES_WIDE).ok_or(MsiError::NoCapability)?;
         }
-        let message = interrupt.message();
-        let (low, high) = (message.address as u32, (message.address >> 32) as u32);
-        if high != 0 && !wide {
-            return Err(MsiError::AddressTooWide(message.address));
-        }
-        let data = u16::try_from(message.data).map_err(|_| MsiError::DataTooWide(message.data))?;
+        let message = fitting(interrupt.message(), wide)?;
         // Off while address and data change; one vector enabled.
         let off = control & !(layout::ENABLE | layout::MULTIPLE_ENABLE);
         config.write16(capability + layout::CONTROL, off);
-        config.write32(capability + layout::ADDRESS, low);
+        config.write32(capability + layout::ADDRESS, message.address);
         if wide {
-            config.write32(capability + layout::ADDRESS_HIGH, high);
+            config.write32(capability + layout::ADDRESS_HIGH, message.address_high);
         }
         let data_at = if wide { layout::DATA_WIDE } else { layout::DATA_NARROW };
-        config.write16(capability + data_at, data);
+        config.write16(capability + data_at, message.data);
         config.write16(capability + layout::CONTROL, off | layout::ENABLE);
-        Ok(Self { device: device.clone(), capability, _interrupt: interrupt })
+        Ok(Self { device: device.clone(), capability, interrupt })
     }
+
+    /// Sends the interrupt to CPU number `cpu` from now on.
+    ///
+    /// # Errors
+    /// See [`Interrupt::retarget`].
+    pub fn retarget(&mut self, cpu: usize) -> Result<(), MsiError> {
+        let before = self.interrupt.message();
+        self.interrupt.retarget(cpu)?;
+        let after = self.interrupt.message();
+        if after != before {
+            // Only the destination in the address has changed, so that one write does it while interrupts arrive: the
+            // function is never off, and never sends half of each message.
+            let at = self.capability + layout::ADDRESS;
+            self.device.config().write32(at, fitting(after, false)?.address);
+        }
+        Ok(())
+    }
+}
+
+/// A message as the capability holds it.
+struct Fitting {
+    address: u32,
+    address_high: u32,
+    data: u16,
+}
+
+fn fitting(message: MsiMessage, wide: bool) -> Result<Fitting, MsiError> {
+    let MsiMessage { address, data } = message;
+    let address_high = (address >> 32) as u32;
+    if address_high != 0 && !wide {
+        return Err(MsiError::AddressTooWide(address));
+    }
+    let data = u16::try_from(data).map_err(|_| MsiError::DataTooWide(data))?;
+    Ok(Fitting { address: address as u32, address_high, data })
 }
 
 impl Drop for Msi {

@@ -3,6 +3,8 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
 
+use iommu::platform::MsiMessage;
+
 use super::{bar::BarError, capability::id, device::Device};
 use crate::{
     host::{Interrupt, InterruptError},
@@ -53,6 +55,8 @@ pub enum MsixError {
     },
     /// The entry has an interrupt already.
     Taken(u16),
+    /// The entry has no interrupt.
+    NotInUse(u16),
     /// No memory for the record of one more interrupt.
     OutOfMemory,
     /// The host gave no vector.
@@ -68,6 +72,7 @@ impl fmt::Display for MsixError {
             Self::NoSuchEntry { index, entries } => {
                 write!(f, "no entry {index} in an MSI-X table of {entries}")
             }
+            Self::NotInUse(index) => write!(f, "MSI-X entry {index} is not in use"),
             Self::Taken(index) => write!(f, "MSI-X entry {index} is in use"),
             Self::OutOfMemory => f.write_str("no memory for an MSI-X entry"),
             Self::Interrupt(error) => error.fmt(f),
@@ -118,6 +123,14 @@ impl Entry {
         self.control.write(self.control.read() | MASKED);
     }
 
+    /// Puts `message` into the entry, which is masked, and unmasks it.
+    fn send(&self, message: MsiMessage) {
+        self.address.write(message.address as u32);
+        self.address_high.write((message.address >> 32) as u32);
+        self.data.write(message.data);
+        self.unmask();
+    }
+
     fn unmask(&self) {
         self.control.write(self.control.read() & !MASKED);
     }
@@ -165,13 +178,26 @@ impl Msix {
             return Err(MsixError::Taken(index));
         }
         self.interrupts.try_reserve(1).map_err(|_| MsixError::OutOfMemory)?;
-        let message = interrupt.message();
-        let entry = Entry::at(&self.table, index)?;
-        entry.address.write(message.address as u32);
-        entry.address_high.write((message.address >> 32) as u32);
-        entry.data.write(message.data);
-        entry.unmask();
+        Entry::at(&self.table, index)?.send(interrupt.message());
         self.interrupts.push((index, interrupt));
+        Ok(())
+    }
+
+    /// Sends the interrupt in entry `index` to CPU number `cpu` from now on.
+    ///
+    /// # Errors
+    /// The entry is not in use; see [`Interrupt::retarget`].
+    pub fn retarget(&mut self, index: u16, cpu: usize) -> Result<(), MsixError> {
+        let used = self.interrupts.iter_mut().find(|(used, _)| *used == index);
+        let (_, interrupt) = used.ok_or(MsixError::NotInUse(index))?;
+        let before = interrupt.message();
+        interrupt.retarget(cpu)?;
+        if interrupt.message() != before {
+            let entry = Entry::at(&self.table, index)?;
+            // While it is masked, the function keeps what it has to raise.
+            entry.mask();
+            entry.send(interrupt.message());
+        }
         Ok(())
     }
 }

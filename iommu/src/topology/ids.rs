@@ -9,7 +9,7 @@ use super::{
 use crate::{PciAddress, SourceId};
 
 /// Highest number of phantom bits that a function can have: the width of a function number.
-const MAX_PHANTOM_BITS: u8 = 3;
+pub(super) const MAX_PHANTOM_BITS: u8 = 3;
 
 /// For each function its ids, its own first.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ impl RequesterIds {
 }
 
 /// The ids that bridge `index` may put into requests from behind it in place of the sender's.
-fn aliases_behind(hierarchy: &Hierarchy, index: usize) -> [Option<SourceId>; 2] {
+pub(super) fn aliases_behind(hierarchy: &Hierarchy, index: usize) -> [Option<SourceId>; 2] {
     let bridge = &hierarchy.functions()[index];
     let Some((secondary, _)) = bridge.buses() else { return [None; 2] };
     let own = bridge.address.source_id();

@@ -1,5 +1,8 @@
 //! All units of a machine, as the vendor-neutral front uses them.
 
+mod bring_up;
+mod interrupts;
+
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,21 +17,22 @@ use super::{
     error::VtdError,
     fault::Drained,
     queue::{ContextScope, Invalidation, IotlbScope, Plan, QueueReport},
-    spec::{AddressWidth, ContextEntry, DomainId, FunctionMask, TranslationTable, TranslationType},
+    spec::{AddressWidth, ContextEntry, DomainId, FunctionMask, TranslationType},
     tables::ContextTables,
-    unit::{BringUp, Location, Unit},
+    unit::Unit,
 };
 use crate::{
     Iova, Options, Platform, SourceId,
     backend::{Backend, UnitSet},
     dma::{Access, DmaError, Stuck},
-    dmar::Dmar,
     dump::{UnitReport, Visitor},
     fault::Fault,
     platform::Work,
     sync::IrqLock,
     walk::Route,
 };
+
+pub(crate) use interrupts::InterruptControllers;
 
 /// Units that one domain can span.
 const MAX_DOMAIN_UNITS: usize = 8;
@@ -87,45 +91,7 @@ struct IovaRange {
     only_leaves: bool,
 }
 
-/// The width of a physical address, as far as page tables can express it.
-fn physical_bits(dmar: &Dmar<'_>) -> u8 {
-    const MAX_PHYSICAL_BITS: u16 = 52;
-    dmar.header().host_address_bits.min(MAX_PHYSICAL_BITS) as u8
-}
-
 impl<P: Platform> Vtd<P> {
-    /// Finds the units that firmware describes and makes them ready, with empty tables and translation off.
-    pub fn bring_up(platform: Arc<P>, dmar: &Dmar<'_>, options: Options) -> Result<Self, VtdError> {
-        let mut units = Vec::new();
-        for (index, drhd) in dmar.units().enumerate() {
-            if index == UnitSet::MAX_UNITS {
-                return Err(VtdError::TooManyUnits);
-            }
-            let base =
-                PhysAddr::checked(drhd.base).ok_or(VtdError::BadBase { unit: index, base: drhd.base })?;
-            if let Some(other) = units.iter().position(|state: &UnitState<P>| state.unit.base() == base) {
-                return Err(VtdError::SharedBase { unit: index, other, base });
-            }
-            let unit = Unit::discover(&*platform, index, Location { base, segment: drhd.segment })?;
-            units.try_reserve(1).map_err(|_| VtdError::OutOfMemory)?;
-            units.push(UnitState::bring_up(platform.clone(), unit, options)?);
-        }
-        let publishes_freely = units.iter().all(|state| {
-            let capability = state.unit.capability();
-            !capability.caches_not_present() && !capability.needs_write_buffer_flush()
-        });
-        let physical_bits = physical_bits(dmar);
-        Ok(Self {
-            platform,
-            units,
-            physical_bits,
-            options,
-            stuck: AtomicU64::new(0),
-            reported_stuck: AtomicU64::new(0),
-            publishes_freely,
-        })
-    }
-
     /// Turns translation on, on every unit.
     pub fn enable_translation(&self) -> Result<(), VtdError> {
         self.units.iter().try_for_each(|state| Ok(state.unit.enable_translation(&*self.platform)?))
@@ -180,12 +146,13 @@ impl<P: Platform> Vtd<P> {
         for UnitState { unit, .. } in &self.units {
             let capability = unit.capability();
             log::info!(
-                "unit {} at {}: {} address bits, {} domain ids, {} fault records, translation on",
+                "unit {} at {}: {} address bits, {} domain ids, {} fault records, translation on{}",
                 unit.index(),
                 unit.base(),
                 capability.fitting_width().map_or(0, AddressWidth::bits),
                 capability.domain_ids(),
                 capability.fault_records(),
+                if unit.interrupts().is_some() { ", interrupts remapped" } else { "" },
             );
         }
     }
@@ -194,6 +161,7 @@ impl<P: Platform> Vtd<P> {
     pub fn visit(&self, visitor: &mut dyn Visitor) {
         for state in &self.units {
             visitor.unit(&state.report(&*self.platform));
+            state.visit_interrupts(&*self.platform, visitor);
         }
     }
 
@@ -428,23 +396,6 @@ impl<P: Platform> Backend for Vtd<P> {
 }
 
 impl<P: Platform> UnitState<P> {
-    fn bring_up(platform: Arc<P>, mut unit: Unit<P>, options: Options) -> Result<Self, VtdError> {
-        let capability = *unit.capability();
-        let contexts = ContextTables::new(platform.clone(), capability.walks_coherently());
-        let contexts = contexts.ok_or(VtdError::OutOfMemory)?;
-        let ids = DomainIds::new(capability.domain_ids() as usize).ok_or(VtdError::OutOfMemory)?;
-        let how = BringUp {
-            root: contexts.root(),
-            table: TranslationTable::Legacy,
-            queue: options.queued_invalidation,
-            interrupts: None,
-        };
-        // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
-        // of domains.
-        unsafe { unit.bring_up(&*platform, &how)? };
-        Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(true) })
-    }
-
     fn report(&self, platform: &P) -> UnitReport {
         let capability = self.unit.capability();
         UnitReport {

@@ -18,7 +18,7 @@ mod unit;
 pub use capability::{Capability, CapabilityError};
 pub use error::VtdError;
 pub use fault::Drained;
-pub(crate) use hardware::Vtd;
+pub(crate) use hardware::{InterruptControllers, Vtd};
 pub use queue::{
     ContextScope, InterruptScope, Invalidation, InvalidationError, IotlbScope, MAX_PAGE_DESCRIPTORS, Plan,
     QueueReport, QueueStatistics, Ticket,
@@ -26,7 +26,6 @@ pub use queue::{
 pub use registers::Bank;
 pub use remap::{
     InterruptBlock, InterruptTable, MAX_BLOCK_ORDER, MAX_TABLE_ORDER, MIN_TABLE_ORDER, Route, RouteError,
-    Sender,
 };
 pub use second_stage::{SecondStageAccess, SecondStageFormat};
 pub use unit::{BringUp, BringUpError, CommandError, DiscoverError, InterruptSetup, Location, Unit};

@@ -19,9 +19,10 @@ use mm::{
 };
 
 use self::blocks::FreeBlocks;
+pub(super) use self::entry::sender_of;
 pub use self::{
     blocks::{InterruptBlock, MAX_BLOCK_ORDER},
-    entry::{Route, Sender},
+    entry::Route,
 };
 use super::{
     capability::Capability,

@@ -26,7 +26,7 @@ pub const APIC_ERROR: u8 = 0xfe;
 pub const SPURIOUS: u8 = 0xff;
 
 /// What to do when a vector arrives: runs with interrupts off, must not block or allocate.
-type Handler = Box<dyn Fn() + Send + Sync>;
+pub type Handler = Box<dyn Fn() + Send + Sync>;
 
 static HANDLERS: [IrqMutex<Option<Handler>>; VECTORS] =
     [const { IrqMutex::new(Rank::Handler, None) }; VECTORS];

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
+use iommu::interrupts::RedirectionEntry;
 use spin::Once;
 
 use crate::{
@@ -17,11 +18,10 @@ const DATA: usize = 0x10;
 const VERSION: u32 = 0x01;
 const REDIRECTION: u32 = 0x10;
 
-const ACTIVE_LOW: u32 = 1 << 13;
-const LEVEL_TRIGGERED: u32 = 1 << 15;
 const MASKED: u32 = 1 << 16;
 
 struct IoApic {
+    id: u8,
     window: NonNull<u8>,
     first_input: u32,
     inputs: u32,
@@ -36,7 +36,7 @@ static IO_APICS: Once<IrqMutex<Vec<IoApic>>> = Once::new();
 pub fn init(entries: &[IoApicEntry]) {
     let io_apics = entries.iter().filter_map(|entry| {
         let window = memory::map_registers(entry.address, WINDOW_BYTES)?;
-        let mut io_apic = IoApic { window, first_input: entry.first_input, inputs: 0 };
+        let mut io_apic = IoApic { id: entry.id, window, first_input: entry.first_input, inputs: 0 };
         io_apic.inputs = (io_apic.read(VERSION) >> 16 & 0xff) + 1;
         for input in 0..io_apic.inputs {
             io_apic.write(REDIRECTION + 2 * input, MASKED);
@@ -46,22 +46,30 @@ pub fn init(entries: &[IoApicEntry]) {
     IO_APICS.call_once(|| IrqMutex::new(Rank::Device, io_apics.collect()));
 }
 
-/// Sends what `wire` signals to the CPU with `apic_id`, as `vector`. False if no I/O APIC has that input, or the id does
-/// not fit.
-pub fn route(wire: Wire, vector: u8, apic_id: u32) -> bool {
-    let (Some(io_apics), Ok(destination)) = (IO_APICS.get(), u8::try_from(apic_id)) else { return false };
-    let mut io_apics = io_apics.lock();
-    let owner = io_apics.iter_mut().find_map(|io_apic| {
+/// The id of the I/O APIC that has `wire`, if there is one.
+pub fn owner(wire: Wire) -> Option<u8> {
+    with_input(wire, |io_apic, _| io_apic.id)
+}
+
+/// Makes `wire` raise what `entry` says. False if no I/O APIC has it.
+pub fn route(wire: Wire, entry: RedirectionEntry) -> bool {
+    with_input(wire, |io_apic, input| {
+        let register = REDIRECTION + 2 * input;
+        // Never half of the old entry and half of the new one.
+        io_apic.write(register, MASKED);
+        io_apic.write(register + 1, entry.high);
+        io_apic.write(register, entry.low);
+    })
+    .is_some()
+}
+
+fn with_input<T>(wire: Wire, access: impl FnOnce(&mut IoApic, u32) -> T) -> Option<T> {
+    let mut io_apics = IO_APICS.get()?.lock();
+    let (io_apic, input) = io_apics.iter_mut().find_map(|io_apic| {
         let input = wire.input.checked_sub(io_apic.first_input)?;
         (input < io_apic.inputs).then_some((io_apic, input))
-    });
-    let Some((io_apic, input)) = owner else { return false };
-    let polarity = if wire.is_active_low { ACTIVE_LOW } else { 0 };
-    let trigger = if wire.is_level { LEVEL_TRIGGERED } else { 0 };
-    let register = REDIRECTION + 2 * input;
-    io_apic.write(register + 1, u32::from(destination) << 24);
-    io_apic.write(register, u32::from(vector) | polarity | trigger);
-    true
+    })?;
+    Some(access(io_apic, input))
 }
 
 impl IoApic {

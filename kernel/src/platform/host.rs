@@ -6,13 +6,16 @@ use drivers::{
     host::{self, Host, Interrupt, InterruptError, InterruptState, SpawnError},
     mmio::Mmio,
 };
-use iommu::{PciAddress, platform::MsiMessage};
+use iommu::PciAddress;
 use mm::PhysAddr;
 
-use super::Kernel;
+use super::{
+    Kernel,
+    interrupts::{DriverInterrupt, cpus},
+};
 use crate::{
-    arch::{Cpu, InterruptGuard, apic, clock, interrupts},
-    memory, smp, threads,
+    arch::{Cpu, InterruptGuard, clock},
+    memory, threads,
 };
 
 /// An event that drivers share with their interrupt.
@@ -25,18 +28,6 @@ impl host::Event for DriverEvent {
 
     fn wait(&self, deadline_ns: u64) -> bool {
         self.0.wait(deadline_ns)
-    }
-}
-
-/// A vector of a driver.
-struct DriverInterrupt {
-    message: MsiMessage,
-    _vector: interrupts::Vector,
-}
-
-impl Interrupt for DriverInterrupt {
-    fn message(&self) -> MsiMessage {
-        self.message
     }
 }
 
@@ -69,11 +60,12 @@ unsafe impl Host for Kernel {
         function: PciAddress,
         event: Arc<dyn host::Event>,
     ) -> Result<Box<dyn Interrupt>, InterruptError> {
-        let vector =
-            interrupts::allocate(Box::new(move || event.signal())).ok_or(InterruptError::NoVector)?;
-        let message = apic::message(smp::next_cpu(apic::has_message).apic_id(), vector.number())
-            .ok_or(InterruptError::UnknownFunction(function))?;
-        Ok(Box::new(DriverInterrupt { message, _vector: vector }))
+        let iommu = self.iommu.get().ok_or(InterruptError::NotReady)?;
+        Ok(Box::new(DriverInterrupt::new(iommu, function, Box::new(move || event.signal()))?))
+    }
+
+    fn cpus(&self) -> usize {
+        cpus().count()
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError> {

@@ -2,13 +2,14 @@
 
 mod config;
 mod host;
+pub mod interrupts;
 mod registers;
 
 use alloc::{boxed::Box, sync::Arc};
 use core::ptr::NonNull;
 
 use iommu::{
-    PciAddress, Platform,
+    Iommu, PciAddress, Platform,
     platform::{Event, MsiMessage, Work},
 };
 use mm::PhysAddr;
@@ -16,7 +17,7 @@ use spin::Once;
 
 use crate::{
     acpi,
-    arch::{Cpu, InterruptGuard, apic, clock, interrupts},
+    arch::{self, Cpu, InterruptGuard, apic, clock},
     memory::{self, KernelTables},
     smp,
     threads::{self, SpawnError},
@@ -24,13 +25,11 @@ use crate::{
 use config::ConfigSpace;
 pub use registers::MappedRegisters;
 
-/// What the remapping units' interrupts are handed to.
-type EventHandler = Box<dyn Fn(Event) + Send + Sync>;
-
 /// The kernel as its subsystems see it.
 pub struct Kernel {
     config: ConfigSpace,
-    handler: Arc<Once<EventHandler>>,
+    /// The subsystem, once it has started.
+    iommu: Arc<Once<Iommu>>,
     /// Signalled to make the thread for each kind of [`Work`] run.
     faults: threads::Event,
     reap: threads::Event,
@@ -41,16 +40,16 @@ impl Kernel {
     pub fn new(tables: &acpi::Tables) -> Arc<Self> {
         Arc::new(Self {
             config: ConfigSpace::new(&tables.segments),
-            handler: Arc::new(Once::new()),
+            iommu: Arc::new(Once::new()),
             faults: threads::Event::new(),
             reap: threads::Event::new(),
         })
     }
 
-    /// Hands the interrupts of remapping units to `handler`, which is called in the interrupt. Before this they are
-    /// lost; a second call changes nothing.
-    pub fn handle_events(&self, handler: EventHandler) {
-        self.handler.call_once(|| handler);
+    /// Hands the interrupts of remapping units to `iommu`, and takes those of devices from it. Before this the former
+    /// are lost and the latter refused; a second call changes nothing.
+    pub fn use_iommu(&self, iommu: Iommu) {
+        self.iommu.call_once(|| iommu);
     }
 
     /// Starts the thread that does `work` whenever it is asked for.
@@ -128,10 +127,10 @@ unsafe impl Platform for Kernel {
     }
 
     fn allocate_vector(&self, event: Event) -> Option<MsiMessage> {
-        let handler = self.handler.clone();
-        let vector = interrupts::allocate(Box::new(move || {
-            if let Some(handle) = handler.get() {
-                handle(event);
+        let iommu = self.iommu.clone();
+        let vector = arch::interrupts::allocate(Box::new(move || {
+            if let Some(iommu) = iommu.get() {
+                iommu.handle_event(event);
             }
         }))?;
         let message = apic::message(smp::next_cpu(apic::has_message).apic_id(), vector.number())?;

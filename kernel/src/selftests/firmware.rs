@@ -50,7 +50,7 @@ test! {
         const CPU_BROADCAST: &[u8] = &[0, 8, 1, 255, 1, 0, 0, 0];
         const CPU_IN_BOTH: &[u8] = &[9, 16, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
         const CPU_X2APIC: &[u8] = &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-        const IO_APIC: &[u8] = &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0];
+        const IO_APIC: &[u8] = &[1, 12, 2, 0, 0, 0, 0xc0, 0xfe, 24, 0, 0, 0];
         const REROUTED: &[u8] = &[2, 10, 0, 9, 20, 0, 0, 0, 0x0f, 0];
         let read = |entries: &[&[u8]]| {
             let mut tables = Tables::default();
@@ -62,7 +62,8 @@ test! {
         check_eq!(cpus.cpus_to_come, 1);
         let all = read(&[CPU, CPU_OFF, &[0x7f, 3, 0], CPU_X2APIC, IO_APIC, REROUTED]);
         check_eq!(all.cpus, [3, 256]);
-        check_eq!(all.io_apics, [IoApicEntry { address: PhysAddr::new(0xfec0_0000), first_input: 24 }]);
+        let io_apic = IoApicEntry { id: 2, address: PhysAddr::new(0xfec0_0000), first_input: 24 };
+        check_eq!(all.io_apics, [io_apic]);
         check_eq!(all.isa_wire(9), Wire { input: 20, is_active_low: true, is_level: true });
         check_eq!(all.isa_wire(4), Wire { input: 4, is_active_low: false, is_level: false });
         check_eq!(all.entries_ignored, 0);

@@ -2,14 +2,13 @@
 
 use alloc::boxed::Box;
 
+use iommu::Iommu;
+
 use crate::{
     acpi::Wire,
-    arch::{
-        apic,
-        clock::{self, NS_PER_S},
-        interrupts, io_apic,
-    },
-    console, smp,
+    arch::clock::{self, NS_PER_S},
+    console,
+    platform::{self, interrupts::WireError},
     sync::{IrqMutex, Rank},
     threads::Event,
 };
@@ -42,16 +41,14 @@ impl Ring {
     }
 }
 
-/// Makes the serial line, whose interrupt comes in by `wire`, fill the ring. False if it has no way to a CPU.
-pub fn init(wire: Wire) -> bool {
-    let Some(vector) = interrupts::allocate(Box::new(take_keys)) else { return false };
-    let routed = io_apic::route(wire, vector.number(), smp::next_cpu(apic::has_message).apic_id());
-    if routed {
-        console::enable_receive_interrupt();
-        // The line is never given up.
-        core::mem::forget(vector);
-    }
-    routed
+/// Makes the serial line, whose interrupt comes in by `wire`, fill the ring.
+///
+/// # Errors
+/// It has no way to a CPU: keys are looked for once a second.
+pub fn init(iommu: &Iommu, wire: Wire) -> Result<(), WireError> {
+    platform::interrupts::connect(iommu, wire, Box::new(take_keys))?;
+    console::enable_receive_interrupt();
+    Ok(())
 }
 
 /// The interrupt of the serial line.

@@ -4,9 +4,10 @@ use std::{num::NonZeroU8, sync::Arc};
 
 use iommu::{
     Iova, Platform, SourceId,
+    interrupts::Sender,
     vtd::{
         BringUp, ContextScope, InterruptSetup, Invalidation, InvalidationError, IotlbScope, Location,
-        QueueReport, Route, RouteError, Sender, Unit,
+        QueueReport, Route, RouteError, Unit,
         spec::{DeviceTlbScope, DomainId, TranslationTable},
     },
 };

@@ -12,11 +12,11 @@ use iommu::{
     Bidirectional, DmaError, Iova, Options, Platform, SourceId,
     dmar::Dmar,
     fault::FaultTarget,
+    interrupts::{IgnoredBits, Sender},
     platform::MsiMessage,
     vtd::{
         ContextScope, InterruptScope, InterruptSetup, Invalidation, InvalidationError, IotlbScope, Route,
-        Sender,
-        spec::{DeviceTlbScope, DomainId, SourceQualifier},
+        spec::{DeviceTlbScope, DomainId},
     },
 };
 use unit::UnitBench;
@@ -138,8 +138,8 @@ fn an_interrupt_entry_serves_its_sender_and_nobody_else() {
     let source = SourceId { segment: 0, requester: 0x10 };
     let senders: [(Sender, &[u16]); 5] = [
         (Sender::Function(source), &[0x10]),
-        (Sender::Functions { source, ignored: SourceQualifier::IgnoreBit2 }, &[0x10, 0x14]),
-        (Sender::Functions { source, ignored: SourceQualifier::IgnoreFunction }, &[0x10, 0x11, 0x12, 0x14]),
+        (Sender::Functions { source, ignored: IgnoredBits::Bit2 }, &[0x10, 0x14]),
+        (Sender::Functions { source, ignored: IgnoredBits::Bits210 }, &[0x10, 0x11, 0x12, 0x14]),
         (Sender::Buses { first: 2, last: 2 }, &[0x208]),
         (Sender::Buses { first: 2, last: 3 }, &[0x208, 0x300]),
     ];

@@ -6,7 +6,10 @@ use super::{
     super::{Acs, BridgeKind, Function, MAX_FUNCTIONS, Problem, Topology, TopologyError},
     at, bridge, build, endpoint, groups, ids, isolating, root_port,
 };
-use crate::PciAddress;
+use crate::{
+    PciAddress, SourceId,
+    interrupts::{IgnoredBits, Sender},
+};
 
 #[test]
 fn phantom_functions_bring_their_ids() {
@@ -42,11 +45,58 @@ fn ids_add_up_along_a_chain_of_bridges() {
 }
 
 #[test]
+fn an_interrupt_comes_from_the_function_unless_a_bridge_puts_its_own_id_in() {
+    let exactly = |requester| Some(Sender::Function(SourceId { segment: 0, requester }));
+    let buses = |first, last| Some(Sender::Buses { first, last });
+    let topology = build(&[
+        endpoint(0, 2, 3),
+        root_port(3, 1, 4),
+        bridge((1, 0, 0), BridgeKind::ToPci, 2, 4),
+        endpoint(2, 4, 0),
+        bridge((2, 5, 0), BridgeKind::Conventional, 3, 4),
+        endpoint(3, 2, 0),
+        bridge((3, 1, 0), BridgeKind::FromPci, 4, 4),
+        endpoint(4, 0, 0),
+        bridge((0, 0x1e, 0), BridgeKind::Conventional, 7, 8),
+        endpoint(7, 1, 0),
+        bridge((7, 2, 0), BridgeKind::Conventional, 8, 8),
+        endpoint(8, 1, 0),
+    ]);
+    let sender = |bus, device, function| topology.interrupt_sender(at(bus, device, function));
+    assert_eq!(sender(0, 2, 3), exactly(0x0013));
+    assert_eq!(sender(1, 0, 0), exactly(0x0100));
+    assert_eq!(sender(2, 4, 0), buses(2, 4));
+    assert_eq!(sender(3, 2, 0), buses(2, 4));
+    assert_eq!(sender(4, 0, 0), buses(2, 4));
+    assert_eq!(sender(7, 1, 0), exactly(0x00f0));
+    assert_eq!(sender(8, 1, 0), exactly(0x00f0));
+    assert_eq!(sender(5, 0, 0), None);
+}
+
+#[test]
+fn an_interrupt_may_come_from_the_phantoms_of_a_function_but_not_from_its_neighbours() {
+    let source = at(1, 0, 1).source_id();
+    let sender = |function: Function| build(&[function, root_port(3, 1, 1)]).interrupt_sender(at(1, 0, 1));
+    let masked = |ignored| Some(Sender::Functions { source, ignored });
+    let phantoms = |phantom_bits| sender(Function { phantom_bits, ..endpoint(1, 0, 1) });
+    assert_eq!(phantoms(0), Some(Sender::Function(source)));
+    assert_eq!(phantoms(1), masked(IgnoredBits::Bit2));
+    assert_eq!(phantoms(2), masked(IgnoredBits::Bits21));
+    assert_eq!(phantoms(3), masked(IgnoredBits::Bits210));
+    assert_eq!(phantoms(200), masked(IgnoredBits::Bits210));
+    let quirk = |devfn| sender(Function { alias_devfn: Some(devfn), ..endpoint(1, 0, 1) });
+    assert_eq!(quirk(5), masked(IgnoredBits::Bit2));
+    assert_eq!(quirk(0), masked(IgnoredBits::Bits210));
+    assert_eq!(quirk(9), Some(Sender::Function(source)), "another device");
+}
+
+#[test]
 fn a_bridge_on_a_link_that_does_not_say_what_it_is_may_send_under_either_id() {
     let topology =
         build(&[root_port(3, 1, 2), bridge((1, 0, 0), BridgeKind::Conventional, 2, 2), endpoint(2, 4, 0)]);
     assert_eq!(ids(&topology, at(2, 4, 0)), [0x0220, 0x0100, 0x0200]);
     assert_eq!(ids(&topology, at(1, 0, 0)), [0x0100, 0x0200]);
+    assert_eq!(topology.interrupt_sender(at(2, 4, 0)), Some(Sender::Buses { first: 1, last: 2 }));
 }
 
 #[test]

@@ -3,29 +3,9 @@
 use super::RouteError;
 use crate::{
     SourceId,
+    interrupts::{IgnoredBits, Sender},
     vtd::spec::{InterruptEntry, SourceQualifier, SourceValidation},
 };
-
-/// Who may use an entry. There is no way to say anybody.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sender {
-    /// The function with this requester id. For an I/O APIC or a timer, the id is what its device scope says.
-    Function(SourceId),
-    /// The function, whatever the bits of its function number that `ignored` names.
-    Functions {
-        /// The function.
-        source: SourceId,
-        /// Which bits are not compared.
-        ignored: SourceQualifier,
-    },
-    /// Any function of these buses, inclusive: devices behind a bridge that puts other ids into their requests.
-    Buses {
-        /// First bus.
-        first: u8,
-        /// Last bus.
-        last: u8,
-    },
-}
 
 /// Where an interrupt goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +34,9 @@ impl Route {
         }
         let (validation, qualifier, source) = match self.sender {
             Sender::Function(source) => (SourceValidation::Requester, SourceQualifier::All, source.requester),
-            Sender::Functions { source, ignored } => (SourceValidation::Requester, ignored, source.requester),
+            Sender::Functions { source, ignored } => {
+                (SourceValidation::Requester, qualifier(ignored), source.requester)
+            }
             Sender::Buses { first, last } => {
                 (SourceValidation::BusRange, SourceQualifier::All, u16::from_be_bytes([first, last]))
             }
@@ -67,5 +49,31 @@ impl Route {
             .with_source(source)
             .with_qualifier(qualifier)
             .with_validation(validation))
+    }
+}
+
+const fn qualifier(ignored: IgnoredBits) -> SourceQualifier {
+    match ignored {
+        IgnoredBits::Bit2 => SourceQualifier::IgnoreBit2,
+        IgnoredBits::Bits21 => SourceQualifier::IgnoreBits21,
+        IgnoredBits::Bits210 => SourceQualifier::IgnoreFunction,
+    }
+}
+
+/// Who may use `entry` of a unit of `segment`; `None` if that is not checked.
+pub(crate) fn sender_of(entry: InterruptEntry, segment: u16) -> Option<Sender> {
+    let source = SourceId { segment, requester: entry.source() };
+    match entry.validation() {
+        SourceValidation::Requester => Some(match entry.qualifier() {
+            SourceQualifier::All => Sender::Function(source),
+            SourceQualifier::IgnoreBit2 => Sender::Functions { source, ignored: IgnoredBits::Bit2 },
+            SourceQualifier::IgnoreBits21 => Sender::Functions { source, ignored: IgnoredBits::Bits21 },
+            SourceQualifier::IgnoreFunction => Sender::Functions { source, ignored: IgnoredBits::Bits210 },
+        }),
+        SourceValidation::BusRange => {
+            let [first, last] = entry.source().to_be_bytes();
+            Some(Sender::Buses { first, last })
+        }
+        SourceValidation::None | SourceValidation::Reserved => None,
     }
 }

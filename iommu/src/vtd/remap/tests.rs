@@ -3,9 +3,10 @@ use std::{vec, vec::Vec};
 use super::*;
 use crate::{
     SourceId,
+    interrupts::{IgnoredBits, Sender},
     platform::MsiMessage,
     vtd::{
-        spec::{Descriptor, SourceQualifier, TranslationTable},
+        spec::{Descriptor, TranslationTable},
         testing::FakePlatform,
         unit::{BringUp, InterruptSetup, Location},
     },
@@ -50,7 +51,7 @@ fn trap_source_fields_are_where_the_unit_looks_for_them() {
     let entry = |sender| Route { sender, ..route(0x31, 4) }.entry(false).unwrap().into_bits();
     let rest = 0x0400 << 32 | 0x31 << 16 | 1;
     assert_eq!(entry(Sender::Function(DEVICE)), 0b01 << 82 | 0xabcd << 64 | rest);
-    let ignored = SourceQualifier::IgnoreFunction;
+    let ignored = IgnoredBits::Bits210;
     let functions = Sender::Functions { source: DEVICE, ignored };
     assert_eq!(entry(functions), 0b01 << 82 | 0b11 << 80 | 0xabcd << 64 | rest);
     let buses = Sender::Buses { first: 0x12, last: 0x34 };

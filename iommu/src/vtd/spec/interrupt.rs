@@ -193,4 +193,10 @@ impl InterruptEntry {
     pub const fn with_apic(self, apic: u32, extended: bool) -> Self {
         self.with_raw_destination(if extended { apic } else { (apic & 0xff) << 8 })
     }
+
+    /// Id of the local APIC that it sends to, in a table whose destinations have 32 bits or, unless `extended`, 8.
+    #[must_use]
+    pub const fn apic(self, extended: bool) -> u32 {
+        if extended { self.raw_destination() } else { self.raw_destination() >> 8 & 0xff }
+    }
 }

@@ -1,0 +1,105 @@
+//! From firmware's table to units that are ready.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU64};
+
+use mm::PhysAddr;
+
+use super::{
+    Tables, UnitState, Vtd,
+    interrupts::{self, InterruptControllers},
+};
+use crate::{
+    Options, Platform,
+    backend::UnitSet,
+    dmar::Dmar,
+    sync::IrqLock,
+    vtd::{
+        domain_ids::DomainIds,
+        error::VtdError,
+        spec::TranslationTable,
+        tables::ContextTables,
+        unit::{BringUp, InterruptSetup, Location, Unit},
+    },
+};
+
+impl<P: Platform> Vtd<P> {
+    /// Finds the units that firmware describes and makes them ready, with empty tables and translation off. Interrupts
+    /// are remapped from then on, if they can be.
+    pub fn bring_up(
+        platform: Arc<P>,
+        dmar: &Dmar<'_>,
+        controllers: &InterruptControllers<'_>,
+        options: Options,
+    ) -> Result<Self, VtdError> {
+        let discovered = discover(&*platform, dmar)?;
+        let setup = interrupts::setup(&discovered, dmar, controllers, options);
+        let mut units = Vec::new();
+        units.try_reserve_exact(discovered.len()).map_err(|_| VtdError::OutOfMemory)?;
+        for unit in discovered {
+            units.push(UnitState::bring_up(platform.clone(), unit, setup.ok(), options)?);
+        }
+        let publishes_freely = units.iter().all(|state| {
+            let capability = state.unit.capability();
+            !capability.caches_not_present() && !capability.needs_write_buffer_flush()
+        });
+        let vtd = Self {
+            platform,
+            units,
+            physical_bits: physical_bits(dmar),
+            options,
+            stuck: AtomicU64::new(0),
+            reported_stuck: AtomicU64::new(0),
+            publishes_freely,
+        };
+        vtd.log_interrupts(setup.err());
+        Ok(vtd)
+    }
+}
+
+/// The units that firmware describes, left as they are.
+fn discover<P: Platform>(platform: &P, dmar: &Dmar<'_>) -> Result<Vec<Unit<P>>, VtdError> {
+    let mut units: Vec<Unit<P>> = Vec::new();
+    for (index, drhd) in dmar.units().enumerate() {
+        if index == UnitSet::MAX_UNITS {
+            return Err(VtdError::TooManyUnits);
+        }
+        let base = PhysAddr::checked(drhd.base).ok_or(VtdError::BadBase { unit: index, base: drhd.base })?;
+        if let Some(other) = units.iter().position(|unit| unit.base() == base) {
+            return Err(VtdError::SharedBase { unit: index, other, base });
+        }
+        units.try_reserve(1).map_err(|_| VtdError::OutOfMemory)?;
+        units.push(Unit::discover(platform, index, Location { base, segment: drhd.segment })?);
+    }
+    Ok(units)
+}
+
+/// The width of a physical address, as far as page tables can express it.
+fn physical_bits(dmar: &Dmar<'_>) -> u8 {
+    const MAX_PHYSICAL_BITS: u16 = 52;
+    dmar.header().host_address_bits.min(MAX_PHYSICAL_BITS) as u8
+}
+
+impl<P: Platform> UnitState<P> {
+    fn bring_up(
+        platform: Arc<P>,
+        mut unit: Unit<P>,
+        interrupts: Option<InterruptSetup>,
+        options: Options,
+    ) -> Result<Self, VtdError> {
+        let capability = *unit.capability();
+        let contexts = ContextTables::new(platform.clone(), capability.walks_coherently());
+        let contexts = contexts.ok_or(VtdError::OutOfMemory)?;
+        let ids = DomainIds::new(capability.domain_ids() as usize).ok_or(VtdError::OutOfMemory)?;
+        let how = BringUp {
+            root: contexts.root(),
+            table: TranslationTable::Legacy,
+            queue: options.queued_invalidation,
+            interrupts,
+        };
+        // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
+        // of domains.
+        unsafe { unit.bring_up(&*platform, &how)? };
+        Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(true) })
+    }
+}
