@@ -93,10 +93,10 @@ impl<B: Backend> Domain<B> {
     ) -> Result<Self, DmaError> {
         let platform = backend.platform().clone();
         let format = backend.format(units).ok_or(DmaError::NoCommonFormat)?;
-        let table =
-            PageTable::new(format, PlatformTables(platform.clone())).map_err(|_| DmaError::OutOfMemory)?;
-        let iovas =
-            IovaSpace::new(platform, backend.last_iova(units, format)).map_err(|_| DmaError::OutOfMemory)?;
+        // The table last: dropped on the way out, it would lose its root.
+        let last = backend.last_iova(units, format);
+        let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
+        let table = PageTable::new(format, PlatformTables(platform)).map_err(|_| DmaError::OutOfMemory)?;
         let tags = backend.new_tags(table.root(), format);
         let domain = Self {
             number,

@@ -1,8 +1,10 @@
-//! What the table engine assumes of the machine.
+//! What the table engine and the records of frames assume of the machine.
 //!
-//! A module of its own so that `tests/loom` can put another in its place, and with it run the engine itself under
-//! `loom`: other atomics, and tables so small that every interleaving can be tried.
+//! A module of its own so that `tests/loom` can put another in its place and run them under `loom`
+//! with it: other atomics, and tables so small that every interleaving can be tried.
 
+#[cfg(feature = "frames")]
+pub use core::sync::atomic::AtomicU32;
 pub use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// log2 of the number of entries in a table page: the input bits that one level resolves. Nine in every format.

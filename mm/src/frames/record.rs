@@ -1,6 +1,6 @@
 //! What is known about one frame.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use crate::machine::{AtomicU32, Ordering};
 
 /// Tag of a frame that is not the first of anything: inside a block or a run, or not yet given to the allocator.
 const INSIDE: u32 = 0;

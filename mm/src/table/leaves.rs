@@ -39,10 +39,11 @@ pub fn fill_scattered(entries: &[AtomicU64], segments: &[PhysRange], leaf: u64, 
 
 #[inline(always)]
 fn fill_lines(entries: &[AtomicU64], mut raw: u64, step: u64) {
-    let (lines, rest) = entries.as_chunks::<LINE>();
-    for line in lines {
-        fill_line(line, raw, step);
-        raw += LINE as u64 * step;
+    const LINES: usize = 2 * LINE;
+    let (lines, rest) = entries.as_chunks::<LINES>();
+    for lines in lines {
+        fill_line(lines, raw, step);
+        raw += LINES as u64 * step;
     }
     for entry in rest {
         entry.store(raw, Ordering::Release);
@@ -64,7 +65,7 @@ fn fill_unused(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
 }
 
 #[inline(always)]
-fn fill_line(line: &[AtomicU64; LINE], raw: u64, step: u64) {
+fn fill_line<const N: usize>(line: &[AtomicU64; N], raw: u64, step: u64) {
     for (offset, entry) in (0..).zip(line) {
         entry.store(raw + offset * step, Ordering::Release);
     }

@@ -33,8 +33,12 @@
 //! and is freed when the token is redeemed. Until then, whoever maps gets a token too: a walker that remembers the page
 //! would not find what is mapped in its successor.
 //!
-//! Looking does not pin, so that a fault report never writes to a table. It counts itself in and out of the tree as a
-//! whole, and pages that are redeemed while someone is looking wait until nobody is.
+//! Looking pins as well. A table that is emptied while somebody looks into it is seen to by who looks, and what has to
+//! leave the tree then waits for the next token.
+//!
+//! The usual change, of a few pages in tables that are there, pins the lowest table only (`lowest.rs`): upper tables that
+//! have left a tree are used for tables of their level in this tree again and for nothing else, so they can be read at any
+//! time, and a count of those that left tells whether the way led to the right place.
 
 mod edit;
 mod error;

@@ -1,6 +1,6 @@
 //! Split superpages into tables of smaller leaves.
 
-use super::format::{Format, LeafSizes, level_bytes, level_shift};
+use super::format::{Entry, Format, LeafSizes, level_bytes, level_shift};
 use super::kept::Place;
 use super::link::{self, Seen};
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
@@ -28,7 +28,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let borders = [Some(first), last.checked_add(1)];
         let mut reserve = Reserve::default();
         let reserved = self.fill_reserve(&mut reserve, borders);
-        let was_split = reserved.is_ok() && {
+        let was_split = reserved.is_ok() && !reserve.is_empty() && {
             let levels = self.format.levels();
             let split = |border| self.split_at(self.root_table(), levels, border, &mut reserve, detached);
             borders.into_iter().flatten().map(split).fold(false, |any, split| any | split)
@@ -46,7 +46,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             for border in borders.into_iter().flatten() {
                 let entry = border >> level_shift(level);
                 let is_inside = border & (level_bytes(level) - 1) != 0;
-                if is_inside && split != Some(entry) && self.leaf_bytes(border) >= level_bytes(level) {
+                if is_inside && split != Some(entry) && self.superpage_at(border) >= level {
                     reserve.put(level - 1, self.allocate(level - 1).ok_or(border)?);
                     split = Some(entry);
                 }
@@ -55,8 +55,21 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Ok(())
     }
 
-    fn leaf_bytes(&self, input: u64) -> u64 {
-        self.lookup(input).map_or(0, |leaf| leaf.leaf_bytes)
+    /// Level of the superpage that `border` is in, or 0.
+    ///
+    /// Pins nothing, as in `lowest.rs`. A superpage of which the caller owns a part keeps the tables above it in their
+    /// places, so it is not missed; one seen where there is none costs a page that is given back.
+    fn superpage_at(&self, border: u64) -> u8 {
+        let mut table = self.root_table();
+        for level in (2..=self.format.levels()).rev() {
+            match self.format.decode(level, table[index(border, level)].load(Ordering::Acquire)) {
+                Entry::Leaf(..) => return level,
+                // SAFETY: a table of an upper level, found through a link.
+                Entry::Table(page) if level > 2 => table = unsafe { self.table(page) },
+                Entry::Table(_) | Entry::Empty => return 0,
+            }
+        }
+        0
     }
 
     /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `border`. Returns whether one did.
@@ -125,6 +138,10 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
 }
 
 impl Reserve {
+    fn is_empty(&self) -> bool {
+        self.pages.iter().flatten().all(Option::is_none)
+    }
+
     fn of_level(&mut self, level: u8) -> &mut [Option<NewPage>; 2] {
         &mut self.pages[usize::from(level != 1)]
     }

@@ -1,6 +1,6 @@
 //! The machine as `loom` simulates it, in the place of `src/machine.rs`.
 
-pub use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Two entries a table: three levels have eight pages of input, and few enough interleavings to try them.
 pub const LEVEL_BITS: u32 = 1;
