@@ -2,8 +2,6 @@
 //!
 //! A word stands in [`WORDS`] only when it does something; every other one is reported.
 
-use crate::policy::Limits;
-
 /// Whether devices must be isolated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Mode {
@@ -31,8 +29,6 @@ pub struct Options {
     pub snoop: bool,
     /// Log every group at bring-up: its functions, requester ids and reserved memory.
     pub verbose: bool,
-    /// How many faults of one group are put up with. Not on the command line.
-    pub fault_limits: Limits,
 }
 
 impl Default for Options {
@@ -44,7 +40,6 @@ impl Default for Options {
             superpages: true,
             snoop: true,
             verbose: false,
-            fault_limits: Limits::default(),
         }
     }
 }

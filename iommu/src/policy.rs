@@ -32,6 +32,12 @@ impl Limits {
         }
     }
 
+    /// Puts up with anything, and logs it: for who attacks on purpose.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { throttle_at: u32::MAX, quarantine_at: u32::MAX, quiet_ns: NonZeroU64::MIN }
+    }
+
     /// The count at which a group is quarantined: no storm gets more faults than this recorded before.
     #[must_use]
     pub const fn quarantine_at(self) -> u32 {

@@ -18,6 +18,7 @@ use crate::{
     platform::{Event, Work},
     policy::{Limits, Verdict},
     subsystem::{Control, Machine},
+    sync::IrqLock,
     topology::{FunctionKind, Topology, TopologyError},
     vtd::{InterruptControllers, SecondStageAccess, Vtd, VtdError},
     walk::{Route, Walk},
@@ -88,7 +89,7 @@ struct Shared<P: Platform> {
     groups: Vec<Option<Group<Vtd<P>>>>,
     faults: FaultLog,
     /// How many faults of one group are put up with.
-    limits: Limits,
+    limits: IrqLock<Limits>,
 }
 
 impl<P: Platform> Protection<P> {
@@ -111,7 +112,7 @@ impl<P: Platform> Protection<P> {
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let groups = make_groups(&topology)?;
         let maker = DomainMaker::new(backend.clone(), reaper);
-        let (faults, limits) = (FaultLog::new(), options.fault_limits);
+        let (faults, limits) = (FaultLog::new(), IrqLock::new(Limits::default()));
         let shared = Arc::new(Shared { platform, backend, topology, groups, faults, limits });
         let protection = Self { shared, maker };
         protection.map_reserved();
@@ -185,7 +186,7 @@ impl<P: Platform> Shared<P> {
     fn drain(&self, unit: usize) {
         self.backend.drain_faults(unit, |fault| {
             let verdict = match self.group_of_source(fault.source) {
-                Some(group) => group.enter_fault(&self.platform, self.limits),
+                Some(group) => group.enter_fault(&self.platform, *self.limits.lock(&*self.platform)),
                 // Nobody to blame: the log's own limit is what there is.
                 None => Some(Verdict::Log),
             };
@@ -298,6 +299,10 @@ impl<P: Platform> Control for Protection<P> {
 
     fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
         interrupts::allocate_wire(&self.shared.backend, &self.shared.topology, io_apic)
+    }
+
+    fn set_fault_limits(&self, limits: Limits) -> Limits {
+        core::mem::replace(&mut *self.shared.limits.lock(&*self.shared.platform), limits)
     }
 
     fn handle_event(&self, event: Event) {

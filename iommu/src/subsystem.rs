@@ -12,6 +12,7 @@ use crate::{
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt},
     options::Mode,
     platform::Event,
+    policy::Limits,
     protection::{Protection, StartError},
     topology,
 };
@@ -51,6 +52,7 @@ pub(crate) trait Control: Send + Sync {
         count: u16,
     ) -> Result<MessageInterrupts, InterruptError>;
     fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError>;
+    fn set_fault_limits(&self, limits: Limits) -> Limits;
     fn handle_event(&self, event: Event);
     fn process_faults(&self);
     fn reap(&self);
@@ -140,6 +142,11 @@ impl Iommu {
         self.control.wired_interrupt(io_apic)
     }
 
+    /// Says how many faults of one group are put up with from now on. Returns what was said before.
+    pub fn set_fault_limits(&self, limits: Limits) -> Limits {
+        self.control.set_fault_limits(limits)
+    }
+
     /// Handles an interrupt that [`Platform::allocate_vector`] was asked for. Called in the interrupt.
     pub fn handle_event(&self, event: Event) {
         self.control.handle_event(event);
@@ -208,6 +215,10 @@ impl Control for NoUnit {
         Ok(interrupts::compatible_wire())
     }
 
+    fn set_fault_limits(&self, limits: Limits) -> Limits {
+        limits
+    }
+
     fn handle_event(&self, _event: Event) {}
 
     fn process_faults(&self) {}
@@ -255,6 +266,10 @@ impl<P: Platform> Control for Unprotected<P> {
 
     fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
         Ok(interrupts::compatible_wire())
+    }
+
+    fn set_fault_limits(&self, limits: Limits) -> Limits {
+        limits
     }
 
     fn handle_event(&self, _event: Event) {}

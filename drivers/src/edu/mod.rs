@@ -302,6 +302,19 @@ impl Edu {
     }
 }
 
+/// Waits until `function`, an `edu`, has no transfer running. It has no reset, and once its transfer has ended, with bus
+/// mastering off, it starts no other.
+///
+/// # Errors
+/// It is none, or its transfer did not end in time.
+pub fn await_quiet(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), EduError> {
+    let device = Device::open(host.clone(), function).ok_or(EduError::Absent)?;
+    device.disable_bus_master();
+    let registers = Registers::at(&device.map_bar(0)?)?;
+    let edu = Edu { host: host.clone(), device, registers, interrupt: None, started: true };
+    edu.poll_end(host.now_ns().saturating_add(TRANSFER_DEADLINE_NS))
+}
+
 impl Drop for Edu {
     fn drop(&mut self) {
         // The device has no reset of its own; without bus mastering its requests go nowhere.

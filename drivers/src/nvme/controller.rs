@@ -146,6 +146,28 @@ impl Controller {
         self.execute(Command::get_timestamp(iova))
     }
 
+    /// Keeps the admin queue full of commands that write 4 KiB to `iova`, until `count` were sent or the controller does not
+    /// answer any more, which is no error here. Returns how many it has finished. See [`write_at`](Self::write_at).
+    ///
+    /// # Errors
+    /// It broke the protocol of its queue.
+    pub fn flood(&mut self, iova: Iova, count: usize) -> Result<usize, NvmeError> {
+        let (mut sent, mut done) = (0, 0);
+        while done < count {
+            let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
+            while sent < count && admin.submit(Command::identify_controller(iova), ()).is_ok() {
+                sent += 1;
+            }
+            self.doorbells.submission_tail.write(admin.tail().into());
+            match self.await_completion() {
+                Ok(_) => done += 1,
+                Err(NvmeError::TimedOut) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
     /// Does one admin command. If the controller does not answer, or answers nonsense, it is reset.
     fn execute(&mut self, command: Command) -> Result<Status, NvmeError> {
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;

@@ -21,6 +21,7 @@ mod interrupt_tests;
 mod msi;
 mod msix;
 mod names;
+mod reset;
 
 pub use bar::{Bar, BarError, BarKind};
 pub use capability::{Capabilities, Capability, ExtendedCapabilities};
@@ -32,3 +33,4 @@ pub use function::{Bridge, Class, Function, Id, Layout};
 pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
+pub use reset::{ResetError, reset_function};

@@ -1,8 +1,8 @@
 //! The state of one life, and what each step does.
 
 use iommu::{
-    Bidirectional, Coherent, DmaDevice, DmaError, FromDevice, Iova, Mapping, Options, PciAddress, Rejected,
-    ToDevice, dma::Direction, platform::MsiMessage, policy::Limits,
+    Bidirectional, Coherent, DmaDevice, DmaError, FromDevice, Iova, Mapping, PciAddress, Rejected, ToDevice,
+    dma::Direction, platform::MsiMessage, policy::Limits,
 };
 use vtd_model::{Device, InterruptOutcome, MachineConfig, ModelBuffer, Random};
 
@@ -63,10 +63,9 @@ pub struct Life {
 impl Life {
     pub fn begin(config: MachineConfig) -> Result<Self, String> {
         let seed = config.seed;
+        let driven = Driven::start(config).map_err(|error| format!("bring-up: {error}"))?;
         // Its devices fault all the time, and are to go on.
-        let fault_limits = Limits::new(u32::MAX, u32::MAX, 1).unwrap_or_default();
-        let options = Options { fault_limits, ..Options::default() };
-        let driven = Driven::start_with(config, options).map_err(|error| format!("bring-up: {error}"))?;
+        driven.iommu.set_fault_limits(Limits::none());
         let groups = driven.groups();
         let config = driven.machine.config();
         let functions: Vec<Function> = config
