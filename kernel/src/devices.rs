@@ -43,12 +43,13 @@ pub fn start(
     kernel: &Arc<Kernel>,
     tables: &acpi::Tables,
     options: iommu::Options,
+    records_interrupt_faults: bool,
 ) -> Result<Parts, DevicesError> {
     let host: Arc<dyn Host> = kernel.clone();
     let functions = find_functions(&*host, tables)?;
     let iommu = start_iommu(kernel, tables, &functions, options)?;
     let disk = open_disk(&host, &iommu, &functions);
-    Ok(Parts { host, iommu, options, functions, disk, memory: Arc::new(Frames) })
+    Ok(Parts { host, iommu, options, records_interrupt_faults, functions, disk, memory: Arc::new(Frames) })
 }
 
 fn find_functions(host: &dyn Host, tables: &acpi::Tables) -> Result<Vec<Function>, DevicesError> {

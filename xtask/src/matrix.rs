@@ -35,6 +35,14 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "no-intremap",
         about: "DMA remapping without interrupt remapping",
         iommu: Some("intremap=off"),
+        lacks: &["interrupt remapping in use"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "intremap-unwanted",
+        about: "interrupt remapping that iommu=no-intremap leaves off",
+        cmdline: "iommu=no-intremap",
+        lacks: &["interrupt remapping in use"],
         ..DEFAULT
     },
     Scenario {
@@ -94,6 +102,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "no-qinval",
         about: "invalidation by registers instead of the queue",
         cmdline: "iommu=no-qinval",
+        // It takes the queue.
+        lacks: &["interrupt remapping in use"],
         ..DEFAULT
     },
     Scenario {

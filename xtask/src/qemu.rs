@@ -52,6 +52,12 @@ impl Qemu {
         Ok(Some(Qemu { program: program.to_path_buf(), version }))
     }
 
+    /// What the kernel has to be told of its IOMMU: blocked interrupts are recorded from 10.0 on, and the guest cannot
+    /// tell.
+    pub fn words(&self) -> &'static str {
+        if self.version < Version(10, 0) { "lacks=interrupt-faults" } else { "" }
+    }
+
     /// Whether `device` exists and, unless `property` is empty, has this property.
     pub fn offers(&self, device: &str, property: &str) -> Result<bool> {
         let mut command = Command::new(&self.program);

@@ -139,10 +139,10 @@ impl Options {
     }
 
     fn command(&self, qemu: &Qemu, scenario: &Scenario, files: Files, interactive: bool) -> Command {
-        let cmdline = self.command_line(scenario, interactive);
+        let cmdline = [&self.command_line(scenario, interactive), qemu.words()].join(" ");
+        let cmdline = cmdline.trim_end();
         let console = if interactive { Console::Terminal } else { Console::Output };
-        let machine =
-            Machine { scenario, processor: self.boot.processor(), console, cmdline: &cmdline, files };
+        let machine = Machine { scenario, processor: self.boot.processor(), console, cmdline, files };
         let mut command = Command::new(&qemu.program);
         command.args(machine.arguments());
         if self.gdb {

@@ -86,7 +86,7 @@ impl Stage<'_> {
     fn command_line(&self, scenario: &Scenario, after: Option<&str>) -> String {
         let mut words = vec!["exit".to_string(), format!("test={}", self.tests(scenario))];
         words.extend(after.map(|name| format!("test-after={name}")));
-        words.extend([scenario.cmdline, self.cmdline].map(String::from));
+        words.extend([scenario.cmdline, self.qemu.words(), self.cmdline].map(String::from));
         words.retain(|word| !word.is_empty());
         words.join(" ")
     }
@@ -169,8 +169,8 @@ mod tests {
     #[test]
     fn a_guest_that_crashes_is_booted_again_with_the_next_test() {
         let script = "case $words in\n\
-             'exit test=* selftest=panic log=warn') printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
-             'exit test=* test-after=b selftest=panic log=warn') printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
+             'exit test=* selftest=panic lacks=interrupt-faults log=warn') printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
+             'exit test=* test-after=b selftest=panic lacks=interrupt-faults log=warn') printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
              esac; exit 1";
         let scenario =
             Scenario { cmdline: "selftest=panic", expect: Expect::TheseFail(&["b"]), ..Scenario::DEFAULT };

@@ -178,6 +178,12 @@ impl Edu {
         Ok(interrupt.msi.retarget(cpu)?)
     }
 
+    /// Whether the device's interrupt arrives within `timeout_ns`, or has arrived since this was last asked.
+    pub fn await_interrupt(&self, timeout_ns: u64) -> bool {
+        let deadline_ns = self.host.now_ns().saturating_add(timeout_ns);
+        self.interrupt.as_ref().is_some_and(|interrupt| interrupt.arrived.wait(deadline_ns))
+    }
+
     /// Makes the device raise its interrupt, whether or not it arrives, and takes back what it raised.
     pub fn send_interrupt(&mut self) {
         const ANY: u32 = 1;

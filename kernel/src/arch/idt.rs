@@ -10,8 +10,9 @@ use super::gdt::{CODE_SELECTOR, InterruptStack};
 pub const VECTORS: usize = 256;
 
 // Each stub is padded to 16 bytes, so that the address of one follows from its vector. The CPU pushes an error code
-// for some exceptions only; the others get a zero, so that all frames look alike. The kernel neither uses nor saves
-// vector registers.
+// for some exceptions only; the others get a zero, so that all frames look alike. It pushes none for an interrupt, and
+// an APIC delivers vectors from 16 on, those of exceptions too: there the alignment of the stack tells what came, for
+// the CPU aligns it to 16 bytes before it pushes five words or six. The kernel neither uses nor saves vector registers.
 global_asm!(
     r#"
     .section .text.traps, "ax", @progbits
@@ -21,8 +22,14 @@ trap_stubs:
     .set vector, 0
     .rept 256
         .balign 16
-        # 8, 10-14, 17, 21, 29 and 30 come with an error code.
-        .if (vector < 32) && ((0x60227d00 >> vector) & 1)
+        # 8 and 10 to 14 come with an error code.
+        .if (vector < 16) && ((0x7d00 >> vector) & 1)
+        # 17, 21, 29 and 30 do if they are exceptions.
+        .elseif (vector < 32) && ((0x60220000 >> vector) & 1)
+            testb $8, %spl
+            jz 1f
+            pushq $0
+        1:
         .else
             pushq $0
         .endif

@@ -3,6 +3,8 @@
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use x86::{io::inb, irq::NONMASKABLE_INTERRUPT_VECTOR};
+
 use super::{apic, cpu::Cpu, idt::VECTORS};
 use crate::{
     smp,
@@ -106,6 +108,34 @@ pub(super) fn dispatch(vector: u8) {
     if cpu.take_reschedule() {
         threads::preempt();
     }
+}
+
+/// Whether `vector`, an exception's, is an interrupt: some device raised it, and nothing stopped it. It is counted and
+/// acknowledged then. No thread is preempted: the handler may be on a stack that belongs to this CPU.
+pub(super) fn is_stray(vector: u8) -> bool {
+    let stray = apic::in_service(vector);
+    if stray {
+        ARRIVED[usize::from(vector)].fetch_add(1, Relaxed);
+        UNEXPECTED.fetch_add(1, Relaxed);
+        apic::acknowledge();
+    }
+    stray
+}
+
+/// Whether a non-maskable interrupt has no cause that the chip set knows of. A device can raise one where interrupts are
+/// not remapped. It is counted then.
+pub(super) fn is_stray_nmi() -> bool {
+    const SYSTEM_CONTROL: u16 = 0x61;
+    const SYSTEM_ERROR: u8 = 1 << 7;
+    const CHANNEL_CHECK: u8 = 1 << 6;
+    // SAFETY: reading the port tells and changes nothing else.
+    let status = unsafe { inb(SYSTEM_CONTROL) };
+    let stray = status & (SYSTEM_ERROR | CHANNEL_CHECK) == 0;
+    if stray {
+        ARRIVED[usize::from(NONMASKABLE_INTERRUPT_VECTOR)].fetch_add(1, Relaxed);
+        UNEXPECTED.fetch_add(1, Relaxed);
+    }
+    stray
 }
 
 fn run_handler(vector: u8) {

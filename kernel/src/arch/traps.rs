@@ -48,11 +48,16 @@ impl fmt::Display for TrapFrame {
     }
 }
 
+/// The lowest vector that a local APIC delivers.
+const FIRST_OF_APIC: u8 = 16;
+
 /// Where all entry stubs lead.
 pub(super) extern "C" fn handle_trap(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         irq::NONMASKABLE_INTERRUPT_VECTOR if smp::is_stopping() => stop(frame),
+        irq::NONMASKABLE_INTERRUPT_VECTOR if interrupts::is_stray_nmi() => {}
         irq::PAGE_FAULT_VECTOR if resume_probe(frame) => {}
+        vector @ FIRST_OF_APIC..32 if interrupts::is_stray(vector) => {}
         vector @ 0..32 => fatal_exception(vector, frame),
         vector => interrupts::dispatch(vector),
     }

@@ -27,9 +27,15 @@ pub fn cpus() -> impl Iterator<Item = &'static Cpu> {
     smp::online()
 }
 
-/// The CPU that the next interrupt is sent to.
-fn next_cpu() -> &'static Cpu {
-    smp::next_cpu(apic::has_message)
+/// Sends an interrupt to the next CPU in turn; if that is out of its way's reach, to one that every way reaches.
+fn send_to_next<T>(mut send: impl FnMut(&Cpu) -> Result<T, InterruptError>) -> Result<T, InterruptError> {
+    let next = smp::next_cpu(|_| true);
+    match send(next) {
+        Err(InterruptError::Route(_)) if !apic::has_message(next.apic_id()) => {
+            send(smp::next_cpu(apic::has_message))
+        }
+        sent => sent,
+    }
 }
 
 /// A vector of a driver's, and the way of one function to it.
@@ -47,7 +53,7 @@ impl DriverInterrupt {
         let vector = interrupts::allocate(handler).ok_or(InterruptError::NoVector)?;
         let message = MsiMessage { address: 0, data: 0 };
         let mut interrupt = Self { message, interrupts: Some(interrupts), vector: Some(vector) };
-        interrupt.send_to(next_cpu())?;
+        send_to_next(|cpu| interrupt.send_to(cpu))?;
         Ok(interrupt)
     }
 
@@ -90,10 +96,13 @@ pub fn connect(iommu: &Iommu, wire: Wire, handler: Handler) -> Result<(), WireEr
     let io_apic = io_apic::owner(wire).ok_or(no_input)?;
     // Dropped in reverse order if something fails: while there is a way to it, nobody else may have the vector.
     let vector = interrupts::allocate(handler).ok_or(WireError::NoVector)?;
-    let interrupt = iommu.wired_interrupt(io_apic).map_err(WireError::Route)?;
+    let interrupt = iommu.wired_interrupt(io_apic).map_err(|error| WireError::Unreachable(error.into()))?;
     let mode = WireMode { active_low: wire.is_active_low, level_triggered: wire.is_level };
-    let to = Destination { apic: next_cpu().apic_id(), vector: vector.number() };
-    let entry = interrupt.route(mode, to).map_err(WireError::Route)?;
+    let entry = send_to_next(|cpu| {
+        let to = Destination { apic: cpu.apic_id(), vector: vector.number() };
+        Ok(interrupt.route(mode, to)?)
+    })
+    .map_err(WireError::Unreachable)?;
     if !io_apic::route(wire, entry) {
         return Err(no_input);
     }
@@ -111,8 +120,8 @@ pub enum WireError {
     },
     /// All vectors are in use.
     NoVector,
-    /// There is no way from the I/O APIC to the CPU.
-    Route(iommu::interrupts::InterruptError),
+    /// There is no way from the I/O APIC to a CPU.
+    Unreachable(InterruptError),
 }
 
 impl fmt::Display for WireError {
@@ -120,7 +129,7 @@ impl fmt::Display for WireError {
         match self {
             Self::NoInput { input } => write!(f, "no I/O APIC has input {input}"),
             Self::NoVector => f.write_str("all interrupt vectors are in use"),
-            Self::Route(error) => error.fmt(f),
+            Self::Unreachable(error) => error.fmt(f),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Tests of the kernel by itself: memory protection, threads, time, interrupts.
 
+mod affinity;
 mod cost;
 mod cpus;
 mod firmware;

@@ -1,15 +1,21 @@
-//! Attacks on memory, by a device whose DMA engine can be aimed anywhere.
+//! Attacks on memory and on interrupts, by a device that can be aimed anywhere.
 
 use drivers::edu::{EduError, Transfer, Way};
-use iommu::{Bidirectional, DmaError, Iova, PageBuffer, ToDevice};
-use suites::{ClaimedEdu, Machine};
+use iommu::{
+    Bidirectional, DmaError, Iova, PageBuffer, ToDevice, interrupts::Sender, platform::MsiMessage,
+    vtd::spec::message,
+};
+use suites::{ClaimedEdu, Machine, reports};
 
 use super::{Command, Shell, UsageError};
-use crate::println;
+use crate::{
+    arch::{Cpu, clock, interrupts},
+    println, threads,
+};
 
 pub(super) static COMMANDS: &[Command] = &[Command {
     name: "attack",
-    arguments: "read | write | read-only | unmapped",
+    arguments: "read | write | read-only | unmapped | interrupt | vector",
     help: "have a device do what it may not",
     run: attack,
 }];
@@ -29,6 +35,8 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         ["write"] => with_edu(shell.machine, |edu, page| rogue(edu, page, Way::ToMemory)),
         ["read-only"] => with_edu(shell.machine, write_to_read_only),
         ["unmapped"] => with_edu(shell.machine, use_after_unmap),
+        ["interrupt"] => with_edu(shell.machine, |edu, _| anothers_interrupt(shell.machine, edu)),
+        ["vector"] => with_edu(shell.machine, |edu, _| own_vector(shell.machine, edu)),
         _ => return Err(UsageError),
     };
     match tried {
@@ -92,8 +100,48 @@ fn use_after_unmap(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackErro
     Ok(Outcome { got_through: page.iter().any(|&byte| byte != 0xa5), faults })
 }
 
+/// How long an interrupt or a fault is waited for.
+const INTERRUPT_WAIT_NS: u64 = clock::NS_PER_S / 5;
+
+/// Sends `message`, and counts what arrives on `vector` and the faults.
+fn forge(
+    machine: &Machine,
+    edu: &mut ClaimedEdu,
+    message: MsiMessage,
+    vector: u8,
+) -> Result<Outcome, AttackError> {
+    println!("  it writes {:#x} at {:#x}", message.data, message.address);
+    let (arrived, faults) = (interrupts::arrived(vector), edu.dma.fault_count());
+    edu.forge(machine, message)?;
+    threads::sleep_until(clock::now_ns() + INTERRUPT_WAIT_NS);
+    let arrived = interrupts::arrived(vector) - arrived;
+    println!("  vector {vector:#x} arrived {arrived} times since");
+    Ok(Outcome { got_through: arrived > 0, faults: edu.dma.fault_count() - faults })
+}
+
+/// The entry of somebody else: the first one that the attacker may not use.
+fn anothers_interrupt(machine: &Machine, edu: &mut ClaimedEdu) -> Result<Outcome, AttackError> {
+    let own = Sender::Function(edu.device.function().source_id());
+    let entries = reports::interrupts(&machine.iommu);
+    let victim = entries.iter().find(|entry| entry.sender != Some(own)).ok_or(AttackError::NoVictim)?;
+    let owner = victim.sender.map_or("anybody".into(), |sender| alloc::format!("{sender}"));
+    println!("interrupt entry {} is for {owner} alone", victim.index);
+    forge(machine, edu, message(victim.index, false), victim.vector)
+}
+
+/// A message that names a vector, and no entry. QEMU's unit lets it through, real ones do not.
+fn own_vector(machine: &Machine, edu: &mut ClaimedEdu) -> Result<Outcome, AttackError> {
+    let free = (interrupts::LEGACY_BASE..=u8::MAX).rev().find(|&vector| !interrupts::is_used(vector));
+    let vector = free.ok_or(AttackError::NoVictim)?;
+    println!("vector {vector:#x} was given to nobody; QEMU's unit does not block messages that name one");
+    let to = Cpu::current().apic_id() as u8;
+    let message = MsiMessage { address: 0xfee0_0000 | u64::from(to) << 12, data: vector.into() };
+    forge(machine, edu, message, vector)
+}
+
 /// Why an attack could not be tried.
 enum AttackError {
+    NoVictim,
     Machine(harness::Failure),
     Device(EduError),
     Dma(DmaError),
@@ -102,6 +150,7 @@ enum AttackError {
 impl core::fmt::Display for AttackError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
+            Self::NoVictim => f.write_str("there is nobody to attack: no interrupt is remapped"),
             Self::Machine(error) => error.fmt(f),
             Self::Device(error) => error.fmt(f),
             Self::Dma(error) => error.fmt(f),

@@ -1,12 +1,14 @@
 //! Commands that show the IOMMU at work.
 
+use drivers::pci::{Function, class_name, device_name};
 use iommu::{
-    dump::{DomainReport, GroupReport, MappingReport, UnitReport, Visitor},
+    dump::{DomainReport, GroupReport, InterruptReport, MappingReport, UnitReport, Visitor},
     fault::Fault,
+    interrupts::Sender,
 };
 
 use super::{Command, Shell, UsageError};
-use crate::println;
+use crate::{arch::interrupts, println};
 
 pub(super) static COMMANDS: &[Command] = &[
     Command {
@@ -20,6 +22,12 @@ pub(super) static COMMANDS: &[Command] = &[
         arguments: "[-v]",
         help: "groups and their domains; -v: what is mapped",
         run: domains,
+    },
+    Command {
+        name: "irt",
+        arguments: "",
+        help: "interrupt-remapping entries: who may raise what, and how often it came",
+        run: irt,
     },
     Command { name: "faults", arguments: "", help: "the last requests that were blocked", run: faults },
 ];
@@ -116,6 +124,51 @@ impl Visitor for Domains {
 
     fn lost_faults(&mut self, _count: u64) {
         self.finish();
+    }
+}
+
+fn irt(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let [] = arguments else { return Err(UsageError) };
+    let mut shown = Entries { shown: 0, functions: &shell.machine.functions };
+    shell.machine.iommu.visit(&mut shown);
+    if shown.shown == 0 {
+        println!("no interrupt is remapped");
+    }
+    println!("vectors that nobody had asked for: {}", interrupts::unexpected());
+    Ok(())
+}
+
+struct Entries<'a> {
+    shown: usize,
+    functions: &'a [Function],
+}
+
+impl Entries<'_> {
+    /// What may use an entry, in words.
+    fn name_of(&self, sender: Option<Sender>) -> &'static str {
+        let Some(Sender::Function(source) | Sender::Functions { source, .. }) = sender else { return "" };
+        match self.functions.iter().find(|function| function.address == source.function()) {
+            Some(function) => device_name(function.id).unwrap_or_else(|| class_name(function.class)),
+            // Devices that are no PCI functions have ids of their own; of those only I/O APICs are in use here.
+            None => "I/O APIC",
+        }
+    }
+}
+
+impl Visitor for Entries<'_> {
+    fn interrupt(&mut self, entry: &InterruptReport) {
+        if self.shown == 0 {
+            println!("unit  entry  may be raised by  vector   to APIC  trigger  arrived  device");
+        }
+        self.shown += 1;
+        let InterruptReport { unit, index, vector, apic, .. } = *entry;
+        let sender = entry.sender.map_or("ANYBODY".into(), |sender| alloc::format!("{sender}"));
+        let trigger = if entry.level_triggered { "level" } else { "edge" };
+        let arrived = interrupts::arrived(vector);
+        let name = self.name_of(entry.sender);
+        println!(
+            "{unit:4}  {index:5}  {sender:16}  {vector:#6x}  {apic:#8x}  {trigger:7}  {arrived:7}  {name}"
+        );
     }
 }
 

@@ -6,6 +6,7 @@
 //! - `unit`: the state of the remapping units after bring-up, and who gets a device;
 //! - `edu`: DMA inside of mappings moves the right bytes;
 //! - `isolation`: everything else is blocked, and recorded exactly;
+//! - `interrupts`: a device raises what was given to it and nothing else;
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
 //! - `nvme`: the same from a device that does thousands of transfers a second;
 //! - `disk`: a real disk, compared with what the host has in its image.
@@ -16,12 +17,13 @@ extern crate alloc;
 mod disk;
 mod edu;
 mod faults;
+mod interrupts;
 mod isolation;
 mod machine;
 mod mapping;
 mod nvme;
 mod pattern;
-mod reports;
+pub mod reports;
 mod unit;
 
-pub use machine::{ClaimedEdu, Machine, Memory, Parts};
+pub use machine::{ClaimedEdu, Machine, Memory, Parts, lacks};

@@ -16,7 +16,7 @@ use drivers::{
     virtio::blk::Disk,
 };
 use harness::{Context, Failure};
-use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, options::Mode};
+use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode};
 
 use crate::reports;
 
@@ -37,6 +37,8 @@ pub struct Parts {
     pub iommu: Iommu,
     /// How it was started.
     pub options: Options,
+    /// The units record interrupts that they block. QEMU's does so from 10.0 on.
+    pub records_interrupt_faults: bool,
     /// Every PCI function.
     pub functions: Vec<Function>,
     /// The disk, if the kernel has opened one.
@@ -126,6 +128,15 @@ impl Machine {
             Mode::On | Mode::Force if reports::units(&self.parts.iommu).is_empty() => Isolation::Refused,
             Mode::On | Mode::Force => Isolation::Enforced,
         }
+    }
+
+    /// Whether the units remap interrupts: all that can, unless it was not wanted or there is no invalidation queue.
+    #[must_use]
+    pub fn remaps_interrupts(&self) -> bool {
+        let wanted = self.options.interrupt_remapping && self.options.queued_invalidation;
+        let can = |unit: &UnitReport| unit.extended_capability >> 3 & 1 != 0;
+        let units = reports::units(&self.parts.iommu);
+        wanted && !units.is_empty() && units.iter().all(can)
     }
 
     /// The `edu` device number `index` of those that are claimed.
@@ -260,6 +271,16 @@ pub mod lacks {
         unit(context).or_else(|| edus(context, 1))
     }
 
+    /// For tests that aim interrupts of an `edu`.
+    pub fn remapped_edu(context: &Context<'_>) -> Option<&'static str> {
+        isolated_edu(context).or_else(|| remapping(context))
+    }
+
+    /// For tests that aim interrupts of one `edu` at another.
+    pub fn two_remapped_edus(context: &Context<'_>) -> Option<&'static str> {
+        two_isolated_edus(context).or_else(|| remapping(context))
+    }
+
     /// For tests that attack one `edu` by another.
     pub fn two_isolated_edus(context: &Context<'_>) -> Option<&'static str> {
         unit(context).or_else(|| edus(context, 2))
@@ -290,6 +311,11 @@ pub mod lacks {
     /// For tests that block a disk.
     pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
         unit(context).or_else(|| no_disk(context))
+    }
+
+    fn remapping(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        (!machine.remaps_interrupts()).then_some("interrupt remapping in use")
     }
 
     fn edus(context: &Context<'_>, needed: usize) -> Option<&'static str> {

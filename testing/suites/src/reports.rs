@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use iommu::{
     Iommu, PciAddress, SourceId,
-    dump::{DomainReport, GroupReport, GroupStanding, MappingReport, UnitReport, Visitor},
+    dump::{DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport, Visitor},
     fault::Fault,
 };
 
@@ -20,6 +20,20 @@ pub fn units(iommu: &Iommu) -> Vec<UnitReport> {
     let mut units = Units::default();
     iommu.visit(&mut units);
     units.0
+}
+
+/// The interrupt entries in use.
+pub fn interrupts(iommu: &Iommu) -> Vec<InterruptReport> {
+    #[derive(Default)]
+    struct Interrupts(Vec<InterruptReport>);
+    impl Visitor for Interrupts {
+        fn interrupt(&mut self, interrupt: &InterruptReport) {
+            self.0.push(*interrupt);
+        }
+    }
+    let mut interrupts = Interrupts::default();
+    iommu.visit(&mut interrupts);
+    interrupts.0
 }
 
 /// The last faults, oldest first.

@@ -19,6 +19,7 @@ test! {
             check!(unit.translates(), "unit {}: translation is off, status {:#x}", unit.unit, unit.global_status);
             let queue = has_queue(&unit) && machine.options.queued_invalidation;
             check_eq!(unit.queues_invalidations(), queue, "unit {}", unit.unit);
+            check_eq!(unit.remaps_interrupts(), machine.remaps_interrupts(), "unit {}", unit.unit);
             // Overflow, pending fault, queue errors.
             check_eq!(unit.fault_status & 0x73, 0, "unit {}: fault status", unit.unit);
         }
