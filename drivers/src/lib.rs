@@ -18,4 +18,5 @@ pub mod lock;
 pub mod mmio;
 pub mod nvme;
 pub mod pci;
+pub mod quiet;
 pub mod virtio;

@@ -8,7 +8,7 @@ use crate::{
     Incident, Iova, Platform,
     dma::{
         DmaError,
-        device::FaultCount,
+        device::{FaultCount, FaultCounts},
         reaper::{Abandoned, Reaper},
         space::{MapRequest, NotMapped, Placement, Space, whole_pages},
     },
@@ -57,8 +57,8 @@ impl<P: Platform> Space for DirectSpace<P> {
 pub(crate) struct NoFaults;
 
 impl FaultCount for NoFaults {
-    fn faults(&self) -> u64 {
-        0
+    fn faults(&self) -> FaultCounts {
+        FaultCounts::default()
     }
 
     fn listen(&self, _listener: Arc<dyn Fn(Incident) + Send + Sync>) {}

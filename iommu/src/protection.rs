@@ -6,7 +6,11 @@ use core::fmt;
 use crate::{
     Options, PciAddress, Platform, SourceId,
     backend::Backend,
-    dma::{DmaDevice, Stuck, device::FaultCount, reaper::Reaper},
+    dma::{
+        DmaDevice, Stuck,
+        device::{FaultCount, FaultCounts},
+        reaper::Reaper,
+    },
     dmar::{Dmar, DmarError},
     dump::{DomainReport, GroupReport, Visitor},
     fault::{Fault, FaultTarget},
@@ -368,17 +372,17 @@ struct DeviceFaults<P: Platform> {
 }
 
 impl<P: Platform> FaultCount for DeviceFaults<P> {
-    fn faults(&self) -> u64 {
-        let Some(group) = self.shared.group(self.function) else { return 0 };
-        let mut count = 0;
+    fn faults(&self) -> FaultCounts {
+        let Some(group) = self.shared.group(self.function) else { return FaultCounts::default() };
+        let mut unattributed = 0;
         let mut last_unit = None;
         for &(_, unit) in &group.layout().sources {
             if last_unit.replace(unit) != Some(unit) {
                 self.shared.drain(unit);
-                count += self.shared.backend.lost_faults(unit);
+                unattributed += self.shared.backend.lost_faults(unit);
             }
         }
-        count + group.faults(&self.shared.platform)
+        FaultCounts { own: group.faults(&self.shared.platform), unattributed }
     }
 
     fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {

@@ -44,6 +44,11 @@ impl Device {
         Config::new(&*self.host, self.function)
     }
 
+    /// Whether it is a bridge.
+    pub fn is_bridge(&self) -> bool {
+        matches!(self.layout, Layout::Bridge(_) | Layout::CardBus(_))
+    }
+
     /// Vendor and device id.
     pub fn id(&self) -> Id {
         let id = self.config().read32(offset::ID);

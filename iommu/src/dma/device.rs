@@ -28,10 +28,19 @@ struct Shared {
     last: AtomicU64,
 }
 
+/// Faults that a device has caused, or may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FaultCounts {
+    /// Faults of the device's group.
+    pub own: u64,
+    /// How many times its units had no room for a record. Whose fault that was nobody knows.
+    pub unattributed: u64,
+}
+
 /// Where a device's faults come from.
 pub(crate) trait FaultCount: Send + Sync {
     /// Faults of the device so far, those included that its unit has recorded but not yet reported.
-    fn faults(&self) -> u64;
+    fn faults(&self) -> FaultCounts;
 
     /// Makes `listener` the one that is told of them.
     fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>);
@@ -110,6 +119,14 @@ impl DmaDevice {
     /// completes requests, and fails every request that was in flight when the number changed.
     #[must_use]
     pub fn fault_count(&self) -> u64 {
+        let FaultCounts { own, unattributed } = self.fault_counts();
+        own.saturating_add(unattributed)
+    }
+
+    /// The same, with what is certainly the device's apart from what may be another's. In a storm of another device behind
+    /// the same unit only the second number grows: what was in flight is in doubt, and can be done again.
+    #[must_use]
+    pub fn fault_counts(&self) -> FaultCounts {
         self.shared.faults.faults()
     }
 

@@ -16,7 +16,7 @@ pub(crate) mod space;
 
 pub use buffer::{DmaBuffer, RawBuffer};
 pub use coherent::Coherent;
-pub use device::DmaDevice;
+pub use device::{DmaDevice, FaultCounts};
 pub use direction::{Access, Bidirectional, Direction, FromDevice, ToDevice};
 pub use error::{DmaError, Rejected, Stuck};
 pub use mapping::Mapping;

@@ -9,6 +9,7 @@
 //! - `interrupts`: a device raises what was given to it and nothing else;
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
 //! - `nvme`: the same from a device that does thousands of transfers a second;
+//! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
 //! - `disk`: a real disk, compared with what the host has in its image.
 #![no_std]
 
@@ -24,6 +25,7 @@ mod mapping;
 mod nvme;
 mod pattern;
 pub mod reports;
+mod storm;
 mod unit;
 
 pub use machine::{ClaimedEdu, Machine, Memory, Parts, lacks};

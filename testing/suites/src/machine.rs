@@ -13,10 +13,11 @@ use drivers::{
     lock::Lock,
     nvme::Controller,
     pci::Function,
+    quiet::quieten,
     virtio::blk::Disk,
 };
-use harness::{Context, Failure};
-use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode};
+use harness::{Context, Failure, failure};
+use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
 
 use crate::reports;
 
@@ -75,6 +76,26 @@ struct Slot<T> {
 pub struct Lent<'a, T> {
     device: Option<T>,
     slot: &'a Slot<T>,
+    /// Whoever has it may attack as it likes.
+    _tolerance: Option<Tolerance<'a>>,
+}
+
+/// While it lives no device is put in quarantine, whatever it does.
+struct Tolerance<'a> {
+    iommu: &'a Iommu,
+    before: Limits,
+}
+
+impl<'a> Tolerance<'a> {
+    fn new(iommu: &'a Iommu) -> Self {
+        Self { iommu, before: iommu.set_fault_limits(Limits::none()) }
+    }
+}
+
+impl Drop for Tolerance<'_> {
+    fn drop(&mut self) {
+        self.iommu.set_fault_limits(self.before);
+    }
 }
 
 /// What stands between devices and memory.
@@ -156,9 +177,42 @@ impl Machine {
         self.idle_edu
     }
 
-    /// The NVMe controller.
+    /// The NVMe controller, to attack with: it does so too fast for what is put up with else.
     pub fn nvme(&self) -> Result<Lent<'_, Controller>, Failure> {
+        let mut nvme = self.nvme_as_any_device()?;
+        nvme._tolerance = Some(Tolerance::new(&self.iommu));
+        Ok(nvme)
+    }
+
+    /// The NVMe controller, under the limits that hold for everybody.
+    pub fn nvme_as_any_device(&self) -> Result<Lent<'_, Controller>, Failure> {
         self.nvme.as_ref().ok_or_else(|| Failure::new("no NVMe controller"))?.lend()
+    }
+
+    /// Takes `function` back from its driver, or out of quarantine.
+    pub fn release(&self, function: PciAddress) -> Result<(), Failure> {
+        let host = &self.host;
+        let quieten =
+            |function| quieten(host, function).inspect_err(|error| log::warn!("{function}: {error}"));
+        Ok(self.iommu.release(function, |function| quieten(function).is_ok())?)
+    }
+
+    /// Drops what is left of the controller and opens it anew.
+    pub fn reopen_nvme(&self, mut nvme: Lent<'_, Controller>) -> Result<(), Failure> {
+        let function = nvme.dma().function();
+        drop(nvme.device.take());
+        self.release(function)?;
+        nvme.device = Some(claim_nvme(self, function).map_err(|error| failure!("{error}"))?);
+        Ok(())
+    }
+
+    /// Drops what is left of the `edu` and opens it anew.
+    pub fn reopen_edu(&self, mut edu: Lent<'_, ClaimedEdu>) -> Result<(), Failure> {
+        let function = edu.dma.function();
+        drop(edu.device.take());
+        self.release(function)?;
+        edu.device = Some(claim_edu(self, function).map_err(|error| failure!("{error}"))?);
+        Ok(())
     }
 
     /// Whether there is an NVMe controller.
@@ -170,6 +224,11 @@ impl Machine {
     /// The disk.
     pub fn disk(&self) -> Result<&Disk, Failure> {
         self.disk.as_deref().ok_or_else(|| Failure::new("the disk could not be opened"))
+    }
+
+    /// The disk, for a thread.
+    pub fn shared_disk(&self) -> Result<Arc<Disk>, Failure> {
+        self.disk.clone().ok_or_else(|| Failure::new("the disk could not be opened"))
     }
 
     /// The address of a page that was never mapped, and never aimed at.
@@ -212,7 +271,7 @@ impl<T> Slot<T> {
         if device.is_none() {
             return Err(Failure::new(self.error.as_deref().unwrap_or("another test has the device")));
         }
-        Ok(Lent { device, slot: self })
+        Ok(Lent { device, slot: self, _tolerance: None })
     }
 }
 
@@ -301,6 +360,11 @@ pub mod lacks {
     /// For tests that attack by NVMe.
     pub fn isolated_nvme(context: &Context<'_>) -> Option<&'static str> {
         unit(context).or_else(|| nvme(context))
+    }
+
+    /// For tests that attack by NVMe while a disk is read.
+    pub fn isolated_nvme_and_disk(context: &Context<'_>) -> Option<&'static str> {
+        isolated_nvme(context).or_else(|| disk(context))
     }
 
     /// For tests that need a disk.

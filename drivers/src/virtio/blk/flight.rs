@@ -1,6 +1,9 @@
 //! A request while the driver or the device has it.
 
-use iommu::{DmaDevice, DmaError, FromDevice, Iova, Mapping, PageBuffer, ToDevice, dma};
+use iommu::{
+    DmaDevice, DmaError, FromDevice, Iova, Mapping, PageBuffer, ToDevice,
+    dma::{self, FaultCounts},
+};
 
 use super::layout::Kind;
 use crate::block::{BlockError, Operation, Promise, Transfer};
@@ -107,8 +110,8 @@ pub struct InFlight {
     pub promise: Promise,
     /// When it must be done.
     pub deadline_ns: u64,
-    /// The driver's epoch when it was submitted.
-    pub epoch: u64,
+    /// The device's fault counts when it was submitted.
+    pub faults: FaultCounts,
 }
 
 impl InFlight {

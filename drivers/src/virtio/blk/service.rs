@@ -6,10 +6,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::DmaDevice;
 
 use super::{
-    DiskError, Shared,
+    DiskError, Refused, Shared,
     flight::InFlight,
     layout::{feature, read_info},
-    state::{DESCRIPTORS, Done, FaultEpoch, Phase, State},
+    state::{DESCRIPTORS, Done, Doubt, FaultWatch, Phase, State},
 };
 use crate::{
     block::BlockError,
@@ -79,7 +79,7 @@ impl Service {
         let mut done = Vec::new();
         done.try_reserve_exact(usize::from(size)).map_err(|_| DiskError::OutOfMemory)?;
         let doorbell = connect(&transport, queue.memory(), size)?;
-        let faults = FaultEpoch::new(dma.fault_count());
+        let faults = FaultWatch { counts: dma.fault_counts() };
         let state = State { phase: Phase::Running, queue, slots, doorbell, faults };
         let shared = Arc::new(Shared {
             host: host.clone(),
@@ -117,8 +117,8 @@ impl Service {
     fn turn(&mut self) -> Result<(), Trouble> {
         let collected = self.shared.state.lock().collect(&mut self.done);
         // The count is read after the device's word was taken: a fault that it keeps quiet about is in it.
-        let epoch = self.check_faults();
-        self.deliver(epoch);
+        let faults = self.check_faults();
+        self.deliver(faults);
         collected.map_err(Trouble::Queue)?;
         if self.config_changed.changed.swap(false, Ordering::AcqRel) && !self.transport.is_running() {
             return Err(Trouble::AskedForReset);
@@ -129,10 +129,24 @@ impl Service {
         self.watch()
     }
 
-    /// Completes the requests in `done`.
-    fn deliver(&mut self, epoch: u64) {
+    /// Completes the requests in `done`. One that a fault may have met, and nobody knows whose, is done again for as long
+    /// as there is time.
+    fn deliver(&mut self, faults: FaultWatch) {
+        let now_ns = self.shared.host.now_ns();
         for Done { flight, result } in self.done.drain(..) {
-            let result = if flight.epoch == epoch { result } else { Err(BlockError::Blocked) };
+            let result = match faults.doubt(flight.faults) {
+                Doubt::None => result,
+                Doubt::Repeat if flight.deadline_ns > now_ns => {
+                    let InFlight { job, promise, deadline_ns, .. } = flight;
+                    let started = self.shared.state.lock().start(job, promise, deadline_ns);
+                    if let Err(Refused { job, promise, .. }) = started {
+                        let flight = InFlight { job, promise, deadline_ns, faults: faults.counts };
+                        flight.finish(Err(BlockError::Blocked));
+                    }
+                    continue;
+                }
+                Doubt::Repeat | Doubt::Blocked => Err(BlockError::Blocked),
+            };
             if result.is_ok() {
                 self.fruitless_resets = 0;
             }
@@ -156,9 +170,10 @@ impl Service {
         if overdue { Err(Trouble::Overdue) } else { Ok(()) }
     }
 
-    fn check_faults(&self) -> u64 {
-        let count = self.shared.dma.fault_count();
-        self.shared.state.lock().faults.check(count)
+    fn check_faults(&self) -> FaultWatch {
+        let faults = FaultWatch { counts: self.shared.dma.fault_counts() };
+        self.shared.state.lock().faults = faults;
+        faults
     }
 
     /// Resets the device, fails what it had, and starts it again.
@@ -195,14 +210,14 @@ impl Service {
             // The rings stay as they are even when everybody has let go of the disk.
             core::mem::forget(self.shared.clone());
         }
-        let epoch = self.check_faults();
+        let faults = self.check_faults();
         let now_ns = self.shared.host.now_ns();
         // One at a time, because giving memory back must not happen under the lock.
         while let Some(flight) = self.take_back() {
             match quiet {
                 Ok(()) => {
                     let error =
-                        if next == Phase::Gone { BlockError::Gone } else { failure(&flight, epoch, now_ns) };
+                        if next == Phase::Gone { BlockError::Gone } else { failure(&flight, faults, now_ns) };
                     flight.finish(Err(error));
                 }
                 Err(_) => flight.pin(),
@@ -248,8 +263,8 @@ impl Drop for Service {
 }
 
 /// Why a request that was taken back from a device that has been reset failed.
-fn failure(flight: &InFlight, epoch: u64, now_ns: u64) -> BlockError {
-    if flight.epoch != epoch {
+fn failure(flight: &InFlight, faults: FaultWatch, now_ns: u64) -> BlockError {
+    if faults.doubt(flight.faults) != Doubt::None {
         BlockError::Blocked
     } else if flight.deadline_ns <= now_ns {
         BlockError::TimedOut

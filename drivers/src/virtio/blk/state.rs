@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use iommu::{Coherent, Iova};
+use iommu::{Coherent, Iova, dma::FaultCounts};
 
 use super::{
     Refused,
@@ -24,7 +24,7 @@ pub struct State {
     /// Header and status of each request, by the head of its chain.
     pub slots: Coherent<Slot>,
     pub doorbell: Doorbell,
-    pub faults: FaultEpoch,
+    pub faults: FaultWatch,
 }
 
 /// Whether requests are taken.
@@ -38,28 +38,35 @@ pub enum Phase {
     NotQuiet,
 }
 
-/// Tells requests that met a fault from those that did not, without a mark on each of them.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct FaultEpoch {
-    /// Checks that found new faults. What was submitted in an earlier epoch was in flight when they happened.
-    pub epoch: u64,
-    /// Count at the last check.
-    count: u64,
+/// Tells requests that met a fault from those that did not, without a mark on each of them: a request in flight at the
+/// time of a fault was submitted when the counts were lower.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultWatch {
+    /// The counts at the last check.
+    pub counts: FaultCounts,
 }
 
-impl FaultEpoch {
-    /// The first epoch of a device with `count` faults so far.
-    pub fn new(count: u64) -> Self {
-        Self { epoch: 0, count }
-    }
+/// What faults say of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Doubt {
+    /// There were none.
+    None,
+    /// A unit lost records while it was in flight; they may have been another device's.
+    Repeat,
+    /// The device was blocked while it was in flight.
+    Blocked,
+}
 
-    /// Takes note of the device's fault count, and returns the epoch after it.
-    pub fn check(&mut self, count: u64) -> u64 {
-        if count != self.count {
-            self.count = count;
-            self.epoch += 1;
+impl FaultWatch {
+    /// What happened to a request that was submitted when the counts were `submitted`.
+    pub fn doubt(self, submitted: FaultCounts) -> Doubt {
+        if submitted.own != self.counts.own {
+            Doubt::Blocked
+        } else if submitted.unattributed != self.counts.unattributed {
+            Doubt::Repeat
+        } else {
+            Doubt::None
         }
-        self.epoch
     }
 }
 
@@ -85,7 +92,7 @@ impl State {
         let (kind, sector) = job.command();
         self.slots.write(slot, Slot::new(kind, sector));
         let (segments, count) = segments(&job, self.slots.iova_of(slot));
-        let flight = InFlight { job, promise, deadline_ns, epoch: self.faults.epoch };
+        let flight = InFlight { job, promise, deadline_ns, faults: self.faults.counts };
         match self.queue.add(&segments[..count], flight) {
             Ok(_) if self.queue.wants_notification() => self.doorbell.ring(),
             Ok(_) => {}
@@ -126,5 +133,20 @@ fn segments(job: &Job, slot: Iova) -> ([Segment; DESCRIPTORS as usize], usize) {
             ([header, Segment { iova, bytes: blocks * SECTOR_BYTES, writable }, status], 3)
         }
         None => ([header, status, status], 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_devices_own_faults_condemn_a_request() {
+        let at = |own, unattributed| FaultCounts { own, unattributed };
+        let now = FaultWatch { counts: at(3, 5) };
+        assert_eq!(now.doubt(at(3, 5)), Doubt::None);
+        assert_eq!(now.doubt(at(3, 4)), Doubt::Repeat);
+        assert_eq!(now.doubt(at(2, 5)), Doubt::Blocked);
+        assert_eq!(now.doubt(at(2, 4)), Doubt::Blocked);
     }
 }

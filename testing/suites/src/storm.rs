@@ -1,0 +1,168 @@
+//! A device that faults without end: it ends in quarantine, and nobody else notices.
+
+use alloc::{boxed::Box, sync::Arc};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use drivers::{
+    block::{Operation, Transfer, transfer},
+    edu::{Transfer as EduTransfer, Way},
+    host::Host,
+    virtio::blk::Disk,
+};
+use harness::{Failure, check, check_eq, failure, test};
+use iommu::{
+    ClaimError, DmaError, FromDevice, Incident, PageBuffer, PciAddress, dump::GroupStanding, policy::Limits,
+};
+
+use crate::{
+    edu::BYTES,
+    machine::{Machine, lacks},
+    pattern, reports,
+};
+
+/// How long a storm may rage, and a thread may take to notice that it is to end.
+const DEADLINE_NS: u64 = 20_000_000_000;
+
+/// Commands of the flood: as many faults, if nobody stopped it.
+const FLOOD: usize = 20_000;
+
+/// Sectors that are read over and over, and pages that hold them.
+const SECTORS: u32 = 64;
+const PAGES: usize = SECTORS as usize * 512 / 4096;
+
+fn wait(machine: &Machine, what: &str, done: impl Fn() -> bool) -> Result<(), Failure> {
+    let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
+    while !done() {
+        check!(machine.host.now_ns() < deadline_ns, "{what} did not happen");
+        machine.host.relax();
+    }
+    Ok(())
+}
+
+fn standing(machine: &Machine, function: PciAddress) -> Option<GroupStanding> {
+    reports::group(&machine.iommu, function)?.standing
+}
+
+/// Reads the same sectors over and over, in a thread of its own.
+struct Reader {
+    shared: Arc<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    stop: AtomicBool,
+    ended: AtomicBool,
+    right: AtomicUsize,
+    wrong: AtomicUsize,
+}
+
+fn read(host: &Arc<dyn Host>, disk: &Disk) -> Option<PageBuffer> {
+    let buffer = PageBuffer::zeroed(PAGES)?;
+    transfer(host, disk, Operation::Read(Transfer { first: 0, blocks: SECTORS, buffer })).ok()?
+}
+
+impl Reader {
+    fn start(machine: &Machine) -> Result<Self, Failure> {
+        let (host, shared) = (machine.host.clone(), Arc::<Progress>::default());
+        let disk = machine.shared_disk()?;
+        let wanted =
+            read(&host, &disk).ok_or_else(|| failure!("the disk cannot be read before the storm"))?;
+        let progress = shared.clone();
+        let body = move || {
+            while !progress.stop.load(Ordering::Relaxed) {
+                let is_right = read(&host, &disk).is_some_and(|got| got[..] == wanted[..]);
+                let count = if is_right { &progress.right } else { &progress.wrong };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            progress.ended.store(true, Ordering::Release);
+        };
+        machine.host.spawn("reader", Box::new(body))?;
+        Ok(Self { shared })
+    }
+
+    /// Ends the thread. All that it read must have been right.
+    fn finish(self, machine: &Machine) -> Result<usize, Failure> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        wait(machine, "the end of the reader", || self.shared.ended.load(Ordering::Acquire))?;
+        check_eq!(self.shared.wrong.load(Ordering::Relaxed), 0);
+        Ok(self.shared.right.load(Ordering::Relaxed))
+    }
+}
+
+test! {
+    /// The fast attacker keeps its queue full at addresses that are not mapped, and every claimed `edu` joins in, while the
+    /// disk is read. The attacker is stopped at the threshold, what the disk gives stays right, interrupts still count
+    /// exactly, and after its release the attacker is a device like any other.
+    deadline_ms = 90_000,
+    lacks = lacks::isolated_nvme_and_disk,
+    fn the_offender_is_quarantined_and_the_disk_goes_on(context) {
+        let machine = Machine::of(context)?;
+        let mut nvme = machine.nvme_as_any_device()?;
+        let dma = nvme.dma().clone();
+        let function = dma.function();
+        let mapping = dma.dma_map(pattern::pages(1, 1)?, FromDevice)?;
+        let told = Arc::new(AtomicUsize::new(0));
+        let counter = told.clone();
+        dma.on_incident(Arc::new(move |incident| {
+            if incident == Incident::Quarantined {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        let mut edus = (0..machine.edus()).map(|index| machine.edu(index)).collect::<Result<alloc::vec::Vec<_>, _>>()?;
+        let reader = Reader::start(machine)?;
+        for edu in &mut edus {
+            edu.device.start(EduTransfer { way: Way::ToMemory, iova: machine.fresh_page(), offset: 0, bytes: BYTES })?;
+        }
+        let finished = nvme.flood(machine.fresh_page(), FLOOD)?;
+        wait(machine, "quarantine", || told.load(Ordering::Relaxed) != 0)?;
+        let faults = Limits::default().quarantine_at();
+        check_eq!(standing(machine, function), Some(GroupStanding::Quarantined { faults }));
+        check!(finished < FLOOD, "the flood was not stopped");
+        check_eq!(told.load(Ordering::Relaxed), 1);
+        // Nothing more for it, and nothing back yet.
+        check_eq!(machine.iommu.claim(function).map(drop), Err(ClaimError::Quarantined { function }));
+        check_eq!(mapping.unmap().map(drop), Err(DmaError::Revoked));
+        for edu in &mut edus {
+            edu.device.finish()?;
+            for round in 1..=10 {
+                edu.device.raise_interrupt(round)?;
+            }
+            check_eq!(standing(machine, edu.device.function()), Some(GroupStanding::Claimed));
+        }
+        let reads = reader.finish(machine)?;
+        check!(reads > 0, "the disk was not read");
+        machine.reopen_nvme(nvme)?;
+        let mut nvme = machine.nvme_as_any_device()?;
+        check_eq!(nvme.identify()?.model(), "QEMU NVMe Ctrl");
+        check_eq!(standing(machine, function), Some(GroupStanding::Claimed));
+    }
+}
+
+test! {
+    /// What was mapped for a device comes back when its driver goes, whether the driver unmaps it or not, and the next
+    /// driver of the device finds nothing of it.
+    deadline_ms = 60_000,
+    lacks = lacks::isolated_edu,
+    fn a_device_changes_hands(context) {
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        let function = edu.device.function();
+        let page = machine.fresh_page();
+        let live = machine.iommu.live_mappings();
+        let kept = edu.dma.dma_map_at(pattern::pages(1, 2)?, FromDevice, page)?;
+        let dropped = edu.dma.dma_map(pattern::pages(1, 3)?, FromDevice)?;
+        machine.reopen_edu(edu)?;
+        drop(dropped);
+        pattern::expect(&kept.unmap()?, 2, "the old driver's page")?;
+        wait(machine, "the return of what was dropped", || machine.iommu.live_mappings() <= live)?;
+        let mut edu = machine.edu(0)?;
+        check_eq!(edu.device.function(), function);
+        let before = edu.dma.fault_count();
+        edu.push(page, BYTES)?;
+        check!(edu.dma.fault_count() > before, "the new driver's device reaches the old one's page");
+        let mapping = edu.dma.dma_map_at(pattern::pages(1, 4)?, FromDevice, page)?;
+        edu.load(5)?;
+        edu.push(page, BYTES)?;
+        pattern::expect(&mapping.unmap()?[..BYTES], 5, "the new driver's page")?;
+    }
+}
