@@ -89,6 +89,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes the requests of `source` reach nothing. When it returns `Ok`, no unit can translate for them any more.
     fn block(&self, tags: &Self::Tags, unit: usize, source: SourceId) -> Result<(), Stuck>;
 
+    /// Takes the interrupts of `source` from their owner. When it returns `Ok`, none comes any more.
+    fn mute(&self, unit: usize, source: SourceId) -> Result<(), Stuck>;
+
     /// Says whether what `source`, which is blocked, tries to do is recorded as faults. The hardware may be unable to
     /// keep silent; that is no error.
     fn set_reporting(&self, unit: usize, source: SourceId, reports: bool) -> Result<(), DmaError>;

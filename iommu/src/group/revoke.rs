@@ -22,10 +22,11 @@ impl<B: Backend> Group<B> {
             return Ok(false);
         }
         let taken = self.take_back(maker, domain);
+        let muted = self.mute(maker);
         let mut state = self.end(maker);
         state.quarantined = true;
         (state.domain, state.revoked) = (taken.remaining, taken.revoked);
-        taken.result.map(|()| true).map_err(QuarantineError::Stuck)
+        taken.result.and(muted).map(|()| true).map_err(QuarantineError::Stuck)
     }
 
     /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its functions quiet, then
@@ -72,6 +73,12 @@ impl<B: Backend> Group<B> {
             Some(&function) => Err(ReleaseError::NotQuiet { function }),
             None => Ok(()),
         }
+    }
+
+    /// Lets no interrupt of the group through any more. Drivers give their interrupts back, or lose them.
+    fn mute(&self, maker: &DomainMaker<B>) -> Result<(), Stuck> {
+        let muted = self.layout.sources.iter().map(|&(source, unit)| maker.backend.mute(unit, source));
+        muted.fold(Ok(()), Result::and)
     }
 
     /// Makes the group reach its reserved memory and nothing else. Its caller is the only one that changes the group.

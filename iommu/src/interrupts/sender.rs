@@ -60,6 +60,21 @@ impl IgnoredBits {
     }
 }
 
+impl Sender {
+    /// Whether `source` is one of those whom this lets in.
+    #[must_use]
+    pub fn includes(self, source: SourceId) -> bool {
+        match self {
+            Self::Function(one) => one == source,
+            Self::Functions { source: one, ignored } => {
+                let differing = one.requester ^ source.requester;
+                one.segment == source.segment && differing & !u16::from(ignored.mask()) == 0
+            }
+            Self::Buses { first, last } => (first..=last).contains(&source.bus()),
+        }
+    }
+}
+
 impl fmt::Display for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

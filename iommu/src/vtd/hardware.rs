@@ -345,6 +345,11 @@ impl<P: Platform> Backend for Vtd<P> {
         Ok(())
     }
 
+    fn mute(&self, unit: usize, source: SourceId) -> Result<(), Stuck> {
+        let muted = self.units[unit].unit.mute_interrupts(&*self.platform, source);
+        muted.map_err(|error| self.failed(unit, error))
+    }
+
     fn set_reporting(&self, unit: usize, source: SourceId, reports: bool) -> Result<(), DmaError> {
         self.check(UnitSet::default().with(unit))?;
         if !self.units[unit].tables.lock(&*self.platform).contexts.set_reporting(source, reports)? {

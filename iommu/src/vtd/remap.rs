@@ -30,7 +30,7 @@ use super::{
     spec::{InterruptEntry, InterruptTableAddress},
     unit::Unit,
 };
-use crate::{Platform, sync::IrqLock};
+use crate::{Platform, SourceId, sync::IrqLock};
 
 /// Entries of the smallest table, one page, as a power of two.
 pub const MIN_TABLE_ORDER: u8 = 8;
@@ -39,6 +39,9 @@ pub const MAX_TABLE_ORDER: u8 = 16;
 
 /// 64-bit words of an entry.
 const ENTRY_WORDS: usize = 2;
+
+/// What the bits of an entry that are software's say of one that was taken from its owner.
+const MUTED: u8 = 1;
 
 /// The interrupt-remapping table of one unit.
 pub struct InterruptTable {
@@ -80,6 +83,11 @@ pub enum RouteError {
         /// The vector.
         vector: u8,
     },
+    /// The entry was taken from its owner, because its sender is in quarantine. It can only be freed.
+    Muted {
+        /// Index of the entry.
+        index: u16,
+    },
     /// The entry is in use for another sender or kind of interrupt: it must be freed first.
     OtherSender {
         /// Index of the entry.
@@ -99,6 +107,7 @@ impl fmt::Display for RouteError {
             Self::OutOfBlock { offset } => write!(f, "entry {offset} lies outside its block"),
             Self::Destination { apic } => write!(f, "local APIC {apic:#x} is beyond the unit's destinations"),
             Self::Vector { vector } => write!(f, "vector {vector} is reserved for exceptions"),
+            Self::Muted { index } => write!(f, "the sender of interrupt entry {index} is in quarantine"),
             Self::OtherSender { index } => write!(f, "interrupt entry {index} is in use for another sender"),
             Self::Invalidation(error) => error.fmt(f),
         }
@@ -163,6 +172,9 @@ impl InterruptTable {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
             let old = load(words);
+            if old.software() == MUTED {
+                return Err(RouteError::Muted { index });
+            }
             let (low, high) = (entry.into_bits() as u64, (entry.into_bits() >> 64) as u64);
             if old.present() && (old.into_bits() >> 64) as u64 != high {
                 return Err(RouteError::OtherSender { index });
@@ -178,9 +190,31 @@ impl InterruptTable {
     fn withdraw<P: Platform>(&self, platform: &P, index: u16) {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
-            words[0].store(load(words).with_present(false).into_bits() as u64, Ordering::Release);
+            let withdrawn = load(words).with_present(false).with_software(0);
+            words[0].store(withdrawn.into_bits() as u64, Ordering::Release);
             self.write_back(platform, words);
         });
+    }
+
+    /// Takes the entry at `index` out of use for good if it is in use and `is_meant` says so; until it is
+    /// [withdrawn](Self::withdraw) nothing can be stored there. Returns whether it was.
+    fn mute<P: Platform>(
+        &self,
+        platform: &P,
+        index: u16,
+        is_meant: impl FnOnce(InterruptEntry) -> bool,
+    ) -> bool {
+        let _changing = self.free.lock(platform);
+        self.with_entry(platform, index, |words| {
+            let entry = load(words);
+            if !entry.present() || !is_meant(entry) {
+                return false;
+            }
+            let muted = entry.with_present(false).with_software(MUTED);
+            words[0].store(muted.into_bits() as u64, Ordering::Release);
+            self.write_back(platform, words);
+            true
+        })
     }
 
     fn with_entry<P: Platform, T>(
@@ -267,6 +301,26 @@ impl<P: Platform> Unit<P> {
         self.invalidate_interrupts(platform, block.first(), block.order())?;
         table.free.lock(platform).put_back(block);
         Ok(())
+    }
+
+    /// Takes all entries that `source` may use from their owners, who can only free them. When this returns `Ok`, no
+    /// interrupt of `source` comes any more, unless somebody routes one anew.
+    ///
+    /// # Errors
+    /// [`RouteError::Invalidation`] if the unit does not answer.
+    pub fn mute_interrupts(&self, platform: &P, source: SourceId) -> Result<(), RouteError> {
+        let Some(table) = self.interrupts() else { return Ok(()) };
+        let is_meant = |entry| sender_of(entry, self.segment()).is_some_and(|sender| sender.includes(source));
+        let mut muted = 0;
+        // A table has at most 2^16 entries.
+        for index in 0..table.entries() {
+            muted += usize::from(table.mute(platform, index as u16, is_meant));
+        }
+        if muted == 0 {
+            return Ok(());
+        }
+        let everything = [Invalidation::InterruptEntries(InterruptScope::Global)];
+        Ok(self.invalidate(platform, &everything)?)
     }
 
     fn invalidate_interrupts(&self, platform: &P, first: u16, order: u8) -> Result<(), RouteError> {

@@ -328,3 +328,32 @@ fn long_destinations_only_if_all_units_have_them_and_firmware_agrees() {
     assert_eq!(all_but(Some(1), 1), [false, false]);
     assert_eq!(all_but(None, 0b11), [false, false], "X2APIC_OPT_OUT");
 }
+
+#[test]
+fn a_group_in_quarantine_raises_nothing_whatever_its_driver_and_its_device_do() {
+    let driven = start(machine(), Options::default());
+    let interrupts = driven.iommu.message_interrupts(source(&driven, 0), 2).expect("entries");
+    let others = driven.iommu.message_interrupts(source(&driven, 1), 1).expect("an entry");
+    let messages = [0, 1].map(|number| interrupts.route(number, HERE).expect("a route"));
+    let other = others.route(0, HERE).expect("a route");
+    assert!(messages.iter().all(|&message| send(&driven, 0, message) == Ok((0x31, 0))));
+    driven.iommu.quarantine(driven.function(0)).expect("a unit that works");
+    // A device that ignores that it is no bus master.
+    driven.enable(driven.function(0));
+    for (number, message) in messages.into_iter().enumerate() {
+        assert_eq!(send(&driven, 0, message), Err(Reason::InterruptNotPresent));
+        let (_, first) = interrupts.first_entry().expect("remapped");
+        let muted = InterruptError::Route(RouteError::Muted { index: first + number as u16 });
+        assert_eq!(interrupts.route(number as u16, HERE), Err(muted));
+        assert_eq!(send(&driven, 0, message), Err(Reason::InterruptNotPresent));
+    }
+    assert_eq!(send(&driven, 1, other), Ok((0x31, 0)), "others go on");
+    interrupts.release().expect("a unit that works");
+    driven.iommu.release(driven.function(0), &mut |_| true).expect("a quiet device");
+    driven.enable(driven.function(0));
+    let again = driven.iommu.message_interrupts(source(&driven, 0), 2).expect("entries");
+    let message = again.route(0, HERE).expect("a route");
+    assert_eq!(message, messages[0], "the entries are free again");
+    assert_eq!(send(&driven, 0, message), Ok((0x31, 0)));
+    driven.assert_content("released");
+}
