@@ -107,7 +107,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     ) -> Result<Option<Stale>, MapError> {
         match segments {
             [PhysRange { start, bytes: PAGE_BYTES }] if self.map_page(input, *start, access) => {
-                Ok(self.visible(None, input, segments))
+                if self.all_flushed() { Ok(None) } else { self.mapped_beside_unflushed(input, segments) }
             }
             _ => self.map_segments(input, segments, access),
         }
@@ -125,9 +125,16 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             _ => self.fill_list(input, segments, access),
         };
         if filled.pages != 0 && filled.segments == segments.len() {
-            return Ok(self.visible(None, input, segments));
+            return if self.all_flushed() { Ok(None) } else { self.mapped_beside_unflushed(input, segments) };
         }
         self.map_rest(input, segments, access, filled)
+    }
+
+    /// What a map that went the simple way comes to while a table that left the tree is not flushed yet.
+    #[cold]
+    #[inline(never)]
+    fn mapped_beside_unflushed(&self, input: u64, segments: &[PhysRange]) -> Result<Option<Stale>, MapError> {
+        Ok(self.visible(None, input, segments))
     }
 
     /// Maps `segment`, or its start up to an entry that is in use, if it fits into one lowest table that is there.

@@ -320,7 +320,13 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// missing there. Until the flush on behalf of whoever took that table out is over, the leaves need one of their own.
     #[inline(always)]
     pub(super) fn visible(&self, own: Option<Stale>, input: u64, segments: &[PhysRange]) -> Option<Stale> {
-        if self.unflushed.load(Ordering::Acquire) == 0 { own } else { self.cover(own, input, segments) }
+        if self.all_flushed() { own } else { self.cover(own, input, segments) }
+    }
+
+    /// Whether every table that left the tree has been redeemed.
+    #[inline(always)]
+    pub(super) fn all_flushed(&self) -> bool {
+        self.unflushed.load(Ordering::Acquire) == 0
     }
 
     #[cold]

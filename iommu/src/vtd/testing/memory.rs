@@ -1,6 +1,7 @@
 //! Memory whose physical addresses are not its virtual ones.
 
 use std::{
+    boxed::Box,
     sync::{
         Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -18,7 +19,7 @@ const FIRST: u64 = 0x12_3456_0000;
 const PAGES: usize = 600;
 
 pub struct FakeMemory {
-    words: Vec<AtomicU64>,
+    words: Box<[AtomicU64]>,
     next: AtomicUsize,
     limit: AtomicUsize,
     /// What was written back: physical address and length of each run.
@@ -27,8 +28,8 @@ pub struct FakeMemory {
 
 impl FakeMemory {
     pub fn new() -> Self {
-        let mut words = Vec::new();
-        words.resize_with(PAGES * TABLE_ENTRIES, || AtomicU64::new(0));
+        // SAFETY: an atomic of zero bytes is 0.
+        let words = unsafe { Box::new_zeroed_slice(PAGES * TABLE_ENTRIES).assume_init() };
         let (next, limit) = (AtomicUsize::new(0), AtomicUsize::new(PAGES));
         Self { words, next, limit, written_back: Mutex::new(Vec::new()) }
     }
