@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use crate::{Iova, Platform, SourceId, sync::IrqLock};
+use crate::{Iova, Platform, SourceId, platform::LockClass, sync::IrqLock};
 
 /// One request that a remapping unit blocked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,7 +128,12 @@ struct RingState<T, const N: usize> {
 
 impl<T: Copy, const N: usize> BoundedRing<T, N> {
     pub const fn new() -> Self {
-        Self { state: IrqLock::new(RingState { entries: [None; N], first: 0, count: 0, lost: 0 }) }
+        Self {
+            state: IrqLock::new(
+                LockClass::FaultRing,
+                RingState { entries: [None; N], first: 0, count: 0, lost: 0 },
+            ),
+        }
     }
 
     /// Appends `value`, or counts it as lost if the ring is full. Callable in an interrupt.

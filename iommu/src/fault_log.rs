@@ -6,7 +6,7 @@ use crate::{
     Platform,
     dump::Visitor,
     fault::{BoundedRing, FAULT_RING_ENTRIES, Fault},
-    platform::Work,
+    platform::{LockClass, Work},
     sync::IrqLock,
 };
 
@@ -51,7 +51,7 @@ impl FaultLog {
         let budget = Budget { lines: BURST_LINES, refilled_ns: 0, suppressed: 0 };
         Self {
             ring: BoundedRing::new(),
-            state: IrqLock::new(State { history: [None; HISTORY], next: 0, budget }),
+            state: IrqLock::new(LockClass::FaultLog, State { history: [None; HISTORY], next: 0, budget }),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::{
     domain::Domain,
     dump::GroupStanding,
     fault::Fault,
-    platform::Work,
+    platform::{LockClass, Work},
     policy::{History, Limits, Verdict, judge},
     sync::{IrqLock, IrqLockGuard},
     topology::{self, TopologyError},
@@ -122,7 +122,11 @@ impl<B: Backend> Group<B> {
         let state =
             State { domain: None, claimed: Vec::new(), changing: false, revoked: None, quarantined: false };
         let record = Record { faults: 0, history: History::default(), condemned: false };
-        Self { layout, record: IrqLock::new(record), state: IrqLock::new(state) }
+        Self {
+            layout,
+            record: IrqLock::new(LockClass::GroupRecord, record),
+            state: IrqLock::new(LockClass::Group, state),
+        }
     }
 
     pub fn layout(&self) -> &GroupLayout {

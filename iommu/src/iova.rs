@@ -58,7 +58,7 @@ use request::whole_pages;
 
 use crate::{
     Iova, Platform,
-    platform::MAX_CPUS,
+    platform::{LockClass, MAX_CPUS},
     sync::{InterruptsOff, IrqLock},
 };
 
@@ -104,7 +104,7 @@ impl<P: Platform> IovaSpace<P> {
     pub fn new(platform: Arc<P>, last: u64) -> Result<Self, IovaError> {
         let mut caches = Vec::new();
         caches.try_reserve_exact(MAX_CPUS).map_err(|_| IovaError::OutOfMemory)?;
-        caches.extend((0..MAX_CPUS).map(|_| Cache(IrqLock::new(Default::default()))));
+        caches.extend((0..MAX_CPUS).map(|_| Cache(IrqLock::new(LockClass::IovaCache, Default::default()))));
         Self::with(platform, last, caches)
     }
 
@@ -119,7 +119,7 @@ impl<P: Platform> IovaSpace<P> {
 
     fn with(platform: Arc<P>, last: u64, caches: Vec<Cache>) -> Result<Self, IovaError> {
         // SAFETY: the space has one platform, and its `drop` is the last to use the holes and the magazines.
-        let central = IrqLock::new(unsafe { Central::new(caches.is_empty()) });
+        let central = IrqLock::new(LockClass::IovaSpace, unsafe { Central::new(caches.is_empty()) });
         let has_exceptions = AtomicBool::new(false);
         let space = Self { platform, last, caches, has_exceptions, central };
         let all = Run { first: 0, end: limit(last) };

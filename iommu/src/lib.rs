@@ -40,10 +40,10 @@
 //!
 //! # Locks
 //!
-//! In the order in which they nest: group; domain (its tags), then unit (context tables, domain ids); IOVA space; and
-//! inside any of them what the host's frame allocator takes. The records of a unit (`draining`), then its queue or the
-//! fault ring. All of them are [`IrqLock`](sync::IrqLock)s, held for a bounded number of steps; page tables are changed
-//! without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a unit.
+//! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what the
+//! host's frame allocator takes. They are [`IrqLock`](sync::IrqLock)s, held for a bounded number of steps; page tables are
+//! changed without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a unit.
+//! Debug builds tell the platform of each lock, so that it can check their order.
 #![no_std]
 #![warn(missing_docs)]
 

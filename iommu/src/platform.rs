@@ -47,6 +47,18 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// Whether this runs in a hard interrupt handler, where nothing may be mapped or unmapped.
     fn in_interrupt(&self) -> bool;
 
+    /// A lock of `class` is taken on this CPU: called before it is waited for, in debug builds, by whoever turned
+    /// interrupts off. A host that checks the order in which locks nest hears of the crate's here (see
+    /// [`mm::lock_order`]).
+    fn lock_taken(&self, class: LockClass) {
+        let _ = class;
+    }
+
+    /// The lock of `class` was given back: see [`lock_taken`](Self::lock_taken).
+    fn lock_released(&self, class: LockClass) {
+        let _ = class;
+    }
+
     /// Called in each round of a bounded busy wait.
     fn relax(&self);
 
@@ -66,6 +78,44 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// Physical address of the `bytes` bytes at `first`, or `None` if they are not contiguous in physical memory, or
     /// not memory that may be shared with a device (stack, kernel image).
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr>;
+}
+
+/// What a lock of this crate protects, in the order in which locks nest: who holds one takes later ones only, and then
+/// those of the host (its frame allocator's, its scheduler's).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum LockClass {
+    /// The domain that a group is attached to, and who claimed it.
+    Group,
+    /// The units and domain ids by which hardware may have cached a domain's translations.
+    Tags,
+    /// Context tables and domain ids of a unit.
+    UnitTables,
+    /// A CPU's store of IOVAs.
+    IovaCache,
+    /// The IOVAs of a domain.
+    IovaSpace,
+    /// What was dropped while mapped.
+    Reaper,
+    /// The interrupt-remapping table of a unit.
+    Remapping,
+    /// How many faults are put up with.
+    FaultLimits,
+    /// The fault records of a unit.
+    FaultRecords,
+    /// What a group is judged by.
+    GroupRecord,
+    /// The invalidation queue of a unit.
+    Queue,
+    /// Faults that nobody has read.
+    FaultRing,
+    /// Faults that were logged.
+    FaultLog,
+}
+
+impl LockClass {
+    /// Number of classes.
+    pub const COUNT: u8 = Self::FaultLog as u8 + 1;
 }
 
 /// Highest number of CPUs, and so of per-CPU caches.

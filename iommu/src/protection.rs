@@ -19,7 +19,7 @@ use crate::{
         ClaimError, DomainMaker, Group, GroupLayout, Incident, QuarantineError, ReleaseError, stop_bus_master,
     },
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
-    platform::{Event, Work},
+    platform::{Event, LockClass, Work},
     policy::{Limits, Verdict},
     subsystem::{Control, Machine},
     sync::IrqLock,
@@ -116,7 +116,7 @@ impl<P: Platform> Protection<P> {
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let groups = make_groups(&topology)?;
         let maker = DomainMaker::new(backend.clone(), reaper);
-        let (faults, limits) = (FaultLog::new(), IrqLock::new(Limits::default()));
+        let (faults, limits) = (FaultLog::new(), IrqLock::new(LockClass::FaultLimits, Limits::default()));
         let shared = Arc::new(Shared { platform, backend, topology, groups, faults, limits });
         let protection = Self { shared, maker };
         protection.map_reserved();
@@ -188,9 +188,10 @@ impl<P: Platform> Shared<P> {
 
     /// Reads the fault records of `unit` into the log. Callable in an interrupt.
     fn drain(&self, unit: usize) {
+        let limits = *self.limits.lock(&*self.platform);
         self.backend.drain_faults(unit, |fault| {
             let verdict = match self.group_of_source(fault.source) {
-                Some(group) => group.enter_fault(&self.platform, *self.limits.lock(&*self.platform)),
+                Some(group) => group.enter_fault(&self.platform, limits),
                 // Nobody to blame: the log's own limit is what there is.
                 None => Some(Verdict::Log),
             };

@@ -7,31 +7,35 @@ use self::modelled::{SpinMutex, SpinMutexGuard};
 #[cfg(not(loom))]
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use crate::Platform;
+use crate::{Platform, platform::LockClass};
 
 /// A spin lock that is only ever held with interrupts off on its CPU, so that a handler never waits for the code it
-/// interrupted. The order in which locks nest is in the crate's documentation.
+/// interrupted. [`LockClass`] has the order in which locks nest; debug builds tell the platform of each.
 #[derive(Debug)]
 pub(crate) struct IrqLock<T> {
+    class: LockClass,
     inner: SpinMutex<T>,
 }
 
 impl<T> IrqLock<T> {
-    pub const fn new(value: T) -> Self {
-        Self { inner: SpinMutex::new(value) }
+    pub const fn new(class: LockClass, value: T) -> Self {
+        Self { class, inner: SpinMutex::new(value) }
     }
 
     #[inline]
-    pub fn lock<P: Platform>(&self, platform: &P) -> IrqLockGuard<'_, T, P> {
+    pub fn lock<'a, P: Platform>(&'a self, platform: &'a P) -> IrqLockGuard<'a, T, P> {
         let interrupts = platform.interrupt_guard();
-        IrqLockGuard { value: self.inner.lock(), _interrupts: interrupts }
+        let held = Held::new(platform, self.class);
+        IrqLockGuard { locked: LockGuard { value: self.inner.lock(), _held: held }, _interrupts: interrupts }
     }
 
     /// Locks while interrupts are off already: for what belongs to this CPU, and for a second lock.
     #[inline]
-    pub fn lock_under<'a, P: Platform>(&'a self, _: &'a InterruptsOff<'_, P>) -> SpinMutexGuard<'a, T> {
+    pub fn lock_under<'a, P: Platform>(&'a self, off: &'a InterruptsOff<'_, P>) -> LockGuard<'a, T, P> {
+        let held = Held::new(off.platform, self.class);
         // Out of line if it is contended.
-        self.inner.try_lock().unwrap_or_else(|| self.inner.lock())
+        let value = self.inner.try_lock().unwrap_or_else(|| self.inner.lock());
+        LockGuard { value, _held: held }
     }
 }
 
@@ -54,13 +58,13 @@ impl<'a, P: Platform> InterruptsOff<'a, P> {
     }
 }
 
-/// Access to what an [`IrqLock`] protects. The lock is released before interrupts come back: fields drop in order.
-pub(crate) struct IrqLockGuard<'a, T, P: Platform> {
+/// Access to what an [`IrqLock`] protects, while interrupts are off for another reason.
+pub(crate) struct LockGuard<'a, T, P: Platform> {
     value: SpinMutexGuard<'a, T>,
-    _interrupts: P::InterruptGuard,
+    _held: Held<'a, P>,
 }
 
-impl<T, P: Platform> Deref for IrqLockGuard<'_, T, P> {
+impl<T, P: Platform> Deref for LockGuard<'_, T, P> {
     type Target = T;
 
     #[inline]
@@ -69,10 +73,66 @@ impl<T, P: Platform> Deref for IrqLockGuard<'_, T, P> {
     }
 }
 
-impl<T, P: Platform> DerefMut for IrqLockGuard<'_, T, P> {
+impl<T, P: Platform> DerefMut for LockGuard<'_, T, P> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
+    }
+}
+
+/// Access to what an [`IrqLock`] protects. The lock is released before interrupts come back: fields drop in order.
+pub(crate) struct IrqLockGuard<'a, T, P: Platform> {
+    locked: LockGuard<'a, T, P>,
+    _interrupts: P::InterruptGuard,
+}
+
+impl<T, P: Platform> Deref for IrqLockGuard<'_, T, P> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.locked
+    }
+}
+
+impl<T, P: Platform> DerefMut for IrqLockGuard<'_, T, P> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.locked
+    }
+}
+
+/// The platform knows of a lock while this lives.
+#[cfg(debug_assertions)]
+struct Held<'a, P: Platform> {
+    platform: &'a P,
+    class: LockClass,
+}
+
+#[cfg(debug_assertions)]
+impl<'a, P: Platform> Held<'a, P> {
+    fn new(platform: &'a P, class: LockClass) -> Self {
+        platform.lock_taken(class);
+        Self { platform, class }
+    }
+}
+
+#[cfg(debug_assertions)]
+impl<P: Platform> Drop for Held<'_, P> {
+    fn drop(&mut self) {
+        self.platform.lock_released(self.class);
+    }
+}
+
+/// Nothing.
+#[cfg(not(debug_assertions))]
+struct Held<'a, P>(core::marker::PhantomData<&'a P>);
+
+#[cfg(not(debug_assertions))]
+impl<'a, P> Held<'a, P> {
+    #[inline]
+    fn new(_platform: &'a P, _class: LockClass) -> Self {
+        Self(core::marker::PhantomData)
     }
 }
 
@@ -109,5 +169,55 @@ mod modelled {
         pub fn try_lock(&self) -> Option<SpinMutexGuard<'_, T>> {
             self.inner().try_lock().ok()
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::vtd::testing::FakePlatform;
+
+    #[test]
+    fn locks_nest_in_the_order_of_their_classes() {
+        let platform = FakePlatform::new(0, 0);
+        let group = IrqLock::new(LockClass::Group, 1);
+        let space = IrqLock::new(LockClass::IovaSpace, 2);
+        for _ in 0..2 {
+            let (first, second) = (group.lock(&platform), space.lock(&platform));
+            assert_eq!((*first, *second), (1, 2));
+            drop(first);
+        }
+        let off = InterruptsOff::new(&platform);
+        let first = group.lock_under(&off);
+        assert_eq!(*first + *space.lock_under(&off), 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "Group: lock of class 0 wanted while one of class 4 is held")]
+    fn a_wrong_order_is_noticed() {
+        let platform = FakePlatform::new(0, 0);
+        let group = IrqLock::new(LockClass::Group, ());
+        let space = IrqLock::new(LockClass::IovaSpace, ());
+        let _held = space.lock(&platform);
+        let _deadlocks_with_who_takes_them_in_order = group.lock(&platform);
+    }
+
+    #[test]
+    #[should_panic(expected = "lock of class 1 wanted while one of class 1 is held")]
+    fn two_locks_of_a_class_are_noticed() {
+        let platform = FakePlatform::new(0, 0);
+        let (one, other) = (IrqLock::new(LockClass::Tags, ()), IrqLock::new(LockClass::Tags, ()));
+        let off = InterruptsOff::new(&platform);
+        let _held = one.lock_under(&off);
+        let _deadlocks_with_who_takes_them_the_other_way_round = other.lock(&platform);
+    }
+
+    #[test]
+    #[should_panic(expected = "Queue: lock of class 9 wanted with interrupts on")]
+    fn a_lock_that_an_interrupt_could_want_while_it_is_held_is_noticed() {
+        let mut platform = FakePlatform::new(0, 0);
+        platform.masks_interrupts = false;
+        let queue = IrqLock::new(LockClass::Queue, ());
+        let _held = queue.lock(&platform);
     }
 }

@@ -43,6 +43,10 @@ pub enum Misbehaviour {
     Hang,
     /// It destroys the interrupt descriptor table.
     TripleFault,
+    /// It takes two locks in the wrong order. Only debug builds notice.
+    LockOrder,
+    /// It lets an interrupt come while it holds a lock. Only debug builds notice.
+    UnmaskedLock,
 }
 
 impl Default for Options<'_> {
@@ -117,6 +121,8 @@ fn misbehaviour(value: &str) -> Option<Misbehaviour> {
         "panic" => Misbehaviour::Panic,
         "hang" => Misbehaviour::Hang,
         "triple-fault" => Misbehaviour::TripleFault,
+        "lock-order" => Misbehaviour::LockOrder,
+        "unmasked-lock" => Misbehaviour::UnmaskedLock,
         _ => return None,
     })
 }

@@ -5,11 +5,14 @@ use core::{
     ops::{Deref, DerefMut},
 };
 
+use iommu::platform::LockClass;
+use mm::frames::LockClass as FramesClass;
 use spin::mutex::SpinMutex;
 
-#[cfg(debug_assertions)]
-use crate::arch::Cpu;
-use crate::{arch::InterruptGuard, smp};
+use crate::{
+    arch::{Cpu, InterruptGuard, are_enabled},
+    smp,
+};
 
 /// The order in which locks nest: a CPU that holds one may take only later ones.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,10 +20,14 @@ use crate::{arch::InterruptGuard, smp};
 pub enum Rank {
     /// Configuration of devices and of the machine: taken by threads, held over calls into everything below.
     Device,
+    /// What a driver's threads share.
+    Driver,
     /// The handler of an interrupt vector.
     Handler,
+    /// The first of the `iommu` crate's, which stand in the order of their [`LockClass`]es.
+    Iommu,
     /// Keys received and not read.
-    Input,
+    Input = Self::Iommu as u8 + LockClass::COUNT,
     /// The waiters of one wait queue.
     WaitQueue,
     /// The body of a thread that has not started.
@@ -35,10 +42,23 @@ pub enum Rank {
     Shootdown,
     /// Small allocations.
     Heap,
-    /// Free frames.
+    /// Free frames before there is an allocator, and the first lock of the allocator's, which stand in the order of their
+    /// [`FramesClass`]es.
     Frames,
+    /// What is said to the host's tool.
+    Control = Self::Frames as u8 + 2,
     /// The serial line.
     Console,
+}
+
+/// The place of one of `iommu`'s locks.
+pub fn iommu_class(class: LockClass) -> u8 {
+    Rank::Iommu as u8 + class as u8
+}
+
+/// The place of one of the frame allocator's locks.
+pub fn frames_class(class: FramesClass) -> u8 {
+    Rank::Frames as u8 + class as u8
 }
 
 /// A spin lock that is held only with interrupts off, so that a handler never waits for the code it interrupted.
@@ -60,7 +80,7 @@ impl<T> IrqMutex<T> {
     #[track_caller]
     pub fn lock(&self) -> IrqMutexGuard<'_, T> {
         let interrupts = InterruptGuard::new();
-        note_taken(self.rank);
+        note_taken(self.rank as u8);
         self.acquire();
         IrqMutexGuard { lock: self, _interrupts: interrupts }
     }
@@ -86,7 +106,7 @@ impl<T> IrqMutex<T> {
         for _ in 0..tries {
             if let Some(guard) = self.inner.try_lock() {
                 mem::forget(guard);
-                note_taken(self.rank);
+                note_taken(self.rank as u8);
                 return Some(IrqMutexGuard { lock: self, _interrupts: interrupts });
             }
             core::hint::spin_loop();
@@ -138,45 +158,41 @@ impl<T> DerefMut for IrqMutexGuard<'_, T> {
 impl<T> Drop for IrqMutexGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        note_released(self.lock.rank);
+        note_released(self.lock.rank as u8);
         // SAFETY: this guard holds the lock, and nothing uses it after this.
         unsafe { self.lock.inner.force_unlock() }
     }
 }
 
-/// Notes that this CPU holds a lock of `rank`.
+/// Notes that this CPU holds a lock of `class`, one of [`Rank`] or of what stands between.
 ///
 /// # Panics
-/// If it already holds one of that rank or of a later one: a deadlock with another CPU that takes them in order.
-#[cfg(debug_assertions)]
+/// In debug builds, if it should not be taken now: see [`mm::lock_order`].
 #[track_caller]
-fn note_taken(rank: Rank) {
-    use core::sync::atomic::Ordering::Relaxed;
-    let held = &Cpu::current().held_ranks;
-    let ranks = held.load(Relaxed);
-    assert!(ranks >> (rank as u8) == 0, "lock of rank {rank:?} taken while holding ranks {ranks:#b}");
-    held.store(ranks | 1 << rank as u8, Relaxed);
+#[inline]
+pub fn note_taken(class: u8) {
+    if cfg!(debug_assertions)
+        && let Err(error) = Cpu::current().held_locks.take(class, are_enabled())
+    {
+        panic!("{error}");
+    }
 }
 
-#[cfg(not(debug_assertions))]
-fn note_taken(_rank: Rank) {}
+/// Notes that this CPU gave the lock of `class` back.
+#[inline]
+pub fn note_released(class: u8) {
+    if cfg!(debug_assertions) {
+        Cpu::current().held_locks.release(class);
+    }
+}
 
 /// What waits as if for a lock of `rank` does so in order.
 ///
 /// # Panics
-/// In debug builds, as [`note_taken`].
+/// As [`note_taken`].
+#[track_caller]
 pub fn assert_in_order(rank: Rank) {
     let _guard = InterruptGuard::new();
-    note_taken(rank);
-    note_released(rank);
+    note_taken(rank as u8);
+    note_released(rank as u8);
 }
-
-#[cfg(debug_assertions)]
-fn note_released(rank: Rank) {
-    use core::sync::atomic::Ordering::Relaxed;
-    let held = &Cpu::current().held_ranks;
-    held.store(held.load(Relaxed) & !(1 << rank as u8), Relaxed);
-}
-
-#[cfg(not(debug_assertions))]
-fn note_released(_rank: Rank) {}

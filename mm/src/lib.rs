@@ -8,6 +8,7 @@
 mod address;
 #[cfg(feature = "frames")]
 pub mod frames;
+pub mod lock_order;
 mod machine;
 pub mod table;
 

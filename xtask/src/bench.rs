@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the guest's benchmarks, counted in instructions, then those on the host.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::scenario::Scenario;
 use crate::setup;
 use crate::stage::Stage;
-use crate::workspace::{Workspace, succeed};
+use crate::workspace::{Build, Workspace, succeed};
 
 const USAGE: &str = "Usage: cargo xtask bench [OPTIONS] [-- ARGUMENTS-TO-THE-HOST-BENCHMARKS]
 
@@ -67,11 +68,11 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
         bail!("instructions are counted by QEMU's emulation; KVM cannot");
     }
     let qemu = setup::require_build_and_boot(boot.qemu.as_deref(), boot.consent())?;
-    let kernel = workspace.build_kernel()?;
+    let kernel = workspace.build_kernel(Build::Shipped)?;
     let folder = workspace.scratch("bench")?;
     let stage = Stage {
         qemu: &qemu,
-        kernel: &kernel,
+        kernels: &BTreeMap::from([(Build::Shipped, kernel)]),
         processor: Processor::Counting,
         folder: &folder,
         tests: None,

@@ -2,6 +2,7 @@
 
 use crate::qemu::Version;
 use crate::scenario::{DiskPlace, Expect, Need, Scenario};
+use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
 
@@ -150,6 +151,19 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "checked",
+        about: "debug assertions: the order of locks is checked, on one CPU",
+        build: Build::Checked,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "checked-cpus-4",
+        about: "debug assertions: the order of locks is checked, on four CPUs",
+        build: Build::Checked,
+        cpus: "4",
+        ..DEFAULT
+    },
+    Scenario {
         name: "selftest-panic",
         about: "a test that panics is charged with it, the others run on",
         cmdline: "selftest=panic",
@@ -178,6 +192,24 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "a test that resets the machine",
         cmdline: "selftest=triple-fault",
         expect: Expect::TheseFail(&["selftest::triple_faults"]),
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-lock-order",
+        about: "a test that takes two locks in the wrong order",
+        build: Build::Checked,
+        cmdline: "selftest=lock-order",
+        expect: Expect::TheseFail(&["selftest::takes_locks_out_of_order"]),
+        last_words: &["wanted while one of class"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-unmasked-lock",
+        about: "a test that lets an interrupt come while it holds a lock that handlers take",
+        build: Build::Checked,
+        cmdline: "selftest=unmasked-lock",
+        expect: Expect::TheseFail(&["selftest::holds_a_lock_with_interrupts_on"]),
+        last_words: &["while locks were held"],
         ..DEFAULT
     },
 ];

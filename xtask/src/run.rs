@@ -18,7 +18,7 @@ use crate::qemu::Qemu;
 use crate::scenario::Scenario;
 use crate::setup;
 use crate::symbols;
-use crate::workspace::Workspace;
+use crate::workspace::{Build, Workspace};
 
 const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
 
@@ -112,7 +112,7 @@ impl Options {
         let scenario = self.find_scenario()?;
         let workspace = Workspace::locate()?;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
-        let kernel = workspace.build_kernel()?;
+        let kernel = workspace.build_kernel(Build::Shipped)?;
         let folder = workspace.scratch("run")?;
         let disk = folder.join("disk.img");
         if !disk::is_there(&disk) {

@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::Result;
 
 use crate::qemu::{Qemu, Version};
+use crate::workspace::Build;
 
 /// One machine and what is expected of the kernel on it. [`Scenario::DEFAULT`] has the common values.
 #[derive(Clone, Debug)]
@@ -12,6 +13,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it shows, in one line.
     pub about: &'static str,
+    pub build: Build,
     /// Properties of the `intel-iommu` device; `None` leaves the device out.
     pub iommu: Option<&'static str>,
     pub memory_mib: u64,
@@ -67,6 +69,7 @@ impl Scenario {
     pub const DEFAULT: Scenario = Scenario {
         name: "",
         about: "",
+        build: Build::Shipped,
         iommu: Some("intremap=on"),
         memory_mib: 1024,
         cpus: "1",

@@ -1,8 +1,9 @@
 //! Runs a scenario's boots: files, command line, comparison of the disk.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -16,12 +17,13 @@ use crate::qemu::Qemu;
 use crate::scenario::Scenario;
 use crate::session::{self, Outcome};
 use crate::symbols;
-use crate::workspace::shown;
+use crate::workspace::{Build, shown};
 
 /// What all scenarios of a run have in common.
 pub struct Stage<'a> {
     pub qemu: &'a Qemu,
-    pub kernel: &'a Path,
+    /// By how they were built: those that the scenarios ask for.
+    pub kernels: &'a BTreeMap<Build, PathBuf>,
     pub processor: Processor,
     /// Each scenario gets a folder here, and each of its boots one in that.
     pub folder: &'a Path,
@@ -62,8 +64,8 @@ impl Stage<'_> {
         let (disk, logs) = (folder.join("disk.img"), Logs::within(folder));
         disk::create(&disk)?;
         let cmdline = self.command_line(scenario, after);
-        let files =
-            Files { kernel: self.kernel, disk: &disk, console_log: &logs.console, control: &logs.control };
+        let kernel = self.kernels.get(&scenario.build).context("the kernel was not built for this")?;
+        let files = Files { kernel, disk: &disk, console_log: &logs.console, control: &logs.control };
         let machine = Machine {
             scenario,
             processor: self.processor,
@@ -75,7 +77,7 @@ impl Stage<'_> {
         let silence = Duration::from_secs(scenario.silence_s);
         let limits = Limits { silence, total: self.total, interactive: false };
         let mut report = boot::watch(command, &logs, Some(limits))?;
-        report.last_lines = symbols::resolve(self.kernel, report.last_lines);
+        report.last_lines = symbols::resolve(kernel, report.last_lines);
         let checks = compare_disk(&report.record, &disk);
         if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
             fs::remove_file(&disk)?;
@@ -136,7 +138,7 @@ mod tests {
         let qemu = Qemu { program, version: Version(7, 2) };
         let stage = Stage {
             qemu: &qemu,
-            kernel: Path::new("kernel"),
+            kernels: &BTreeMap::from([(Build::Shipped, "kernel".into())]),
             processor: Processor::Emulated,
             folder: &folder,
             tests: None,

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the host tests, then the kernel's tests on every machine of the matrix, and one total.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::schedule::{self, Capacity, memory_mib};
 use crate::session::{BrokenOff, Outcome};
 use crate::setup;
 use crate::stage::Stage;
-use crate::workspace::Workspace;
+use crate::workspace::{Build, Workspace};
 
 const USAGE: &str = "Usage: cargo xtask test [OPTIONS]
 
@@ -112,11 +113,11 @@ impl Options {
             println!("host tests: {} passed, {} failed\n", score.passed, score.failures.len());
             total.add(score);
         }
-        match workspace.build_kernel() {
-            Ok(kernel) => {
+        match build_kernels(&workspace, scenarios) {
+            Ok(kernels) => {
                 let stage = Stage {
                     qemu: &qemu,
-                    kernel: &kernel,
+                    kernels: &kernels,
                     processor: self.boot.processor(),
                     folder: &workspace.scratch("test")?,
                     tests: self.tests.as_deref(),
@@ -160,6 +161,12 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// The kernels that the scenarios boot.
+fn build_kernels(workspace: &Workspace, scenarios: &[Scenario]) -> Result<BTreeMap<Build, PathBuf>> {
+    let builds: BTreeSet<Build> = scenarios.iter().map(|scenario| scenario.build).collect();
+    builds.into_iter().map(|build| Ok((build, workspace.build_kernel(build)?))).collect()
 }
 
 impl Score {

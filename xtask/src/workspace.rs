@@ -9,6 +9,25 @@ use anyhow::{Context, Result, bail};
 /// The bare-metal target that the kernel is built for.
 pub const KERNEL_TARGET: &str = "x86_64-unknown-none";
 
+/// How the kernel is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Build {
+    /// As it is shipped.
+    Shipped,
+    /// With debug assertions, which check the order of locks among other things.
+    Checked,
+}
+
+impl Build {
+    /// The profile in the workspace's Cargo.toml.
+    fn profile(self) -> &'static str {
+        match self {
+            Build::Shipped => "release",
+            Build::Checked => "checked",
+        }
+    }
+}
+
 pub struct Workspace {
     pub root: PathBuf,
     pub target: PathBuf,
@@ -46,12 +65,12 @@ impl Workspace {
         command
     }
 
-    /// Builds the kernel as it is shipped and returns where it is.
-    pub fn build_kernel(&self) -> Result<PathBuf> {
+    /// Builds the kernel and returns where it is.
+    pub fn build_kernel(&self, build: Build) -> Result<PathBuf> {
         let mut command = self.cargo_on_kernel("build");
-        command.arg("--release");
+        command.args(["--profile", build.profile()]);
         succeed(&mut command)?;
-        let kernel = self.target.join(KERNEL_TARGET).join("release/kernel");
+        let kernel = self.target.join(KERNEL_TARGET).join(build.profile()).join("kernel");
         if !kernel.is_file() {
             bail!("cargo built the kernel, but {} is not there", kernel.display());
         }

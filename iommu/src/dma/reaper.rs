@@ -7,7 +7,11 @@ use alloc::{collections::VecDeque, sync::Arc};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{DmaError, RawBuffer, space::Live};
-use crate::{Platform, platform::Work, sync::IrqLock};
+use crate::{
+    Platform,
+    platform::{LockClass, Work},
+    sync::IrqLock,
+};
 
 /// A dropped mapping, and how to free its buffer.
 pub(crate) struct Abandoned {
@@ -52,7 +56,7 @@ impl<P: Platform> Reaper<P> {
             platform,
             live: AtomicUsize::new(0),
             capacity: AtomicUsize::new(0),
-            queue: IrqLock::new(VecDeque::new()),
+            queue: IrqLock::new(LockClass::Reaper, VecDeque::new()),
         }
     }
 

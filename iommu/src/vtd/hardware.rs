@@ -27,7 +27,7 @@ use crate::{
     dma::{Access, DmaError, Stuck},
     dump::{UnitReport, Visitor},
     fault::Fault,
-    platform::Work,
+    platform::{LockClass, Work},
     sync::IrqLock,
     walk::Route,
 };
@@ -313,7 +313,7 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn new_tags(&self, root: PhysAddr, format: SecondStageFormat) -> Tags {
-        Tags { root, levels: format.levels(), list: IrqLock::new([None; MAX_DOMAIN_UNITS]) }
+        Tags { root, levels: format.levels(), list: IrqLock::new(LockClass::Tags, [None; MAX_DOMAIN_UNITS]) }
     }
 
     fn attach(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), DmaError> {

@@ -45,7 +45,7 @@ use super::{
     spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
     unit::Hardware,
 };
-use crate::{Platform, dma::Stuck, fault::BoundedRing, sync::IrqLock};
+use crate::{Platform, dma::Stuck, fault::BoundedRing, platform::LockClass, sync::IrqLock};
 
 /// log2 of the number of pages of a queue: 256 entries of 128 bits. A batch takes a handful, and hardware seldom lags.
 const QUEUE_ORDER: u8 = 0;
@@ -107,12 +107,10 @@ impl Queue {
         Some(Self {
             ring: Ring::new(platform, QUEUE_ORDER, wide, coherent)?,
             slots: Slots::new(platform, coherent)?,
-            progress: IrqLock::new(Progress {
-                tail: 0,
-                head: 0,
-                refused_at: None,
-                statistics: QueueStatistics::default(),
-            }),
+            progress: IrqLock::new(
+                LockClass::Queue,
+                Progress { tail: 0, head: 0, refused_at: None, statistics: QueueStatistics::default() },
+            ),
             reports: BoundedRing::new(),
         })
     }

@@ -30,7 +30,7 @@ use super::{
     spec::{InterruptEntry, InterruptTableAddress},
     unit::Unit,
 };
-use crate::{Platform, SourceId, sync::IrqLock};
+use crate::{Platform, SourceId, platform::LockClass, sync::IrqLock};
 
 /// Entries of the smallest table, one page, as a power of two.
 pub const MIN_TABLE_ORDER: u8 = 8;
@@ -138,7 +138,7 @@ impl InterruptTable {
             order,
             extended: x2apic && capability.has_extended_interrupts(),
             coherent: capability.walks_coherently(),
-            free: IrqLock::new(FreeBlocks::new(order)?),
+            free: IrqLock::new(LockClass::Remapping, FreeBlocks::new(order)?),
         };
         table.write_back_all(platform);
         Some(table)

@@ -34,7 +34,12 @@ use super::{
     remap::InterruptTable,
     spec::{FaultStatus, GlobalStatus},
 };
-use crate::{Platform, dma::Stuck, platform::Registers, sync::IrqLock};
+use crate::{
+    Platform,
+    dma::Stuck,
+    platform::{LockClass, Registers},
+    sync::IrqLock,
+};
 
 /// Where firmware says that a unit is (DRHD).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,7 +82,7 @@ impl<P: Platform> Unit<P> {
             commands: Claim::new(),
             queue: None,
             interrupts: None,
-            draining: IrqLock::new(()),
+            draining: IrqLock::new(LockClass::FaultRecords, ()),
             overflows: AtomicU64::new(0),
         })
     }

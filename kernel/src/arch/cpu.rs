@@ -11,6 +11,7 @@ use core::{
 };
 
 use iommu::platform::MAX_CPUS;
+use mm::lock_order::HeldLocks;
 use x86::msr::{IA32_GS_BASE, wrmsr};
 
 use super::gdt::Descriptors;
@@ -39,8 +40,8 @@ pub struct Cpu {
     pub current_thread: AtomicPtr<Thread>,
     /// When the timer of this CPU fires next.
     pub timer_armed_ns: AtomicU64,
-    /// Ranks of the locks held, one bit each (see [`crate::sync`]).
-    pub held_ranks: AtomicU32,
+    /// What debug builds know of the locks held (see [`crate::sync`]).
+    pub held_locks: HeldLocks,
     /// Flushes of the TLB that other CPUs asked this one for, and those of them that it did (see [`crate::smp`]). Any
     /// CPU raises the first.
     pub flushes_wanted: AtomicU64,
@@ -72,7 +73,7 @@ impl Cpu {
             fault_address: AtomicU64::new(0),
             current_thread: AtomicPtr::new(ptr::null_mut()),
             timer_armed_ns: AtomicU64::new(u64::MAX),
-            held_ranks: AtomicU32::new(0),
+            held_locks: HeldLocks::new(),
             flushes_wanted: AtomicU64::new(0),
             flushes_done: AtomicU64::new(0),
             stopped: AtomicBool::new(false),

@@ -90,6 +90,7 @@ pub fn unexpected() -> u64 {
 /// An interrupt arrived.
 pub(super) fn dispatch(vector: u8) {
     let cpu = Cpu::current();
+    debug_assert!(cpu.held_locks.is_empty(), "interrupt {vector:#x} came while locks were held");
     cpu.enter_interrupt();
     ARRIVED[usize::from(vector)].fetch_add(1, Relaxed);
     match vector {

@@ -21,5 +21,5 @@ mod traps;
 pub use cache::write_back;
 pub use cpu::Cpu;
 pub use exit::{ExitCode, exit, halt_for_ever};
-pub use interrupt_guard::{InterruptGuard, are_enabled, disable, enable_and_halt};
+pub use interrupt_guard::{InterruptGuard, are_enabled, disable, enable, enable_and_halt};
 pub use traps::PageFault;

@@ -8,14 +8,14 @@ use core::{ptr, slice};
 use iommu::platform::MAX_CPUS;
 use mm::{
     PAGE_BYTES, PhysAddr,
-    frames::{CpuCache, FrameAllocator, FrameRecord, Processor, Statistics, Zone, record_count},
+    frames::{CpuCache, FrameAllocator, FrameRecord, LockClass, Processor, Statistics, Zone, record_count},
 };
 use spin::Once;
 
 use super::{RangeSet, layout};
 use crate::{
     arch::{Cpu, InterruptGuard},
-    sync::{IrqMutex, Rank},
+    sync::{self, IrqMutex, Rank},
 };
 
 static ALLOCATOR: Once<FrameAllocator<'static, Processors>> = Once::new();
@@ -40,6 +40,14 @@ impl Processor for Processors {
 
     fn cpu(&self) -> usize {
         Cpu::current().index()
+    }
+
+    fn lock_taken(&self, class: LockClass) {
+        sync::note_taken(sync::frames_class(class));
+    }
+
+    fn lock_released(&self, class: LockClass) {
+        sync::note_released(sync::frames_class(class));
     }
 }
 

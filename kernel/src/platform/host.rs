@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     arch::{Cpu, InterruptGuard, clock},
-    memory, threads,
+    memory,
+    sync::{self, Rank},
+    threads,
 };
 
 /// An event that drivers share with their interrupt.
@@ -78,10 +80,12 @@ unsafe impl Host for Kernel {
 
     fn interrupts_off(&self) -> InterruptState {
         core::mem::forget(InterruptGuard::new());
+        sync::note_taken(Rank::Driver as u8);
         InterruptState { were_on: Cpu::current().interrupts_were_on() }
     }
 
     fn interrupts_restore(&self, _state: InterruptState) {
+        sync::note_released(Rank::Driver as u8);
         // The CPU counts guards and knows what the first one found.
         drop(InterruptGuard::assume());
     }

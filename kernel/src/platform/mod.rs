@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 
 use iommu::{
     Iommu, PciAddress, Platform,
-    platform::{Event, MsiMessage, Work},
+    platform::{Event, LockClass, MsiMessage, Work},
 };
 use mm::PhysAddr;
 use spin::Once;
@@ -19,7 +19,7 @@ use crate::{
     acpi,
     arch::{self, Cpu, InterruptGuard, apic, clock},
     memory::{self, KernelTables},
-    smp,
+    smp, sync,
     threads::{self, SpawnError},
 };
 use config::ConfigSpace;
@@ -120,6 +120,14 @@ unsafe impl Platform for Kernel {
 
     fn in_interrupt(&self) -> bool {
         Cpu::in_interrupt()
+    }
+
+    fn lock_taken(&self, class: LockClass) {
+        sync::note_taken(sync::iommu_class(class));
+    }
+
+    fn lock_released(&self, class: LockClass) {
+        sync::note_released(sync::iommu_class(class));
     }
 
     fn relax(&self) {

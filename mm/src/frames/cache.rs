@@ -1,31 +1,38 @@
 //! Single free frames, close to the CPU that needs them next.
 
-use spin::{Mutex, MutexGuard};
+use super::{
+    Processor,
+    lock::{Lock, LockClass, LockGuard},
+};
 
 /// Frames in a full magazine.
 const MAGAZINE_FRAMES: usize = 32;
 
 /// A CPU's store of free frames, one magazine for each zone. On cache lines of its own.
 #[repr(align(128))]
-#[derive(Default)]
 pub struct CpuCache {
-    magazines: Mutex<[Magazine; 2]>,
+    magazines: Lock<[Magazine; 2]>,
+}
+
+impl Default for CpuCache {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl CpuCache {
     /// An empty one.
     #[must_use]
     pub const fn new() -> Self {
-        Self { magazines: Mutex::new([Magazine::new(), Magazine::new()]) }
+        Self { magazines: Lock::new(LockClass::Cache, [Magazine::new(), Magazine::new()]) }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, [Magazine; 2]> {
-        self.magazines.lock()
+    pub(super) fn lock<'a, P: Processor>(&'a self, processor: &'a P) -> LockGuard<'a, [Magazine; 2], P> {
+        self.magazines.lock(processor)
     }
 }
 
 /// A stack of frame numbers.
-#[derive(Default)]
 pub(super) struct Magazine {
     frames: [u32; MAGAZINE_FRAMES],
     len: usize,

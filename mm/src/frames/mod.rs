@@ -14,17 +14,19 @@
 mod buddy;
 mod cache;
 mod error;
+mod lock;
 mod map;
 mod record;
 
 use buddy::Buddy;
 pub use cache::CpuCache;
 pub use error::{FreeError, SetupError};
+use lock::Lock;
+pub use lock::LockClass;
 use map::MemoryMap;
 pub use map::record_count;
 pub use record::FrameRecord;
 use record::State;
-use spin::Mutex;
 
 use crate::{PAGE_SHIFT, PhysAddr, PhysRange};
 
@@ -50,6 +52,17 @@ pub trait Processor: Send + Sync {
 
     /// Number of the CPU that this runs on. Called under a guard. A wrong answer costs time, nothing else.
     fn cpu(&self) -> usize;
+
+    /// A lock of `class` is taken: called under a guard, before it is waited for, in debug builds. A host that checks the
+    /// order in which locks nest hears of the allocator's here (see [`lock_order`](crate::lock_order)).
+    fn lock_taken(&self, class: LockClass) {
+        let _ = class;
+    }
+
+    /// The lock of `class` was given back: see [`lock_taken`](Self::lock_taken).
+    fn lock_released(&self, class: LockClass) {
+        let _ = class;
+    }
 }
 
 /// How much memory there is, in frames.
@@ -72,7 +85,7 @@ pub struct FrameAllocator<'m, P> {
     processor: P,
     map: MemoryMap<'m>,
     /// Below 4 GiB, above.
-    zones: [Mutex<Buddy>; 2],
+    zones: [Lock<Buddy>; 2],
     caches: &'m [CpuCache],
 }
 
@@ -104,10 +117,11 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         records: &'m [FrameRecord],
     ) -> Result<Self, SetupError> {
         let map = MemoryMap::new(regions, records)?;
-        let zones = [Mutex::new(Buddy::new()), Mutex::new(Buddy::new())];
+        let zones = [const { Lock::new(LockClass::Zone, Buddy::new()) }; 2];
         let allocator = Self { processor, map, zones, caches };
         for region in allocator.map.regions() {
-            let mut zone = allocator.zones[region.zone()].lock();
+            let _guard = allocator.processor.guard();
+            let mut zone = allocator.zones[region.zone()].lock(&allocator.processor);
             zone.free_frames(&allocator.map, region.first, region.frames);
         }
         Ok(allocator)
@@ -133,13 +147,13 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         take_back(record, address(frame), 1)?;
         let _guard = self.processor.guard();
         let Some(cache) = self.caches.get(self.processor.cpu()) else {
-            self.zones[zone].lock().free_frames(&self.map, frame, 1);
+            self.zones[zone].lock(&self.processor).free_frames(&self.map, frame, 1);
             return Ok(());
         };
-        let mut magazines = cache.lock();
+        let mut magazines = cache.lock(&self.processor);
         let magazine = &mut magazines[zone];
         if magazine.is_full() {
-            let mut buddy = self.zones[zone].lock();
+            let mut buddy = self.zones[zone].lock(&self.processor);
             magazine.take_half(|frame| buddy.free_frames(&self.map, frame, 1));
         }
         magazine.push(frame);
@@ -171,7 +185,7 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         let frames = u32::try_from(frames).map_err(|_| FreeError::WrongSize { start, allocated: None })?;
         take_back(record, start, frames)?;
         let _guard = self.processor.guard();
-        self.zones[zone].lock().free_frames(&self.map, first, frames);
+        self.zones[zone].lock(&self.processor).free_frames(&self.map, first, frames);
         Ok(())
     }
 
@@ -180,10 +194,13 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
     pub fn statistics(&self) -> Statistics {
         let mut statistics = Statistics { total: self.map.frames(), ..Statistics::default() };
         for (zone, buddy) in self.zones.iter().enumerate() {
-            let cached: usize =
-                self.caches.iter().map(|cache| self.guarded(|| cache.lock()[zone].len())).sum();
+            let cached: usize = self
+                .caches
+                .iter()
+                .map(|cache| self.guarded(|| cache.lock(&self.processor)[zone].len()))
+                .sum();
             let (free, largest) = self.guarded(|| {
-                let buddy = buddy.lock();
+                let buddy = buddy.lock(&self.processor);
                 (buddy.free(), buddy.largest())
             });
             statistics.cached += cached;
@@ -206,11 +223,11 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         let Some(cache) = self.caches.get(self.processor.cpu()) else {
             return self.allocate_block(1, 0, zone);
         };
-        let mut magazines = cache.lock();
+        let mut magazines = cache.lock(&self.processor);
         for &zone in zone.order() {
             let magazine = &mut magazines[zone];
             if magazine.is_empty() {
-                let mut buddy = self.zones[zone].lock();
+                let mut buddy = self.zones[zone].lock(&self.processor);
                 magazine.fill_half(|| buddy.allocate(&self.map, 0));
             }
             if let Some(frame) = magazine.pop() {
@@ -225,7 +242,7 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
     fn allocate_block(&self, frames: u32, order: u8, zone: Zone) -> Option<u32> {
         zone.order().iter().find_map(|&zone| {
             let _guard = self.processor.guard();
-            let mut buddy = self.zones[zone].lock();
+            let mut buddy = self.zones[zone].lock(&self.processor);
             let first = buddy.allocate(&self.map, order)?;
             buddy.free_frames(&self.map, first + frames, (1 << order) - frames);
             self.map.record_of(first)?.set(State::Used { frames });
@@ -239,9 +256,9 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         let mut found = false;
         for cache in self.caches {
             let _guard = self.processor.guard();
-            let mut magazines = cache.lock();
+            let mut magazines = cache.lock(&self.processor);
             for (magazine, zone) in magazines.iter_mut().zip(&self.zones) {
-                let mut buddy = zone.lock();
+                let mut buddy = zone.lock(&self.processor);
                 while let Some(frame) = magazine.pop() {
                     buddy.free_frames(&self.map, frame, 1);
                     found = true;

@@ -9,7 +9,8 @@ mod threads;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::vec::Vec;
 
-use mm::frames::{CpuCache, FrameAllocator, FrameRecord, Processor, Zone, record_count};
+use mm::frames::{CpuCache, FrameAllocator, FrameRecord, LockClass, Processor, Zone, record_count};
+use mm::lock_order::HeldLocks;
 use mm::{PhysAddr, PhysRange};
 
 pub const FRAME: u64 = 4096;
@@ -20,6 +21,18 @@ pub struct Threads;
 
 std::thread_local! {
     static CPU: AtomicUsize = const { AtomicUsize::new(0) };
+    /// Guards that live: interrupts are off as long as there are any.
+    static GUARDS: AtomicUsize = const { AtomicUsize::new(0) };
+    static HELD: HeldLocks = const { HeldLocks::new() };
+}
+
+/// Interrupts off, as far as a thread of the host has any.
+pub struct Guard(());
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        GUARDS.with(|guards| guards.fetch_sub(1, Ordering::Relaxed));
+    }
 }
 
 pub fn run_as_cpu(cpu: usize) {
@@ -27,12 +40,24 @@ pub fn run_as_cpu(cpu: usize) {
 }
 
 impl Processor for Threads {
-    type Guard = ();
+    type Guard = Guard;
 
-    fn guard(&self) {}
+    fn guard(&self) -> Guard {
+        GUARDS.with(|guards| guards.fetch_add(1, Ordering::Relaxed));
+        Guard(())
+    }
 
     fn cpu(&self) -> usize {
         CPU.with(|own| own.load(Ordering::Relaxed))
+    }
+
+    fn lock_taken(&self, class: LockClass) {
+        let interrupts_on = GUARDS.with(|guards| guards.load(Ordering::Relaxed)) == 0;
+        HELD.with(|held| held.take(class as u8, interrupts_on)).unwrap();
+    }
+
+    fn lock_released(&self, class: LockClass) {
+        HELD.with(|held| held.release(class as u8));
     }
 }
 

@@ -4,10 +4,11 @@ use std::{cell::Cell, marker::PhantomData, ptr::NonNull, sync::Arc};
 
 use iommu::{
     PciAddress, Platform,
-    platform::{Event, MsiMessage, Registers, Work},
+    platform::{Event, LockClass, MsiMessage, Registers, Work},
 };
 use mm::{
     PhysAddr,
+    lock_order::HeldLocks,
     table::{Table, TableMemory},
 };
 
@@ -19,6 +20,7 @@ use crate::{
 thread_local! {
     static CPU: Cell<usize> = const { Cell::new(0) };
     static GUARDS: Cell<usize> = const { Cell::new(0) };
+    static HELD: HeldLocks = const { HeldLocks::new() };
     static IN_INTERRUPT: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -136,6 +138,15 @@ unsafe impl Platform for ModelPlatform {
 
     fn in_interrupt(&self) -> bool {
         IN_INTERRUPT.get()
+    }
+
+    fn lock_taken(&self, class: LockClass) {
+        let taken = HELD.with(|held| held.take(class as u8, GUARDS.get() == 0));
+        taken.unwrap_or_else(|error| panic!("{class:?}: {error}"));
+    }
+
+    fn lock_released(&self, class: LockClass) {
+        HELD.with(|held| held.release(class as u8));
     }
 
     fn relax(&self) {

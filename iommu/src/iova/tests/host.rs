@@ -15,12 +15,13 @@ use std::{
 
 use mm::{
     PAGE_BYTES, PhysAddr,
+    lock_order::HeldLocks,
     table::{Table, TableMemory},
 };
 
 use super::iommu::{
     PciAddress, Platform,
-    platform::{Event, MAX_CPUS, MsiMessage, Registers, Work},
+    platform::{Event, LockClass, MAX_CPUS, MsiMessage, Registers, Work},
 };
 
 const FRAME_BYTES: usize = PAGE_BYTES as usize;
@@ -127,6 +128,8 @@ thread_local! {
     static CPU: Cell<usize> = Cell::new(0);
     #[allow(clippy::missing_const_for_thread_local, reason = "as above")]
     static GUARDS: Cell<usize> = Cell::new(0);
+    #[allow(clippy::missing_const_for_thread_local, reason = "as above")]
+    static HELD: HeldLocks = HeldLocks::new();
 }
 
 /// The calling thread is CPU `cpu` from now on.
@@ -204,6 +207,15 @@ unsafe impl Platform for Host {
 
     fn in_interrupt(&self) -> bool {
         false
+    }
+
+    fn lock_taken(&self, class: LockClass) {
+        let interrupts_on = GUARDS.with(Cell::get) == 0;
+        HELD.with(|held| held.take(class as u8, interrupts_on)).expect("locks nest in their order");
+    }
+
+    fn lock_released(&self, class: LockClass) {
+        HELD.with(|held| held.release(class as u8));
     }
 
     fn relax(&self) {

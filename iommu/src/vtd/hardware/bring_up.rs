@@ -13,6 +13,7 @@ use crate::{
     Options, Platform,
     backend::UnitSet,
     dmar::Dmar,
+    platform::LockClass,
     sync::IrqLock,
     vtd::{
         domain_ids::DomainIds,
@@ -100,6 +101,10 @@ impl<P: Platform> UnitState<P> {
         // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
         // of domains.
         unsafe { unit.bring_up(&*platform, &how)? };
-        Ok(Self { unit, tables: IrqLock::new(Tables { contexts, ids }), more_faults: AtomicBool::new(true) })
+        Ok(Self {
+            unit,
+            tables: IrqLock::new(LockClass::UnitTables, Tables { contexts, ids }),
+            more_faults: AtomicBool::new(true),
+        })
     }
 }

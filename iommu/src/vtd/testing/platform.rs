@@ -1,24 +1,41 @@
 //! The host kernel.
 
 use core::ptr::NonNull;
+use std::cell::Cell;
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use std::vec::Vec;
 
-use mm::PhysAddr;
+use mm::{PhysAddr, lock_order::HeldLocks};
 
 use super::{FakeMemory, FakeUnit};
 use crate::{
     PciAddress, Platform,
-    platform::{Event, MsiMessage, Registers, Work},
+    platform::{Event, LockClass, MsiMessage, Registers, Work},
 };
 
 /// What one look at the clock costs.
 const TICK_NS: u64 = 100;
 /// What one round of waiting costs, so that deadlines of minutes are met soon.
 const RELAX_NS: u64 = 1_000_000;
+
+std::thread_local! {
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    static HELD: HeldLocks = const { HeldLocks::new() };
+}
+
+/// Interrupts are off on the thread that made it, unless the platform is a careless one.
+pub struct Guard {
+    depth: usize,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        GUARDS.set(GUARDS.get() - self.depth);
+    }
+}
 
 pub struct FakePlatform {
     pub memory: Arc<FakeMemory>,
@@ -29,6 +46,8 @@ pub struct FakePlatform {
     pub cpu: AtomicUsize,
     pub mapped: Mutex<Vec<(u64, usize)>>,
     pub has_vectors: bool,
+    /// Whether its guards turn interrupts off.
+    pub masks_interrupts: bool,
 }
 
 /// The message for every event.
@@ -47,6 +66,7 @@ impl FakePlatform {
             cpu: AtomicUsize::new(0),
             mapped: Mutex::new(Vec::new()),
             has_vectors: true,
+            masks_interrupts: true,
         }
     }
 
@@ -95,7 +115,7 @@ impl Registers for FakeRegisters {
 unsafe impl Platform for FakePlatform {
     type Tables = FakeMemory;
     type Registers = FakeRegisters;
-    type InterruptGuard = ();
+    type InterruptGuard = Guard;
 
     fn tables(&self) -> &FakeMemory {
         &self.memory
@@ -118,7 +138,20 @@ unsafe impl Platform for FakePlatform {
         self.cpu.load(Ordering::Relaxed)
     }
 
-    fn interrupt_guard(&self) {}
+    fn interrupt_guard(&self) -> Guard {
+        let depth = usize::from(self.masks_interrupts);
+        GUARDS.set(GUARDS.get() + depth);
+        Guard { depth }
+    }
+
+    fn lock_taken(&self, class: LockClass) {
+        let taken = HELD.with(|held| held.take(class as u8, GUARDS.get() == 0));
+        taken.unwrap_or_else(|error| panic!("{class:?}: {error}"));
+    }
+
+    fn lock_released(&self, class: LockClass) {
+        HELD.with(|held| held.release(class as u8));
+    }
 
     fn in_interrupt(&self) -> bool {
         false
