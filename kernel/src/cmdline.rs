@@ -21,6 +21,8 @@ pub struct Options<'a> {
     pub interrupt_faults: bool,
     /// A test that misbehaves on purpose is added.
     pub selftest: Option<Misbehaviour>,
+    /// How long the stress test runs, in seconds.
+    pub stress_s: u64,
 }
 
 /// Which tests to run: those that the glob matches, from or after a name in sorted order.
@@ -49,6 +51,9 @@ pub enum Misbehaviour {
     UnmaskedLock,
 }
 
+/// The stress test's deadline leaves so much.
+const STRESS_S_MAX: u64 = 240;
+
 impl Default for Options<'_> {
     fn default() -> Self {
         Self {
@@ -59,6 +64,7 @@ impl Default for Options<'_> {
             iommu: "",
             interrupt_faults: true,
             selftest: None,
+            stress_s: 5,
         }
     }
 }
@@ -98,6 +104,7 @@ impl<'a> Options<'a> {
             "log" => self.log = log_level(value)?,
             "iommu" => self.iommu = value,
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
+            "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "selftest" => self.selftest = Some(misbehaviour(value)?),
             _ => return None,
         }

@@ -11,7 +11,7 @@ use drivers::{
 use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
 
-use crate::{acpi, arch::apic, memory, platform::Kernel, threads::SpawnError};
+use crate::{acpi, arch::apic, cmdline::Options, memory, platform::Kernel, threads::SpawnError};
 
 /// Why there are no devices.
 #[derive(Debug)]
@@ -43,13 +43,22 @@ pub fn start(
     kernel: &Arc<Kernel>,
     tables: &acpi::Tables,
     options: iommu::Options,
-    records_interrupt_faults: bool,
+    words: &Options<'_>,
 ) -> Result<Parts, DevicesError> {
     let host: Arc<dyn Host> = kernel.clone();
     let functions = find_functions(&*host, tables)?;
     let iommu = start_iommu(kernel, tables, &functions, options)?;
     let disk = open_disk(&host, &iommu, &functions);
-    Ok(Parts { host, iommu, options, records_interrupt_faults, functions, disk, memory: Arc::new(Frames) })
+    Ok(Parts {
+        host,
+        iommu,
+        options,
+        records_interrupt_faults: words.interrupt_faults,
+        functions,
+        disk,
+        memory: Arc::new(Frames),
+        stress_s: words.stress_s,
+    })
 }
 
 fn find_functions(host: &dyn Host, tables: &acpi::Tables) -> Result<Vec<Function>, DevicesError> {

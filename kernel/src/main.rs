@@ -86,8 +86,8 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>) {
     arch::io_apic::init(&tables.io_apics);
     let kernel = Kernel::new(&tables);
     let iommu_options = read_iommu_options(options.iommu);
-    let parts = devices::start(&kernel, &tables, iommu_options, options.interrupt_faults)
-        .unwrap_or_else(|error| fatal(&error));
+    let parts =
+        devices::start(&kernel, &tables, iommu_options, &options).unwrap_or_else(|error| fatal(&error));
     let machine = Machine::new(parts);
 
     run_tests(&options, &machine);

@@ -46,6 +46,9 @@ pub struct Cpu {
     /// CPU raises the first.
     pub flushes_wanted: AtomicU64,
     pub flushes_done: AtomicU64,
+    /// Interrupts that came, and times that another thread was given the CPU.
+    pub interrupts: AtomicU64,
+    pub switches: AtomicU64,
     /// It was told to stop, and did.
     pub stopped: AtomicBool,
     /// Where it was then.
@@ -76,6 +79,8 @@ impl Cpu {
             held_locks: HeldLocks::new(),
             flushes_wanted: AtomicU64::new(0),
             flushes_done: AtomicU64::new(0),
+            interrupts: AtomicU64::new(0),
+            switches: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             stopped_at: [const { AtomicU64::new(0) }; 2],
             descriptors: UnsafeCell::new(Descriptors::new()),
@@ -159,6 +164,7 @@ impl Cpu {
     }
 
     pub(super) fn enter_interrupt(&self) {
+        self.interrupts.store(self.interrupts.load(Relaxed) + 1, Relaxed);
         self.interrupt_depth.store(self.interrupt_depth.load(Relaxed) + 1, Relaxed);
     }
 

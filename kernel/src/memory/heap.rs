@@ -6,7 +6,7 @@
 
 use core::{
     alloc::{GlobalAlloc, Layout},
-    ptr::{self, NonNull},
+    ptr,
 };
 
 use mm::PAGE_BYTES;
@@ -22,11 +22,23 @@ use crate::sync::{IrqMutex, Rank};
 const GROWTH_PAGES: usize = 64;
 
 struct Heap {
-    small: IrqMutex<Talc<Frames, talc::DefaultBinning>>,
+    small: IrqMutex<Small>,
+}
+
+/// Blocks of less than a page.
+struct Small {
+    blocks: Talc<Frames, talc::DefaultBinning>,
+    used_bytes: usize,
 }
 
 #[global_allocator]
-static HEAP: Heap = Heap { small: IrqMutex::new(Rank::Heap, Talc::new(Frames)) };
+static HEAP: Heap =
+    Heap { small: IrqMutex::new(Rank::Heap, Small { blocks: Talc::new(Frames), used_bytes: 0 }) };
+
+/// Bytes in small blocks that are in use.
+pub fn small_bytes() -> usize {
+    HEAP.small.lock().used_bytes
+}
 
 /// Frames as the source of the general allocator.
 #[derive(Debug)]
@@ -60,16 +72,23 @@ unsafe impl GlobalAlloc for Heap {
         if let Some(pages) = pages(layout) {
             return frames::allocate(pages).map_or(ptr::null_mut(), |first| layout::direct(first) as *mut u8);
         }
+        let mut small = self.small.lock();
         // SAFETY: the caller's promise: the size is not zero.
-        unsafe { self.small.lock().allocate(layout) }.map_or(ptr::null_mut(), NonNull::as_ptr)
+        let Some(first) = (unsafe { small.blocks.allocate(layout) }) else { return ptr::null_mut() };
+        small.used_bytes += layout.size();
+        first.as_ptr()
     }
 
     unsafe fn dealloc(&self, first: *mut u8, layout: Layout) {
         match (pages(layout), layout::direct_to_physical(first as u64)) {
             // SAFETY: the caller's promise: the block came from `alloc` with this layout.
             (Some(pages), Some(run)) => unsafe { frames::free(run, pages) },
-            // SAFETY: as above.
-            _ => unsafe { self.small.lock().deallocate(first, layout) },
+            _ => {
+                let mut small = self.small.lock();
+                small.used_bytes -= layout.size();
+                // SAFETY: as above.
+                unsafe { small.blocks.deallocate(first, layout) }
+            }
         }
     }
 }

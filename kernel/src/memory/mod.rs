@@ -18,6 +18,7 @@ use spin::Once;
 
 pub use address_space::{Alias, KernelTables, lookup, root, runs};
 pub use exhausted::Exhausted;
+pub use heap::small_bytes;
 pub use ranges::RangeSet;
 
 use crate::boot_info::{BootInfo, Region};

@@ -26,6 +26,13 @@ struct Slots {
 static STACKS: IrqMutex<Slots> =
     IrqMutex::new(Rank::Stacks, Slots { used: [false; SLOTS], mapped: [false; SLOTS] });
 
+/// How many stacks are in use, and how many are mapped: those that were ever in use at the same time.
+pub fn count() -> (usize, usize) {
+    let slots = STACKS.lock();
+    let number = |slots: &[bool]| slots.iter().filter(|&&slot| slot).count();
+    (number(&slots.used), number(&slots.mapped))
+}
+
 /// A stack that nothing else uses.
 #[derive(Debug)]
 pub struct Stack(usize);

@@ -1,11 +1,13 @@
 //! Commands about the kernel itself.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use harness::Totals;
 
 use super::{Command, Shell, UsageError, commands};
 use crate::{
     arch::{self, ExitCode, clock, interrupts},
-    cmdline, memory, println, testing,
+    cmdline, memory, println, smp, testing, threads,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -17,6 +19,7 @@ pub(super) static COMMANDS: &[Command] = &[
         run: tests,
     },
     Command { name: "bench", arguments: "GLOB", help: "run the benchmarks that match", run: bench },
+    Command { name: "cpus", arguments: "", help: "the CPUs, and what they run", run: cpus },
     Command { name: "stats", arguments: "", help: "memory and interrupts", run: stats },
     Command { name: "exit", arguments: "", help: "power off", run: exit },
 ];
@@ -47,10 +50,32 @@ fn bench(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
+fn cpus(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let [] = arguments else { return Err(UsageError) };
+    println!("cpu  APIC id  interrupts  switches  flushes  thread");
+    for cpu in smp::online() {
+        println!(
+            "{:3}  {:7}  {:10}  {:8}  {:7}  {}",
+            cpu.index(),
+            cpu.apic_id(),
+            cpu.interrupts.load(Relaxed),
+            cpu.switches.load(Relaxed),
+            cpu.flushes_done.load(Relaxed),
+            threads::running_on(cpu),
+        );
+    }
+    println!("all TLBs flushed {} times", smp::flushes());
+    Ok(())
+}
+
 fn stats(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
     println!("up      {} s", clock::now_ns() / clock::NS_PER_S);
     let frames = memory::frames::statistics();
+    println!("cpus    {}", smp::count());
+    println!("heap    {} bytes in small blocks", memory::small_bytes());
+    let (used, mapped) = memory::stacks::count();
+    println!("stacks  {used} in use, {mapped} mapped");
     println!("memory  {} of {} frames free, {} in one piece", frames.free, frames.total, frames.largest_free);
     for vector in (u8::MIN..=u8::MAX).filter(|&vector| interrupts::arrived(vector) > 0) {
         println!("vector  {vector:#04x} arrived {} times", interrupts::arrived(vector));

@@ -156,6 +156,13 @@ pub fn current_name() -> &'static str {
     name_on(Cpu::current())
 }
 
+/// Name of the thread that runs on `cpu` at the moment.
+pub fn running_on(cpu: &Cpu) -> &'static str {
+    // No CPU switches meanwhile.
+    let _scheduler = SCHEDULER.lock();
+    name_on(cpu)
+}
+
 /// Name of the thread that runs on `cpu`: on another CPU than this one only while that does not switch.
 pub fn name_on(cpu: &Cpu) -> &'static str {
     let thread = cpu.current_thread.load(Relaxed);
@@ -341,6 +348,7 @@ fn switch(mut scheduler: IrqMutexGuard<'_, Scheduler>) {
     if next == this {
         return;
     }
+    cpu.switches.store(cpu.switches.load(Relaxed) + 1, Relaxed);
     let interrupts_were_on = cpu.interrupts_were_on();
     mem::forget(scheduler);
     // SAFETY: the lock keeps both threads where they are, and `next` is not running: it was in the run queue or is

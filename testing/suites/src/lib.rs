@@ -26,6 +26,7 @@ mod nvme;
 mod pattern;
 pub mod reports;
 mod storm;
+mod stress;
 mod unit;
 
 pub use machine::{ClaimedEdu, Machine, Memory, Parts, lacks};

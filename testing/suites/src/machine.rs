@@ -46,6 +46,8 @@ pub struct Parts {
     pub disk: Option<Arc<Disk>>,
     /// The kernel's memory.
     pub memory: Arc<dyn Memory>,
+    /// How long the stress test runs, in seconds.
+    pub stress_s: u64,
 }
 
 /// The machine that is tested: the kernel's parts, and the attackers that the tests have claimed.

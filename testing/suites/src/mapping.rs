@@ -108,7 +108,8 @@ test! {
     }
 }
 
-fn await_live_mappings(machine: &Machine, wanted: usize) -> Result<(), Failure> {
+/// Waits until the reaper has left `wanted` mappings.
+pub(crate) fn await_live_mappings(machine: &Machine, wanted: usize) -> Result<(), Failure> {
     const DEADLINE_NS: u64 = 2_000_000_000;
     let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
     while machine.iommu.live_mappings() != wanted {

@@ -1,0 +1,219 @@
+//! Many threads on all CPUs, for a while: mapping, unmapping and dropping in shared and in separate domains, while devices
+//! move data. At the end everything is as it was.
+
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use core::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use drivers::{host::Host, lock::Lock, nvme::Controller};
+use harness::{Failure, check, check_eq, test};
+use iommu::{
+    Bidirectional, DmaDevice, DmaError, FromDevice, Iova, Mapping, PageBuffer, PciAddress, Rejected,
+};
+
+use crate::{
+    machine::{ClaimedEdu, Machine, lacks},
+    mapping::await_live_mappings,
+    pattern, reports,
+};
+
+const NS_PER_S: u64 = 1_000_000_000;
+/// Mappings that a thread holds at most.
+const HELD_MAX: usize = 24;
+/// Pages of one mapping at most.
+const PAGES_MAX: u64 = 12;
+/// Bytes that `edu` moves in one transfer.
+const EDU_BYTES: usize = 256;
+/// The fast attacker's rounds for one of `edu`, which takes 0.1 s.
+const ROUNDS_PER_SAMPLE: u64 = 200;
+/// Frames that may be kept for the next time: tables, nodes and stores of three domains, and threads' stacks.
+const FRAMES_KEPT_MAX: u64 = 4096;
+
+/// What the threads have in common.
+struct Common {
+    host: Arc<dyn Host>,
+    stop: AtomicBool,
+    running: AtomicUsize,
+    operations: AtomicUsize,
+    problem: Lock<Option<String>>,
+}
+
+impl Common {
+    /// Runs `body` in a thread until it fails or is told to stop.
+    fn spawn(
+        self: &Arc<Self>,
+        mut body: impl FnMut() -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let common = self.clone();
+        self.running.fetch_add(1, SeqCst);
+        let spawned = self.host.spawn(
+            "stress",
+            Box::new(move || {
+                while !common.stop.load(Relaxed) {
+                    if let Err(problem) = body() {
+                        common.fail(&problem);
+                    }
+                    common.operations.fetch_add(1, Relaxed);
+                }
+                drop(body);
+                common.running.fetch_sub(1, SeqCst);
+            }),
+        );
+        if let Err(error) = spawned {
+            self.running.fetch_sub(1, SeqCst);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn fail(&self, problem: &Failure) {
+        self.problem.lock().get_or_insert_with(|| format!("{problem}"));
+        self.stop.store(true, SeqCst);
+    }
+
+    /// Stops the threads and waits until they have ended.
+    fn finish(&self) -> Result<(), Failure> {
+        self.stop.store(true, SeqCst);
+        let deadline_ns = self.host.now_ns() + 10 * NS_PER_S;
+        while self.running.load(SeqCst) > 0 {
+            check!(self.host.now_ns() < deadline_ns, "{} threads do not end", self.running.load(SeqCst));
+            self.host.relax();
+        }
+        match self.problem.lock().take() {
+            Some(problem) => Err(Failure::new(problem)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A thread that maps and unmaps for one device, at random.
+struct Mapper {
+    dma: DmaDevice,
+    held: Vec<(Mapping<PageBuffer, Bidirectional>, u64)>,
+    random: u64,
+}
+
+impl Mapper {
+    fn new(dma: DmaDevice, seed: u64) -> Self {
+        Self { dma, held: Vec::with_capacity(HELD_MAX), random: seed }
+    }
+
+    /// A number below `limit` (xorshift).
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % limit
+    }
+
+    fn step(&mut self) -> Result<(), Failure> {
+        let full = self.held.len() == HELD_MAX;
+        if self.held.is_empty() || !full && self.below(2) == 0 {
+            let (pages, seed) = (1 + self.below(PAGES_MAX), self.below(1 << 40));
+            let buffer = pattern::pages(pages as usize, seed)?;
+            self.held.push((self.dma.dma_map(buffer, Bidirectional)?, seed));
+            return Ok(());
+        }
+        let victim = self.below(self.held.len() as u64) as usize;
+        let (mapping, seed) = self.held.swap_remove(victim);
+        match self.below(4) {
+            // Left to the reaper.
+            0 => drop(mapping),
+            _ => pattern::expect(&mapping.unmap()?, seed, "a buffer that no device was told of")?,
+        }
+        Ok(())
+    }
+}
+
+/// The same address for one buffer after the other: the device reaches the newer one, never the older. False if another
+/// thread was given the address in between.
+fn attack(nvme: &mut Controller, page: Iova, seed: u64) -> Result<bool, Failure> {
+    let dma = nvme.dma().clone();
+    let mut older: Option<PageBuffer> = None;
+    for turn in 0..2 {
+        let mapping = match dma.dma_map_at(pattern::pages(1, seed + 2)?, FromDevice, page) {
+            Ok(mapping) => mapping,
+            Err(Rejected { error: DmaError::IovaTaken { .. }, .. }) => return Ok(false),
+            Err(rejected) => return Err(rejected.into()),
+        };
+        nvme.write_at(page)?;
+        let mut newer = mapping.unmap()?;
+        check_eq!(newer[..2], [0x36, 0x1b], "vendor id in turn {turn}");
+        if let Some(older) = older.take() {
+            pattern::expect(&older, seed, "a buffer that was unmapped before")?;
+        }
+        pattern::fill(&mut newer, seed);
+        older = Some(newer);
+    }
+    Ok(true)
+}
+
+/// A transfer of the slow device, into a buffer that is then unmapped.
+fn sample(edu: &mut ClaimedEdu, seed: u64) -> Result<(), Failure> {
+    edu.load(seed)?;
+    let mapping = edu.dma.dma_map(pattern::pages(1, seed + 1)?, FromDevice)?;
+    edu.push(mapping.iova(), EDU_BYTES)?;
+    pattern::expect(&mapping.unmap()?[..EDU_BYTES], seed, "what the slow device wrote")
+}
+
+/// What has to be the same afterwards: live mappings, and each function's mapped pages and faults.
+fn balance(machine: &Machine, functions: &[PciAddress]) -> (usize, Vec<(u64, u64)>) {
+    let of = |&function: &PciAddress| {
+        let group = reports::group(&machine.iommu, function).unwrap_or_default();
+        (group.domain.map_or(0, |domain| domain.mapped_pages), group.faults)
+    };
+    (machine.iommu.live_mappings(), functions.iter().map(of).collect())
+}
+
+test! {
+    /// As long as `stress=` says, 5 s otherwise.
+    deadline_ms = 300_000,
+    lacks = |context| lacks::two_isolated_edus(context).or_else(|| lacks::isolated_nvme(context)),
+    fn everything_at_once(context) {
+        let machine = Machine::of(context)?;
+        let (mut slow, other, mut nvme) = (machine.edu(0)?, machine.edu(1)?, machine.nvme()?);
+        let functions = [slow.dma.function(), other.dma.function(), nvme.dma().function()];
+        let before = balance(machine, &functions);
+        let frames = machine.memory.free_frames();
+        let common = Arc::new(Common {
+            host: machine.host.clone(),
+            stop: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
+            operations: AtomicUsize::new(0),
+            problem: Lock::new(machine.host.clone(), None),
+        });
+        let handles = [&slow.dma, &other.dma, nvme.dma(), nvme.dma()].map(DmaDevice::clone);
+        for (number, dma) in handles.iter().cycle().take(2 * machine.host.cpus() + 2).enumerate() {
+            let mut mapper = Mapper::new(dma.clone(), 0x9e37_79b9 + number as u64);
+            common.spawn(move || mapper.step())?;
+        }
+        drop(handles);
+
+        let end_ns = machine.host.now_ns() + machine.stress_s * NS_PER_S;
+        let mut page = machine.fresh_page();
+        let (mut rounds, mut attacks) = (0, 0);
+        while machine.host.now_ns() < end_ns && !common.stop.load(Relaxed) {
+            let result = match rounds % ROUNDS_PER_SAMPLE {
+                0 => sample(&mut slow, rounds).map(|()| true),
+                _ => attack(&mut nvme, page, rounds),
+            };
+            match result {
+                Ok(true) => attacks += 1,
+                Ok(false) => page = machine.fresh_page(),
+                Err(problem) => common.fail(&problem),
+            }
+            rounds += 1;
+        }
+        common.finish()?;
+
+        await_live_mappings(machine, before.0)?;
+        check_eq!(balance(machine, &functions), before, "mappings, and pages and faults of each");
+        let kept = frames.saturating_sub(machine.memory.free_frames());
+        check!(kept <= FRAMES_KEPT_MAX, "{kept} frames are gone");
+        let operations = common.operations.load(Relaxed);
+        check!(operations > 0 && attacks > 0, "{operations} operations, {attacks} attacks");
+        log::info!("{operations} operations beside {attacks} attacks; {kept} frames kept");
+    }
+}
