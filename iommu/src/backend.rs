@@ -12,7 +12,8 @@ use mm::{
 
 use crate::{
     Iova, Platform, SourceId,
-    dma::{Access, DmaError, Stuck},
+    ats::DeviceTlb,
+    dma::{Access, DmaError, Silent, Stuck, Unflushed},
     walk::Route,
 };
 
@@ -83,10 +84,21 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// The tags of a new domain whose table has its root at `root`.
     fn new_tags(&self, root: PhysAddr, format: Self::Format) -> Self::Tags;
 
-    /// Makes the requests of `source` translate through the domain. The source reached nothing before.
-    fn attach(&self, tags: &Self::Tags, unit: usize, source: SourceId) -> Result<(), DmaError>;
+    /// Whether `unit` can serve the TLBs of devices, and invalidate them.
+    fn serves_device_tlbs(&self, unit: usize) -> bool;
 
-    /// Makes the requests of `source` reach nothing. When it returns `Ok`, no unit can translate for them any more.
+    /// Makes the requests of `source` translate through the domain. The source reached nothing before. With
+    /// `device_tlb` it may keep translations in a TLB of its own; it is then the only source of its domain.
+    fn attach(
+        &self,
+        tags: &Self::Tags,
+        unit: usize,
+        source: SourceId,
+        device_tlb: Option<DeviceTlb>,
+    ) -> Result<(), DmaError>;
+
+    /// Makes the requests of `source` reach nothing. When it returns `Ok`, no unit can translate for them any more, nor
+    /// lets them through translated.
     fn block(&self, tags: &Self::Tags, unit: usize, source: SourceId) -> Result<(), Stuck>;
 
     /// Takes the interrupts of `source` from their owner. When it returns `Ok`, none comes any more.
@@ -102,9 +114,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Whether no source is attached, and nothing in any unit is tagged as the domain's.
     fn is_unused(&self, tags: &Self::Tags) -> bool;
 
+    /// Fails if a device of the domain did not empty its TLB when it was told to: nothing new is mapped for it, and
+    /// nothing that it may reach comes back.
+    fn check_devices(&self, tags: &Self::Tags) -> Result<(), Silent>;
+
     /// Makes newly mapped leaves visible: nothing at all on most hardware.
-    fn publish(&self, tags: &Self::Tags, first: Iova, bytes: u64) -> Result<(), Stuck>;
+    fn publish(&self, tags: &Self::Tags, first: Iova, bytes: u64) -> Result<(), Unflushed>;
 
     /// Removes `stale` from every cache that may hold it. This is the only place where a [`Flushed`] comes from.
-    fn flush(&self, tags: &Self::Tags, stale: Stale) -> Result<Flushed, Stuck>;
+    fn flush(&self, tags: &Self::Tags, stale: Stale) -> Result<Flushed, Unflushed>;
 }

@@ -17,9 +17,10 @@ use mm::{
 
 use crate::{
     Iova, Platform, SourceId,
+    ats::DeviceTlb,
     backend::{Backend, UnitSet},
     dma::{
-        Access, DmaError, Stuck,
+        Access, DmaError, Stuck, Unflushed,
         reaper::{Abandoned, Reaper},
         space::{MapRequest, NotMapped, Placement, Space, whole_pages},
     },
@@ -154,9 +155,19 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    /// Makes `source` translate through this domain.
-    pub fn attach(&self, unit: usize, source: SourceId) -> Result<(), DmaError> {
-        self.backend.attach(&self.tags, unit, source)
+    /// Makes `source` translate through this domain, by way of its own TLB if it has one.
+    pub fn attach(
+        &self,
+        unit: usize,
+        source: SourceId,
+        device_tlb: Option<DeviceTlb>,
+    ) -> Result<(), DmaError> {
+        self.backend.attach(&self.tags, unit, source, device_tlb)
+    }
+
+    /// Whether a device did not empty its TLB, so that everything mapped stays pinned.
+    pub fn is_silent(&self) -> bool {
+        self.backend.check_devices(&self.tags).is_err()
     }
 
     /// Makes `source` reach nothing.
@@ -175,7 +186,7 @@ impl<B: Backend> Domain<B> {
         match self.map_leaves(iova, region, Access { read: true, write: true }) {
             Ok(()) => Ok(()),
             Err(NotMapped::Untouched(error)) => Err(error),
-            Err(NotMapped::Exposed(stuck)) => Err(stuck.into()),
+            Err(NotMapped::Exposed(unflushed)) => Err(unflushed.into()),
         }
     }
 
@@ -201,8 +212,8 @@ impl<B: Backend> Domain<B> {
         let mapped = unsafe { self.table.map(iova.as_u64(), &[memory], self.backend.access(access)) };
         let emptied = mapped.map_err(|error| self.undo(iova, error))?;
         self.mapped_pages.fetch_add(memory.bytes / PAGE_BYTES, Ordering::Relaxed);
-        // A unit that does not answer in one of the next two steps is dead and its devices are stopped. The mapping
-        // stands: the next map is refused, and the unmap of this one pins the buffer.
+        // A unit or device that does not answer in one of the next two steps is dead, and stopped. The mapping stands:
+        // the next map is refused, and the unmap of this one pins the buffer.
         if let Some(stale) = emptied {
             let _ = self.flush(stale);
         }
@@ -218,13 +229,13 @@ impl<B: Backend> Domain<B> {
             _ => DmaError::IovaTaken { iova },
         };
         match error.into_undone().map(|stale| self.flush(stale)) {
-            Some(Err(stuck)) => NotMapped::Exposed(stuck),
+            Some(Err(unflushed)) => NotMapped::Exposed(unflushed),
             _ => NotMapped::Untouched(reason),
         }
     }
 
     /// Flushes what `stale` speaks of and frees the table pages in it.
-    fn flush(&self, stale: Stale) -> Result<(), Stuck> {
+    fn flush(&self, stale: Stale) -> Result<(), Unflushed> {
         // Leaves are cleared before the tags are read: a group that attaches in between walks the cleared table.
         fence(Ordering::SeqCst);
         let flushed = self.backend.flush(&self.tags, stale)?;
@@ -257,15 +268,16 @@ impl<B: Backend> Domain<B> {
 
 impl<B: Backend> Drop for Domain<B> {
     fn drop(&mut self) {
+        // SAFETY: the table is not used after `drop`, and this is the only place that takes it.
+        let table = unsafe { ManuallyDrop::take(&mut self.table) };
         if !self.backend.is_unused(&self.tags) {
+            // Its pages stay as they are: dropping the table gives none of them back.
             log::error!(
                 "domain {} goes while a unit may still walk its table: the table is lost",
                 self.number
             );
             return;
         }
-        // SAFETY: the table is not used after `drop`, and this is the only place that takes it.
-        let table = unsafe { ManuallyDrop::take(&mut self.table) };
         // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed.
         unsafe { table.destroy() };
     }
@@ -275,6 +287,7 @@ impl<B: Backend> Space for Domain<B> {
     fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
         let memory = whole_pages(&**self.backend.platform(), request)?;
         self.backend.check(self.units).map_err(DmaError::from)?;
+        self.backend.check_devices(&self.tags).map_err(DmaError::Silent)?;
         if !self.is(Standing::InUse) {
             return Err(DmaError::Revoked.into());
         }

@@ -13,6 +13,7 @@ use mm::PhysRange;
 
 use crate::{
     PciAddress, Platform, SourceId,
+    ats::DeviceTlb,
     backend::{Backend, UnitSet},
     dma::{DmaError, Stuck, reaper::Reaper},
     domain::Domain,
@@ -53,6 +54,15 @@ impl GroupLayout {
         }
         let reserved = merge_overlapping(group.reserved()?);
         Ok(Some(Self { functions, sources, reserved }))
+    }
+
+    /// The unit that sees the group's requests, if the group is one function with one requester id and no reserved
+    /// memory: only such a one may be trusted with a TLB of its own (see [`ats`](crate::ats)).
+    pub fn lone_function_unit(&self) -> Option<usize> {
+        match (&*self.functions, &*self.sources, &*self.reserved) {
+            ([_], &[(_, unit)], []) => Some(unit),
+            _ => None,
+        }
     }
 
     /// The units that see the group's requests.
@@ -200,18 +210,24 @@ impl<B: Backend> Group<B> {
             return Ok(());
         }
         let before = self.begin(maker, function)?;
-        let result = self.attached(maker, before);
+        let result = self.attached(maker, before, None);
         self.end(maker).domain = result.as_ref().ok().cloned();
         Ok(result.map(drop)?)
     }
 
-    /// Gives `function` to a driver: attaches the group to a domain of its own if it has none yet.
-    pub fn claim(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<Arc<Domain<B>>, ClaimError> {
+    /// Gives `function` to a driver: attaches the group to a domain of its own if it has none yet. With `device_tlb` the
+    /// function, which is all of the group, may use its TLB.
+    pub fn claim(
+        &self,
+        maker: &DomainMaker<B>,
+        function: PciAddress,
+        device_tlb: Option<DeviceTlb>,
+    ) -> Result<Arc<Domain<B>>, ClaimError> {
         maker.backend.check(self.layout.units()).map_err(DmaError::from)?;
         let platform = &**maker.backend.platform();
         let before = self.begin(maker, function)?;
         let result = match self.admit(platform, function) {
-            Ok(()) => self.attached(maker, before).map_err(ClaimError::from),
+            Ok(()) => self.attached(maker, before, device_tlb).map_err(ClaimError::from),
             Err(error) => Err(error),
         };
         let mut state = self.end(maker);
@@ -267,18 +283,26 @@ impl<B: Backend> Group<B> {
         &self,
         maker: &DomainMaker<B>,
         domain: Option<Arc<Domain<B>>>,
+        device_tlb: Option<DeviceTlb>,
     ) -> Result<Arc<Domain<B>>, DmaError> {
         if let Some(domain) = domain {
             return Ok(domain);
         }
         let domain = Arc::new(maker.make(self.layout.units(), &self.layout.reserved)?);
         for (done, &(source, unit)) in self.layout.sources.iter().enumerate() {
-            if let Err(error) = domain.attach(unit, source) {
+            if let Err(error) = domain.attach(unit, source, device_tlb) {
                 self.block_sources(&domain, done)?;
                 return Err(error);
             }
         }
         Ok(domain)
+    }
+
+    /// Condemns the group to quarantine if a device of it did not empty its TLB.
+    pub fn condemn_if_silent(&self, platform: &B::Platform) {
+        if self.domain(platform).is_some_and(|domain| domain.is_silent()) {
+            self.record.lock(platform).condemned = true;
+        }
     }
 
     /// Blocks the first `count` sources again, those behind other units too when one does not answer.

@@ -52,6 +52,7 @@ extern crate alloc;
 extern crate std;
 
 mod address;
+mod ats;
 mod backend;
 mod direct;
 pub mod dma;

@@ -5,6 +5,7 @@ use core::fmt;
 
 use crate::{
     Options, PciAddress, Platform, SourceId,
+    ats::{self, DeviceTlb},
     backend::Backend,
     dma::{
         DmaDevice, Stuck,
@@ -21,9 +22,9 @@ use crate::{
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
     platform::{Event, LockClass, Work},
     policy::{Limits, Verdict},
-    subsystem::{Control, Machine},
+    subsystem::{Control, Machine, Trust},
     sync::IrqLock,
-    topology::{FunctionKind, Topology, TopologyError},
+    topology::{Ats, FunctionKind, Topology, TopologyError},
     vtd::{InterruptControllers, SecondStageAccess, Vtd, VtdError},
     walk::{Route, Walk},
 };
@@ -244,6 +245,15 @@ impl<P: Platform> Shared<P> {
         result.map(drop)
     }
 
+    /// The TLB that `function`, which its owner trusts, may use.
+    fn device_tlb(&self, group: &Group<Vtd<P>>, function: PciAddress) -> Option<DeviceTlb> {
+        let unit = group.layout().lone_function_unit()?;
+        if self.topology.ats(function) != Ats::Allowed || !self.backend.serves_device_tlbs(unit) {
+            return None;
+        }
+        ats::find(&*self.platform, function, self.topology.physical(function))
+    }
+
     /// Stops the devices behind a unit that does not answer any more.
     fn stop_behind(&self, stuck: Stuck) {
         for group in self.groups.iter().flatten() {
@@ -270,9 +280,20 @@ impl fmt::Display for Explanation {
 }
 
 impl<P: Platform> Control for Protection<P> {
-    fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
-        let group = self.shared.group(function).ok_or(ClaimError::Unknown { function })?;
-        let domain = group.claim(&self.maker, function)?;
+    fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError> {
+        let shared = &self.shared;
+        let group = shared.group(function).ok_or(ClaimError::Unknown { function })?;
+        let device_tlb = match trust {
+            Trust::Nothing => None,
+            Trust::Translations => shared.device_tlb(group, function),
+        };
+        let domain = group.claim(&self.maker, function, device_tlb)?;
+        // Only now may the device ask for translations. Firmware may have left ATS on.
+        match device_tlb {
+            Some(_) => ats::enable(&*shared.platform, function),
+            None if shared.topology.ats(function) == Ats::Required => {}
+            None => ats::disable(&*shared.platform, function),
+        }
         let faults = DeviceFaults { shared: self.shared.clone(), function };
         Ok(DmaDevice::new(function, domain, Arc::new(faults)))
     }
@@ -324,6 +345,9 @@ impl<P: Platform> Control for Protection<P> {
         // One lap a unit: a unit whose records fill up faster than that wakes this thread again.
         backend.take_undrained().for_each(|unit| self.shared.drain(unit));
         faults.process(&**platform, |fault| self.shared.tell(fault), |fault| self.shared.walk(fault));
+        if backend.take_newly_silent() {
+            self.shared.groups.iter().flatten().for_each(|group| group.condemn_if_silent(platform));
+        }
         self.shared.quarantine_condemned(&self.maker);
         for unit in 0..backend.count() {
             // At most as many as are kept: a device that makes errors faster than they are logged wakes nobody.

@@ -37,9 +37,18 @@ pub struct Iommu {
     control: Arc<dyn Control>,
 }
 
+/// What a function is trusted with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trust {
+    /// Its requests are translated, all of them.
+    Nothing,
+    /// It may keep translations, and send what it says are translated addresses.
+    Translations,
+}
+
 /// What a handle does, without the platform's and the vendor's types.
 pub(crate) trait Control: Send + Sync {
-    fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError>;
+    fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError>;
     fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError>;
     fn release(
         &self,
@@ -93,7 +102,21 @@ impl Iommu {
     /// # Errors
     /// See [`ClaimError`]; the function stays blocked.
     pub fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
-        self.control.claim(function)
+        self.control.claim(function, Trust::Nothing)
+    }
+
+    /// As [`claim`](Self::claim), for a function that the caller trusts not to lie about the addresses it sends: it may
+    /// use a TLB of its own (ATS) where there is one and everything else permits it.
+    ///
+    /// A function with its TLB on sends physical addresses that no unit checks, so this gives up all isolation against a
+    /// malicious device; it is for devices soldered to the board, not for those in a slot or on a cable. Unmapping still
+    /// means what it does: it waits until the TLB is empty, and a device that does not empty it is stopped, its group
+    /// blocked, its memory pinned.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    pub fn claim_trusted(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
+        self.control.claim(function, Trust::Translations)
     }
 
     /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing else,
@@ -187,7 +210,7 @@ impl fmt::Debug for Iommu {
 struct NoUnit;
 
 impl Control for NoUnit {
-    fn claim(&self, _function: PciAddress) -> Result<DmaDevice, ClaimError> {
+    fn claim(&self, _function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
         Err(ClaimError::NoUnit)
     }
 
@@ -239,7 +262,7 @@ struct Unprotected<P: Platform> {
 }
 
 impl<P: Platform> Control for Unprotected<P> {
-    fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
+    fn claim(&self, function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
         let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
         Ok(DmaDevice::new(function, Arc::new(space), Arc::new(NoFaults)))
     }

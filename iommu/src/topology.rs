@@ -150,6 +150,13 @@ impl Topology {
         Some(sender::of(&self.hierarchy, self.hierarchy.index(function)?))
     }
 
+    /// The physical function that `function`, a virtual one, belongs to.
+    #[must_use]
+    pub fn physical(&self, function: PciAddress) -> Option<PciAddress> {
+        let function = &self.functions()[self.hierarchy.index(function)?];
+        function.physical.filter(|_| function.is_virtual())
+    }
+
     /// The memory that firmware reserved for `function` itself, as whole pages. What it has to reach is that of its
     /// whole [group](Group::reserved).
     pub fn reserved(&self, function: PciAddress) -> impl Iterator<Item = PhysRange> {

@@ -15,13 +15,13 @@ use lexopt::{Arg, Parser};
 const USAGE: &str = "Usage: cargo xtask dmar FILE|- [--json]
 
 Prints a binary ACPI DMAR table, as in /sys/firmware/acpi/tables/DMAR, and warns of what is wrong in it. - is standard
-input. Exits with 0 if the table can be read, warnings included, and with 1 if it cannot: then what precedes the error is
-printed all the same.
+input. A structure that cannot be read ends the list: it is named with its offset, after everything that precedes it.
+Exits with 0 if anything can be read, and with 1 if the header cannot, or not a single structure.
 
   --json              one JSON object instead of text
 ";
 
-/// The table cannot be read.
+/// Nothing of the table can be read.
 const UNREADABLE: u8 = 1;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -48,9 +48,10 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
         Err(problem) if problem.kind() == io::ErrorKind::BrokenPipe => {}
         result => result?,
     }
-    let Some(error) = report.error else { return Ok(ExitCode::SUCCESS) };
-    eprintln!("xtask dmar: {}: {error}", arguments.input.display());
-    Ok(ExitCode::from(UNREADABLE))
+    if let Some(error) = &report.error {
+        eprintln!("xtask dmar: {}: {error}", arguments.input.display());
+    }
+    Ok(ExitCode::from(report.exit_code()))
 }
 
 /// `None` when help was asked for.
@@ -86,9 +87,16 @@ fn read_input(input: &OsStr) -> Result<Vec<u8>> {
 struct Report {
     output: String,
     error: Option<DmarError>,
+    /// Structures that could be read.
+    structures: usize,
 }
 
 impl Report {
+    /// An empty table is read in full; one of which an error left nothing is not.
+    const fn exit_code(&self) -> u8 {
+        if self.error.is_some() && self.structures == 0 { UNREADABLE } else { 0 }
+    }
+
     fn of(bytes: &[u8], as_json: bool) -> Self {
         match Dmar::parse_prefix(bytes) {
             Ok((dmar, error)) => {
@@ -96,11 +104,11 @@ impl Report {
                 dmar.warnings(|warning| warnings.push(warning));
                 let table = Table { dmar, warnings, error };
                 let output = if as_json { json::table(&table) } else { text::table(&table) };
-                Self { output, error }
+                Self { output, error, structures: dmar.structures().count() }
             }
             Err(error) => {
                 let output = if as_json { json::error(&error) } else { String::new() };
-                Self { output, error: Some(error) }
+                Self { output, error: Some(error), structures: 0 }
             }
         }
     }

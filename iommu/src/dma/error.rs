@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::Iova;
+use crate::{Iova, SourceId};
 
 /// Why a mapping could not be made, or not be undone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +57,26 @@ pub enum DmaError {
     Revoked,
     /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
     Stuck(Stuck),
+    /// The device did not empty its TLB. Nothing can be mapped for it or given back by it any more.
+    Silent(Silent),
+}
+
+/// A device did not invalidate its TLB in the time that devices have for that.
+///
+/// It is stopped, and its group reaches nothing any more. What was mapped for it stays pinned for ever.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Silent {
+    /// The device, as the unit sees it.
+    pub source: SourceId,
+}
+
+/// Who did not confirm to have forgotten a translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unflushed {
+    /// A unit.
+    Unit(Stuck),
+    /// A device with a TLB. Every unit did.
+    Device(Silent),
 }
 
 /// A remapping unit did not complete an invalidation within its deadline, or is known not to answer.
@@ -75,6 +95,29 @@ impl fmt::Display for Stuck {
 }
 
 impl core::error::Error for Stuck {}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {} does not invalidate its TLB", self.source)
+    }
+}
+
+impl core::error::Error for Silent {}
+
+impl From<Stuck> for Unflushed {
+    fn from(stuck: Stuck) -> Self {
+        Self::Unit(stuck)
+    }
+}
+
+impl From<Unflushed> for DmaError {
+    fn from(unflushed: Unflushed) -> Self {
+        match unflushed {
+            Unflushed::Unit(stuck) => Self::Stuck(stuck),
+            Unflushed::Device(silent) => Self::Silent(silent),
+        }
+    }
+}
 
 impl fmt::Display for DmaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,6 +139,7 @@ impl fmt::Display for DmaError {
             Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),
             Self::Revoked => f.write_str("the device was taken away from its driver"),
             Self::Stuck(stuck) => stuck.fmt(f),
+            Self::Silent(silent) => silent.fmt(f),
         }
     }
 }
@@ -113,8 +157,8 @@ impl From<Stuck> for DmaError {
 pub struct Rejected<B> {
     /// Why.
     pub error: DmaError,
-    /// The buffer as it was. `None` only if the unit stopped answering in just that moment, with a part of the buffer
-    /// mapped: then it stays pinned for ever.
+    /// The buffer as it was. `None` only if the unit, or the device's TLB, stopped answering in just that moment, with
+    /// a part of the buffer mapped: then it stays pinned for ever.
     pub buffer: Option<B>,
 }
 

@@ -33,7 +33,7 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
                 let buffer = unsafe { B::from_raw(raw) };
                 Err(Rejected { error, buffer: Some(buffer) })
             }
-            Err(NotMapped::Exposed(stuck)) => Err(Rejected { error: stuck.into(), buffer: None }),
+            Err(NotMapped::Exposed(unflushed)) => Err(Rejected { error: unflushed.into(), buffer: None }),
         }
     }
 
@@ -53,8 +53,9 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     /// Takes the buffer back. When this returns, no unit can translate its address any more.
     ///
     /// # Errors
-    /// If the unit does not answer: the device may still reach the buffer, so it stays pinned for ever. If the device was
-    /// taken away from the driver ([`DmaError::Revoked`]): the reaper frees the buffer when the device is known to be quiet.
+    /// If the unit, or the device's own TLB, does not answer: the device may still reach the buffer, so it stays pinned
+    /// for ever. If the device was taken away from the driver ([`DmaError::Revoked`]): the reaper frees the buffer when the
+    /// device is known to be quiet.
     pub fn unmap(self) -> Result<B, DmaError> {
         let live = self.into_live();
         match live.space.unmap(live.iova, live.buffer.bytes) {

@@ -18,6 +18,7 @@ pub use buffer::{DmaBuffer, RawBuffer};
 pub use coherent::Coherent;
 pub use device::{DmaDevice, FaultCounts};
 pub use direction::{Access, Bidirectional, Direction, FromDevice, ToDevice};
-pub use error::{DmaError, Rejected, Stuck};
+pub(crate) use error::Unflushed;
+pub use error::{DmaError, Rejected, Silent, Stuck};
 pub use mapping::Mapping;
 pub use page_buffer::PageBuffer;

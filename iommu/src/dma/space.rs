@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use mm::{PAGE_BYTES, PhysRange};
 
-use super::{Access, DmaError, Stuck, reaper::Abandoned};
+use super::{Access, DmaError, Unflushed, reaper::Abandoned};
 use crate::{Iova, Platform};
 
 /// What [`Space::map`] is asked for.
@@ -36,8 +36,9 @@ pub(crate) enum Placement {
 pub(crate) enum NotMapped {
     /// No device ever had access.
     Untouched(DmaError),
-    /// A part was mapped and taken back, but a unit does not confirm that: the memory must never be used again.
-    Exposed(Stuck),
+    /// A part was mapped and taken back, but a unit or a device does not confirm that: the memory must never be used
+    /// again.
+    Exposed(Unflushed),
 }
 
 impl From<DmaError> for NotMapped {

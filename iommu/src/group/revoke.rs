@@ -106,7 +106,7 @@ impl<B: Backend> Group<B> {
 
     /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.
     fn reserved_only(&self, maker: &DomainMaker<B>) -> Option<Arc<Domain<B>>> {
-        self.attached(maker, None)
+        self.attached(maker, None, None)
             .inspect_err(|error| log::error!("reserved memory of {:?}: {error}", self.layout.functions))
             .ok()
     }

@@ -16,31 +16,31 @@ use super::{
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
-    queue::{ContextScope, Invalidation, IotlbScope, Plan, QueueReport},
+    flush::IovaRange,
+    queue::{CachingDevice, ContextScope, Invalidation, QueueReport},
     spec::{AddressWidth, ContextEntry, DomainId, FunctionMask, TranslationType},
     tables::ContextTables,
+    tags::Tags,
     unit::Unit,
 };
 use crate::{
     Iova, Options, Platform, SourceId,
+    ats::DeviceTlb,
     backend::{Backend, UnitSet},
-    dma::{Access, DmaError, Stuck},
+    dma::{Access, DmaError, Silent, Stuck, Unflushed},
     dump::{UnitReport, Visitor},
     fault::Fault,
-    platform::{LockClass, Work},
+    platform::Work,
     sync::IrqLock,
     walk::Route,
 };
 
 pub(crate) use interrupts::InterruptControllers;
 
-/// Units that one domain can span.
-const MAX_DOMAIN_UNITS: usize = 8;
-
 /// Every unit of a machine.
 pub(crate) struct Vtd<P: Platform> {
-    platform: Arc<P>,
-    units: Vec<UnitState<P>>,
+    pub(super) platform: Arc<P>,
+    pub(super) units: Vec<UnitState<P>>,
     /// Width of a physical address (host address width of the DMAR table), in bits.
     physical_bits: u8,
     options: Options,
@@ -48,13 +48,15 @@ pub(crate) struct Vtd<P: Platform> {
     stuck: AtomicU64,
     /// One bit a unit whose failure the front has been told of.
     reported_stuck: AtomicU64,
+    /// A device did not empty its TLB, and the front has not been told.
+    pub(super) newly_silent: AtomicBool,
     /// No unit caches entries that are not present or buffers writes: a new leaf is seen as soon as it is stored.
     publishes_freely: bool,
 }
 
 /// A unit and what it is told through memory.
-struct UnitState<P: Platform> {
-    unit: Unit<P>,
+pub(super) struct UnitState<P: Platform> {
+    pub unit: Unit<P>,
     tables: IrqLock<Tables<P>>,
     /// Its fault records have to be read again, by a thread.
     more_faults: AtomicBool,
@@ -63,32 +65,6 @@ struct UnitState<P: Platform> {
 struct Tables<P: Platform> {
     contexts: ContextTables<P>,
     ids: DomainIds,
-}
-
-/// Where the translations of one domain may be cached, and what its table looks like.
-pub(crate) struct Tags {
-    root: PhysAddr,
-    levels: u8,
-    list: IrqLock<TagList>,
-}
-
-/// The units that know a domain; its first `None` ends it.
-type TagList = [Option<Tag>; MAX_DOMAIN_UNITS];
-
-/// One unit that knows a domain.
-#[derive(Clone, Copy)]
-struct Tag {
-    unit: usize,
-    domain: DomainId,
-    /// Sources that translate through it.
-    sources: usize,
-}
-
-/// Inputs that some caches have to forget; both ends inclusive.
-struct IovaRange {
-    first: Iova,
-    last: Iova,
-    only_leaves: bool,
 }
 
 impl<P: Platform> Vtd<P> {
@@ -141,6 +117,11 @@ impl<P: Platform> Vtd<P> {
         Some(Stuck { unit })
     }
 
+    /// Whether a device did not empty its TLB since this was last called: its domain knows.
+    pub fn take_newly_silent(&self) -> bool {
+        self.newly_silent.swap(false, Ordering::Relaxed)
+    }
+
     /// Logs what the units are.
     pub fn log_units(&self) {
         for UnitState { unit, .. } in &self.units {
@@ -167,92 +148,42 @@ impl<P: Platform> Vtd<P> {
 
     /// Logs what made a unit fail, and has its devices stopped.
     #[cold]
-    fn failed(&self, unit: usize, error: impl core::fmt::Display) -> Stuck {
+    pub(super) fn failed(&self, unit: usize, error: impl core::fmt::Display) -> Stuck {
         log::error!("{error}");
         self.stuck.fetch_or(1 << unit, Ordering::Relaxed);
         self.platform.wake(Work::Faults);
         Stuck { unit }
     }
 
-    fn invalidate(&self, unit: usize, batch: &[Invalidation]) -> Result<(), Stuck> {
+    pub(super) fn invalidate(&self, unit: usize, batch: &[Invalidation]) -> Result<(), Stuck> {
         self.units[unit].unit.invalidate(&*self.platform, batch).map_err(|error| self.failed(unit, error))
     }
 
-    /// The tag of a domain in `unit`, with one more source.
-    fn add_tag(&self, tags: &Tags, unit: usize) -> Result<DomainId, DmaError> {
-        let mut list = tags.list.lock(&*self.platform);
-        if let Some(tag) = list.iter_mut().flatten().find(|tag| tag.unit == unit) {
-            tag.sources += 1;
-            return Ok(tag.domain);
-        }
-        let free = list.iter_mut().find(|slot| slot.is_none()).ok_or(DmaError::OutOfDomainIds { unit })?;
-        let mut tables = self.units[unit].tables.lock(&*self.platform);
-        let domain = tables.ids.allocate().ok_or(DmaError::OutOfDomainIds { unit })?;
-        *free = Some(Tag { unit, domain, sources: 1 });
-        Ok(domain)
+    pub(super) fn allocate_domain(&self, unit: usize) -> Result<DomainId, DmaError> {
+        let domain = self.units[unit].tables.lock(&*self.platform).ids.allocate();
+        domain.ok_or(DmaError::OutOfDomainIds { unit })
     }
 
-    /// Undoes one [`add_tag`](Self::add_tag). Nothing in the unit is tagged for the source any more.
-    fn remove_tag(&self, tags: &Tags, unit: usize) {
-        let mut list = tags.list.lock(&*self.platform);
-        let Some(slot) = list.iter_mut().find(|slot| slot.is_some_and(|tag| tag.unit == unit)) else {
-            return;
-        };
-        let Some(tag) = slot else { return };
-        tag.sources -= 1;
-        if tag.sources == 0 {
-            self.units[unit].tables.lock(&*self.platform).ids.free(tag.domain);
-            *slot = None;
-            // The list has no gaps.
-            list.sort_unstable_by_key(Option::is_none);
-        }
+    pub(super) fn free_domain(&self, unit: usize, domain: DomainId) {
+        self.units[unit].tables.lock(&*self.platform).ids.free(domain);
     }
 
     /// The context entry that makes a source translate through the domain.
-    fn context_entry(tags: &Tags, domain: DomainId) -> Result<ContextEntry, DmaError> {
+    fn context_entry(
+        tags: &Tags,
+        domain: DomainId,
+        translation: TranslationType,
+    ) -> Result<ContextEntry, DmaError> {
         let width = AddressWidth::from_levels(tags.levels).ok_or(DmaError::OutOfMemory)?;
-        Ok(ContextEntry::translating(domain, tags.root, width, TranslationType::Translate))
+        Ok(ContextEntry::translating(domain, tags.root, width, translation))
     }
 
-    /// What a unit with caching mode or a write buffer needs before it sees a new context entry.
-    fn publish_context(&self, unit: usize, source: SourceId, domain: DomainId) -> Result<(), Stuck> {
-        let hardware = &self.units[unit].unit;
-        if hardware.capability().caches_not_present() {
-            let device = ContextScope::Device { domain: DomainId::new(0), source, mask: FunctionMask::Exact };
-            return self.invalidate(
-                unit,
-                &[Invalidation::Context(device), Invalidation::Iotlb(IotlbScope::Domain(domain))],
-            );
-        }
-        hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))
-    }
-
-    /// What units with caching mode or a write buffer need before they see new leaves.
-    #[cold]
-    fn publish_slowly(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Stuck> {
-        let range = IovaRange { first, last: Iova::new(first.as_u64() + (bytes - 1)), only_leaves: false };
-        let list = *tags.list.lock(&*self.platform);
-        for tag in list.iter().flatten() {
-            let unit = &self.units[tag.unit].unit;
-            if unit.capability().caches_not_present() {
-                self.invalidate_range(&[Some(*tag)], &range)?;
-            } else {
-                unit.flush_write_buffer(&*self.platform).map_err(|error| self.failed(tag.unit, error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts the invalidation of `first..=last` at each unit in `tags`, then waits for all of them.
-    fn invalidate_range(&self, tags: &[Option<Tag>], range: &IovaRange) -> Result<(), Stuck> {
-        let [Some(tag), others @ ..] = tags else { return Ok(()) };
-        let unit = &self.units[tag.unit].unit;
-        let mut plan = Plan::new(tag.domain, range.only_leaves, unit.capability());
-        plan.add(range.first, range.last);
-        let submitted = unit.submit(&*self.platform, plan.invalidations());
-        let result = self.invalidate_range(others, range);
-        let completed = submitted.and_then(|ticket| ticket.wait(&*self.platform));
-        completed.map_err(|error| self.failed(tag.unit, error)).and(result)
+    /// What invalidating the TLB of `source`, behind `unit`, takes.
+    fn caching_device(&self, unit: usize, source: SourceId, device_tlb: DeviceTlb) -> CachingDevice {
+        let DeviceTlb { physical, queue_depth } = device_tlb;
+        let named = self.units[unit].unit.capability().names_physical_function();
+        let physical_function = if named { physical.source_id().requester } else { 0 };
+        CachingDevice { source, physical_function, queue_depth }
     }
 }
 
@@ -313,19 +244,38 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn new_tags(&self, root: PhysAddr, format: SecondStageFormat) -> Tags {
-        Tags { root, levels: format.levels(), list: IrqLock::new(LockClass::Tags, [None; MAX_DOMAIN_UNITS]) }
+        Tags::new(root, format.levels())
     }
 
-    fn attach(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), DmaError> {
+    fn serves_device_tlbs(&self, unit: usize) -> bool {
+        // Without its queue, which options may keep off, a unit has no way to invalidate them.
+        self.units.get(unit).is_some_and(|state| {
+            state.unit.capability().has_device_tlbs()
+                && state.unit.queue_statistics(&*self.platform).is_some()
+        })
+    }
+
+    fn attach(
+        &self,
+        tags: &Tags,
+        unit: usize,
+        source: SourceId,
+        device_tlb: Option<DeviceTlb>,
+    ) -> Result<(), DmaError> {
         self.check(UnitSet::default().with(unit))?;
+        let device = device_tlb.map(|device_tlb| self.caching_device(unit, source, device_tlb));
+        let translation = match device {
+            Some(_) => TranslationType::TranslateWithDeviceTlb,
+            None => TranslationType::Translate,
+        };
         // The tag comes first: an unmap that runs at the same time either finds it, or has cleared its leaves before
         // the unit can walk them.
-        let domain = self.add_tag(tags, unit)?;
-        let entry = Self::context_entry(tags, domain);
+        let domain = self.add_tag(tags, unit, device)?;
+        let entry = Self::context_entry(tags, domain, translation);
         let published = entry
             .and_then(|entry| self.units[unit].tables.lock(&*self.platform).contexts.publish(source, entry));
         if let Err(error) = published {
-            self.remove_tag(tags, unit);
+            self.remove_tag(tags, unit, source);
             return Err(error);
         }
         Ok(self.publish_context(unit, source, domain)?)
@@ -335,13 +285,8 @@ impl<P: Platform> Backend for Vtd<P> {
         let withdrawn = self.units[unit].tables.lock(&*self.platform).contexts.withdraw(source);
         // What an earlier call withdrew may still be cached, if that call failed: then the unit is stuck.
         let Some(entry) = withdrawn else { return self.check(UnitSet::default().with(unit)) };
-        let domain = entry.domain();
-        let device = ContextScope::Device { domain, source, mask: FunctionMask::Exact };
-        self.invalidate(
-            unit,
-            &[Invalidation::Context(device), Invalidation::Iotlb(IotlbScope::Domain(domain))],
-        )?;
-        self.remove_tag(tags, unit);
+        self.forget_source(unit, source, entry.domain())?;
+        self.remove_tag(tags, unit, source);
         Ok(())
     }
 
@@ -375,27 +320,36 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn is_unused(&self, tags: &Tags) -> bool {
-        tags.list.lock(&*self.platform).iter().all(Option::is_none)
+        tags.list.lock(&*self.platform).units.iter().all(Option::is_none)
     }
 
     #[inline]
-    fn publish(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Stuck> {
+    fn check_devices(&self, tags: &Tags) -> Result<(), Silent> {
+        tags.check_devices()
+    }
+
+    #[inline]
+    fn publish(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Unflushed> {
         if self.publishes_freely {
             return Ok(());
         }
         self.publish_slowly(tags, first, bytes)
     }
 
-    fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Stuck> {
+    fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Unflushed> {
         let range = IovaRange {
             first: Iova::new(stale.first()),
             last: Iova::new(stale.last()),
             only_leaves: stale.only_leaves(),
         };
         let list = *tags.list.lock(&*self.platform);
-        self.invalidate_range(&list, &range)?;
-        // SAFETY: every unit that knows the domain has confirmed that it holds nothing of the range any more, and no
-        // other ever had a tag of it when the leaves were cleared.
+        // A device that did not answer once may hold anything, until it is blocked: nobody waits for it again.
+        if list.device.is_some() {
+            self.check_devices(tags).map_err(Unflushed::Device)?;
+        }
+        self.invalidate_range(tags, &list.units, list.device, &range)?;
+        // SAFETY: every unit that knows the domain, and its device if that has a TLB, has confirmed that it holds nothing
+        // of the range any more, and no other ever had a tag of it when the leaves were cleared.
         Ok(unsafe { stale.assume_flushed() })
     }
 }

@@ -4,6 +4,7 @@ mod capability;
 mod domain_ids;
 mod error;
 mod fault;
+mod flush;
 mod hardware;
 mod queue;
 mod registers;
@@ -11,6 +12,7 @@ mod remap;
 mod second_stage;
 pub mod spec;
 mod tables;
+mod tags;
 #[cfg(test)]
 pub(crate) mod testing;
 mod unit;
@@ -20,8 +22,8 @@ pub use error::VtdError;
 pub use fault::Drained;
 pub(crate) use hardware::{InterruptControllers, Vtd};
 pub use queue::{
-    ContextScope, InterruptScope, Invalidation, InvalidationError, IotlbScope, MAX_PAGE_DESCRIPTORS, Plan,
-    QueueReport, QueueStatistics, Ticket,
+    CachingDevice, ContextScope, InterruptScope, Invalidation, InvalidationError, IotlbScope,
+    MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, Plan, QueueReport, QueueStatistics, Ticket,
 };
 pub use registers::Bank;
 pub use remap::{

@@ -31,8 +31,8 @@ use mm::PAGE_BYTES;
 
 pub use self::{
     error::{InvalidationError, QueueReport},
-    invalidation::{ContextScope, InterruptScope, Invalidation, IotlbScope},
-    plan::{MAX_PAGE_DESCRIPTORS, Plan},
+    invalidation::{CachingDevice, ContextScope, InterruptScope, Invalidation, IotlbScope},
+    plan::{MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, Plan},
     ticket::Ticket,
 };
 use self::{

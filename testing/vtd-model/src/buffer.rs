@@ -1,6 +1,11 @@
 //! Memory of the machine that a test lends to devices.
 
-use std::{fmt, ptr::NonNull, slice, sync::Arc};
+use std::{
+    fmt,
+    ptr::NonNull,
+    slice,
+    sync::{Arc, Weak},
+};
 
 use iommu::dma::{DmaBuffer, RawBuffer};
 
@@ -64,14 +69,17 @@ unsafe impl DmaBuffer for ModelBuffer {
         self.machine.memory.buffers.set_lent(self.physical, true);
         let (first, bytes) = (self.first(), self.bytes);
         let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: `this` is not dropped, so the reference count moves into the cookie.
+        // SAFETY: `this` is not dropped, so that this is the only owner of the reference.
         let machine = unsafe { std::ptr::read(&raw const this.machine) };
-        RawBuffer { first, bytes, cookie: Arc::into_raw(machine).expose_provenance() }
+        // A buffer that stays pinned for ever must not keep its whole machine: long runs make thousands of them.
+        let cookie = Arc::downgrade(&machine).into_raw().expose_provenance();
+        RawBuffer { first, bytes, cookie }
     }
 
     unsafe fn from_raw(raw: RawBuffer) -> Self {
         // SAFETY: the cookie is the pointer that `into_raw` made, used once.
-        let machine: Arc<Machine> = unsafe { Arc::from_raw(std::ptr::with_exposed_provenance(raw.cookie)) };
+        let machine = unsafe { Weak::<Machine>::from_raw(std::ptr::with_exposed_provenance(raw.cookie)) };
+        let machine = machine.upgrade().expect("a machine outlives its mappings");
         let physical = machine.memory.buffers.physical(raw.first.as_ptr(), raw.bytes);
         let physical = physical.expect("memory of the machine");
         machine.check_unreachable(physical, raw.bytes as u64);

@@ -9,6 +9,7 @@ use crate::{
     iotlb::Translation,
     machine::{Machine, State},
     memory::NotForDevices,
+    reason::Reason,
     unit::{Access, AddressType, Denied, InFlight, InterruptOutcome, Reach, Request, is_interrupt_range},
 };
 
@@ -234,7 +235,14 @@ fn translate(
     let translation = match known {
         Some(translation) => translation,
         None => {
-            let got = unit.answer_device(world, source, address, access, silent)?;
+            let got =
+                unit.answer_device(world, source, address, access, silent).map_err(
+                    |denied| match denied {
+                        // The answer says so to the device, and nobody else hears of it.
+                        Denied::Fault(Reason::NoRead | Reason::NoWrite) => Denied::NoTranslation,
+                        fault => fault,
+                    },
+                )?;
             if !allows(&got) {
                 return Err(Denied::NoTranslation);
             }

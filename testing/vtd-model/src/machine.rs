@@ -58,6 +58,7 @@ impl Machine {
             unit: function.unit,
             requester: function.requester,
             config: ConfigSpace::new(function),
+            physical: config.physical_of(function),
             tlb: DeviceTlb::default(),
             answers_from_ns: 0,
             unplugged: false,

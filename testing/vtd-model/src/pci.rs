@@ -39,7 +39,7 @@ impl ConfigSpace {
         }
         match config.kind {
             FunctionKind::RootPort { .. } => this.access_control(),
-            _ if config.ats => this.address_translation(),
+            _ if config.ats => this.address_translation(config),
             _ => {}
         }
         this
@@ -86,11 +86,16 @@ impl ConfigSpace {
         self.set(EXTENDED + 4, 0x005f, 0x005f_0000);
     }
 
-    fn address_translation(&mut self) {
+    fn address_translation(&mut self, config: &FunctionConfig) {
         const ATS: u32 = 0x000f | 1 << 16;
         const PAGE_ALIGNED: u32 = 1 << 5;
         self.set(EXTENDED, ATS, 0);
-        self.set(ATS_CONTROL, PAGE_ALIGNED, 0x801f_0000);
+        // A virtual function has neither a queue depth nor a translation unit of its own.
+        let (depth, writable) = match config.physical {
+            Some(_) => (0, ATS_ENABLE),
+            None => (u32::from(config.ats_queue_depth), ATS_ENABLE | 0x1f << 16),
+        };
+        self.set(ATS_CONTROL, PAGE_ALIGNED | depth, writable);
     }
 
     fn set(&mut self, offset: u16, value: u32, writable: u32) {

@@ -28,6 +28,8 @@ pub(crate) struct Function {
     /// The requester id that the unit sees.
     pub requester: u16,
     pub config: ConfigSpace,
+    /// The physical function that it is or belongs to, and how many invalidations that takes at a time.
+    pub physical: (u16, u8),
     pub tlb: DeviceTlb,
     /// Answers device-TLB invalidations from this time on.
     pub answers_from_ns: u64,

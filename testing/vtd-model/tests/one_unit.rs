@@ -71,7 +71,7 @@ impl Bench {
 
 fn plain() -> MachineConfig {
     let mut config = MachineConfig::plain(3);
-    config.functions.iter_mut().for_each(|function| function.ats = true);
+    config.functions.iter_mut().for_each(|function| (function.ats, function.ats_queue_depth) = (true, 1));
     config
 }
 
@@ -86,11 +86,15 @@ fn everything() -> [Invalidation; 3] {
 
 /// The TLB of function `index`.
 fn device_tlb(bench: &Bench, index: usize) -> Invalidation {
-    let requester = bench.machine.config().functions[index].requester;
+    let config = bench.machine.config();
+    let function = &config.functions[index];
+    let names_physical = config.units[0].names_physical_function;
+    let physical = function.physical.unwrap_or(function.address).source_id().requester;
     Invalidation::DeviceTlb {
-        source: SourceId { segment: 0, requester },
-        physical_function: 0,
-        queue_depth: NonZeroU8::MIN,
+        source: SourceId { segment: 0, requester: function.requester },
+        physical_function: if names_physical { physical } else { 0 },
+        queue_depth: NonZeroU8::new(function.ats_queue_depth)
+            .unwrap_or(const { NonZeroU8::new(32).unwrap() }),
         scope: DeviceTlbScope::All,
     }
 }

@@ -115,6 +115,7 @@ fn refusals_and_completion_errors_can_be_injected() {
 fn a_device_that_does_not_answer_drops_the_waits_behind_it() {
     let mut config = plain();
     config.functions[0].ats = true;
+    config.functions[0].ats_queue_depth = 0;
     let mut bench = Bench::new(config);
     bench.device().set_answers_from_ns(u64::MAX);
     bench.machine.misbehave(0, |unit| unit.device_limit_ns = 1_000_000);
@@ -138,6 +139,7 @@ fn a_device_that_does_not_answer_drops_the_waits_behind_it() {
 fn a_device_may_take_its_time() {
     let mut config = plain();
     config.functions[0].ats = true;
+    config.functions[0].ats_queue_depth = 0;
     let mut bench = Bench::new(config);
     let soon = bench.machine.clock().now_ns() + 1_000_000;
     bench.device().set_answers_from_ns(soon);

@@ -502,7 +502,8 @@ fn the_interrupt_range_is_never_mapped() {
 
 #[test]
 fn an_iova_is_not_given_out_while_its_invalidation_is_under_way() {
-    let driven = Driven::start(plain()).expect("a unit that works");
+    // Half a second is waited for, in few steps.
+    let driven = Driven::start(MachineConfig { relax_ns: 100_000, ..plain() }).expect("a unit that works");
     let (handle, _) = claim(&driven, 0);
     let mapping = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
     let iova = mapping.iova();

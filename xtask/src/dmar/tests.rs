@@ -134,6 +134,54 @@ fn what_precedes_an_error_is_shown() {
     assert_eq!(value["structures"].as_array().unwrap().len(), 1);
 }
 
+/// What of a table can be read counts, and what cannot is named: by offset, in the output and as the reason.
+#[test]
+fn only_a_table_of_which_nothing_can_be_read_is_a_failure() {
+    let one = || TableBytes::new().drhd(0xfed9_0000, 0, true, &[]);
+    let overlapping = ScopeBytes::endpoint(0, &[(2, 0)]).with_byte(1, 40);
+    let whole = one().finish();
+    let cut = one().rhsa(0xfed9_0000, 1).finish();
+    let cases = [
+        ("whole", whole.clone(), None, 0),
+        ("no structures, none expected", TableBytes::new().finish(), None, 0),
+        ("a structure of no bytes behind a good one", one().raw(&[1, 0, 0, 0]).finish(), Some(0x40), 0),
+        (
+            "a structure past the end behind a good one",
+            one().raw(&[1, 0, 40, 0, 0, 0]).finish(),
+            Some(0x40),
+            0,
+        ),
+        ("cut off inside the second", cut[..cut.len() - 3].to_vec(), Some(0x40), 0),
+        ("cut off between two", cut[..0x40].to_vec(), Some(0x40), 0),
+        (
+            "a scope that reaches into the next structure",
+            one().drhd(0x1000, 0, false, &[overlapping]).finish(),
+            Some(0x50),
+            0,
+        ),
+        (
+            "a structure of no bytes first",
+            TableBytes::new().raw(&[0, 0, 0, 0]).finish(),
+            Some(0x30),
+            UNREADABLE,
+        ),
+        ("cut off inside the first", whole[..0x3f].to_vec(), Some(0x30), UNREADABLE),
+        ("half a header", whole[..20].to_vec(), Some(20), UNREADABLE),
+        ("another table", [b"FACP", &whole[4..]].concat(), Some(0), UNREADABLE),
+        ("nothing", Vec::new(), Some(0), UNREADABLE),
+    ];
+    for (what, bytes, offset, code) in cases {
+        let text = Report::of(&bytes, false);
+        assert_eq!(text.error.map(|error| error.offset()), offset, "{what}");
+        assert_eq!(text.exit_code(), code, "{what}");
+        assert_eq!(text.output.contains("unit 0 at 0xfed90000"), text.structures > 0, "{what}");
+        let json = Report::of(&bytes, true);
+        assert_eq!(json.exit_code(), code, "{what}");
+        let value: Value = serde_json::from_str(&json.output).unwrap();
+        assert_eq!(value["error"]["offset"].as_u64(), offset.map(|offset| offset as u64), "{what}");
+    }
+}
+
 #[test]
 fn without_a_header_there_is_only_the_error() {
     let report = Report::of(b"DMAR", false);

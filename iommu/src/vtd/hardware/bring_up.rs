@@ -51,6 +51,7 @@ impl<P: Platform> Vtd<P> {
             options,
             stuck: AtomicU64::new(0),
             reported_stuck: AtomicU64::new(0),
+            newly_silent: AtomicBool::new(false),
             publishes_freely,
         };
         vtd.log_interrupts(setup.err());

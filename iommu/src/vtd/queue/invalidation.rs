@@ -21,7 +21,7 @@ pub enum Invalidation {
     DeviceTlb {
         /// The device.
         source: SourceId,
-        /// Requester id of the physical function of a virtual one, where the unit asks for it, else 0.
+        /// As in [`CachingDevice`].
         physical_function: u16,
         /// How many invalidations the device takes at a time (1 to 32).
         queue_depth: NonZeroU8,
@@ -30,6 +30,27 @@ pub enum Invalidation {
     },
     /// Interrupt-remapping entries.
     InterruptEntries(InterruptScope),
+}
+
+/// A device with a TLB of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CachingDevice {
+    /// The device.
+    pub source: SourceId,
+    /// Requester id of the physical function that the device is or belongs to, where the unit asks for it
+    /// ([`Capability::names_physical_function`]), else 0.
+    pub physical_function: u16,
+    /// How many invalidations the device takes at a time (1 to 32).
+    pub queue_depth: NonZeroU8,
+}
+
+impl CachingDevice {
+    /// The invalidation of `scope`.
+    #[must_use]
+    pub const fn invalidation(self, scope: DeviceTlbScope) -> Invalidation {
+        let Self { source, physical_function, queue_depth } = self;
+        Invalidation::DeviceTlb { source, physical_function, queue_depth, scope }
+    }
 }
 
 /// Which context entries.

@@ -1,6 +1,6 @@
 //! Which invalidations cover a range of addresses.
 
-use super::invalidation::{Invalidation, IotlbScope};
+use super::invalidation::{CachingDevice, Invalidation, IotlbScope};
 use crate::{
     Iova,
     vtd::{
@@ -20,15 +20,23 @@ use crate::{
 /// small masks.
 pub const MAX_PAGE_DESCRIPTORS: usize = 8;
 
-/// The invalidations that cover one or more ranges of a domain: a few page-selective ones, or one of the whole domain.
+/// Most invalidations of a device's TLB that a [`Plan`] holds: those of four ranges. Whatever takes more empties the TLB:
+/// each is a round trip over the link, which costs more than the translations that it spares.
+pub const MAX_DEVICE_DESCRIPTORS: usize = 8;
+
+/// The invalidations that cover one or more ranges of a domain: a few page-selective ones, or one of the whole domain; and
+/// the same of the TLB of a device.
 #[derive(Clone, Debug)]
 pub struct Plan {
     domain: DomainId,
     leaf_only: bool,
     /// log2 of the most pages that one invalidation may name; `None` if the unit knows only whole domains.
     max_order: Option<u8>,
-    invalidations: [Invalidation; MAX_PAGE_DESCRIPTORS],
+    device: Option<CachingDevice>,
+    /// Those of the unit from the middle upwards, those of the device from there downwards.
+    invalidations: [Invalidation; MAX_DEVICE_DESCRIPTORS + MAX_PAGE_DESCRIPTORS],
     count: usize,
+    device_count: usize,
 }
 
 /// Page numbers have no more bits than this.
@@ -41,33 +49,66 @@ impl Plan {
     pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability) -> Self {
         let max_order = capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1));
         let whole = Invalidation::Iotlb(IotlbScope::Domain(domain));
-        Self { domain, leaf_only, max_order, invalidations: [whole; MAX_PAGE_DESCRIPTORS], count: 0 }
+        Self {
+            domain,
+            leaf_only,
+            max_order,
+            device: None,
+            invalidations: [whole; MAX_DEVICE_DESCRIPTORS + MAX_PAGE_DESCRIPTORS],
+            count: 0,
+            device_count: 0,
+        }
+    }
+
+    /// The same plan, for the TLB of `device` as well. Nothing was added yet.
+    #[must_use]
+    pub fn with_device(self, device: Option<CachingDevice>) -> Self {
+        debug_assert!(self.count == 0, "the ranges before would not be in the device's plan");
+        Self { device, ..self }
     }
 
     /// Adds `first..=last`.
     pub fn add(&mut self, first: Iova, last: Iova) {
+        self.add_for_device(first, last);
         let Some(max_order) = self.max_order else { return self.widen() };
         for Block { first, order } in Blocks::covering(first, last, max_order) {
             if self.count == MAX_PAGE_DESCRIPTORS {
                 return self.widen();
             }
             let pages = IotlbScope::Pages { domain: self.domain, first, order, leaf_only: self.leaf_only };
-            self.invalidations[self.count] = Invalidation::Iotlb(pages);
+            self.invalidations[MAX_DEVICE_DESCRIPTORS + self.count] = Invalidation::Iotlb(pages);
             self.count += 1;
         }
+    }
+
+    fn add_for_device(&mut self, first: Iova, last: Iova) {
+        let Some(device) = self.device else { return };
+        for scope in DeviceTlbScope::covering(first, last) {
+            if self.device_count == MAX_DEVICE_DESCRIPTORS {
+                // All of it, whatever else is added.
+                (self.device, self.device_count) = (None, 0);
+                return self.push_for_device(device.invalidation(DeviceTlbScope::All));
+            }
+            self.push_for_device(device.invalidation(scope));
+        }
+    }
+
+    fn push_for_device(&mut self, invalidation: Invalidation) {
+        self.device_count += 1;
+        self.invalidations[MAX_DEVICE_DESCRIPTORS - self.device_count] = invalidation;
     }
 
     /// From now on it covers the whole domain, whatever is added.
     fn widen(&mut self) {
         self.max_order = None;
-        self.invalidations[0] = Invalidation::Iotlb(IotlbScope::Domain(self.domain));
+        self.invalidations[MAX_DEVICE_DESCRIPTORS] = Invalidation::Iotlb(IotlbScope::Domain(self.domain));
         self.count = 1;
     }
 
-    /// What to submit.
+    /// What to submit. The order does not matter: see [`Unit::submit`](crate::vtd::Unit::submit).
     #[must_use]
     pub fn invalidations(&self) -> &[Invalidation] {
-        &self.invalidations[..self.count]
+        &self.invalidations[MAX_DEVICE_DESCRIPTORS - self.device_count..MAX_DEVICE_DESCRIPTORS + self.count]
     }
 }
 

@@ -78,6 +78,7 @@ impl UnitConfig {
             coherent: random.once_in(2),
             queued,
             device_tlb: queued && !random.once_in(3),
+            names_physical_function: random.once_in(2),
             interrupt_remapping,
             eim: interrupt_remapping && random.once_in(2),
             pass_through: !random.once_in(4),
@@ -167,7 +168,14 @@ fn random_functions(random: &mut Random, units: &[UnitConfig]) -> Vec<FunctionCo
             let unit = functions.last().map_or(0, |bridge| bridge.unit);
             let mut below = FunctionConfig::endpoint(PciAddress::from_devfn(segment, 1, 0), unit);
             below.ats = units[unit].device_tlb && random.once_in(2);
-            functions.push(below);
+            let virtual_functions = if below.ats { random.below(3) as u8 } else { 0 };
+            let physical = Some(below.address);
+            functions.push(below.clone());
+            for devfn in 1..=virtual_functions {
+                let address = PciAddress::from_devfn(segment, 1, devfn);
+                let ats = !random.once_in(4);
+                functions.push(FunctionConfig { ats, physical, ..FunctionConfig::endpoint(address, unit) });
+            }
         }
         if random.once_in(3) {
             let kind = FunctionKind::PciBridge { secondary: 2, subordinate: 2 };
@@ -188,6 +196,7 @@ fn random_functions(random: &mut Random, units: &[UnitConfig]) -> Vec<FunctionCo
     for function in &mut functions {
         function.bus_master = random.once_in(3);
         function.resets = !random.once_in(4);
+        function.ats_queue_depth = if function.physical.is_none() { random.below(32) as u8 } else { 0 };
     }
     functions
 }
@@ -210,7 +219,7 @@ fn random_reserved(
     units: &[UnitConfig],
     memory: &MemoryMap,
 ) -> Vec<ReservedMemory> {
-    let endpoints = functions.iter().filter(|f| f.kind == FunctionKind::Endpoint);
+    let endpoints = functions.iter().filter(|f| f.kind == FunctionKind::Endpoint && f.physical.is_none());
     let mut base = memory.firmware + memory.firmware_bytes as u64 / 2;
     let mut reserved = Vec::new();
     for function in endpoints {

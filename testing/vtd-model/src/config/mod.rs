@@ -51,6 +51,8 @@ pub struct UnitConfig {
     pub queued: bool,
     /// Device TLBs (DT).
     pub device_tlb: bool,
+    /// Invalidations of device TLBs name the physical function (DIT).
+    pub names_physical_function: bool,
     /// Interrupt remapping (IR).
     pub interrupt_remapping: bool,
     /// 32-bit APIC ids (EIM).
@@ -101,6 +103,11 @@ pub struct FunctionConfig {
     pub requester: u16,
     /// It has the ATS capability.
     pub ats: bool,
+    /// How many invalidations its TLB takes at a time, as its capability says it: 0 is 32. A virtual function has that of
+    /// its physical one.
+    pub ats_queue_depth: u8,
+    /// It is a virtual function of that one.
+    pub physical: Option<PciAddress>,
     /// It can be reset by itself (FLR).
     pub resets: bool,
     /// Firmware left it with bus mastering on.
@@ -220,6 +227,7 @@ impl UnitConfig {
             coherent: true,
             queued: true,
             device_tlb: true,
+            names_physical_function: false,
             interrupt_remapping: true,
             eim: false,
             pass_through: true,
@@ -284,6 +292,7 @@ impl UnitConfig {
             | bit(self.snoop_control, 7)
             | u64::from(self.iotlb_offset) << 8
             | u64::from(self.interrupt_mask) << 20
+            | bit(self.device_tlb && self.names_physical_function, 41)
     }
 
     /// Address widths in the encoding of a context entry: 1 is 39-bit, 2 48-bit, 3 57-bit.
@@ -309,6 +318,8 @@ impl FunctionConfig {
             unit,
             requester: address.source_id().requester,
             ats: false,
+            ats_queue_depth: 1,
+            physical: None,
             resets: true,
             bus_master: false,
         }
@@ -332,6 +343,13 @@ impl MemoryMap {
 }
 
 impl MachineConfig {
+    /// Requester id and ATS queue depth of the physical function that `function` is or belongs to.
+    pub(crate) fn physical_of(&self, function: &FunctionConfig) -> (u16, u8) {
+        let physical = function.physical.unwrap_or(function.address);
+        let depth = self.functions.iter().find(|f| f.address == physical).map_or(0, |f| f.ats_queue_depth);
+        (physical.source_id().requester, depth)
+    }
+
     /// One plain unit with `endpoints` functions on bus 0.
     #[must_use]
     pub fn plain(endpoints: u8) -> Self {

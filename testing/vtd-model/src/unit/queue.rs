@@ -268,23 +268,36 @@ impl Unit {
     }
 
     fn device_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        let pfsid = bits(15, 12) | bits(63, 52);
+        let pfsid = if self.config.names_physical_function { 0 } else { bits(15, 12) | bits(63, 52) };
         if low & (bits(8, 4) | bits(31, 21) | bits(51, 48) | pfsid) != 0 || high & bits(11, 1) != 0 {
             return Err(Refused::Reserved);
         }
         let source = (low >> 32) as u16;
-        if world.functions_of(self.index, source).next().is_none() {
-            self.complain(
-                world,
-                Rule::BadInvalidation,
-                format!("device TLB of {source:#06x}, which does not exist"),
-            );
-        }
+        self.check_device(world, source, low);
         let until_ns = world.now_ns + self.misbehaviour.device_limit_ns;
         let (address, size) = (high & bits(63, 12), high & 1 != 0);
         self.queue.outstanding.push_back(Outstanding::Device { source, address, size, until_ns });
         self.finish_outstanding(world);
         Ok(())
+    }
+
+    /// Whether the device exists, and the descriptor says the right things of it.
+    fn check_device(&self, world: &World, source: u16, low: u64) {
+        let Some(index) = world.functions_of(self.index, source).next() else {
+            let text = format!("device TLB of {source:#06x}, which does not exist");
+            return self.complain(world, Rule::BadInvalidation, text);
+        };
+        let (physical, depth) = world.functions[index].physical;
+        let named = (low >> 12 & 0xf | low >> 52 << 4) as u16;
+        let wanted = if self.config.names_physical_function { physical } else { 0 };
+        if named != wanted {
+            let text = format!("device TLB of {source:#06x} with physical function {named:#06x}");
+            self.complain(world, Rule::BadInvalidation, text);
+        }
+        if (low >> 16 & 0x1f) as u8 != depth {
+            let text = format!("device TLB of {source:#06x} with a queue depth other than its {depth}");
+            self.complain(world, Rule::BadInvalidation, text);
+        }
     }
 
     fn interrupt_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {

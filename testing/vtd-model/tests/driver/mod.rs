@@ -122,7 +122,9 @@ impl Visitor for Groups {
 pub fn functions_of(config: &MachineConfig) -> Vec<Function> {
     let on = Acs { offered: Acs::ISOLATION, enabled: Acs::ISOLATION };
     let describe = |function: &vtd_model::FunctionConfig| match function.kind {
-        FunctionKind::Endpoint | FunctionKind::Conventional => Function::endpoint(function.address),
+        FunctionKind::Endpoint | FunctionKind::Conventional => {
+            Function { physical: function.physical, ..Function::endpoint(function.address) }
+        }
         FunctionKind::RootPort { secondary, subordinate } => Function {
             acs: Some(on),
             ..Function::bridge(function.address, BridgeKind::RootPort, secondary, subordinate)

@@ -90,6 +90,21 @@ pub fn whole(device: &Device, oracle: &Oracle) -> Result<(), String> {
     Ok(())
 }
 
+/// A device reaches nothing, whatever its TLB holds.
+pub fn blocked(device: &Device) -> Result<(), String> {
+    let reach = device.reach_of_tables();
+    if reach.as_ref().is_none_or(|reach| !reach.is_empty()) {
+        return Err(format!("{device:?} was stopped and reaches {reach:x?}"));
+    }
+    for (address, translation) in device.cached_translations() {
+        let access = if translation.write { Access::Write } else { Access::Read };
+        if let Ok(physical) = device.probe(address, access) {
+            return Err(format!("{device:?} was stopped and gets from {address:#x} to {physical:#x}"));
+        }
+    }
+    Ok(())
+}
+
 /// Whether the tables map the range as they should, all of it.
 fn covered(reach: &[Reach], first: u64, mapped: &Mapped) -> Result<(), String> {
     let mut at = first;

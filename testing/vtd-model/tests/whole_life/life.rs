@@ -1,10 +1,12 @@
 //! The state of one life, and what each step does.
 
+use std::sync::{Arc, Weak};
+
 use iommu::{
     Bidirectional, Coherent, DmaDevice, DmaError, FromDevice, Iova, Mapping, PciAddress, Rejected, ToDevice,
-    dma::Direction, platform::MsiMessage, policy::Limits,
+    dma::Direction, policy::Limits,
 };
-use vtd_model::{Device, InterruptOutcome, MachineConfig, ModelBuffer, Random};
+use vtd_model::{Device, Machine, MachineConfig, ModelBuffer, Random};
 
 use crate::{
     check,
@@ -12,6 +14,8 @@ use crate::{
     oracle::{Mapped, Oracle},
     step::{Kind, Step},
 };
+
+mod trouble;
 
 const PAGE: u64 = 4096;
 /// Steps between two checks of everything.
@@ -24,6 +28,8 @@ struct Function {
     group: usize,
     hardware: Device,
     handle: Option<DmaDevice>,
+    /// It did not empty its TLB: it is stopped for good.
+    lost: bool,
     address_bits: u32,
 }
 
@@ -58,6 +64,8 @@ pub struct Life {
     random: Random,
     steps: u64,
     short_of_memory: bool,
+    /// Mappings that never come back.
+    pinned: usize,
 }
 
 impl Life {
@@ -79,6 +87,7 @@ impl Life {
                     .unwrap_or(usize::MAX),
                 hardware: driven.device(function.address),
                 handle: None,
+                lost: false,
                 address_bits: config.units[function.unit].mgaw.into(),
             })
             .collect();
@@ -102,7 +111,22 @@ impl Life {
         }
         let random = Random::new(seed ^ 0x11fe);
         let (live, coherent) = (Vec::new(), Vec::new());
-        Ok(Self { driven, functions, oracles, live, coherent, random, steps: 0, short_of_memory: false })
+        Ok(Self {
+            driven,
+            functions,
+            oracles,
+            live,
+            coherent,
+            random,
+            steps: 0,
+            short_of_memory: false,
+            pinned: 0,
+        })
+    }
+
+    /// The machine that it runs on, to see it go.
+    pub fn machine(&self) -> Weak<Machine> {
+        Arc::downgrade(&self.driven.machine)
     }
 
     /// Does one step and checks everything that it may have touched.
@@ -131,6 +155,7 @@ impl Life {
     pub fn end(mut self) -> Result<(), String> {
         self.driven.machine.set_shortage(None);
         self.short_of_memory = false;
+        self.release_lost()?;
         self.check_everything()?;
         self.unmap_all()?;
         while let Some(coherent) = self.coherent.pop() {
@@ -138,8 +163,8 @@ impl Life {
         }
         self.reap();
         let left = self.driven.iommu.live_mappings();
-        if left != 0 {
-            return Err(format!("{left} mappings are left at the end"));
+        if left != self.pinned {
+            return Err(format!("{left} mappings are left at the end, not {}", self.pinned));
         }
         self.check_everything()?;
         self.expect_no_complaint()
@@ -148,6 +173,7 @@ impl Life {
     /// A unit stops working, in one way or another: what it may still reach stays pinned, and everything else goes on.
     pub fn end_by_death(mut self) -> Result<(), String> {
         self.driven.machine.set_shortage(None);
+        self.release_lost()?;
         self.reap();
         let units = &self.driven.machine.config().units;
         let dead = self.random.index(units.len());
@@ -174,6 +200,9 @@ impl Life {
                 }
             }
         }
+        while let Some(coherent) = self.coherent.pop() {
+            self.drop_coherent(coherent);
+        }
         self.pump();
         for (index, function) in self.functions.iter().enumerate() {
             let config = &self.driven.machine.config().functions[index];
@@ -182,7 +211,7 @@ impl Life {
                 return Err(format!("{} is still a bus master behind unit {dead}", function.address));
             }
             if !behind(&self.functions, function.group, self.driven.machine.config()) {
-                check::whole(&function.hardware, &self.oracles[function.group])?;
+                self.check_whole(function)?;
             }
         }
         self.expect_no_complaint()
@@ -204,9 +233,17 @@ impl Life {
         self.reap();
         self.driven.machine.audit();
         for function in &self.functions {
-            check::whole(&function.hardware, &self.oracles[function.group])?;
+            self.check_whole(function)?;
         }
         Ok(())
+    }
+
+    fn check_whole(&self, function: &Function) -> Result<(), String> {
+        // What a device that was stopped has kept in its TLB does it no good.
+        if function.lost {
+            return check::blocked(&function.hardware);
+        }
+        check::whole(&function.hardware, &self.oracles[function.group])
     }
 
     fn perform(&mut self, step: &Step) -> Result<Option<(usize, u64, u64)>, String> {
@@ -255,6 +292,8 @@ impl Life {
                 Ok(None)
             }
             Kind::Interrupt => self.interrupt(step).map(|()| None),
+            Kind::SlowDevice => self.slow_device(step),
+            Kind::SilentDevice => self.silent_device(step),
         }
     }
 
@@ -262,10 +301,18 @@ impl Life {
         let index = step.a as usize % self.functions.len();
         let function = &mut self.functions[index];
         let kind = self.driven.machine.config().functions[index].kind;
-        if function.handle.is_some() || kind.buses().is_some() {
+        if function.handle.is_some() || function.lost || kind.buses().is_some() {
             return Ok(None);
         }
-        match self.driven.iommu.claim(function.address) {
+        let trusted = step.b & 1 != 0;
+        let claimed = match trusted {
+            true => self.driven.iommu.claim_trusted(function.address),
+            false => self.driven.iommu.claim(function.address),
+        };
+        if !trusted && function.hardware.uses_ats() {
+            return Err(format!("{} uses its TLB, and nobody trusts it", function.address));
+        }
+        match claimed {
             Ok(handle) => {
                 function.handle = Some(handle);
                 self.driven.enable(function.address);
@@ -537,34 +584,6 @@ impl Life {
             return Err(format!("coherent memory at {} is not shared", memory.iova_of(index)));
         }
         Ok(None)
-    }
-
-    /// A unit with a queue refuses a descriptor, or completes one with an error.
-    fn queue_trouble(&mut self, step: &Step) {
-        let units = &self.driven.machine.config().units;
-        let unit = step.a as usize % units.len();
-        if !units[unit].queued {
-            return;
-        }
-        self.driven.machine.misbehave(unit, |unit| match step.b % 2 {
-            0 => unit.refused_descriptors = 1,
-            _ => unit.completion_error = true,
-        });
-    }
-
-    /// A message in the old format goes nowhere where interrupts are remapped.
-    fn interrupt(&mut self, step: &Step) -> Result<(), String> {
-        let Some(index) = self.pick_claimed(step.a) else { return Ok(()) };
-        let config = &self.driven.machine.config().functions[index];
-        let (_, remaps) = self.driven.machine.is_on(config.unit);
-        let address = 0xfee0_0000 | step.b & 0xf_ffe8;
-        let message = MsiMessage { address, data: 0x41 };
-        match self.functions[index].hardware.interrupt(message) {
-            InterruptOutcome::Delivered(delivered) if remaps => {
-                Err(format!("{} delivered {delivered:?}", config.address))
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -25,6 +25,8 @@ use vtd_model::{MachineConfig, Random, become_cpu};
 
 const DEFAULT_STEPS: u64 = 200_000;
 const THREADS: u64 = 2;
+/// Steps after which a long run says how far it is.
+const PROGRESS_EVERY: u64 = 1_000_000;
 const FIRST_SEED: u64 = 1;
 /// One life in so many ends with a unit that stops working.
 const DEATH_EVERY: u64 = 4;
@@ -33,10 +35,16 @@ const DEATH_EVERY: u64 = 4;
 fn live(seed: u64, steps: &[Step]) -> Result<(), String> {
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut life = Life::begin(MachineConfig::random(seed))?;
+        let machine = life.machine();
         for (number, step) in steps.iter().enumerate() {
             life.run(step).map_err(|error| format!("step {number}, {step:?}: {error}"))?;
         }
-        if seed.is_multiple_of(DEATH_EVERY) { life.end_by_death() } else { life.end() }
+        if seed.is_multiple_of(DEATH_EVERY) { life.end_by_death() } else { life.end() }?;
+        // What is pinned stays so, but nothing of the driver keeps its host.
+        match machine.upgrade() {
+            Some(_) => Err("the driver is gone, and the machine is still held".to_owned()),
+            None => Ok(()),
+        }
     }));
     result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -89,7 +97,10 @@ fn every_device_reaches_exactly_what_is_mapped_for_it() {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             let steps = steps_of(seed);
             live(seed, &steps).map_err(|error| (seed, error))?;
-            done.fetch_add(steps.len() as u64, Ordering::Relaxed);
+            let (new, before) = (steps.len() as u64, done.fetch_add(steps.len() as u64, Ordering::Relaxed));
+            if (before + new) / PROGRESS_EVERY != before / PROGRESS_EVERY {
+                println!("{} steps, up to seed {seed}", before + new);
+            }
         }
         Ok(())
     };

@@ -24,6 +24,8 @@ pub enum Kind {
     Pause,
     QueueTrouble,
     Interrupt,
+    SlowDevice,
+    SilentDevice,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +37,7 @@ pub struct Step {
 }
 
 /// How often each kind comes, in parts of their sum.
-const WEIGHTS: [(Kind, u64); 20] = [
+const WEIGHTS: [(Kind, u64); 22] = [
     (Kind::Claim, 30),
     (Kind::Map, 220),
     (Kind::MapAt, 60),
@@ -56,6 +58,8 @@ const WEIGHTS: [(Kind, u64); 20] = [
     (Kind::Pause, 20),
     (Kind::QueueTrouble, 10),
     (Kind::Interrupt, 10),
+    (Kind::SlowDevice, 4),
+    (Kind::SilentDevice, 1),
 ];
 
 impl Step {

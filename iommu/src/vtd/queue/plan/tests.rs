@@ -116,6 +116,28 @@ fn too_many_ranges_become_the_domain_and_stay_it() {
 }
 
 #[test]
+fn the_tlb_of_a_device_is_in_the_plan_until_it_is_emptied() {
+    let source = crate::SourceId { segment: 2, requester: 0x0310 };
+    let queue_depth = core::num::NonZeroU8::new(7).unwrap();
+    let device = CachingDevice { source, physical_function: 0x0300, queue_depth };
+    let all = device.invalidation(DeviceTlbScope::All);
+    for (unit, most) in [(capability(true, 9), MAX_PAGE_DESCRIPTORS), (capability(false, 0), 1)] {
+        let mut plan = Plan::new(DOMAIN, false, &unit).with_device(Some(device));
+        for count in 1..=MAX_DEVICE_DESCRIPTORS as u64 {
+            plan.add(page(4 * count), end(4 * count));
+            let scope = DeviceTlbScope::Pages { first: page(4 * count), order: 0 };
+            assert!(plan.invalidations().contains(&device.invalidation(scope)));
+            assert_eq!(plan.invalidations().len(), count as usize + most.min(count as usize));
+        }
+        for range in 0..3 {
+            plan.add(page(1000 + range), end(1000 + range));
+            let whole = Invalidation::Iotlb(IotlbScope::Domain(DOMAIN));
+            assert_eq!(plan.invalidations(), [all, whole]);
+        }
+    }
+}
+
+#[test]
 fn device_tlbs_are_covered_by_at_most_two_scopes() {
     for (first, last) in every_range() {
         let scopes: Vec<_> = DeviceTlbScope::covering(page(first), end(last)).collect();

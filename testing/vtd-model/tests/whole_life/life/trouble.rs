@@ -1,0 +1,126 @@
+//! What goes wrong in the middle of a life, and passes.
+
+use iommu::{DmaError, Platform, dma::Silent, platform::MsiMessage};
+use vtd_model::InterruptOutcome;
+
+use super::{Life, PAGE};
+use crate::step::Step;
+
+type Touched = Option<(usize, u64, u64)>;
+
+impl Life {
+    /// A unit with a queue refuses a descriptor, or completes one with an error.
+    pub(super) fn queue_trouble(&mut self, step: &Step) {
+        let units = &self.driven.machine.config().units;
+        let unit = step.a as usize % units.len();
+        if !units[unit].queued {
+            return;
+        }
+        self.driven.machine.misbehave(unit, |unit| match step.b % 2 {
+            0 => unit.refused_descriptors = 1,
+            _ => unit.completion_error = true,
+        });
+    }
+
+    /// A message in the old format goes nowhere where interrupts are remapped.
+    pub(super) fn interrupt(&mut self, step: &Step) -> Result<(), String> {
+        let Some(index) = self.pick_claimed(step.a) else { return Ok(()) };
+        let config = &self.driven.machine.config().functions[index];
+        let (_, remaps) = self.driven.machine.is_on(config.unit);
+        let address = 0xfee0_0000 | step.b & 0xf_ffe8;
+        let message = MsiMessage { address, data: 0x41 };
+        match self.functions[index].hardware.interrupt(message) {
+            InterruptOutcome::Delivered(delivered) if remaps => {
+                Err(format!("{} delivered {delivered:?}", config.address))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A function that uses its TLB.
+    fn pick_caching(&self, number: u64) -> Option<usize> {
+        let caching = || (0..self.functions.len()).filter(|&i| self.functions[i].hardware.uses_ats());
+        caching().nth(number as usize % caching().count().max(1))
+    }
+
+    /// A device takes longer to empty its TLB than any unit may take for its own caches: it is waited for.
+    pub(super) fn slow_device(&mut self, step: &Step) -> Result<Touched, String> {
+        const LONGEST_NS: u64 = 50_000_000_000;
+        let Some(index) = self.pick_caching(step.a) else { return Ok(None) };
+        let Some(live) = self.live.iter().position(|live| live.function == index) else { return Ok(None) };
+        let clock = self.driven.machine.clock();
+        self.functions[index].hardware.set_answers_from_ns(clock.now_ns() + step.b % LONGEST_NS);
+        clock.set_relax_ns(WAIT_STEP_NS);
+        let touched = self.unmap(live);
+        self.driven.machine.clock().set_relax_ns(self.driven.machine.config().relax_ns);
+        touched.map(Some)
+    }
+
+    /// A device does not empty its TLB at all: what it may reach stays pinned, it is stopped, and its group reaches
+    /// nothing any more. Everything else goes on.
+    pub(super) fn silent_device(&mut self, step: &Step) -> Result<Touched, String> {
+        let Some(index) = self.pick_caching(step.a) else { return Ok(None) };
+        if !self.live.iter().any(|live| live.function == index) {
+            return Ok(None);
+        }
+        // What was dropped before is not lost.
+        self.reap();
+        let (group, unit) = (self.functions[index].group, self.driven.machine.config().functions[index].unit);
+        self.functions[index].hardware.set_answers_from_ns(u64::MAX);
+        self.driven.machine.clock().set_relax_ns(WAIT_STEP_NS);
+        // Writes in flight are the unit's: they land when it drains them.
+        self.lose_mappings(index)?;
+        self.pump();
+        self.driven.machine.clock().set_relax_ns(self.driven.machine.config().relax_ns);
+        self.functions[index].handle = None;
+        self.functions[index].lost = true;
+        let function = &self.functions[index];
+        if function.hardware.is_bus_master() {
+            return Err(format!("{} is still a bus master", function.address));
+        }
+        if self.driven.units()[unit].alive {
+            return Ok(Some((group, PAGE, PAGE)));
+        }
+        Err(format!("unit {unit} was given up for {}", function.address))
+    }
+
+    /// Stopped devices are reset. What was dropped for them comes back; what was given up for lost stays pinned.
+    pub(super) fn release_lost(&mut self) -> Result<(), String> {
+        const DEVICE_CONTROL: u16 = 0x48;
+        const FUNCTION_LEVEL_RESET: u32 = 1 << 15;
+        for function in self.functions.iter().filter(|function| function.lost) {
+            let reset = |address| {
+                self.driven.platform.write_config(address, DEVICE_CONTROL, FUNCTION_LEVEL_RESET);
+                function.hardware.set_answers_from_ns(0);
+                true
+            };
+            let released = self.driven.iommu.release(function.address, reset);
+            released.map_err(|error| format!("release of {}: {error}", function.address))?;
+        }
+        self.reap();
+        Ok(())
+    }
+
+    fn lose_mappings(&mut self, function: usize) -> Result<(), String> {
+        let group = self.functions[function].group;
+        let source = self.functions[function].address.source_id();
+        let lost = Err(DmaError::Silent(Silent { source }));
+        while let Some(at) = self.live.iter().position(|live| live.function == function) {
+            let live = self.live.swap_remove(at);
+            let unmapped = live.held.unmap().map(drop);
+            if unmapped != lost {
+                return Err(format!("unmap of {:#x} for a silent device: {unmapped:?}", live.iova));
+            }
+            self.oracles[group].remove(live.iova);
+            self.pinned += 1;
+        }
+        while let Some(at) = self.coherent.iter().position(|coherent| coherent.function == function) {
+            let coherent = self.coherent.swap_remove(at);
+            self.drop_coherent(coherent);
+        }
+        Ok(())
+    }
+}
+
+/// Waiting for a device takes minutes: the clock goes faster meanwhile.
+const WAIT_STEP_NS: u64 = 5_000_000;
