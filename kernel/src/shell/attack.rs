@@ -15,7 +15,7 @@ use crate::{
 
 pub(super) static COMMANDS: &[Command] = &[Command {
     name: "attack",
-    arguments: "read | write | read-only | unmapped | interrupt | vector",
+    arguments: "read | write | read-only | unmapped | interrupt | vector | storm",
     help: "have a device do what it may not",
     run: attack,
 }];
@@ -37,6 +37,7 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         ["unmapped"] => with_edu(shell.machine, use_after_unmap),
         ["interrupt"] => with_edu(shell.machine, |edu, _| anothers_interrupt(shell.machine, edu)),
         ["vector"] => with_edu(shell.machine, |edu, _| own_vector(shell.machine, edu)),
+        ["storm"] => storm(shell.machine),
         _ => return Err(UsageError),
     };
     match tried {
@@ -47,6 +48,21 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         Err(error) => println!("{error}"),
     }
     Ok(())
+}
+
+/// The fast attacker keeps its queue full, until somebody stops it.
+fn storm(machine: &Machine) -> Result<Outcome, AttackError> {
+    const COMMANDS: usize = 100_000;
+    let mut nvme = machine.nvme_as_any_device().map_err(AttackError::Machine)?;
+    let (function, target) = (nvme.dma().function(), machine.fresh_page());
+    println!("the attacker is {function} (nvme): {COMMANDS} writes to {target}, where nothing is mapped");
+    let before = nvme.dma().fault_counts().own;
+    let done = nvme.flood(target, COMMANDS).unwrap_or_default();
+    println!(
+        "  it says that it has done {done}; `domains` shows where it is now, `release {function}` frees it"
+    );
+    let faults = nvme.dma().fault_counts().own - before;
+    Ok(Outcome { got_through: done == COMMANDS, faults })
 }
 
 fn with_edu(

@@ -2,7 +2,7 @@
 
 use drivers::pci::{Function, class_name, device_name};
 use iommu::{
-    dump::{DomainReport, GroupReport, InterruptReport, MappingReport, UnitReport, Visitor},
+    dump::{DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport, Visitor},
     fault::Fault,
     interrupts::Sender,
 };
@@ -89,6 +89,11 @@ struct Domains {
     group: Option<(usize, u64, alloc::string::String)>,
 }
 
+/// What is behind the functions of a group that is in quarantine.
+fn remark(standing: GroupStanding) -> &'static str {
+    if matches!(standing, GroupStanding::Quarantined { .. }) { " (quarantine)" } else { "" }
+}
+
 impl Domains {
     fn finish(&mut self) {
         if let Some((group, faults, functions)) = self.group.take() {
@@ -102,7 +107,8 @@ impl Visitor for Domains {
         self.finish();
         let names: alloc::vec::Vec<_> =
             group.functions.iter().map(|function| alloc::format!("{function}")).collect();
-        self.group = Some((group.group, group.faults, names.join(" ")));
+        let functions = names.join(" ") + remark(group.standing);
+        self.group = Some((group.group, group.faults, functions));
     }
 
     fn domain(&mut self, domain: &DomainReport) {

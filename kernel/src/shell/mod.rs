@@ -8,6 +8,7 @@ mod devices;
 pub mod input;
 mod iommu;
 mod line;
+mod quarantine;
 
 use alloc::vec::Vec;
 use suites::Machine;
@@ -40,7 +41,8 @@ pub struct Shell<'a> {
 }
 
 /// All commands.
-static COMMANDS: &[&[Command]] = &[builtin::COMMANDS, devices::COMMANDS, iommu::COMMANDS, attack::COMMANDS];
+static COMMANDS: &[&[Command]] =
+    &[builtin::COMMANDS, devices::COMMANDS, iommu::COMMANDS, quarantine::COMMANDS, attack::COMMANDS];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
     COMMANDS.iter().copied().flatten()

@@ -199,6 +199,23 @@ impl Machine {
         Ok(self.iommu.release(function, |function| quieten(function).is_ok())?)
     }
 
+    /// Takes `function` back and opens it anew, if it is one of the attackers. Returns whether it is.
+    pub fn restart(&self, function: PciAddress) -> Result<bool, Failure> {
+        for index in 0..self.edus() {
+            let edu = self.edu(index)?;
+            if edu.dma.function() == function {
+                return self.reopen_edu(edu).map(|()| true);
+            }
+        }
+        if self.has_nvme() {
+            let nvme = self.nvme_as_any_device()?;
+            if nvme.dma().function() == function {
+                return self.reopen_nvme(nvme).map(|()| true);
+            }
+        }
+        self.release(function).map(|()| false)
+    }
+
     /// Drops what is left of the controller and opens it anew.
     pub fn reopen_nvme(&self, mut nvme: Lent<'_, Controller>) -> Result<(), Failure> {
         let function = nvme.dma().function();
