@@ -38,6 +38,12 @@
 //! and the entry says who may use it: see [`interrupts`]. An entry is given to somebody else only after its unit has
 //! confirmed that it has forgotten it.
 //!
+//! # Faults
+//!
+//! A blocked request is judged where its record is read, by [`policy`]: logged, counted, or the last one that its group
+//! has for free. Quarantine and [`Iommu::release`] take a group back in one order (`group/revoke.rs`): stopped, blocked,
+//! flushed, made quiet, and only then its memory returns.
+//!
 //! # Locks
 //!
 //! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what the
