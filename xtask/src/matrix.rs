@@ -6,6 +6,17 @@ use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
 
+/// Sixteen more `edu` functions on the root bus.
+const SIXTEEN_EDUS: [&str; 32] = {
+    let mut arguments = ["-device"; 32];
+    let mut next = 1;
+    while next < arguments.len() {
+        arguments[next] = "edu,dma_mask=0xffffffffffffffff";
+        next += 2;
+    }
+    arguments
+};
+
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "default", about: "the machine of `cargo xtask run`", ..DEFAULT },
     Scenario {
@@ -131,6 +142,12 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "disk-pci-bridge",
         about: "the disk behind a PCIe-to-PCI bridge, known to the unit by the bridge's alias",
         disk: DiskPlace::ConventionalBridge,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "edus-16",
+        about: "a storm of sixteen more functions, and of the fast one, behind a unit with one fault record",
+        qemu: &SIXTEEN_EDUS,
         ..DEFAULT
     },
     Scenario { name: "cpus-2", about: "two CPUs", cpus: "2", ..DEFAULT },

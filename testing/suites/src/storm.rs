@@ -97,6 +97,7 @@ test! {
     lacks = lacks::isolated_nvme_and_disk,
     fn the_offender_is_quarantined_and_the_disk_goes_on(context) {
         let machine = Machine::of(context)?;
+        let live = machine.iommu.live_mappings();
         let mut nvme = machine.nvme_as_any_device()?;
         let dma = nvme.dma().clone();
         let function = dma.function();
@@ -135,6 +136,7 @@ test! {
         let mut nvme = machine.nvme_as_any_device()?;
         check_eq!(nvme.identify()?.model(), "QEMU NVMe Ctrl");
         check_eq!(standing(machine, function), Some(GroupStanding::Claimed));
+        wait(machine, "the return of all that was mapped", || machine.iommu.live_mappings() <= live)?;
     }
 }
 
