@@ -9,6 +9,7 @@ use crate::{
     edu::{self, EduError},
     host::Host,
     pci::{Device, ResetError, reset_function},
+    virtio::{self, TransportError},
 };
 
 /// Why a function may still touch memory.
@@ -18,6 +19,8 @@ pub enum NotQuiet {
     Reset(ResetError),
     /// It is an `edu`, and does not come to rest.
     Edu(EduError),
+    /// It is a virtio device, and was not reset.
+    Virtio(TransportError),
 }
 
 impl fmt::Display for NotQuiet {
@@ -25,6 +28,7 @@ impl fmt::Display for NotQuiet {
         match self {
             Self::Reset(error) => error.fmt(f),
             Self::Edu(error) => error.fmt(f),
+            Self::Virtio(error) => error.fmt(f),
         }
     }
 }
@@ -33,7 +37,8 @@ impl core::error::Error for NotQuiet {}
 
 /// Makes `function` quiet, whoever used it: when this returns `Ok`, nothing that it had begun touches memory any more.
 ///
-/// By a function-level reset; an `edu`, which has none, by waiting for its transfer. A bridge begins nothing itself.
+/// By a function-level reset; where there is none, a virtio device by its own, and an `edu` by waiting for its transfer. A
+/// bridge begins nothing itself.
 ///
 /// # Errors
 /// See [`NotQuiet`]. It is left without bus mastering.
@@ -45,6 +50,9 @@ pub fn quieten(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), NotQuie
     match reset_function(&**host, function) {
         Err(ResetError::NoMethod) if device.id() == edu::ID => {
             edu::await_quiet(host, function).map_err(NotQuiet::Edu)
+        }
+        Err(ResetError::NoMethod) if device.id().vendor == virtio::VENDOR => {
+            virtio::await_quiet(host, function).map_err(NotQuiet::Virtio)
         }
         other => other.map_err(NotQuiet::Reset),
     }

@@ -22,7 +22,7 @@ pub fn run(machine: &Machine) {
     );
     let Some(buffer) = PageBuffer::zeroed(1) else { return };
     let transfer = Transfer { first: 0, blocks: 1, buffer };
-    match block::transfer(&machine.host, disk, Operation::Read(transfer)) {
+    match block::transfer(&machine.host, &*disk, Operation::Read(transfer)) {
         Ok(Some(buffer)) => {
             println!("block 0, by DMA through the disk's own domain:");
             dump(&buffer[..SHOWN_BYTES]);

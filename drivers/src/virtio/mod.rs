@@ -11,6 +11,9 @@
 //! `VIRTIO_F_ACCESS_PLATFORM` is required: a device without it uses physical addresses and goes around the IOMMU.
 //! Indices and lengths that a device writes are checked against what was submitted; one that lies is reset.
 
+/// Vendor id of virtio devices.
+pub const VENDOR: u16 = 0x1af4;
+
 pub mod blk;
 mod queue;
 mod registers;
@@ -19,4 +22,4 @@ mod transport;
 
 pub use queue::{QueueError, Segment, SplitQueue};
 pub use rings::{Descriptor, RingMemory, Rings, UsedElement};
-pub use transport::{Doorbell, QueueAddresses, Transport, TransportError};
+pub use transport::{Doorbell, QueueAddresses, Transport, TransportError, await_quiet};

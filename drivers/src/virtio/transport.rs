@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 
-use iommu::{DmaDevice, Iova};
+use iommu::{DmaDevice, Iova, PciAddress};
 
 use super::registers::{Common, Status, WindowError, Windows};
 use crate::{
@@ -131,6 +131,31 @@ impl From<InterruptError> for TransportError {
     }
 }
 
+/// Makes `function`, a virtio device that no driver uses, quiet. It is left without bus mastering.
+///
+/// # Errors
+/// It has no modern interface, or did not say that it is quiet in time.
+pub fn await_quiet(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), TransportError> {
+    let device = Device::open(host.clone(), function).ok_or(TransportError::Absent)?;
+    device.disable_bus_master();
+    reset(&**host, &Common::at(&Windows::find(&device)?.common)?)
+}
+
+fn reset(host: &dyn Host, common: &Common) -> Result<(), TransportError> {
+    let deadline_ns = host.now_ns().saturating_add(RESET_DEADLINE_NS);
+    common.status.write(0);
+    loop {
+        let status = common.status.read();
+        if status == 0 {
+            return Ok(());
+        }
+        if host.now_ns() >= deadline_ns {
+            return Err(TransportError::NotQuiet { status });
+        }
+        host.relax();
+    }
+}
+
 impl Transport {
     /// Opens `dma`'s function, resets it, and turns MSI-X on with no entry in use. It cannot master the bus yet.
     ///
@@ -171,19 +196,7 @@ impl Transport {
     /// # Errors
     /// It did not say so in time. What it was given must stay as it is.
     pub fn reset(&self) -> Result<(), TransportError> {
-        let host = self.device.host();
-        let deadline_ns = host.now_ns().saturating_add(RESET_DEADLINE_NS);
-        self.common.status.write(0);
-        loop {
-            let status = self.common.status.read();
-            if status == 0 {
-                return Ok(());
-            }
-            if host.now_ns() >= deadline_ns {
-                return Err(TransportError::NotQuiet { status });
-            }
-            host.relax();
-        }
+        reset(&**self.device.host(), &self.common)
     }
 
     /// Agrees on features: those of `wanted` that the device offers, and the two that are required, and returns them.

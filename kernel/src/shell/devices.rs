@@ -35,7 +35,7 @@ fn disk(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         return Ok(());
     };
     let transfer = Transfer { first, blocks: 1, buffer };
-    match block::transfer(&shell.machine.host, disk, Operation::Read(transfer)) {
+    match block::transfer(&shell.machine.host, &*disk, Operation::Read(transfer)) {
         Ok(Some(buffer)) => demo::dump(&buffer[..disk.info().block_bytes as usize]),
         Ok(None) => println!("the buffer did not come back"),
         Err(error) => println!("{error}"),

@@ -102,7 +102,7 @@ fn write_operation(area: u64, number: usize) -> Result<Operation, Failure> {
 /// Reads `count` requests' worth from `area` and tells the host what was there.
 fn read_and_report(context: &Context<'_>, area: u64, count: usize, depth: usize) -> Result<(), Failure> {
     let machine = Machine::of(context)?;
-    let buffers = run(machine, machine.disk()?, count, depth, |number| read_operation(area, number))?;
+    let buffers = run(machine, &*machine.disk()?, count, depth, |number| read_operation(area, number))?;
     let sectors = count * PER_REQUEST as usize;
     context.value("disk-read", format_args!("{area} {sectors} {}", digest(&buffers)));
     Ok(())
@@ -112,9 +112,9 @@ fn read_and_report(context: &Context<'_>, area: u64, count: usize, depth: usize)
 fn write_and_report(context: &Context<'_>, area: u64, count: usize, depth: usize) -> Result<(), Failure> {
     let machine = Machine::of(context)?;
     let disk = machine.disk()?;
-    let written = run(machine, disk, count, depth, |number| write_operation(area, number))?;
-    transfer(&machine.host, disk, Operation::Flush)?;
-    let read = run(machine, disk, count, depth, |number| read_operation(area, number))?;
+    let written = run(machine, &disk, count, depth, |number| write_operation(area, number))?;
+    transfer(&machine.host, &*disk, Operation::Flush)?;
+    let read = run(machine, &disk, count, depth, |number| read_operation(area, number))?;
     for (number, (written, read)) in written.iter().zip(&read).enumerate() {
         check!(written[..] == read[..], "request {number} reads other than it wrote");
     }
@@ -166,7 +166,7 @@ test! {
         let machine = Machine::of(context)?;
         let buffer = pattern::pages(1, 1)?;
         let operation = Operation::Read(Transfer { first: 5, blocks: 1, buffer });
-        let buffer = transfer(&machine.host, machine.disk()?, operation)?;
+        let buffer = transfer(&machine.host, &*machine.disk()?, operation)?;
         let buffer = buffer.ok_or_else(|| failure!("the buffer did not come back"))?;
         check!(buffer[..512].starts_with(b"Sluice test disk, sector 5\n"), "sector 5 is another");
         check!(buffer[512..] == pattern::pages(1, 1)?[512..], "bytes behind the request have changed");
@@ -219,9 +219,9 @@ test! {
         let disk = machine.disk()?;
         let page = machine.fresh_page();
         let request = AtAddress { tag: 1, first: WRITE_AREA + 32 * 1024, blocks: 8, iova: page, writable: false };
-        check_eq!(attempt(machine, disk, request)?, Err(BlockError::Blocked));
+        check_eq!(attempt(machine, &disk, request)?, Err(BlockError::Blocked));
         Expected::read(disk.dma().function(), page).await_recorded(machine)?;
-        await_running(machine, disk)?;
+        await_running(machine, &disk)?;
     }
 }
 
@@ -236,10 +236,10 @@ test! {
         let mapping = disk.dma().dma_map_at(pattern::pages(1, 1)?, iommu::FromDevice, page)?;
         let buffer = mapping.unmap()?;
         let request = AtAddress { tag: 1, first: READ_AREA, blocks: 8, iova: page, writable: true };
-        check_eq!(attempt(machine, disk, request)?, Err(BlockError::Blocked));
+        check_eq!(attempt(machine, &disk, request)?, Err(BlockError::Blocked));
         Expected::write(disk.dma().function(), page).await_recorded(machine)?;
         pattern::expect(&buffer, 1, "the buffer after the request")?;
-        await_running(machine, disk)?;
+        await_running(machine, &disk)?;
     }
 }
 
@@ -275,7 +275,7 @@ test! {
             machine.host.relax();
         }
         check_eq!(disk.resets(), resets + 1);
-        await_running(machine, disk)?;
+        await_running(machine, &disk)?;
         check_eq!(machine.iommu.live_mappings(), live);
     }
 }
@@ -284,7 +284,7 @@ test! {
 fn await_running(machine: &Machine, disk: &Disk) -> Result<(), Failure> {
     let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
     loop {
-        match transfer(&machine.host, disk, read_operation(READ_AREA, 0)?) {
+        match transfer(&machine.host, &*disk, read_operation(READ_AREA, 0)?) {
             Ok(_) => return Ok(()),
             Err(error) if machine.host.now_ns() >= deadline_ns => return Err(error.into()),
             Err(_) => machine.host.relax(),

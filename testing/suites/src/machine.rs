@@ -58,6 +58,7 @@ pub struct Machine {
     /// The one that nobody claims.
     idle_edu: Option<PciAddress>,
     nvme: Option<Slot<Controller>>,
+    disk: Lock<Option<Arc<Disk>>>,
     /// Addresses that no test has used yet.
     next_page: AtomicU64,
 }
@@ -123,7 +124,7 @@ const ATTACK_STEP: u64 = 0x20_3000;
 impl Machine {
     /// Claims what the tests attack with. Of several `edu` devices the second stays unclaimed.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
         let of_kind = |wanted: &dyn Fn(&Function) -> bool| -> Vec<PciAddress> {
             let matching = parts.functions.iter().filter(|function| wanted(function));
             matching.map(|function| function.address).collect()
@@ -135,7 +136,8 @@ impl Machine {
         });
         let edus = edus.iter().map(|&function| Slot::new(&parts, claim_edu(&parts, function))).collect();
         let nvme = nvme.first().map(|&function| Slot::new(&parts, claim_nvme(&parts, function)));
-        Self { parts, edus, idle_edu, nvme, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
+        let disk = Lock::new(parts.host.clone(), parts.disk.take());
+        Self { parts, edus, idle_edu, nvme, disk, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
     }
 
     /// The machine that `context` is about.
@@ -199,8 +201,11 @@ impl Machine {
         Ok(self.iommu.release(function, |function| quieten(function).is_ok())?)
     }
 
-    /// Takes `function` back and opens it anew, if it is one of the attackers. Returns whether it is.
+    /// Takes `function` back, and opens it anew if it is one of the attackers or the disk. Returns whether it is.
     pub fn restart(&self, function: PciAddress) -> Result<bool, Failure> {
+        if self.disk().is_ok_and(|disk| disk.dma().function() == function) {
+            return self.reopen_disk().map(|()| true);
+        }
         for index in 0..self.edus() {
             let edu = self.edu(index)?;
             if edu.dma.function() == function {
@@ -241,13 +246,26 @@ impl Machine {
     }
 
     /// The disk.
-    pub fn disk(&self) -> Result<&Disk, Failure> {
-        self.disk.as_deref().ok_or_else(|| Failure::new("the disk could not be opened"))
+    pub fn disk(&self) -> Result<Arc<Disk>, Failure> {
+        self.disk.lock().clone().ok_or_else(|| Failure::new("the disk could not be opened"))
     }
 
-    /// The disk, for a thread.
-    pub fn shared_disk(&self) -> Result<Arc<Disk>, Failure> {
-        self.disk.clone().ok_or_else(|| Failure::new("the disk could not be opened"))
+    /// Ends the disk's driver, takes the disk back and opens it anew.
+    pub fn reopen_disk(&self) -> Result<(), Failure> {
+        let disk = self.disk.lock().take().ok_or_else(|| Failure::new("the disk could not be opened"))?;
+        let function = disk.dma().function();
+        let disk = match Arc::try_unwrap(disk) {
+            Ok(disk) => disk,
+            Err(shared) => {
+                *self.disk.lock() = Some(shared);
+                return Err(Failure::new("the disk is in use"));
+            }
+        };
+        disk.shut_down()?;
+        self.release(function)?;
+        let disk = Disk::open(&self.host, self.iommu.claim(function)?)?;
+        *self.disk.lock() = Some(Arc::new(disk));
+        Ok(())
     }
 
     /// The address of a page that was never mapped, and never aimed at.

@@ -64,7 +64,7 @@ fn read(host: &Arc<dyn Host>, disk: &Disk) -> Option<PageBuffer> {
 impl Reader {
     fn start(machine: &Machine) -> Result<Self, Failure> {
         let (host, shared) = (machine.host.clone(), Arc::<Progress>::default());
-        let disk = machine.shared_disk()?;
+        let disk = machine.disk()?;
         let wanted =
             read(&host, &disk).ok_or_else(|| failure!("the disk cannot be read before the storm"))?;
         let progress = shared.clone();
@@ -166,5 +166,21 @@ test! {
         edu.load(5)?;
         edu.push(page, BYTES)?;
         pattern::expect(&mapping.unmap()?[..BYTES], 5, "the new driver's page")?;
+    }
+}
+
+test! {
+    /// The disk loses its driver and gets another; a request from before fails, and what comes after is right.
+    deadline_ms = 60_000,
+    lacks = lacks::isolated_disk,
+    fn the_disk_is_taken_away_and_given_back(context) {
+        let machine = Machine::of(context)?;
+        let before = read(&machine.host, &*machine.disk()?).ok_or_else(|| failure!("the disk cannot be read"))?;
+        let function = machine.disk()?.dma().function();
+        machine.iommu.quarantine(function)?;
+        check!(read(&machine.host, &*machine.disk()?).is_none(), "a disk in quarantine was read");
+        machine.reopen_disk()?;
+        let after = read(&machine.host, &*machine.disk()?).ok_or_else(|| failure!("the disk cannot be read again"))?;
+        check!(before[..] == after[..], "the disk reads differently");
     }
 }

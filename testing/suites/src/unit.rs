@@ -71,7 +71,7 @@ test! {
         match machine.isolation() {
             Isolation::Enforced => claims_are_exclusive(machine)?,
             Isolation::Refused => {
-                check!(machine.disk.is_none(), "the disk is in use");
+                check!(machine.disk().is_err(), "the disk is in use");
                 for function in &machine.functions {
                     check_eq!(machine.iommu.claim(function.address).err(), Some(ClaimError::NoUnit));
                 }

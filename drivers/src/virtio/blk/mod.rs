@@ -31,10 +31,11 @@ use crate::{
     host::{Event, Host},
     lock::Lock,
     pci::Id,
+    virtio::VENDOR,
 };
 
 /// What the device is called: by its modern id, and by its transitional one, which may have the modern interface too.
-pub const IDS: [Id; 2] = [Id { vendor: 0x1af4, device: 0x1042 }, Id { vendor: 0x1af4, device: 0x1001 }];
+pub const IDS: [Id; 2] = [Id { vendor: VENDOR, device: 0x1042 }, Id { vendor: VENDOR, device: 0x1001 }];
 
 /// How long the device may have a request.
 const REQUEST_DEADLINE_NS: u64 = 10_000_000_000;
