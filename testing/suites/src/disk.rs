@@ -284,7 +284,7 @@ test! {
 fn await_running(machine: &Machine, disk: &Disk) -> Result<(), Failure> {
     let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
     loop {
-        match transfer(&machine.host, &*disk, read_operation(READ_AREA, 0)?) {
+        match transfer(&machine.host, disk, read_operation(READ_AREA, 0)?) {
             Ok(_) => return Ok(()),
             Err(error) if machine.host.now_ns() >= deadline_ns => return Err(error.into()),
             Err(_) => machine.host.relax(),
