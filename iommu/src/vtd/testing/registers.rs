@@ -95,6 +95,8 @@ struct State {
     log: Vec<Executed>,
     head: usize,
     tail: usize,
+    /// A descriptor was refused: nothing more is fetched before the tail is written again.
+    wants_tail: bool,
     unanswered: Option<Unanswered>,
     /// Waits that the unit dropped, to be completed late by a test.
     dropped: Vec<(u64, u32)>,
@@ -133,6 +135,7 @@ impl FakeUnit {
             log: Vec::new(),
             head: 0,
             tail: 0,
+            wants_tail: false,
             unanswered: None,
             dropped: Vec::new(),
         };
@@ -406,6 +409,7 @@ impl State {
             self.log.push(Executed::Doorbell(tail));
         }
         self.tail = tail;
+        self.wants_tail = false;
         self.run_if_eager(memory);
     }
 
@@ -420,7 +424,7 @@ impl State {
             return;
         }
         for _ in 0..count {
-            if self.head == self.tail || self.get32(FSTS) & (IQE | ITE) != 0 {
+            if self.head == self.tail || self.wants_tail || self.get32(FSTS) & (IQE | ITE) != 0 {
                 return;
             }
             let at = (self.get64(IQA) & !0xfff) + self.head as u64 * 16;
@@ -431,6 +435,7 @@ impl State {
                 let status = self.get32(FSTS) | IQE;
                 self.put32(FSTS, status);
                 self.put64(IQERCD, 4);
+                self.wants_tail = true;
                 return;
             }
             self.head = (self.head + 1) % self.entries();

@@ -254,6 +254,36 @@ fn waits_behind_a_slow_device_are_not_given_up() {
     assert!(!unit.is_stuck());
 }
 
+/// A unit that dies after a device answered has the short deadline, although nobody has looked at the device's wait yet.
+#[test]
+fn a_device_that_has_answered_excuses_nobody() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let batch = [device(0x0100)];
+    let answered = unit.submit(&platform, &batch).unwrap();
+    platform.unit.behave(|manner| manner.frozen = true);
+    let start = platform.now_ns();
+    assert_eq!(unit.invalidate(&platform, &[domain()]), Err(stuck()));
+    assert!(platform.elapsed_since(start) < 2 * WAIT_TIMEOUT_NS);
+    assert!(answered.is_complete(&platform));
+}
+
+/// Nor does one whose wait the unit dropped when nobody waited for it any more.
+#[test]
+fn a_device_that_nobody_waits_for_excuses_nobody() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.silent = vec![0x0100]);
+    let batch = [device(0x0100)];
+    drop(unit.submit(&platform, &batch).unwrap());
+    platform.unit.give_up_on_device();
+    unit.invalidate(&platform, &[domain()]).unwrap();
+    platform.unit.behave(|manner| manner.frozen = true);
+    let start = platform.now_ns();
+    assert_eq!(unit.invalidate(&platform, &[domain()]), Err(stuck()));
+    assert!(platform.elapsed_since(start) < 2 * WAIT_TIMEOUT_NS);
+}
+
 /// The unit never gives up on the device: the software deadline does, for that device alone.
 #[test]
 fn a_device_that_is_late_is_reported_although_the_unit_waits_on() {
