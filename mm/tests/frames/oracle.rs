@@ -6,7 +6,7 @@ use std::vec::Vec;
 use super::random::Random;
 use super::{FRAME, G4, Setup, Zone, run_as_cpu};
 
-const OPERATIONS: u32 = if cfg!(miri) { 2_000 } else { 300_000 };
+const OPERATIONS: u32 = if cfg!(miri) { 400 } else { 300_000 };
 
 #[test]
 fn random_operations() {

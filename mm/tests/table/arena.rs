@@ -122,7 +122,7 @@ impl Arena {
         if snoops {
             self.entry(page, index).load(Ordering::Acquire)
         } else {
-            self.written[page][index].load(Ordering::Acquire)
+            self.written(page, index).load(Ordering::Acquire)
         }
     }
 
@@ -133,15 +133,23 @@ impl Arena {
     }
 
     fn entry(&self, page: usize, index: usize) -> &AtomicU64 {
-        assert!(page < self.capacity);
+        assert!(page < self.capacity && index < TABLE_ENTRIES);
+        // Straight to the entry: Miri takes its time over a reference to the whole page.
         // SAFETY: within the arena, and nothing but atomics is ever made of it.
-        unsafe { &(&*self.pages.add(page))[index] }
+        unsafe { &*self.pages.cast::<AtomicU64>().add(page * TABLE_ENTRIES + index) }
+    }
+
+    /// The same entry as it was written back.
+    fn written(&self, page: usize, index: usize) -> &AtomicU64 {
+        assert!(page < self.written.len() && index < TABLE_ENTRIES);
+        // SAFETY: within the pages, and as above.
+        unsafe { &*self.written.as_ptr().cast::<AtomicU64>().add(page * TABLE_ENTRIES + index) }
     }
 
     fn write_line(&self, line: usize) {
         for entry in line * 8..line * 8 + 8 {
             let (page, index) = (entry / TABLE_ENTRIES, entry % TABLE_ENTRIES);
-            self.written[page][index]
+            self.written(page, index)
                 .store(self.entry(page, index).load(Ordering::Acquire), Ordering::Release);
         }
     }
