@@ -1,12 +1,27 @@
 //! Threads that are ready to run.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use intrusive_collections::LinkedList;
 use iommu::platform::MAX_CPUS;
 
 use super::thread::{RunAdapter, Thread};
+
+/// How many threads are in the shared queue, and in each CPU's own: written under the scheduler's lock.
+static SHARED: AtomicUsize = AtomicUsize::new(0);
+static BOUND: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+
+/// Whether there seems to be something that CPU number `cpu` could run. Asked without the scheduler's lock, which CPUs
+/// that only pass the time would otherwise keep from those that have something to do.
+pub(super) fn seem_ready_for(cpu: usize) -> bool {
+    SHARED.load(Relaxed) > 0 || BOUND[cpu].load(Relaxed) > 0
+}
+
+/// Adds `change` to a number that the scheduler's lock protects.
+fn adjust(count: &AtomicUsize, change: isize) {
+    count.store(count.load(Relaxed).wrapping_add_signed(change), Relaxed);
+}
 
 /// One queue for all CPUs, and one for each; in each the order in which the threads became ready.
 pub(super) struct RunQueues {
@@ -29,8 +44,14 @@ impl RunQueues {
         thread.turn.store(self.turn, Relaxed);
         self.turn += 1;
         match thread.cpu() {
-            Some(cpu) => self.bound[cpu].push_back(thread),
-            None => self.shared.push_back(thread),
+            Some(cpu) => {
+                adjust(&BOUND[cpu], 1);
+                self.bound[cpu].push_back(thread);
+            }
+            None => {
+                adjust(&SHARED, 1);
+                self.shared.push_back(thread);
+            }
         }
     }
 
@@ -44,7 +65,12 @@ impl RunQueues {
         let turn = |queue: &LinkedList<RunAdapter>| {
             queue.front().get().map_or(u64::MAX, |thread| thread.turn.load(Relaxed))
         };
-        let bound = &mut self.bound[cpu];
-        if turn(bound) < turn(&self.shared) { bound.pop_front() } else { self.shared.pop_front() }
+        let (queue, count) = match &mut self.bound[cpu] {
+            bound if turn(bound) < turn(&self.shared) => (bound, &BOUND[cpu]),
+            _ => (&mut self.shared, &SHARED),
+        };
+        let thread = queue.pop_front()?;
+        adjust(count, -1);
+        Some(thread)
     }
 }

@@ -18,7 +18,7 @@ use intrusive_collections::RBTree;
 use iommu::platform::MAX_CPUS;
 
 use super::{
-    run_queues::RunQueues,
+    run_queues::{self, RunQueues},
     thread::{Body, JoinHandle, SleepAdapter, State, Thread},
 };
 use crate::{
@@ -85,7 +85,7 @@ pub fn init() {
 /// What the idle thread does: lets others run, and otherwise sleeps until an interrupt.
 pub fn idle() -> ! {
     loop {
-        yield_now();
+        switch(SCHEDULER.lock());
         // SAFETY: the idle thread holds no lock.
         unsafe { arch::enable_and_halt() };
     }
@@ -217,7 +217,12 @@ pub fn sleep_until(deadline_ns: u64) {
 
 /// Lets other threads that are ready run first.
 pub fn yield_now() {
-    switch(SCHEDULER.lock());
+    // If the thread moves on in between, it looks for another CPU, and yields to nobody this time.
+    if run_queues::seem_ready_for(Cpu::current().index()) {
+        switch(SCHEDULER.lock());
+    } else {
+        core::hint::spin_loop();
+    }
 }
 
 /// Ends the slice of the running thread: called when an interrupt has been handled, with interrupts off.
