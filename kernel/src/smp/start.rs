@@ -36,9 +36,9 @@ use crate::{
 
 /// Most time from the first STARTUP to the CPU's arrival: it takes microseconds on hardware, but a host may let an
 /// emulated one wait.
-const ARRIVAL_NS: u64 = 3 * NS_PER_S;
+const ARRIVAL_NS: u64 = 10 * NS_PER_S;
 /// For each answer of a CPU that has arrived.
-const ANSWER_NS: u64 = 3 * NS_PER_S;
+const ANSWER_NS: u64 = 10 * NS_PER_S;
 /// What a CPU needs to get over an INIT.
 const INIT_NS: u64 = 10 * NS_PER_MS;
 /// After this a CPU that waits for a STARTUP and missed the first gets another.
@@ -120,8 +120,17 @@ impl fmt::Display for StartError {
 
 impl core::error::Error for StartError {}
 
+/// How many CPUs [`start_others`] was told of.
+static LISTED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many CPUs firmware lists as enabled.
+pub fn listed() -> usize {
+    LISTED.load(Relaxed)
+}
+
 /// Starts every CPU in `apic_ids` but this one. Those that do not come are reported and left out.
 pub fn start_others(apic_ids: &[u32]) {
+    LISTED.store(apic_ids.len(), Relaxed);
     let this = Cpu::first().apic_id();
     for &id in apic_ids.iter().filter(|&&id| id != this) {
         if let Err(error) = start_one(id, ARRIVAL_NS) {
