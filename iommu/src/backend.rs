@@ -14,7 +14,7 @@ use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
     dma::{Access, DmaError, Silent, Stuck, Unflushed},
-    walk::Route,
+    walk::Path,
 };
 
 /// Units, by index.
@@ -109,7 +109,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn set_reporting(&self, unit: usize, source: SourceId, reports: bool) -> Result<(), DmaError>;
 
     /// Where the tables lead `source` at this moment.
-    fn route(&self, unit: usize, source: SourceId) -> Route;
+    fn path(&self, unit: usize, source: SourceId) -> Path;
 
     /// Whether no source is attached, and nothing in any unit is tagged as the domain's.
     fn is_unused(&self, tags: &Self::Tags) -> bool;

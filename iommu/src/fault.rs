@@ -115,7 +115,8 @@ pub(crate) struct BoundedRing<T, const N: usize> {
     state: IrqLock<RingState<T, N>>,
 }
 
-/// Entries of the ring that faults of all units go through: one lap of the largest set of fault records that a unit can have.
+/// Entries of the ring that faults of all units go through: one lap of the largest set of fault records that a unit can
+/// have.
 pub(crate) const FAULT_RING_ENTRIES: usize = 256;
 
 struct RingState<T, const N: usize> {

@@ -67,7 +67,7 @@ impl FaultLog {
         &self,
         platform: &P,
         each: impl Fn(&Fault),
-        explain: impl Fn(&Fault) -> E,
+        explain: impl Fn(&Fault) -> Option<E>,
     ) {
         // One lap: a device that goes on faulting wakes the thread again.
         for _ in 0..FAULT_RING_ENTRIES {
@@ -80,7 +80,10 @@ impl FaultLog {
             }
             each(&fault);
             if is_news {
-                self.log(platform, format_args!("{fault}{}", explain(&fault)));
+                match explain(&fault) {
+                    Some(way) => self.log(platform, format_args!("{fault}; {way}")),
+                    None => self.log(platform, format_args!("{fault}")),
+                }
             }
         }
     }

@@ -25,7 +25,6 @@ use crate::{
     topology::{self, TopologyError},
 };
 pub use error::ClaimError;
-pub(crate) use error::QuarantineError;
 pub use error::ReleaseError;
 pub(crate) use revoke::stop_bus_master;
 

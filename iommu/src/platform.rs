@@ -99,10 +99,10 @@ pub enum LockClass {
     Reaper,
     /// The interrupt-remapping table of a unit.
     Remapping,
-    /// How many faults are put up with.
-    FaultLimits,
     /// The fault records of a unit.
     FaultRecords,
+    /// How many faults are put up with.
+    FaultLimits,
     /// What a group is judged by.
     GroupRecord,
     /// The invalidation queue of a unit.

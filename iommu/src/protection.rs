@@ -16,9 +16,7 @@ use crate::{
     dump::{DomainReport, GroupReport, Visitor},
     fault::{Fault, FaultTarget},
     fault_log::FaultLog,
-    group::{
-        ClaimError, DomainMaker, Group, GroupLayout, Incident, QuarantineError, ReleaseError, stop_bus_master,
-    },
+    group::{ClaimError, DomainMaker, Group, GroupLayout, Incident, ReleaseError, stop_bus_master},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
     platform::{Event, LockClass, Work},
     policy::{Limits, Verdict},
@@ -26,7 +24,7 @@ use crate::{
     sync::IrqLock,
     topology::{Ats, FunctionKind, Topology, TopologyError},
     vtd::{InterruptControllers, SecondStageAccess, Vtd, VtdError},
-    walk::{Route, Walk},
+    walk::{Path, Walk},
 };
 
 /// Why the subsystem could not start. The kernel must not let a driver turn bus mastering on then.
@@ -189,10 +187,9 @@ impl<P: Platform> Shared<P> {
 
     /// Reads the fault records of `unit` into the log. Callable in an interrupt.
     fn drain(&self, unit: usize) {
-        let limits = *self.limits.lock(&*self.platform);
         self.backend.drain_faults(unit, |fault| {
             let verdict = match self.group_of_source(fault.source) {
-                Some(group) => group.enter_fault(&self.platform, limits),
+                Some(group) => group.enter_fault(&self.platform, *self.limits.lock(&*self.platform)),
                 // Nobody to blame: the log's own limit is what there is.
                 None => Some(Verdict::Log),
             };
@@ -214,35 +211,25 @@ impl<P: Platform> Shared<P> {
         }
     }
 
-    /// The way of `fault` through the tables as they are now.
-    fn walk(&self, fault: &Fault) -> Explanation {
-        let FaultTarget::Address(address) = fault.target else { return Explanation(None) };
-        let Some(group) = self.group_of_source(fault.source) else { return Explanation(None) };
-        let unit = group.layout().sources.iter().find(|(source, _)| *source == fault.source);
-        let Some(&(_, unit)) = unit else { return Explanation(None) };
-        let route = self.backend.route(unit, fault.source);
+    /// The way of `fault` through the tables as they are now, if it has one.
+    fn walk(&self, fault: &Fault) -> Option<Walk<SecondStageAccess>> {
+        let FaultTarget::Address(address) = fault.target else { return None };
+        let group = self.group_of_source(fault.source)?;
+        let &(_, unit) = group.layout().sources.iter().find(|(source, _)| *source == fault.source)?;
+        let path = self.backend.path(unit, fault.source);
         let domain = group.domain(&self.platform).filter(
-            |domain| matches!(route, Route::Translated { table, .. } if table == domain.table().root()),
+            |domain| matches!(path, Path::Translated { table, .. } if table == domain.table().root()),
         );
         let trace = domain.map(|domain| domain.table().trace(address.as_u64()));
-        Explanation(Some(Walk { route, trace }))
+        Some(Walk { path, trace })
     }
 
     /// Puts the groups in quarantine whose faults ask for it.
     fn quarantine_condemned(&self, maker: &DomainMaker<Vtd<P>>) {
         for group in self.groups.iter().flatten().filter(|group| group.awaits_quarantine(&self.platform)) {
-            // A group that is changing hands wakes this thread when it has.
-            let _ = self.quarantine(maker, group);
+            // A group that is changing hands wakes this thread when it has; one behind a dead unit is in quarantine too.
+            let _ = group.layout().functions.first().map(|&function| group.quarantine(maker, function));
         }
-    }
-
-    fn quarantine(&self, maker: &DomainMaker<Vtd<P>>, group: &Group<Vtd<P>>) -> Result<(), QuarantineError> {
-        let result = group.quarantine(maker);
-        if matches!(result, Ok(true) | Err(QuarantineError::Stuck(_))) {
-            log::error!("{:?} are in quarantine: they reach nothing", group.layout().functions);
-            group.tell(&self.platform, Incident::Quarantined);
-        }
-        result.map(drop)
     }
 
     /// The TLB that `function`, which its owner trusts, may use.
@@ -267,18 +254,6 @@ impl<P: Platform> Shared<P> {
     }
 }
 
-/// What a log line says of a fault behind it: the way through the tables, if there is one.
-struct Explanation(Option<Walk<SecondStageAccess>>);
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(walk) => write!(f, "; {walk}"),
-            None => Ok(()),
-        }
-    }
-}
-
 impl<P: Platform> Control for Protection<P> {
     fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError> {
         let shared = &self.shared;
@@ -300,10 +275,7 @@ impl<P: Platform> Control for Protection<P> {
 
     fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
         let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
-        self.shared.quarantine(&self.maker, group).map_err(|error| match error {
-            QuarantineError::Busy => ReleaseError::Busy { function },
-            QuarantineError::Stuck(stuck) => ReleaseError::Stuck(stuck),
-        })
+        group.quarantine(&self.maker, function)
     }
 
     fn release(

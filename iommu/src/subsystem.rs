@@ -46,27 +46,50 @@ pub(crate) enum Trust {
     Translations,
 }
 
-/// What a handle does, without the platform's and the vendor's types.
+/// What a handle does, without the platform's and the vendor's types. Where nothing is said, what it does without a unit:
+/// nothing is isolated, nothing faults, and interrupts name CPU and vector themselves.
 pub(crate) trait Control: Send + Sync {
     fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError>;
-    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError>;
+
+    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
+        Err(ReleaseError::Unknown { function })
+    }
+
     fn release(
         &self,
         function: PciAddress,
-        reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), ReleaseError>;
+        _reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        Err(ReleaseError::Unknown { function })
+    }
+
     fn message_interrupts(
         &self,
-        source: MessageSource,
+        _source: MessageSource,
         count: u16,
-    ) -> Result<MessageInterrupts, InterruptError>;
-    fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError>;
-    fn set_fault_limits(&self, limits: Limits) -> Limits;
-    fn handle_event(&self, event: Event);
-    fn process_faults(&self);
-    fn reap(&self);
-    fn live_mappings(&self) -> usize;
-    fn visit(&self, visitor: &mut dyn Visitor);
+    ) -> Result<MessageInterrupts, InterruptError> {
+        interrupts::compatible_messages(count)
+    }
+
+    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
+        Ok(interrupts::compatible_wire())
+    }
+
+    fn set_fault_limits(&self, limits: Limits) -> Limits {
+        limits
+    }
+
+    fn handle_event(&self, _event: Event) {}
+
+    fn process_faults(&self) {}
+
+    fn reap(&self) {}
+
+    fn live_mappings(&self) -> usize {
+        0
+    }
+
+    fn visit(&self, _visitor: &mut dyn Visitor) {}
 }
 
 impl Iommu {
@@ -213,46 +236,6 @@ impl Control for NoUnit {
     fn claim(&self, _function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
         Err(ClaimError::NoUnit)
     }
-
-    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
-        Err(ReleaseError::Unknown { function })
-    }
-
-    fn release(
-        &self,
-        function: PciAddress,
-        _reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), ReleaseError> {
-        Err(ReleaseError::Unknown { function })
-    }
-
-    fn message_interrupts(
-        &self,
-        _source: MessageSource,
-        count: u16,
-    ) -> Result<MessageInterrupts, InterruptError> {
-        interrupts::compatible_messages(count)
-    }
-
-    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
-        Ok(interrupts::compatible_wire())
-    }
-
-    fn set_fault_limits(&self, limits: Limits) -> Limits {
-        limits
-    }
-
-    fn handle_event(&self, _event: Event) {}
-
-    fn process_faults(&self) {}
-
-    fn reap(&self) {}
-
-    fn live_mappings(&self) -> usize {
-        0
-    }
-
-    fn visit(&self, _visitor: &mut dyn Visitor) {}
 }
 
 /// `iommu=off`.
@@ -267,38 +250,6 @@ impl<P: Platform> Control for Unprotected<P> {
         Ok(DmaDevice::new(function, Arc::new(space), Arc::new(NoFaults)))
     }
 
-    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
-        Err(ReleaseError::Unknown { function })
-    }
-
-    fn release(
-        &self,
-        function: PciAddress,
-        _reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), ReleaseError> {
-        Err(ReleaseError::Unknown { function })
-    }
-
-    fn message_interrupts(
-        &self,
-        _source: MessageSource,
-        count: u16,
-    ) -> Result<MessageInterrupts, InterruptError> {
-        interrupts::compatible_messages(count)
-    }
-
-    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
-        Ok(interrupts::compatible_wire())
-    }
-
-    fn set_fault_limits(&self, limits: Limits) -> Limits {
-        limits
-    }
-
-    fn handle_event(&self, _event: Event) {}
-
-    fn process_faults(&self) {}
-
     fn reap(&self) {
         self.reaper.reap();
     }
@@ -306,6 +257,4 @@ impl<P: Platform> Control for Unprotected<P> {
     fn live_mappings(&self) -> usize {
         self.reaper.live()
     }
-
-    fn visit(&self, _visitor: &mut dyn Visitor) {}
 }

@@ -9,7 +9,7 @@ use mm::{
 
 /// Where the tables lead that say which domain a source translates through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Route {
+pub(crate) enum Path {
     /// The source's bus has no table.
     NoBus {
         /// The entry of the bus.
@@ -35,19 +35,19 @@ pub(crate) enum Route {
 
 /// The entries that the hardware reads for one request, as they are now, from the root down to the one that ends it.
 pub(crate) struct Walk<A> {
-    pub route: Route,
-    /// Through the domain's table, if that is the one that the route leads to.
+    pub path: Path,
+    /// Through the domain's table, if that is the one that the path leads to.
     pub trace: Option<Trace<A>>,
 }
 
 impl<A: Copy + fmt::Debug> fmt::Display for Walk<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.route {
-            Route::NoBus { bus } => return write!(f, "root entry {bus:#x}: not present"),
-            Route::Blocked { bus, source } => {
+        match self.path {
+            Path::NoBus { bus } => return write!(f, "root entry {bus:#x}: not present"),
+            Path::Blocked { bus, source } => {
                 return write!(f, "root entry {bus:#x}, context entry {source:#x}: not present");
             }
-            Route::Translated { bus, source, .. } => {
+            Path::Translated { bus, source, .. } => {
                 write!(f, "root entry {bus:#x}, context entry {source:#x}")?;
             }
         }

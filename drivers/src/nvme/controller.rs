@@ -150,7 +150,7 @@ impl Controller {
     /// answer any more, which is no error here. Returns how many it has finished. See [`write_at`](Self::write_at).
     ///
     /// # Errors
-    /// It broke the protocol of its queue.
+    /// It broke the protocol of its queue, or could not be reset after that or its silence.
     pub fn flood(&mut self, iova: Iova, count: usize) -> Result<usize, NvmeError> {
         let (mut sent, mut done) = (0, 0);
         while done < count {
@@ -161,8 +161,10 @@ impl Controller {
             self.doorbells.submission_tail.write(admin.tail().into());
             match self.await_completion() {
                 Ok(_) => done += 1,
-                Err(NvmeError::TimedOut) => break,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.reset_after(error)?;
+                    return if error == NvmeError::TimedOut { Ok(done) } else { Err(error) };
+                }
             }
         }
         Ok(done)
@@ -177,8 +179,7 @@ impl Controller {
         match self.await_completion() {
             Ok(finished) => Ok(finished.status),
             Err(error) => {
-                log::warn!("nvme {}: {error}; resetting it", self.device.function());
-                self.reset()?;
+                self.reset_after(error)?;
                 Err(error)
             }
         }
@@ -198,8 +199,9 @@ impl Controller {
         }
     }
 
-    /// Turns the controller off and on again.
-    fn reset(&mut self) -> Result<(), NvmeError> {
+    /// Turns the controller off and on again: commands that it has not finished are gone.
+    fn reset_after(&mut self, error: NvmeError) -> Result<(), NvmeError> {
+        log::warn!("nvme {}: {error}; resetting it", self.device.function());
         self.turn_off()?;
         let Some(mut admin) = self.admin.take() else {
             return Err(NvmeError::Gone);

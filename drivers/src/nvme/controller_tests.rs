@@ -94,6 +94,29 @@ fn a_command_that_is_never_finished_times_out() {
     assert_eq!(bench.iommu.live_mappings(), live);
 }
 
+/// What is left of a flood in the queues does not meet the commands after it.
+#[test]
+fn a_flood_that_ends_early_leaves_nothing_in_the_queues() {
+    let (bench, device, mut controller) = open();
+    let live = bench.iommu.live_mappings();
+    let target = Iova::new(0x77_7000);
+    device.set(|state| state.behaviour = Behaviour::WrongId(5));
+    assert_eq!(controller.flood(target, 100), Err(NvmeError::Queue(PairError::NotInFlight { id: 5 })));
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    let host = bench.host.clone();
+    let waiter = std::thread::spawn(move || (controller.flood(target, 100), controller));
+    crate::doubles::await_true(|| {
+        host.advance(100_000_000);
+        waiter.is_finished()
+    });
+    let (result, mut controller) = waiter.join().unwrap();
+    assert_eq!(result, Ok(0));
+    device.set(|state| state.behaviour = Behaviour::Honest);
+    // More than the queue has room for.
+    (0..50).for_each(|_| drop(controller.identify().unwrap()));
+    assert_eq!(bench.iommu.live_mappings(), live);
+}
+
 #[test]
 fn a_controller_that_does_not_become_quiet_keeps_its_memory() {
     let (bench, device, mut controller) = open();

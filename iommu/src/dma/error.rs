@@ -57,13 +57,14 @@ pub enum DmaError {
     Revoked,
     /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
     Stuck(Stuck),
-    /// The device did not empty its TLB. Nothing can be mapped for it or given back by it any more.
+    /// The device did not empty its TLB. Nothing can be mapped for it, nor given back by it, until its group is released.
     Silent(Silent),
 }
 
 /// A device did not invalidate its TLB in the time that devices have for that.
 ///
-/// It is stopped, and its group reaches nothing any more. What was mapped for it stays pinned for ever.
+/// It is stopped, and its group reaches nothing any more. The buffer of an unmapping that failed with this stays pinned for
+/// ever; what is still mapped comes back when the group is released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Silent {
     /// The device, as the unit sees it.

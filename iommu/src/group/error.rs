@@ -59,15 +59,6 @@ impl From<DmaError> for ClaimError {
     }
 }
 
-/// Why a group could not be put in quarantine at once.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum QuarantineError {
-    /// It is changing hands at this moment.
-    Busy,
-    /// A unit does not answer: bus mastering is off, and all is pinned.
-    Stuck(Stuck),
-}
-
 /// Why a group could not be taken back from its drivers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReleaseError {

@@ -1,32 +1,25 @@
 //! Taking a group back from its drivers: quarantine, and release.
 //!
-//! The order is what makes it safe: bus mastering off, blocked, flushed, the devices quiet, and only then their memory back.
+//! The order is what makes it safe: bus mastering off, blocked, flushed, the devices quiet, and only then their memory
+//! back. A release of a group that is not in quarantine begins by putting it there.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 
-use super::{Group, QuarantineError, ReleaseError};
+use super::{Group, Incident, ReleaseError};
 use crate::{
     PciAddress, Platform, backend::Backend, dma::Stuck, domain::Domain, group::DomainMaker, policy::History,
 };
 
 impl<B: Backend> Group<B> {
     /// Puts the group in quarantine: from here on it reaches its reserved memory and nothing else, whatever its devices
-    /// do, and what its drivers had mapped stays pinned until [`release`](Self::release). Returns whether it was not
-    /// there yet.
-    pub fn quarantine(&self, maker: &DomainMaker<B>) -> Result<bool, QuarantineError> {
-        let platform = &**maker.backend.platform();
-        let Some(&function) = self.layout.functions.first() else { return Ok(false) };
-        let domain = self.begin(maker, function).map_err(|_| QuarantineError::Busy)?;
-        if self.state.lock(platform).quarantined {
-            self.end(maker);
-            return Ok(false);
+    /// do, and what its drivers, who are told, had mapped stays pinned until [`release`](Self::release).
+    pub fn quarantine(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<(), ReleaseError> {
+        let seizure = self.seize(maker, function)?;
+        drop(self.end(maker));
+        if seizure.is_new {
+            self.announce(&**maker.backend.platform());
         }
-        let taken = self.take_back(maker, domain);
-        let muted = self.mute(maker);
-        let mut state = self.end(maker);
-        state.quarantined = true;
-        (state.domain, state.revoked) = (taken.remaining, taken.revoked);
-        taken.result.and(muted).map(|()| true).map_err(QuarantineError::Stuck)
+        seizure.result.map_err(ReleaseError::from)
     }
 
     /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its functions quiet, then
@@ -40,32 +33,54 @@ impl<B: Backend> Group<B> {
         reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
         let platform = &**maker.backend.platform();
-        let before = self.begin(maker, function).map_err(|_| ReleaseError::Busy { function })?;
-        // A driver may have turned it on again, in quarantine.
-        self.layout.functions.iter().for_each(|&function| stop_bus_master(platform, function));
-        let earlier = self.state.lock(platform).revoked.take();
-        let taken = match earlier {
-            // In quarantine: `before` is what it reaches there.
-            Some(revoked) => Taken { remaining: before, revoked: Some(revoked), result: Ok(()) },
-            None => self.take_back(maker, before),
-        };
-        let quiet = taken.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
+        let seizure = self.seize(maker, function)?;
+        let quiet = seizure.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
         if quiet.is_ok() {
             self.set_reporting(maker, true);
-            if let Some(domain) = &taken.revoked {
-                domain.set_quiet();
-            }
             let mut record = self.record.lock(platform);
             (record.history, record.condemned) = (History::default(), false);
         }
         let mut state = self.end(maker);
-        state.domain = taken.remaining;
-        state.quarantined = quiet.is_err();
-        state.revoked = if quiet.is_err() { taken.revoked } else { None };
-        let released = if quiet.is_ok() { core::mem::take(&mut state.claimed) } else { Vec::new() };
+        if let Err(error) = quiet {
+            drop(state);
+            if seizure.is_new {
+                self.announce(platform);
+            }
+            return Err(error);
+        }
+        state.quarantined = false;
+        let (revoked, claimed) = (state.revoked.take(), core::mem::take(&mut state.claimed));
         drop(state);
-        drop(released);
-        quiet
+        drop(claimed);
+        if let Some(domain) = revoked {
+            domain.set_quiet();
+        }
+        Ok(())
+    }
+
+    /// Begins a change that starts with the group in quarantine: puts it there if it is not. Ended by [`end`](Self::end).
+    fn seize(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<Seizure, ReleaseError> {
+        let platform = &**maker.backend.platform();
+        let domain = self.begin(maker, function).map_err(|_| ReleaseError::Busy { function })?;
+        // In quarantine a driver may have turned it on again.
+        self.layout.functions.iter().for_each(|&function| stop_bus_master(platform, function));
+        let is_new = !self.state.lock(platform).quarantined;
+        let mut result = Ok(());
+        if is_new {
+            let taken = self.take_back(maker, domain);
+            result = taken.result.and(self.mute(maker));
+            let mut state = self.state.lock(platform);
+            state.quarantined = true;
+            (state.domain, state.revoked) = (taken.remaining, taken.revoked);
+        }
+        // A unit that does not answer may go on translating as before, whenever it fell silent.
+        Ok(Seizure { is_new, result: result.and(maker.backend.check(self.layout.units())) })
+    }
+
+    /// Tells that the group went into quarantine.
+    fn announce(&self, platform: &B::Platform) {
+        log::error!("{:?} are in quarantine: they reach nothing", self.layout.functions);
+        self.tell(platform, Incident::Quarantined);
     }
 
     fn quieten(&self, reset: &mut dyn FnMut(PciAddress) -> bool) -> Result<(), ReleaseError> {
@@ -84,7 +99,6 @@ impl<B: Backend> Group<B> {
     /// Makes the group reach its reserved memory and nothing else. Its caller is the only one that changes the group.
     fn take_back(&self, maker: &DomainMaker<B>, domain: Option<Arc<Domain<B>>>) -> Taken<B> {
         let platform = &**maker.backend.platform();
-        self.layout.functions.iter().for_each(|&function| stop_bus_master(platform, function));
         let is_reserved_only = self.state.lock(platform).claimed.is_empty();
         let Some(revoked) = domain else {
             self.set_reporting(maker, false);
@@ -119,6 +133,14 @@ impl<B: Backend> Group<B> {
             }
         }
     }
+}
+
+/// A group that is in quarantine, in the hands of one thread.
+struct Seizure {
+    /// It was not before.
+    is_new: bool,
+    /// Whether it is isolated.
+    result: Result<(), Stuck>,
 }
 
 /// What is left when a group was taken back.

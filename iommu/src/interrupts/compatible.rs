@@ -19,6 +19,7 @@ pub(super) fn redirection(mode: WireMode, to: Destination) -> Result<Redirection
     Ok(RedirectionEntry { low: u32::from(to.vector) | polarity | trigger, high: u32::from(apic) << 24 })
 }
 
+/// An 8-bit destination: all ones is no CPU but all of them.
 fn short_id(apic: u32) -> Result<u8, InterruptError> {
-    u8::try_from(apic).map_err(|_| InterruptError::FarCpu { apic })
+    u8::try_from(apic).ok().filter(|&id| id != u8::MAX).ok_or(InterruptError::FarCpu { apic })
 }

@@ -39,7 +39,7 @@ pub enum InterruptError {
         /// The number of interrupts.
         count: u16,
     },
-    /// Messages that are not remapped reach local APICs with ids below 256 only.
+    /// Messages that are not remapped reach local APICs with ids below 255 only.
     FarCpu {
         /// The id.
         apic: u32,

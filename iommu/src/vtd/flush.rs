@@ -22,20 +22,25 @@ pub(super) struct IovaRange {
 }
 
 impl<P: Platform> Vtd<P> {
-    /// What a unit with caching mode or a write buffer needs before it sees a new context entry.
+    /// What a unit with caching mode or a write buffer needs before it sees a context entry that was not present before:
+    /// one that leads to `domain`, or one that still leads nowhere.
     pub(super) fn publish_context(
         &self,
         unit: usize,
         source: SourceId,
-        domain: DomainId,
+        domain: Option<DomainId>,
     ) -> Result<(), Stuck> {
         let hardware = &self.units[unit].unit;
         if hardware.capability().caches_not_present() {
+            // What is not present is cached under domain 0.
             let device = ContextScope::Device { domain: DomainId::new(0), source, mask: FunctionMask::Exact };
-            return self.invalidate(
-                unit,
-                &[Invalidation::Context(device), Invalidation::Iotlb(IotlbScope::Domain(domain))],
-            );
+            let device = Invalidation::Context(device);
+            return match domain {
+                Some(domain) => {
+                    self.invalidate(unit, &[device, Invalidation::Iotlb(IotlbScope::Domain(domain))])
+                }
+                None => self.invalidate(unit, &[device]),
+            };
         }
         hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))
     }

@@ -17,8 +17,8 @@ use super::{
     error::VtdError,
     fault::Drained,
     flush::IovaRange,
-    queue::{CachingDevice, ContextScope, Invalidation, QueueReport},
-    spec::{AddressWidth, ContextEntry, DomainId, FunctionMask, TranslationType},
+    queue::{CachingDevice, Invalidation, QueueReport},
+    spec::{AddressWidth, ContextEntry, DomainId, TranslationType},
     tables::ContextTables,
     tags::Tags,
     unit::Unit,
@@ -32,7 +32,7 @@ use crate::{
     fault::Fault,
     platform::Work,
     sync::IrqLock,
-    walk::Route,
+    walk::Path,
 };
 
 pub(crate) use interrupts::InterruptControllers;
@@ -278,7 +278,7 @@ impl<P: Platform> Backend for Vtd<P> {
             self.remove_tag(tags, unit, source);
             return Err(error);
         }
-        Ok(self.publish_context(unit, source, domain)?)
+        Ok(self.publish_context(unit, source, Some(domain))?)
     }
 
     fn block(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), Stuck> {
@@ -300,22 +300,16 @@ impl<P: Platform> Backend for Vtd<P> {
         if !self.units[unit].tables.lock(&*self.platform).contexts.set_reporting(source, reports)? {
             return Ok(());
         }
-        let hardware = &self.units[unit].unit;
-        if hardware.capability().caches_not_present() {
-            // What is not present is cached under domain 0.
-            let device = ContextScope::Device { domain: DomainId::new(0), source, mask: FunctionMask::Exact };
-            return Ok(self.invalidate(unit, &[Invalidation::Context(device)])?);
-        }
-        Ok(hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))?)
+        Ok(self.publish_context(unit, source, None)?)
     }
 
-    fn route(&self, unit: usize, source: SourceId) -> Route {
+    fn path(&self, unit: usize, source: SourceId) -> Path {
         let (root, context) = self.units[unit].tables.lock(&*self.platform).contexts.way(source);
         let bus = root.into_bits();
         match context {
-            None => Route::NoBus { bus },
-            Some(entry) if !entry.present() => Route::Blocked { bus, source: entry.into_bits() },
-            Some(entry) => Route::Translated { bus, source: entry.into_bits(), table: entry.root() },
+            None => Path::NoBus { bus },
+            Some(entry) if !entry.present() => Path::Blocked { bus, source: entry.into_bits() },
+            Some(entry) => Path::Translated { bus, source: entry.into_bits(), table: entry.root() },
         }
     }
 

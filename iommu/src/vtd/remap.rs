@@ -73,7 +73,7 @@ pub enum RouteError {
         /// The entry asked for.
         offset: u16,
     },
-    /// The local APIC's id does not fit into the unit's destinations.
+    /// The local APIC's id does not fit into the unit's destinations, or means all local APICs.
     Destination {
         /// The id.
         apic: u32,

@@ -239,10 +239,10 @@ pub fn take_errors() -> u32 {
 }
 
 /// The message that raises `vector` on the CPU with `apic_id`, without interrupt remapping. `None` if the id does not
-/// fit into the eight bits there are for it.
+/// fit into the eight bits there are for it, or means all CPUs.
 pub fn message(apic_id: u32, vector: u8) -> Option<MsiMessage> {
-    let id = u8::try_from(apic_id).ok()?;
-    Some(MsiMessage { address: 0xfee0_0000 | u64::from(id) << 12, data: u32::from(vector) })
+    let message = MsiMessage { address: 0xfee0_0000 | u64::from(apic_id) << 12, data: u32::from(vector) };
+    has_message(apic_id).then_some(message)
 }
 
 /// Whether there is a [`message`] to the CPU with `apic_id`.

@@ -203,6 +203,18 @@ test! {
 }
 
 test! {
+    /// Firmware that lists CPUs without end is believed for a few of them.
+    deadline_ms = 60_000,
+    fn cpus_that_are_not_there_are_not_asked_for_ever(_context) {
+        let nobody = |id: &u32| smp::online().all(|cpu| cpu.apic_id() != *id);
+        let listed: Vec<u32> = (1..=0xfe).rev().filter(nobody).collect();
+        let cpus = smp::count();
+        check_eq!(smp::start_all(&listed, 20 * NS_PER_MS), smp::MAX_LEFT_OUT);
+        check_eq!(smp::count(), cpus);
+    }
+}
+
+test! {
     /// Interrupts arrive at the CPU that they are sent to, and devices get all CPUs in turn.
     deadline_ms = 60_000,
     fn interrupts_arrive_where_they_are_sent(context) {

@@ -1,6 +1,9 @@
 //! Attacks on memory and on interrupts, by a device that can be aimed anywhere.
 
-use drivers::edu::{EduError, Transfer, Way};
+use drivers::{
+    edu::{EduError, Transfer, Way},
+    nvme::NvmeError,
+};
 use iommu::{
     Bidirectional, DmaError, Iova, PageBuffer, ToDevice, interrupts::Sender, platform::MsiMessage,
     vtd::spec::message,
@@ -9,7 +12,7 @@ use suites::{ClaimedEdu, Machine, reports};
 
 use super::{Command, Shell, UsageError};
 use crate::{
-    arch::{Cpu, clock, interrupts},
+    arch::{Cpu, apic, clock, interrupts},
     println, threads,
 };
 
@@ -57,12 +60,12 @@ fn storm(machine: &Machine) -> Result<Outcome, AttackError> {
     let (function, target) = (nvme.dma().function(), machine.fresh_page());
     println!("the attacker is {function} (nvme): {COMMANDS} writes to {target}, where nothing is mapped");
     let before = nvme.dma().fault_counts().own;
-    let done = nvme.flood(target, COMMANDS).unwrap_or_default();
+    let done = nvme.flood(target, COMMANDS)?;
     println!(
         "  it says that it has done {done}; `domains` shows where it is now, `release {function}` frees it"
     );
     let faults = nvme.dma().fault_counts().own - before;
-    Ok(Outcome { got_through: done == COMMANDS, faults })
+    Ok(Outcome { got_through: faults == 0, faults })
 }
 
 fn with_edu(
@@ -150,8 +153,7 @@ fn own_vector(machine: &Machine, edu: &mut ClaimedEdu) -> Result<Outcome, Attack
     let free = (interrupts::LEGACY_BASE..=u8::MAX).rev().find(|&vector| !interrupts::is_used(vector));
     let vector = free.ok_or(AttackError::NoVictim)?;
     println!("vector {vector:#x} was given to nobody; QEMU's unit does not block messages that name one");
-    let to = Cpu::current().apic_id() as u8;
-    let message = MsiMessage { address: 0xfee0_0000 | u64::from(to) << 12, data: vector.into() };
+    let message = apic::message(Cpu::first().apic_id(), vector).ok_or(AttackError::NoVictim)?;
     forge(machine, edu, message, vector)
 }
 
@@ -160,6 +162,7 @@ enum AttackError {
     NoVictim,
     Machine(harness::Failure),
     Device(EduError),
+    Controller(NvmeError),
     Dma(DmaError),
 }
 
@@ -169,6 +172,7 @@ impl core::fmt::Display for AttackError {
             Self::NoVictim => f.write_str("there is nobody to attack: no interrupt is remapped"),
             Self::Machine(error) => error.fmt(f),
             Self::Device(error) => error.fmt(f),
+            Self::Controller(error) => error.fmt(f),
             Self::Dma(error) => error.fmt(f),
         }
     }
@@ -177,6 +181,12 @@ impl core::fmt::Display for AttackError {
 impl From<EduError> for AttackError {
     fn from(error: EduError) -> Self {
         Self::Device(error)
+    }
+}
+
+impl From<NvmeError> for AttackError {
+    fn from(error: NvmeError) -> Self {
+        Self::Controller(error)
     }
 }
 

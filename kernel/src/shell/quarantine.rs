@@ -22,8 +22,8 @@ pub(super) static COMMANDS: &[Command] = &[
 
 /// The function that is written like that, with its segment or without.
 fn find(shell: &Shell<'_>, name: &str) -> Option<PciAddress> {
-    let addresses = shell.machine.functions.iter().map(|function| function.address);
-    addresses.into_iter().find(|address| {
+    let mut addresses = shell.machine.functions.iter().map(|function| function.address);
+    addresses.find(|address| {
         let text = alloc::format!("{address}");
         text == name || text.strip_prefix("0000:") == Some(name)
     })

@@ -21,7 +21,7 @@ use crate::arch::{
 };
 
 pub use shootdown::{flush_all_cpus, flushes, serve_flush};
-pub use start::{StartError, listed, start_one, start_others, started};
+pub use start::{MAX_LEFT_OUT, StartError, listed, start_all, start_one, start_others, started};
 pub use stop::{is_stopping, stop_here, stop_others};
 
 const _: () = assert!(MAX_CPUS <= u64::BITS as usize, "a set of CPUs is a word");

@@ -43,6 +43,8 @@ const ANSWER_NS: u64 = 10 * NS_PER_S;
 const INIT_NS: u64 = 10 * NS_PER_MS;
 /// After this a CPU that waits for a STARTUP and missed the first gets another.
 const REPEAT_NS: u64 = NS_PER_MS;
+/// So many CPUs may fail to start before the rest is not tried.
+pub const MAX_LEFT_OUT: usize = 4;
 /// How often the clocks are compared.
 const CLOCK_ROUNDS: u32 = 8;
 
@@ -131,13 +133,26 @@ pub fn listed() -> usize {
 /// Starts every CPU in `apic_ids` but this one. Those that do not come are reported and left out.
 pub fn start_others(apic_ids: &[u32]) {
     LISTED.store(apic_ids.len(), Relaxed);
+    start_all(apic_ids, ARRIVAL_NS);
+    log::info!("{} of {} cpus run", count(), apic_ids.len().max(1));
+}
+
+/// Starts every CPU in `apic_ids` but this one, each of which has `arrival_ns` to come. Returns how many did not: after
+/// [`MAX_LEFT_OUT`] nobody else is asked, so that a table of CPUs that are not there costs little time and memory.
+pub fn start_all(apic_ids: &[u32], arrival_ns: u64) -> usize {
     let this = Cpu::first().apic_id();
+    let mut left_out = 0;
     for &id in apic_ids.iter().filter(|&&id| id != this) {
-        if let Err(error) = start_one(id, ARRIVAL_NS) {
+        if left_out == MAX_LEFT_OUT {
+            log::error!("{left_out} cpus are left out: the others that firmware lists are not asked");
+            break;
+        }
+        if let Err(error) = start_one(id, arrival_ns) {
             log::error!("the cpu with APIC id {id} is left out: {error}");
+            left_out += 1;
         }
     }
-    log::info!("{} of {} cpus run", count(), apic_ids.len().max(1));
+    left_out
 }
 
 /// Starts the CPU with `apic_id`, which does not run yet, and has `arrival_ns` to come.

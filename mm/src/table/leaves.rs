@@ -102,7 +102,8 @@ pub fn clear(entries: &[AtomicU64]) -> u64 {
 }
 
 /// Empties `entries` of an upper table up to the first that is a table. Returns how many it passed, and how many of these
-/// were in use.
+/// were in use. Unused ones are not written: only a part of the first or the last may be the caller's, and another thread
+/// may link a table there.
 #[inline]
 pub fn clear_leaves(entries: &[AtomicU64], is_table: impl Fn(u64) -> bool) -> (usize, u64) {
     let mut used = 0;
@@ -111,8 +112,10 @@ pub fn clear_leaves(entries: &[AtomicU64], is_table: impl Fn(u64) -> bool) -> (u
         if is_table(raw) {
             return (passed, used);
         }
-        used += u64::from(raw != 0);
-        entry.store(0, Ordering::Release);
+        if raw != 0 {
+            used += 1;
+            entry.store(0, Ordering::Release);
+        }
     }
     (entries.len(), used)
 }

@@ -250,6 +250,22 @@ fn both_empty_tables_below_the_same_upper_table() {
     in_every_order(false, set_up, |tree| unmap(tree, 0), |tree| unmap(tree, LOWEST), &[]);
 }
 
+/// A range ends in a part of an upper entry without a table; another thread maps the other part.
+#[test]
+fn one_clears_a_range_beside_which_another_links_a_table() {
+    let set_up = |tree: &Tree| {
+        map(tree, 0);
+        map(tree, PAGE);
+    };
+    let clearer = |tree: &Tree| {
+        // SAFETY: the range is this thread's alone.
+        let stale = unsafe { tree.unmap(0, LOWEST + PAGE) }.unwrap();
+        assert_eq!(stale.changed_bytes(), LOWEST);
+        redeem(tree, Some(stale));
+    };
+    in_every_order(false, set_up, clearer, |tree| map(tree, LOWEST + PAGE), &[LOWEST + PAGE]);
+}
+
 /// An upper table leaves the tree and is linked elsewhere while another thread is on its way through it.
 #[test]
 fn an_upper_table_moves_under_a_walker() {

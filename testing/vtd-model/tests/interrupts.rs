@@ -124,7 +124,7 @@ fn a_live_interrupt_moves_without_a_stale_or_torn_entry() {
         let interrupts = driven.iommu.message_interrupts(source(&driven, 0), 4).expect("entries");
         for round in 0..2_000_u32 {
             let number = (round % 4) as u16;
-            let apic = if eim { round * 0x101 } else { round % 0x100 };
+            let apic = if eim { round * 0x101 } else { round % 0xff };
             let to = Destination { apic, vector: 0x30 + (round % 100) as u8 };
             let message = interrupts.route(number, to).expect("a route");
             for _ in 0..3 {
@@ -270,8 +270,10 @@ fn compatible(driven: &Driven) -> bool {
         let unaligned = Destination { vector: 0x42, ..to };
         let refused = InterruptError::Unaligned { first: 0x42, count: 4 };
         assert_eq!(interrupts.route_all(unaligned), Err(refused));
-        let far = Destination { apic: 0x100, ..to };
-        assert_eq!(interrupts.route(0, far), Err(InterruptError::FarCpu { apic: 0x100 }));
+        for apic in [0xff, 0x100] {
+            let far = Destination { apic, ..to };
+            assert_eq!(interrupts.route(0, far), Err(InterruptError::FarCpu { apic }));
+        }
         let wire = driven.iommu.wired_interrupt(IO_APIC.id).expect("a wire");
         let mode = WireMode { active_low: false, level_triggered: true };
         let entry = wire.route(mode, to).expect("a route");

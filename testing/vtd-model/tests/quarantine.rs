@@ -9,9 +9,10 @@ use driver::Driven;
 use iommu::{
     Bidirectional, ClaimError, DmaDevice, DmaError, Incident, PciAddress, ReleaseError,
     dump::{GroupReport, GroupStanding, Visitor},
+    interrupts::{Destination, MessageSource},
     policy::Limits,
 };
-use vtd_model::{Access, Device, MachineConfig, ModelBuffer, ReservedMemory};
+use vtd_model::{Access, Device, InterruptOutcome, MachineConfig, ModelBuffer, ReservedMemory};
 
 /// An address that nothing is mapped at.
 const NOWHERE: u64 = 0x7000_0000;
@@ -241,4 +242,36 @@ fn a_stuck_unit_gives_nothing_back() {
     assert!(driven.machine.is_lent(physical));
     let function = handle.function();
     assert!(driven.iommu.claim(function).is_err());
+    // Not even when it is asked again, and the unit seems to be well.
+    driven.machine.misbehave(0, |unit| unit.statuses_lost = false);
+    assert!(driven.iommu.quarantine(function).is_err());
+    assert_eq!(driven.iommu.release(function, |_| panic!("not even asked")), released);
+    driven.pump();
+    assert!(driven.machine.is_lent(physical));
+    assert!(matches!(standing(&driven, function).0, GroupStanding::Quarantined { .. }));
+}
+
+#[test]
+fn a_release_that_fails_is_a_quarantine() {
+    let driven = machine();
+    let (handle, device) = claim(&driven, 0);
+    let function = handle.function();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let listener = told.clone();
+    handle.on_incident(Arc::new(move |incident| listener.lock().unwrap().push(incident)));
+    let source = MessageSource::Function(function);
+    let interrupts = driven.iommu.message_interrupts(source, 1).expect("an entry");
+    let message = interrupts.route(0, Destination { apic: 0, vector: 0x31 }).expect("a route");
+    assert!(matches!(device.interrupt(message), InterruptOutcome::Delivered(_)));
+    for _ in 0..2 {
+        assert_eq!(driven.iommu.release(function, |_| false), Err(ReleaseError::NotQuiet { function }));
+        assert!(matches!(standing(&driven, function).0, GroupStanding::Quarantined { .. }));
+        assert_eq!(*told.lock().unwrap(), [Incident::Quarantined], "its driver hears of it, once");
+        driven.enable(function);
+        assert!(matches!(device.interrupt(message), InterruptOutcome::Blocked(_)), "muted");
+    }
+    interrupts.release().expect("a unit that works");
+    driven.iommu.release(function, |_| true).expect("a quiet device");
+    assert_eq!(told.lock().unwrap().len(), 1);
+    driven.assert_content("after a release that failed");
 }

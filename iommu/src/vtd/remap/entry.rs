@@ -26,7 +26,9 @@ const FIRST_VECTOR: u8 = 16;
 impl Route {
     /// The entry, in a table whose destinations have 32 bits or, unless `extended`, 8.
     pub(super) fn entry(&self, extended: bool) -> Result<InterruptEntry, RouteError> {
-        if !extended && self.apic > 0xff {
+        // All ones is no CPU but all of them.
+        let broadcast = if extended { u32::MAX } else { u8::MAX.into() };
+        if self.apic >= broadcast {
             return Err(RouteError::Destination { apic: self.apic });
         }
         if self.vector < FIRST_VECTOR {

@@ -61,9 +61,12 @@ fn trap_source_fields_are_where_the_unit_looks_for_them() {
 #[test]
 fn destinations_fit_their_mode() {
     let destination = |apic, extended| route(0x31, apic).entry(extended).map(|entry| entry.raw_destination());
-    assert_eq!(destination(0xff, false), Ok(0xff00));
-    assert_eq!(destination(0x100, false), Err(RouteError::Destination { apic: 0x100 }));
+    assert_eq!(destination(0xfe, false), Ok(0xfe00));
     assert_eq!(destination(0x1_2345, true), Ok(0x1_2345));
+    assert_eq!(destination(0xff, true), Ok(0xff));
+    for (beyond, extended) in [(0xff, false), (0x100, false), (u32::MAX, true)] {
+        assert_eq!(destination(beyond, extended), Err(RouteError::Destination { apic: beyond }));
+    }
 }
 
 #[test]
