@@ -24,6 +24,11 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// Writes the aligned dword at `offset` of `function`'s configuration space; lost where nothing is.
     fn config_write32(&self, function: PciAddress, offset: u16, value: u32);
 
+    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are written
+    /// as they read. No other change by this call comes in between: it is the same as
+    /// [`Platform::change_config`](iommu::Platform::change_config).
+    fn config_change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32);
+
     /// Maps `bytes` bytes of registers from `base`, uncached. `None` if the range is RAM, wraps, or address space is
     /// short. `base` need not be page-aligned. A mapping is never taken back.
     fn map_mmio(&self, base: PhysAddr, bytes: usize) -> Option<Mmio>;

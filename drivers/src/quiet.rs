@@ -8,7 +8,7 @@ use iommu::PciAddress;
 use crate::{
     edu::{self, EduError},
     host::Host,
-    pci::{Device, ResetError, reset_function},
+    pci::{Device, ResetError, reset_bus, reset_by_power, reset_function},
     virtio::{self, TransportError},
 };
 
@@ -35,25 +35,66 @@ impl fmt::Display for NotQuiet {
 
 impl core::error::Error for NotQuiet {}
 
-/// Makes `function` quiet, whoever used it: when this returns `Ok`, nothing that it had begun touches memory any more.
+impl From<ResetError> for NotQuiet {
+    fn from(error: ResetError) -> Self {
+        Self::Reset(error)
+    }
+}
+
+/// A function to be made quiet, and what is around it.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The function.
+    pub function: PciAddress,
+    /// The bridge right above it; `None` on a root bus.
+    pub bridge: Option<PciAddress>,
+    /// The functions of its isolation group, itself included: a reset may take these with it, and no others.
+    pub group: &'a [PciAddress],
+}
+
+/// Makes a function quiet, whoever used it: when this returns `Ok`, nothing that it had begun touches memory any more.
 ///
-/// By a function-level reset; where there is none, a virtio device by its own, and an `edu` by waiting for its transfer. A
-/// bridge begins nothing itself.
+/// By the first of these that works: a function-level reset, a reset by power management, a way of its own (a virtio
+/// device's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A bridge begins nothing itself.
 ///
 /// # Errors
-/// See [`NotQuiet`]. It is left without bus mastering.
-pub fn quieten(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), NotQuiet> {
-    let device = Device::open(host.clone(), function).ok_or(NotQuiet::Reset(ResetError::Absent))?;
+/// Why the first of them that it has did not work. It is left without bus mastering.
+pub fn quieten(host: &Arc<dyn Host>, target: Target<'_>) -> Result<(), NotQuiet> {
+    let device = Device::open(host.clone(), target.function).ok_or(ResetError::Absent)?;
     if device.is_bridge() {
         return Ok(());
     }
-    match reset_function(&**host, function) {
-        Err(ResetError::NoMethod) if device.id() == edu::ID => {
-            edu::await_quiet(host, function).map_err(NotQuiet::Edu)
+    let mut reason = NotQuiet::Reset(ResetError::NoMethod);
+    for way in [by_function_level, by_power, by_its_own, by_bus] {
+        match way(host, &device, target) {
+            Ok(()) => return Ok(()),
+            Err(NotQuiet::Reset(ResetError::NoMethod)) => {}
+            Err(error) if reason == NotQuiet::Reset(ResetError::NoMethod) => reason = error,
+            Err(_) => {}
         }
-        Err(ResetError::NoMethod) if device.id().vendor == virtio::VENDOR => {
-            virtio::await_quiet(host, function).map_err(NotQuiet::Virtio)
-        }
-        other => other.map_err(NotQuiet::Reset),
     }
+    Err(reason)
+}
+
+fn by_function_level(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {
+    Ok(reset_function(&**host, device.function())?)
+}
+
+fn by_power(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {
+    Ok(reset_by_power(&**host, device.function())?)
+}
+
+fn by_its_own(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {
+    match device.id() {
+        id if id == edu::ID => edu::await_quiet(host, device.function()).map_err(NotQuiet::Edu),
+        id if id.vendor == virtio::VENDOR => {
+            virtio::await_quiet(host, device.function()).map_err(NotQuiet::Virtio)
+        }
+        _ => Err(ResetError::NoMethod.into()),
+    }
+}
+
+fn by_bus(host: &Arc<dyn Host>, _device: &Device, target: Target<'_>) -> Result<(), NotQuiet> {
+    let bridge = target.bridge.ok_or(ResetError::NoMethod)?;
+    Ok(reset_bus(&**host, bridge, target.group)?)
 }

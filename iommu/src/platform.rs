@@ -72,6 +72,11 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// Writes the aligned dword at `offset` of `function`'s configuration space.
     fn write_config(&self, function: PciAddress, offset: u16, value: u32);
 
+    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are written
+    /// as they read. No other change by this call comes in between, whoever makes it: the Command register has two
+    /// writers, this crate and the function's driver, and neither may undo what the other has done.
+    fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32);
+
     /// Makes the thread that does `work` run soon. Callable in an interrupt; wakes are not counted.
     fn wake(&self, work: Work);
 

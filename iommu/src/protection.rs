@@ -1,6 +1,6 @@
 //! The subsystem at work: the units of a machine, its groups, and the way of a fault.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
 use crate::{
@@ -285,6 +285,15 @@ impl<P: Platform> Control for Protection<P> {
     ) -> Result<(), ReleaseError> {
         let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
         group.release(&self.maker, function, reset)
+    }
+
+    fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
+        let group = self.shared.group(function);
+        let functions = group.map_or(&[][..], |group| &group.layout().functions);
+        let mut list = Vec::new();
+        list.try_reserve_exact(functions.len())?;
+        list.extend_from_slice(functions);
+        Ok(list)
     }
 
     fn message_interrupts(

@@ -1,6 +1,6 @@
 //! The handle that a kernel holds: bring-up, claims, events, and what the shell shows.
 
-use alloc::sync::Arc;
+use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
 use crate::{
@@ -61,6 +61,10 @@ pub(crate) trait Control: Send + Sync {
         _reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
         Err(ReleaseError::Unknown { function })
+    }
+
+    fn group(&self, _function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
+        Ok(Vec::new())
     }
 
     fn message_interrupts(
@@ -165,6 +169,15 @@ impl Iommu {
         mut reset: impl FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
         self.control.release(function, &mut reset)
+    }
+
+    /// The functions of the group of `function`, itself included: they change hands together. Empty if there is no such
+    /// function, or no unit covers its group.
+    ///
+    /// # Errors
+    /// No memory for the list.
+    pub fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
+        self.control.group(function)
     }
 
     /// `count` interrupts in a row, a power of two up to [`MAX_MESSAGES`](interrupts::MAX_MESSAGES), that `source` and

@@ -212,9 +212,13 @@ unsafe impl Host for TestHost {
     }
 
     fn config_write32(&self, function: PciAddress, offset: u16, value: u32) {
-        self.space.write32(function, offset, value);
+        self.config_change32(function, offset, u32::MAX, value);
+    }
+
+    fn config_change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        self.space.change32(function, offset, clear, set);
         if offset == 0x04 {
-            self.platform.write_config(function, offset, value);
+            self.platform.write_config(function, offset, self.space.read32(function, offset));
         }
     }
 

@@ -4,6 +4,7 @@ use super::config::{Config, ConfigSpace, offset};
 
 /// Standard capability ids that are used here.
 pub(super) mod id {
+    pub const POWER: u8 = 0x01;
     pub const MSI: u8 = 0x05;
     pub const VENDOR: u8 = 0x09;
     pub const EXPRESS: u8 = 0x10;

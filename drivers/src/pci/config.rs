@@ -10,6 +10,8 @@ pub trait ConfigSpace {
     fn read32(&self, function: PciAddress, offset: u16) -> u32;
     /// Writes the dword at `offset`.
     fn write32(&self, function: PciAddress, offset: u16, value: u32);
+    /// Clears and sets bits of the dword at `offset`: see [`Host::config_change32`].
+    fn change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32);
 }
 
 impl<H: Host + ?Sized> ConfigSpace for H {
@@ -19,6 +21,10 @@ impl<H: Host + ?Sized> ConfigSpace for H {
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         self.config_write32(function, offset, value);
+    }
+
+    fn change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        self.config_change32(function, offset, clear, set);
     }
 }
 
@@ -105,10 +111,11 @@ impl<'a, C: ConfigSpace + ?Sized> Config<'a, C> {
         !matches!(self.read16(offset::ID), 0xffff | 0)
     }
 
-    /// Changes command bits. The status half is written as zeros, which leaves its write-1-to-clear bits alone.
+    /// Changes command bits, of which the IOMMU may be changing others. The status half is written as zeros, which leaves
+    /// its write-1-to-clear bits alone.
     pub(super) fn change_command(&self, set: u16, clear: u16) {
-        let command = self.read16(offset::COMMAND_STATUS);
-        self.write32(offset::COMMAND_STATUS, u32::from(command & !clear | set));
+        const STATUS: u32 = 0xffff << 16;
+        self.space.change32(self.function, offset::COMMAND_STATUS, STATUS | u32::from(clear), set.into());
     }
 
     /// The command register.

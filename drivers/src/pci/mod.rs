@@ -33,4 +33,4 @@ pub use function::{Bridge, Class, Function, Id, Layout};
 pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
-pub use reset::{ResetError, reset_function};
+pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};

@@ -152,12 +152,12 @@ struct Taken<B: Backend> {
     result: Result<(), Stuck>,
 }
 
-/// Turns bus mastering off. A driver turns it on again after its claim.
+/// Turns bus mastering off. A driver turns it on again after its claim; one that does so in quarantine gains nothing,
+/// because the group is blocked, and loses it at the release.
 pub(crate) fn stop_bus_master<P: Platform>(platform: &P, function: PciAddress) {
     /// The dword of Command and Status; writing Status bits as 0 leaves them alone.
     const COMMAND: u16 = 0x04;
-    const COMMAND_BITS: u32 = 0xffff;
+    const STATUS_BITS: u32 = 0xffff << 16;
     const BUS_MASTER: u32 = 1 << 2;
-    let command = platform.read_config(function, COMMAND) & COMMAND_BITS;
-    platform.write_config(function, COMMAND, command & !BUS_MASTER);
+    platform.change_config(function, COMMAND, BUS_MASTER | STATUS_BITS, 0);
 }

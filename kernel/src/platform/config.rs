@@ -6,7 +6,11 @@ use core::ptr::NonNull;
 use iommu::PciAddress;
 use mm::PhysAddr;
 
-use crate::{acpi::EcamSegment, memory};
+use crate::{
+    acpi::EcamSegment,
+    memory,
+    sync::{IrqMutex, Rank},
+};
 
 const BUS_BYTES: usize = 1 << 20;
 const FUNCTION_BYTES: usize = 4096;
@@ -23,12 +27,17 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 /// All configuration space that there is.
-pub(super) struct ConfigSpace(Vec<Window>);
+pub(super) struct ConfigSpace {
+    windows: Vec<Window>,
+    /// Held while a register that has two writers is read and written.
+    changes: IrqMutex<()>,
+}
 
 impl ConfigSpace {
     /// Maps the segments of the firmware's table. One that cannot be mapped counts as missing.
     pub fn new(segments: &[EcamSegment]) -> Self {
-        Self(segments.iter().filter_map(Window::new).collect())
+        let windows = segments.iter().filter_map(Window::new).collect();
+        Self { windows, changes: IrqMutex::new(Rank::ConfigSpace, ()) }
     }
 
     /// The aligned dword at `offset` of `function`'s configuration space; all ones if there is none.
@@ -45,6 +54,12 @@ impl ConfigSpace {
         }
     }
 
+    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space, one caller at a time.
+    pub fn change(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        let _one_at_a_time = self.changes.lock();
+        self.write(function, offset, self.read(function, offset) & !clear | set);
+    }
+
     fn find(&self, function: PciAddress, offset: u16) -> Option<NonNull<u32>> {
         if usize::from(offset) >= FUNCTION_BYTES || !offset.is_multiple_of(4) {
             return None;
@@ -53,7 +68,7 @@ impl ConfigSpace {
             let EcamSegment { segment, first_bus, last_bus, .. } = window.segment;
             segment == function.segment && (first_bus..=last_bus).contains(&function.bus)
         };
-        let window = self.0.iter().find(holds)?;
+        let window = self.windows.iter().find(holds)?;
         let bus = usize::from(function.bus - window.segment.first_bus);
         let at = bus * BUS_BYTES + usize::from(function.devfn()) * FUNCTION_BYTES + usize::from(offset);
         // SAFETY: the bus is one of the window's, and the rest stays inside the bus.

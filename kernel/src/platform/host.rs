@@ -44,6 +44,10 @@ unsafe impl Host for Kernel {
         self.config.write(function, offset, value);
     }
 
+    fn config_change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        self.config.change(function, offset, clear, set);
+    }
+
     fn map_mmio(&self, base: PhysAddr, bytes: usize) -> Option<Mmio> {
         // SAFETY: mapped here, uncached and for good, and it is not RAM.
         memory::map_registers(base, bytes).map(|at| unsafe { Mmio::new(at, bytes) })

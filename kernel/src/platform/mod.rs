@@ -155,6 +155,10 @@ unsafe impl Platform for Kernel {
         self.config.write(function, offset, value);
     }
 
+    fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        self.config.change(function, offset, clear, set);
+    }
+
     fn wake(&self, work: Work) {
         self.event_of(work).signal();
     }

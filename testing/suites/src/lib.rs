@@ -25,6 +25,7 @@ mod mapping;
 mod nvme;
 mod pattern;
 pub mod reports;
+mod resets;
 mod storm;
 mod stress;
 mod unit;

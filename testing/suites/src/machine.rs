@@ -13,7 +13,7 @@ use drivers::{
     lock::Lock,
     nvme::Controller,
     pci::Function,
-    quiet::quieten,
+    quiet::{Target, quieten},
     virtio::blk::Disk,
 };
 use harness::{Context, Failure, failure};
@@ -195,10 +195,13 @@ impl Machine {
 
     /// Takes `function` back from its driver, or out of quarantine.
     pub fn release(&self, function: PciAddress) -> Result<(), Failure> {
-        let host = &self.host;
-        let quieten =
-            |function| quieten(host, function).inspect_err(|error| log::warn!("{function}: {error}"));
-        Ok(self.iommu.release(function, |function| quieten(function).is_ok())?)
+        let group = self.iommu.group(function)?;
+        let is_quiet = |function| {
+            let found = self.functions.iter().find(|found| found.address == function);
+            let target = Target { function, bridge: found.and_then(|found| found.parent), group: &group };
+            quieten(&self.host, target).inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
+        };
+        Ok(self.iommu.release(function, is_quiet)?)
     }
 
     /// Takes `function` back, and opens it anew if it is one of the attackers or the disk. Returns whether it is.

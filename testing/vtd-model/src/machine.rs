@@ -301,10 +301,14 @@ impl Machine {
     }
 
     pub(crate) fn write_config(&self, function: PciAddress, offset: u16, value: u32) {
+        self.change_config(function, offset, !0, value);
+    }
+
+    pub(crate) fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
         let mut state = self.state();
         let found = state.world.functions.iter_mut().find(|f| f.address == function && !f.unplugged);
         let Some(found) = found else { return };
-        match found.config.write(offset, value) {
+        match found.config.write(offset, found.config.read(offset) & !clear | set) {
             Effect::None => {}
             Effect::Reset | Effect::AtsOff => found.tlb.clear(),
         }

@@ -166,6 +166,10 @@ unsafe impl Platform for ModelPlatform {
         self.machine.write_config(function, offset, value);
     }
 
+    fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        self.machine.change_config(function, offset, clear, set);
+    }
+
     fn wake(&self, work: Work) {
         self.machine.wake(work);
     }

@@ -244,6 +244,8 @@ unsafe impl Platform for Host {
 
     fn write_config(&self, _function: PciAddress, _offset: u16, _value: u32) {}
 
+    fn change_config(&self, _function: PciAddress, _offset: u16, _clear: u32, _set: u32) {}
+
     fn wake(&self, _work: Work) {}
 
     fn physical(&self, _first: NonNull<u8>, _bytes: usize) -> Option<PhysAddr> {

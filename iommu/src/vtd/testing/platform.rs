@@ -173,6 +173,8 @@ unsafe impl Platform for FakePlatform {
 
     fn write_config(&self, _function: PciAddress, _offset: u16, _value: u32) {}
 
+    fn change_config(&self, _function: PciAddress, _offset: u16, _clear: u32, _set: u32) {}
+
     fn wake(&self, _work: Work) {
         self.wakes.fetch_add(1, Ordering::Relaxed);
     }

@@ -69,8 +69,7 @@ impl Driven {
     pub fn enable(&self, function: PciAddress) {
         const COMMAND: u16 = 4;
         const BUS_MASTER: u32 = 1 << 2;
-        let command = self.platform.read_config(function, COMMAND) & 0xffff;
-        self.platform.write_config(function, COMMAND, command | BUS_MASTER);
+        self.platform.change_config(function, COMMAND, 0xffff << 16, BUS_MASTER);
     }
 
     pub fn device(&self, function: PciAddress) -> Device {
