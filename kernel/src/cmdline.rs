@@ -3,6 +3,7 @@
 use core::fmt;
 
 use log::LevelFilter;
+use suites::power_cut::Flushing;
 
 /// The words of the command line, sorted by what they are for. Later words win.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,8 @@ pub struct Options<'a> {
     pub interrupt_faults: bool,
     /// A test that misbehaves on purpose is added.
     pub selftest: Option<Misbehaviour>,
+    /// A test that writes to the disk until the power goes is added.
+    pub power_cut: Option<Flushing>,
     /// How long the stress test runs, in seconds.
     pub stress_s: u64,
 }
@@ -64,6 +67,7 @@ impl Default for Options<'_> {
             iommu: "",
             interrupt_faults: true,
             selftest: None,
+            power_cut: None,
             stress_s: 5,
         }
     }
@@ -106,6 +110,7 @@ impl<'a> Options<'a> {
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "selftest" => self.selftest = Some(misbehaviour(value)?),
+            "power-cut" => self.power_cut = Some(flushing(value)?),
             _ => return None,
         }
         Some(())
@@ -119,6 +124,14 @@ fn log_level(value: &str) -> Option<LevelFilter> {
         "info" => LevelFilter::Info,
         "debug" => LevelFilter::Debug,
         "trace" => LevelFilter::Trace,
+        _ => return None,
+    })
+}
+
+fn flushing(value: &str) -> Option<Flushing> {
+    Some(match value {
+        "flushed" => Flushing::Done,
+        "unflushed" => Flushing::Omitted,
         _ => return None,
     })
 }

@@ -31,7 +31,7 @@ use cmdline::Options;
 use mm::PhysAddr;
 use platform::Kernel;
 use shell::Shell;
-use suites::Machine;
+use suites::{Machine, power_cut};
 
 /// Where the boot code leads, on the boot stack with interrupts off. `start_info` is the physical address of the
 /// loader's `hvm_start_info`.
@@ -129,7 +129,9 @@ fn read_tables(rsdp: Option<PhysAddr>) -> acpi::Tables {
 fn run_tests(options: &Options<'_>, machine: &Machine) {
     let mut failed = 0;
     if options.tests.glob != "none" {
-        failed += testing::run(options.tests, options.selftest, machine).failed;
+        let misbehaving = options.selftest.map(selftests::misbehaving);
+        let extra = misbehaving.into_iter().chain(options.power_cut.map(power_cut::case_of));
+        failed += testing::run(options.tests, extra, machine).failed;
     }
     if let Some(glob) = options.bench {
         failed += testing::bench(glob, machine);

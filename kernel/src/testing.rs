@@ -6,10 +6,9 @@ use harness::{Context, Machine, Selection, TestCase, Totals};
 
 use crate::{
     arch::{self, ExitCode, clock},
-    cmdline::{self, Misbehaviour},
-    console, control,
+    cmdline, console, control,
     panic::Report,
-    selftests, threads,
+    threads,
 };
 
 /// The kernel as the runner sees it.
@@ -58,16 +57,16 @@ impl Machine for DyingKernel {
     fn disarm_watchdog(&self) {}
 }
 
-/// Runs the tests that are asked for. `environment` is what they get to see of the machine.
+/// Runs the tests that are asked for, of all that there are and the `extra` ones that the command line adds.
+/// `environment` is what they get to see of the machine.
 pub fn run(
     selection: cmdline::Selection<'_>,
-    misbehaviour: Option<Misbehaviour>,
+    extra: impl Iterator<Item = &'static TestCase>,
     environment: &(dyn Any + Sync),
 ) -> Totals {
     let cmdline::Selection { glob, from, after } = selection;
     let registered = harness::tests().iter().copied();
-    let cases: alloc::vec::Vec<&TestCase> =
-        registered.chain(misbehaviour.map(selftests::misbehaving)).collect();
+    let cases: alloc::vec::Vec<&TestCase> = registered.chain(extra).collect();
     harness::run_tests(&cases, &Selection { glob, from, after }, &Context::new(&Kernel, environment))
 }
 

@@ -48,6 +48,8 @@ pub enum Overrun {
     Silent(Duration),
     /// Still running after this long.
     Total(Duration),
+    /// It came to its [`Cut`].
+    Cut,
 }
 
 impl Ending {
@@ -74,6 +76,7 @@ impl fmt::Display for Ending {
             Ending::NoVerdict => f.write_str("the guest reset, or QEMU was quit, without a verdict"),
             Ending::Overrun(Overrun::Silent(limit)) => write!(f, "hung: silent for {} s", limit.as_secs()),
             Ending::Overrun(Overrun::Total(limit)) => write!(f, "not done after {} s", limit.as_secs()),
+            Ending::Overrun(Overrun::Cut) => f.write_str("the power was cut"),
             Ending::Qemu(status) => write!(f, "QEMU failed ({status})"),
         }
     }
@@ -86,6 +89,18 @@ pub struct Limits {
     pub total: Duration,
     /// Whether someone works with the guest once its tests are done: then nothing limits it any more.
     pub interactive: bool,
+    /// When the power goes, if it does.
+    pub cut: Option<Cut>,
+}
+
+/// A power cut: QEMU is killed, with no time to write anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// So many values of this key must have been reported.
+    pub key: &'static str,
+    pub reports: usize,
+    /// So long after the last of them was seen.
+    pub then: Duration,
 }
 
 pub struct Report {
@@ -133,7 +148,10 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
         if let Some(limits) = limits
             && let Some(overrun) = progress.check(&limits, size(console), size(control), control)
         {
-            guest.end()?;
+            match overrun {
+                Overrun::Cut => guest.kill()?,
+                Overrun::Silent(_) | Overrun::Total(_) => guest.end()?,
+            }
             break Ending::Overrun(overrun);
         }
         sleep(POLL);
@@ -151,18 +169,26 @@ struct Progress {
     last_sign: Instant,
     sizes: (u64, u64),
     done: bool,
+    cut_at: Option<Instant>,
 }
 
 impl Progress {
     fn new() -> Progress {
         let now = Instant::now();
-        Progress { started: now, last_sign: now, sizes: (0, 0), done: false }
+        Progress { started: now, last_sign: now, sizes: (0, 0), done: false, cut_at: None }
     }
 
     fn check(&mut self, limits: &Limits, console: u64, control: u64, channel: &Path) -> Option<Overrun> {
         let now = Instant::now();
         if self.sizes.1 != control && limits.interactive {
             self.done = Record::read(&content(channel)).done.is_some();
+        }
+        if self.sizes.1 != control && self.cut_at.is_none() {
+            let due = limits.cut.filter(|cut| cut.is_due(&Record::read(&content(channel))));
+            self.cut_at = due.map(|cut| now + cut.then);
+        }
+        if self.cut_at.is_some_and(|at| now >= at) {
+            return Some(Overrun::Cut);
         }
         if self.sizes != (console, control) {
             self.sizes = (console, control);
@@ -192,8 +218,18 @@ impl Guest {
             }
             sleep(POLL);
         }
+        self.kill()
+    }
+
+    fn kill(&mut self) -> std::io::Result<()> {
         self.0.kill()?;
         self.0.wait().map(|_| ())
+    }
+}
+
+impl Cut {
+    fn is_due(&self, record: &Record) -> bool {
+        record.values.iter().filter(|(key, _)| key == self.key).count() >= self.reports
     }
 }
 

@@ -3,8 +3,12 @@
 use super::*;
 use crate::workspace::Workspace;
 
-const PATIENT: Limits =
-    Limits { silence: Duration::from_secs(20), total: Duration::from_secs(60), interactive: false };
+const PATIENT: Limits = Limits {
+    silence: Duration::from_secs(20),
+    total: Duration::from_secs(60),
+    interactive: false,
+    cut: None,
+};
 
 /// Runs `script` as QEMU; `$console` and `$control` are its files.
 fn watch_script(name: &str, script: &str, limits: Limits) -> Report {
@@ -96,4 +100,22 @@ fn once_the_tests_are_done_an_interactive_guest_has_all_the_time() {
     let script = "echo 'begin a' > $control; exec sleep 30";
     let overrun = Ending::Overrun(Overrun::Silent(limits.silence));
     assert_eq!(watch_script("no-shell", script, limits).ending, overrun);
+}
+
+#[test]
+fn the_power_goes_some_time_after_what_it_waits_for() {
+    let cut = Cut { key: "flushed", reports: 2, then: Duration::from_millis(300) };
+    let limits = Limits { cut: Some(cut), ..PATIENT };
+    // Who could still do something when asked to end would write a third value.
+    let script = "trap 'echo value flushed 3 >> $control; exit 0' TERM\n\
+         printf 'begin a\\nvalue other 1\\nvalue flushed 1\\n' > $control\n\
+         sleep 1; echo 'value flushed 2' >> $control; while :; do sleep 0.05; done";
+    let started = Instant::now();
+    let report = watch_script("cut", script, limits);
+    assert_eq!(report.ending, Ending::Overrun(Overrun::Cut));
+    assert!(started.elapsed() >= Duration::from_millis(1300));
+    assert_eq!(report.record.values.len(), 3);
+    // A guest that ends before is no power cut.
+    let early = watch_script("cut-early", "echo 'value flushed 1' > $control; exit 33", limits);
+    assert_eq!(early.ending, Ending::Guest(Verdict::Passed));
 }

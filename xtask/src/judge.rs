@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::boot::{Ending, Verdict::Panicked};
 use crate::control::Verdict;
 use crate::glob;
+use crate::power_cut;
 use crate::scenario::{Expect, Scenario};
 use crate::session::Outcome;
 
@@ -49,6 +50,12 @@ pub fn judge(
             }
         }
         Expect::TheseFail(names) => expect_failures(names, filter, outcome, known, &mut score),
+        Expect::PowerCut { keeps } => {
+            power_cut::judge(keeps, outcome)
+                .into_iter()
+                .for_each(|(name, verdict)| score.count(&name, verdict));
+            return score;
+        }
         Expect::Refusal(words) => {
             score.count("refuses to boot", refusal(words, outcome));
             return score;

@@ -31,6 +31,8 @@ pub enum Console {
 pub struct Files<'a> {
     pub kernel: &'a Path,
     pub disk: &'a Path,
+    /// Where QEMU keeps a log of what reaches the disk.
+    pub write_log: Option<&'a Path>,
     /// All that the guest wrote on its console, whatever `Console` is.
     pub console_log: &'a Path,
     pub control: &'a Path,
@@ -114,7 +116,17 @@ impl Machine<'_> {
                 "disk-bridge,addr=0x1"
             }
         };
-        list.file("-drive", "if=none,id=disk,format=raw,file=", self.files.disk);
+        match self.files.write_log {
+            None => list.file("-drive", "if=none,id=disk,format=raw,file=", self.files.disk),
+            Some(log) => {
+                list.file("-blockdev", "driver=file,node-name=image,filename=", self.files.disk);
+                list.file("-blockdev", "driver=file,node-name=log,filename=", log);
+                list.option(
+                    "-blockdev",
+                    "driver=blklogwrites,node-name=disk,file=image,log=log,log-sector-size=512".into(),
+                );
+            }
+        }
         // Without iommu_platform=on QEMU's virtio devices reach memory past the IOMMU; a legacy interface
         // cannot negotiate it. Without an IOMMU the same device takes physical addresses.
         list.option(
@@ -159,6 +171,7 @@ mod tests {
         let files = Files {
             kernel: Path::new("/k,1"),
             disk: Path::new("/d,1"),
+            write_log: None,
             console_log: Path::new("/console"),
             control: Path::new("/control"),
         };

@@ -20,6 +20,7 @@ mod machine;
 mod matrix;
 mod mutants;
 mod options;
+mod power_cut;
 mod qemu;
 mod run;
 mod scenario;
@@ -30,6 +31,7 @@ mod stage;
 mod symbols;
 mod test;
 mod workspace;
+mod write_log;
 
 use std::process::ExitCode;
 

@@ -181,6 +181,22 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "power-cut",
+        about: "what a flush has confirmed is there after the power went",
+        cmdline: "power-cut=flushed",
+        tests: "power_cut::*",
+        expect: Expect::PowerCut { keeps: true },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "power-cut-unflushed",
+        about: "a guest that says it has flushed, and has not, is found out",
+        cmdline: "power-cut=unflushed",
+        tests: "power_cut::*",
+        expect: Expect::PowerCut { keeps: false },
+        ..DEFAULT
+    },
+    Scenario {
         name: "selftest-panic",
         about: "a test that panics is charged with it, the others run on",
         cmdline: "selftest=panic",

@@ -119,8 +119,13 @@ impl Options {
             disk::create(&disk)?;
         }
         let logs = Logs::within(&folder);
-        let files =
-            Files { kernel: &kernel, disk: &disk, console_log: &logs.console, control: &logs.control };
+        let files = Files {
+            kernel: &kernel,
+            disk: &disk,
+            write_log: None,
+            console_log: &logs.console,
+            control: &logs.control,
+        };
         let interactive = std::io::stdin().is_terminal() && !self.exit;
         let command = self.command(&qemu, scenario, files, interactive);
         if self.gdb {
@@ -132,6 +137,7 @@ impl Options {
             silence: SILENCE,
             total: self.boot.time_limit.unwrap_or(TOTAL),
             interactive,
+            cut: None,
         });
         let mut report = boot::watch(command, &logs, limits)?;
         report.last_lines = symbols::resolve(&kernel, report.last_lines);

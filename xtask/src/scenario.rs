@@ -61,6 +61,8 @@ pub enum Expect {
     AllPass { disk_reads: usize, disk_writes: usize },
     /// Exactly these tests fail, each taking the guest down; every other test runs and passes.
     TheseFail(&'static [&'static str]),
+    /// The power goes while the guest writes. Whether all that was flushed is there afterwards.
+    PowerCut { keeps: bool },
     /// The kernel refuses to boot, and its last words have this among them.
     Refusal(&'static str),
 }

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::boot::{self, Limits, Logs, Report};
+use crate::boot::{self, Cut, Limits, Logs, Report};
 use crate::control::{Record, Verdict};
 use crate::disk::{self, Claim};
 use crate::machine::{Console, Files, Machine, Processor};
+use crate::power_cut;
 use crate::qemu::Qemu;
-use crate::scenario::Scenario;
+use crate::scenario::{Expect, Scenario};
 use crate::session::{self, Outcome};
 use crate::symbols;
 use crate::workspace::{Build, shown};
@@ -46,6 +47,9 @@ impl Stage<'_> {
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("cannot empty {}", folder.display()))?;
         }
+        if let Expect::PowerCut { .. } = scenario.expect {
+            return power_cut::play(self, scenario, &folder);
+        }
         let mut boots = 0;
         session::play(|after| {
             boots += 1;
@@ -60,12 +64,39 @@ impl Stage<'_> {
         after: Option<&str>,
         folder: &Path,
     ) -> Result<(Report, Vec<(String, Verdict)>)> {
+        let report = self.run(scenario, after, folder, None)?;
+        let disk = disk_within(folder);
+        let checks = compare_disk(&report.record, &disk);
+        if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
+            fs::remove_file(&disk)?;
+        }
+        Ok((report, checks))
+    }
+
+    /// Runs QEMU with a fresh disk, which stays. Of a boot whose power is cut there is a log of what reached the disk.
+    pub fn run(
+        &self,
+        scenario: &Scenario,
+        after: Option<&str>,
+        folder: &Path,
+        cut: Option<Cut>,
+    ) -> Result<Report> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let (disk, logs) = (folder.join("disk.img"), Logs::within(folder));
+        let (disk, logs) = (disk_within(folder), Logs::within(folder));
         disk::create(&disk)?;
+        let write_log = write_log_within(folder);
+        if cut.is_some() {
+            File::create(&write_log).with_context(|| format!("cannot create {}", write_log.display()))?;
+        }
         let cmdline = self.command_line(scenario, after);
         let kernel = self.kernels.get(&scenario.build).context("the kernel was not built for this")?;
-        let files = Files { kernel, disk: &disk, console_log: &logs.console, control: &logs.control };
+        let files = Files {
+            kernel,
+            disk: &disk,
+            write_log: cut.is_some().then_some(&*write_log),
+            console_log: &logs.console,
+            control: &logs.control,
+        };
         let machine = Machine {
             scenario,
             processor: self.processor,
@@ -75,14 +106,10 @@ impl Stage<'_> {
         };
         let command = self.command(machine.arguments(), folder)?;
         let silence = Duration::from_secs(scenario.silence_s);
-        let limits = Limits { silence, total: self.total, interactive: false };
+        let limits = Limits { silence, total: self.total, interactive: false, cut };
         let mut report = boot::watch(command, &logs, Some(limits))?;
         report.last_lines = symbols::resolve(kernel, report.last_lines);
-        let checks = compare_disk(&report.record, &disk);
-        if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
-            fs::remove_file(&disk)?;
-        }
-        Ok((report, checks))
+        Ok(report)
     }
 
     fn command_line(&self, scenario: &Scenario, after: Option<&str>) -> String {
@@ -100,6 +127,16 @@ impl Stage<'_> {
         fs::write(folder.join("command"), shown(&command) + "\n")?;
         Ok(command)
     }
+}
+
+/// The disk image of a boot that has its files in `folder`.
+pub fn disk_within(folder: &Path) -> PathBuf {
+    folder.join("disk.img")
+}
+
+/// The log of its writes.
+pub fn write_log_within(folder: &Path) -> PathBuf {
+    folder.join("writes.log")
 }
 
 /// Compares every value that the guest reported with the host's side of it.

@@ -36,8 +36,11 @@ fn tests(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     match arguments {
         [] => testing::names().iter().for_each(|name| println!("{name}")),
         [glob] => {
-            let Totals { .. } =
-                testing::run(cmdline::Selection { glob, from: None, after: None }, None, shell.machine);
+            let Totals { .. } = testing::run(
+                cmdline::Selection { glob, from: None, after: None },
+                core::iter::empty(),
+                shell.machine,
+            );
         }
         _ => return Err(UsageError),
     }

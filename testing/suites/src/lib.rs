@@ -10,7 +10,8 @@
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
 //! - `nvme`: the same from a device that does thousands of transfers a second;
 //! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
-//! - `disk`: a real disk, compared with what the host has in its image.
+//! - `disk`: a real disk, compared with what the host has in its image;
+//! - `power_cut`: a disk whose power goes while it is written.
 #![no_std]
 
 extern crate alloc;
@@ -24,6 +25,7 @@ mod machine;
 mod mapping;
 mod nvme;
 mod pattern;
+pub mod power_cut;
 pub mod reports;
 mod resets;
 mod storm;
