@@ -1,23 +1,33 @@
-//! The interface of block devices, whatever they are.
+//! The interface of block devices, whatever they are, and what their drivers have in common.
 //!
 //! A request owns its buffer and gives it back with its completion. Completions go to a [`Completions`] of the
 //! caller's, so that one thread can have many requests in flight, on several devices, and wait for whichever is done
 //! first. [`transfer`] is the short way for one request.
+//!
+//! A driver consists of its [`engine::Queue`]s and its [`engine::Hardware`]; threads, deadlines, faults, recovery and
+//! shutdown are the engine's.
 
-use alloc::{
-    collections::{TryReserveError, VecDeque},
-    sync::Arc,
+mod binding;
+mod completions;
+pub(crate) mod engine;
+mod error;
+mod faults;
+pub(crate) mod flight;
+mod keeper;
+mod worker;
+
+use alloc::sync::Arc;
+
+use iommu::{DmaDevice, Iova, PageBuffer};
+
+pub use self::{
+    binding::{OpenError, is_candidate, open},
+    completions::{Completion, Completions},
+    error::{BlockError, NotQuiet, Reason, Rejected, TransferError},
 };
-use core::fmt;
+use crate::host::Host;
 
-use iommu::{DmaError, PageBuffer};
-
-use crate::{
-    host::{Event, Host},
-    lock::Lock,
-};
-
-/// A device that stores blocks.
+/// A device that stores blocks. Dropping the last handle shuts it down in the background.
 pub trait BlockDevice: Send + Sync {
     /// What the device is like; does not change.
     fn info(&self) -> BlockInfo;
@@ -28,17 +38,52 @@ pub trait BlockDevice: Send + Sync {
     /// # Errors
     /// The request comes back untouched.
     fn submit(&self, request: Request, completions: &Arc<Completions>) -> Result<(), Rejected>;
+
+    /// Submits a transfer whose data are at an address of the caller's choice. Nothing is mapped for it.
+    ///
+    /// It is safe because what the device can reach is up to the IOMMU; it exists to show that, in tests and in the
+    /// shell.
+    ///
+    /// # Errors
+    /// The device does not take it.
+    fn submit_at(&self, request: AtAddress, completions: &Arc<Completions>) -> Result<(), Reason>;
+
+    /// The device's DMA handle.
+    fn dma(&self) -> &DmaDevice;
+
+    /// Number of queues that requests go through.
+    fn queues(&self) -> usize;
+
+    /// Most requests that the device can have at a time.
+    fn depth(&self) -> usize;
+
+    /// How often the device has been reset since it was opened.
+    fn resets(&self) -> u64;
+
+    /// Has the device reset and started again, soon: what it has then fails.
+    fn reset(&self);
+
+    /// Resets the device for good and fails what it has. When this returns `Ok`, every buffer has gone back to its owner,
+    /// and the queues go with the last handle.
+    ///
+    /// # Errors
+    /// The device did not become quiet: what it had stays pinned.
+    fn shut_down(&self) -> Result<(), NotQuiet>;
 }
 
 /// What a block device is like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockInfo {
-    /// Size of a block in bytes.
+    /// The driver.
+    pub driver: &'static str,
+    /// Size of a block in bytes: a power of two from 512 to 4096.
     pub block_bytes: u32,
     /// Number of blocks.
     pub blocks: u64,
-    /// Most blocks in one request.
+    /// Most blocks in one transfer.
     pub blocks_per_request: u32,
+    /// Most blocks in one deallocation; 0 if there is none.
+    pub blocks_per_deallocation: u32,
     /// Writes fail.
     pub read_only: bool,
 }
@@ -61,6 +106,17 @@ pub enum Operation {
     Write(Transfer),
     /// Make every write that has completed durable.
     Flush,
+    /// Forget what is in the blocks. What they read as afterwards is up to the device, which may do nothing at all.
+    Deallocate(Extent),
+}
+
+/// Blocks of the medium; at least one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// First block.
+    pub first: u64,
+    /// Number of blocks.
+    pub blocks: u32,
 }
 
 /// Blocks to move, and the memory to move them from or to.
@@ -74,110 +130,20 @@ pub struct Transfer {
     pub buffer: PageBuffer,
 }
 
-/// A request that the device did not take.
-#[derive(Debug)]
-pub struct Rejected {
-    /// Why.
-    pub reason: Reason,
-    /// The request as it was.
-    pub request: Request,
-}
-
-/// Why a device did not take a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reason {
-    /// The device has as many requests as it can hold: wait for a completion and try again.
-    QueueFull,
-    /// `completions` has no room for another one: take some out.
-    CompletionsFull,
-    /// The device is being reset: try again a little later.
-    Resetting,
-    /// The device is out of order for good, or was shut down.
-    Gone,
-    /// The blocks are not all on the medium, or are none, or are more than a request can have.
-    OutOfRange {
-        /// First block.
-        first: u64,
-        /// Number of blocks.
-        blocks: u32,
-    },
-    /// The buffer is shorter than the blocks.
-    BufferTooShort {
-        /// Its length in bytes.
-        bytes: usize,
-        /// The length of the blocks in bytes.
-        needed: u64,
-    },
-    /// The medium cannot be written.
-    ReadOnly,
-    /// The buffer could not be mapped.
-    Dma(DmaError),
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::QueueFull => f.write_str("the device's queue is full"),
-            Self::CompletionsFull => f.write_str("no room for another completion"),
-            Self::Resetting => f.write_str("the device is being reset"),
-            Self::Gone => f.write_str("the device is out of order"),
-            Self::OutOfRange { first, blocks } => {
-                write!(f, "{blocks} blocks from {first} are no valid range")
-            }
-            Self::BufferTooShort { bytes, needed } => {
-                write!(f, "a buffer of {bytes} bytes for {needed} bytes of blocks")
-            }
-            Self::ReadOnly => f.write_str("the medium cannot be written"),
-            Self::Dma(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for Reason {}
-
-/// How a request ended.
-#[derive(Debug)]
-pub struct Completion {
+/// A transfer whose data address is the caller's; see [`BlockDevice::submit_at`].
+#[derive(Clone, Copy, Debug)]
+pub struct AtAddress {
     /// The caller's name for it.
     pub tag: u64,
-    /// Whether it was done.
-    pub result: Result<(), BlockError>,
-    /// The buffer, if the request had one. After an error of a read its contents mean nothing. It is missing when the
-    /// device, or a remapping unit, may still reach it: then it stays pinned for ever.
-    pub buffer: Option<PageBuffer>,
+    /// First block.
+    pub first: u64,
+    /// Number of blocks.
+    pub blocks: u32,
+    /// Address of the data, at the start of a page.
+    pub iova: Iova,
+    /// The device writes memory: a read from the medium.
+    pub writable: bool,
 }
-
-/// Why a request failed. Whether and how much of a failed write is on the medium is not known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BlockError {
-    /// The device reported an error; the number is the device's own.
-    Device(u16),
-    /// The IOMMU blocked an access of the device while it had the request: what it says about it counts for nothing.
-    Blocked,
-    /// The device did not finish the request in time and was reset.
-    TimedOut,
-    /// The device was reset because it broke its protocol or asked for it.
-    Reset,
-    /// The device was shut down, or could not be made to work again.
-    Gone,
-    /// A remapping unit does not answer, so that the buffer cannot be given back.
-    Pinned(DmaError),
-}
-
-impl fmt::Display for BlockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Device(status) => write!(f, "the device reports error {status:#x}"),
-            Self::Blocked => f.write_str("the IOMMU blocked an access of the device"),
-            Self::TimedOut => f.write_str("the device did not answer in time"),
-            Self::Reset => f.write_str("the device was reset"),
-            Self::Gone => f.write_str("the device is out of order"),
-            Self::Pinned(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for BlockError {}
 
 impl BlockInfo {
     /// Whether a device like this can do `operation` at all.
@@ -187,7 +153,11 @@ impl BlockInfo {
     pub fn check(&self, operation: &Operation) -> Result<(), Reason> {
         match operation {
             Operation::Flush => Ok(()),
-            Operation::Write(_) if self.read_only => Err(Reason::ReadOnly),
+            Operation::Write(_) | Operation::Deallocate(_) if self.read_only => Err(Reason::ReadOnly),
+            Operation::Deallocate(_) if self.blocks_per_deallocation == 0 => Err(Reason::Unsupported),
+            Operation::Deallocate(Extent { first, blocks }) => {
+                self.check_extent(*first, *blocks, self.blocks_per_deallocation)
+            }
             Operation::Read(transfer) | Operation::Write(transfer) => {
                 self.check_range(transfer.first, transfer.blocks)?;
                 let (bytes, needed) = (transfer.buffer.len(), self.bytes(transfer.blocks));
@@ -201,8 +171,12 @@ impl BlockInfo {
     /// # Errors
     /// They are not.
     pub fn check_range(&self, first: u64, blocks: u32) -> Result<(), Reason> {
+        self.check_extent(first, blocks, self.blocks_per_request)
+    }
+
+    fn check_extent(&self, first: u64, blocks: u32, most: u32) -> Result<(), Reason> {
         let on_medium = first.checked_add(u64::from(blocks)).is_some_and(|end| end <= self.blocks);
-        if (1..=self.blocks_per_request).contains(&blocks) && on_medium {
+        if (1..=most).contains(&blocks) && on_medium {
             Ok(())
         } else {
             Err(Reason::OutOfRange { first, blocks })
@@ -215,126 +189,6 @@ impl BlockInfo {
         u64::from(blocks) * u64::from(self.block_bytes)
     }
 }
-
-/// Where completions go until their owner takes them. One thread waits at a time.
-pub struct Completions {
-    host: Arc<dyn Host>,
-    arrived: Arc<dyn Event>,
-    queue: Lock<Queue>,
-}
-
-struct Queue {
-    done: VecDeque<Completion>,
-    /// Completions that are still to come; each has its place in `done`.
-    promised: usize,
-    room: usize,
-}
-
-impl Completions {
-    /// Room for the completions of `room` requests in flight. Delivering one never allocates.
-    ///
-    /// # Errors
-    /// No memory for them.
-    pub fn new(host: &Arc<dyn Host>, room: usize) -> Result<Arc<Self>, TryReserveError> {
-        let mut done = VecDeque::new();
-        done.try_reserve_exact(room)?;
-        let queue = Lock::new(host.clone(), Queue { done, promised: 0, room });
-        Ok(Arc::new(Self { host: host.clone(), arrived: host.event(), queue }))
-    }
-
-    /// The oldest completion that has arrived.
-    pub fn take(&self) -> Option<Completion> {
-        self.queue.lock().done.pop_front()
-    }
-
-    /// The oldest completion, after waiting for one until `deadline_ns` if need be.
-    pub fn wait(&self, deadline_ns: u64) -> Option<Completion> {
-        loop {
-            if let Some(completion) = self.take() {
-                return Some(completion);
-            }
-            if !self.arrived.wait(deadline_ns) && self.host.now_ns() >= deadline_ns {
-                return self.take();
-            }
-        }
-    }
-
-    /// A place for one completion, or `None` if there is no room.
-    pub(crate) fn promise(self: &Arc<Self>, tag: u64) -> Option<Promise> {
-        let mut queue = self.queue.lock();
-        if queue.done.len() + queue.promised >= queue.room {
-            return None;
-        }
-        queue.promised += 1;
-        drop(queue);
-        Some(Promise { to: Some(self.clone()), tag })
-    }
-
-    fn deliver(&self, completion: Completion) {
-        let mut queue = self.queue.lock();
-        let was_empty = queue.done.is_empty();
-        queue.promised -= 1;
-        queue.done.push_back(completion);
-        drop(queue);
-        // Who finds the queue not empty has a signal still to come, or is taking completions out.
-        if was_empty {
-            self.arrived.signal();
-        }
-    }
-}
-
-/// A completion that is still to come. Dropping it completes the request with [`BlockError::Gone`].
-pub(crate) struct Promise {
-    to: Option<Arc<Completions>>,
-    tag: u64,
-}
-
-impl Promise {
-    /// Completes the request.
-    pub fn keep(mut self, result: Result<(), BlockError>, buffer: Option<PageBuffer>) {
-        if let Some(to) = self.to.take() {
-            to.deliver(Completion { tag: self.tag, result, buffer });
-        }
-    }
-
-    /// Takes the promise back: the request was never submitted, and the caller is told so.
-    pub fn withdraw(mut self) {
-        if let Some(to) = self.to.take() {
-            to.queue.lock().promised -= 1;
-        }
-    }
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        if let Some(to) = self.to.take() {
-            to.deliver(Completion { tag: self.tag, result: Err(BlockError::Gone), buffer: None });
-        }
-    }
-}
-
-/// Why a [`transfer`] failed.
-#[derive(Debug)]
-pub enum TransferError {
-    /// The device did not take the request.
-    Rejected(Rejected),
-    /// The device took it and failed; the buffer comes back if it can.
-    Failed(BlockError, Option<PageBuffer>),
-    /// No memory for the completion.
-    OutOfMemory,
-}
-
-impl fmt::Display for TransferError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rejected(rejected) => rejected.reason.fmt(f),
-            Self::Failed(error, _) => error.fmt(f),
-            Self::OutOfMemory => f.write_str("no memory for the completion"),
-        }
-    }
-}
-
-impl core::error::Error for TransferError {}
 
 /// Does `operation` on `device` and waits for it: the deadline is the device's. The buffer, if there is one, comes
 /// back.

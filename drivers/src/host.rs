@@ -53,6 +53,9 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// Number of CPUs that interrupts can be sent to.
     fn cpus(&self) -> usize;
 
+    /// Number of the CPU that the caller runs on, below [`cpus`](Self::cpus). It may run elsewhere by the time it looks at it.
+    fn cpu(&self) -> usize;
+
     /// Starts a thread that runs `body` and ends with it.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What a person sees after the tests: a disk read through its own domain.
 
-use drivers::block::{self, BlockDevice, Operation, Transfer};
+use drivers::block::{self, Operation, Transfer};
 use iommu::PageBuffer;
 use suites::Machine;
 

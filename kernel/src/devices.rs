@@ -1,12 +1,12 @@
-//! From firmware's tables to devices in use: PCI functions found, remapping units up, the disk opened.
+//! From firmware's tables to devices in use: PCI functions found, remapping units up, disks opened.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{any::Any, fmt};
 
 use drivers::{
+    block::{self, BlockDevice},
     host::Host,
-    pci::{BusRange, Function, Id, enumerate},
-    virtio::blk::Disk,
+    pci::{BusRange, Function, enumerate},
 };
 use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
@@ -37,7 +37,7 @@ impl From<SpawnError> for DevicesError {
     }
 }
 
-/// Finds the PCI functions, brings the remapping units up and opens the disk. Nothing does DMA before the units
+/// Finds the PCI functions, brings the remapping units up and opens the disks. Nothing does DMA before the units
 /// translate.
 pub fn start(
     kernel: &Arc<Kernel>,
@@ -48,14 +48,14 @@ pub fn start(
     let host: Arc<dyn Host> = kernel.clone();
     let functions = find_functions(&*host, tables)?;
     let iommu = start_iommu(kernel, tables, &functions, options)?;
-    let disk = open_disk(&host, &iommu, &functions);
+    let disks = open_disks(&host, &iommu, &functions)?;
     Ok(Parts {
         host,
         iommu,
         options,
         records_interrupt_faults: words.interrupt_faults,
         functions,
-        disk,
+        disks,
         memory: Arc::new(Frames),
         stress_s: words.stress_s,
     })
@@ -98,22 +98,25 @@ fn start_iommu(
     Ok(iommu)
 }
 
-/// Whether this is what virtio calls a block device, modern or transitional.
-fn is_disk(id: Id) -> bool {
-    id.vendor == 0x1af4 && matches!(id.device, 0x1042 | 0x1001)
+/// Every disk that can be used, in the order of their addresses.
+fn open_disks(
+    host: &Arc<dyn Host>,
+    iommu: &Iommu,
+    functions: &[Function],
+) -> Result<Vec<Arc<dyn BlockDevice>>, DevicesError> {
+    let mut disks = Vec::new();
+    for function in functions.iter().filter(|function| block::is_candidate(function)) {
+        disks.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
+        disks.extend(open_disk(host, iommu, function));
+    }
+    Ok(disks)
 }
 
-/// The first virtio disk, if it can be used.
-fn open_disk(host: &Arc<dyn Host>, iommu: &Iommu, functions: &[Function]) -> Option<Arc<Disk>> {
-    let function = functions.iter().find(|function| is_disk(function.id))?.address;
-    let opened = iommu.claim(function).map_err(|error| log::warn!("disk {function}: {error}")).ok()?;
-    match Disk::open(host, opened) {
-        Ok(disk) => Some(Arc::new(disk)),
-        Err(error) => {
-            log::warn!("disk {function}: {error}");
-            None
-        }
-    }
+fn open_disk(host: &Arc<dyn Host>, iommu: &Iommu, function: &Function) -> Option<Arc<dyn BlockDevice>> {
+    let address = function.address;
+    let claimed = iommu.claim(address).map_err(|error| log::warn!("disk {address}: {error}")).ok()?;
+    let opened = block::open(host, claimed, function);
+    opened.map_err(|error| log::warn!("disk {address}: {error}")).ok()
 }
 
 /// The kernel's memory, as tests see it.

@@ -1,7 +1,7 @@
 //! A machine with one function, and the host that its driver asks.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::{
     sync::{Arc, Condvar, Mutex},
     thread,
@@ -53,6 +53,9 @@ pub struct TestHost {
     vectors: Arc<Vectors>,
     /// There is no memory for a thread.
     pub refuse_threads: AtomicBool,
+    /// How many CPUs there are, and on which one every thread runs.
+    pub cpus: AtomicUsize,
+    pub cpu: AtomicUsize,
 }
 
 /// A machine with one function, claimed.
@@ -89,6 +92,8 @@ impl Bench {
             clock: Arc::default(),
             vectors: Arc::default(),
             refuse_threads: AtomicBool::new(false),
+            cpus: AtomicUsize::new(1),
+            cpu: AtomicUsize::new(0),
         });
         let requester = machine.device(address);
         Self { host, iommu, dma, requester, machine }
@@ -187,6 +192,7 @@ impl Event for TestEvent {
 struct TestInterrupt {
     vectors: Arc<Vectors>,
     index: usize,
+    cpus: usize,
 }
 
 impl Interrupt for TestInterrupt {
@@ -195,7 +201,7 @@ impl Interrupt for TestInterrupt {
     }
 
     fn retarget(&mut self, cpu: usize) -> Result<(), InterruptError> {
-        if cpu == 0 { Ok(()) } else { Err(InterruptError::NoCpu { cpu }) }
+        if cpu < self.cpus { Ok(()) } else { Err(InterruptError::NoCpu { cpu }) }
     }
 }
 
@@ -243,11 +249,16 @@ unsafe impl Host for TestHost {
         assert_eq!(function, self.function);
         let mut vectors = self.vectors.lock().unwrap();
         vectors.push(Some(event));
-        Ok(Box::new(TestInterrupt { vectors: self.vectors.clone(), index: vectors.len() - 1 }))
+        let (vectors, index) = (self.vectors.clone(), vectors.len() - 1);
+        Ok(Box::new(TestInterrupt { vectors, index, cpus: self.cpus() }))
     }
 
     fn cpus(&self) -> usize {
-        1
+        self.cpus.load(Ordering::Relaxed)
+    }
+
+    fn cpu(&self) -> usize {
+        self.cpu.load(Ordering::Relaxed)
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError> {

@@ -28,6 +28,14 @@ const WINDOW: usize = 0x1000;
 const VERSION_1: u64 = 1 << 32;
 const ACCESS_PLATFORM: u64 = 1 << 33;
 const FLUSH: u64 = 1 << 9;
+/// Several queues.
+pub const QUEUES: u64 = 1 << 12;
+pub const DISCARD: u64 = 1 << 13;
+pub const INDIRECT: u64 = 1 << 28;
+pub const EVENT_INDEX: u64 = 1 << 29;
+
+/// Request queues of a device that has several.
+const MOST_QUEUES: usize = 3;
 
 const DRIVER_OK: u8 = 4;
 const NEEDS_RESET: u8 = 64;
@@ -70,8 +78,13 @@ pub struct State {
     pub requests: usize,
     /// Flushes among them.
     pub flushes: usize,
+    /// Requests by queue.
+    pub by_queue: [usize; MOST_QUEUES],
+    /// How often its driver told it of requests, and it its driver of what it has finished.
+    pub doorbells: usize,
+    pub interrupts: usize,
     registers: DeviceRegisters,
-    table: [u32; 8],
+    table: [u32; 16],
 }
 
 #[derive(Default)]
@@ -82,12 +95,25 @@ struct DeviceRegisters {
     config_vector: u16,
     status: u8,
     queue_select: u16,
-    queue_size: u16,
-    queue_vector: u16,
-    queue_enable: u16,
+    queues: [QueueRegisters; MOST_QUEUES],
+}
+
+#[derive(Clone, Copy)]
+struct QueueRegisters {
+    size: u16,
+    vector: u16,
+    enable: u16,
     rings: [u64; 3],
     seen: u16,
     used: u16,
+    /// Index of the used ring that its driver was last told of.
+    told: u16,
+}
+
+impl Default for QueueRegisters {
+    fn default() -> Self {
+        Self { size: 64, vector: 0xffff, enable: 0, rings: [0; 3], seen: 0, used: 0, told: 0 }
+    }
 }
 
 /// Configuration space of the device: vendor capabilities and MSI-X, all in BAR 0.
@@ -104,8 +130,8 @@ pub fn function() -> FakeFunction {
             .with(at + 12, WINDOW as u32)
             .with(at + 16, 4);
     }
-    // Two entries.
-    function.with(0xa0, 0x11 | 1 << 16).writable(0xa0, 0xc000_0000).with(0xa4, TABLE as u32)
+    // Four entries.
+    function.with(0xa0, 0x11 | 3 << 16).writable(0xa0, 0xc000_0000).with(0xa4, TABLE as u32)
 }
 
 /// A machine with this device in it.
@@ -123,8 +149,11 @@ pub fn bench_with(function: FakeFunction) -> (Bench, Arc<VirtioBlk>) {
         medium: vec![0; SECTORS as usize * SECTOR],
         requests: 0,
         flushes: 0,
+        by_queue: [0; MOST_QUEUES],
+        doorbells: 0,
+        interrupts: 0,
         registers: DeviceRegisters::default(),
-        table: [0; 8],
+        table: [0; 16],
     };
     let host = Arc::downgrade(&bench.host);
     let device = Arc::new(VirtioBlk { state: Mutex::new(state), requester: bench.requester.clone(), host });
@@ -145,30 +174,58 @@ impl VirtioBlk {
         bytes
     }
 
-    fn descriptor(&self, state: &State, index: u16) -> (u64, usize, u16, u16) {
-        let raw: [u8; 16] = self.dma_read(state.registers.rings[0] + 16 * u64::from(index));
+    /// Descriptor number `index` of the table at `table`.
+    fn descriptor(&self, table: u64, index: u16) -> (u64, usize, u16, u16) {
+        let raw: [u8; 16] = self.dma_read(table + 16 * u64::from(index));
         let word = |at: usize| u16::from_le_bytes([raw[at], raw[at + 1]]);
         let address = u64::from_le_bytes(raw[..8].try_into().unwrap());
         let bytes = u32::from_le_bytes(raw[8..12].try_into().unwrap()) as usize;
         (address, bytes, word(12), word(14))
     }
 
-    /// Takes everything that is available.
-    fn run(&self, state: &mut State) {
-        if state.registers.status & DRIVER_OK == 0 || state.registers.status & NEEDS_RESET != 0 {
-            return;
-        }
-        let index = u16::from_le_bytes(self.dma_read(state.registers.rings[1] + 2));
-        while state.registers.seen != index {
-            let slot = u64::from(state.registers.seen % state.registers.queue_size);
-            let head = u16::from_le_bytes(self.dma_read(state.registers.rings[1] + 4 + 2 * slot));
-            state.registers.seen = state.registers.seen.wrapping_add(1);
-            state.requests += 1;
-            self.serve(state, head);
+    /// The segments of a chain: address, length, whether they are the device's to write.
+    fn chain(&self, state: &State, queue: usize, head: u16) -> Vec<(u64, usize, bool)> {
+        let mut table = state.registers.queues[queue].rings[0];
+        let (mut at, mut segments) = (head, Vec::new());
+        loop {
+            let (address, bytes, flags, next) = self.descriptor(table, at);
+            if flags & 4 != 0 {
+                assert!(state.registers.accepted & INDIRECT != 0 && flags == 4 && bytes % 16 == 0);
+                (table, at) = (address, 0);
+                continue;
+            }
+            segments.push((address, bytes, flags & 2 != 0));
+            assert!(segments.len() <= 3, "a request has three segments at most");
+            if flags & 1 == 0 {
+                return segments;
+            }
+            at = next;
         }
     }
 
-    fn serve(&self, state: &mut State, head: u16) {
+    /// Takes everything that is available.
+    fn run(&self, state: &mut State, queue: usize) {
+        if state.registers.status & DRIVER_OK == 0 || state.registers.status & NEEDS_RESET != 0 {
+            return;
+        }
+        let QueueRegisters { rings, size, .. } = state.registers.queues[queue];
+        let index = u16::from_le_bytes(self.dma_read(rings[1] + 2));
+        while state.registers.queues[queue].seen != index {
+            let seen = &mut state.registers.queues[queue].seen;
+            let slot = u64::from(*seen % size);
+            *seen = seen.wrapping_add(1);
+            let head = u16::from_le_bytes(self.dma_read(rings[1] + 4 + 2 * slot));
+            state.requests += 1;
+            state.by_queue[queue] += 1;
+            self.serve(state, queue, head);
+        }
+        if state.registers.accepted & EVENT_INDEX != 0 {
+            let event = rings[2] + 4 + 8 * u64::from(size);
+            let _ = self.requester.write(event, &index.to_le_bytes());
+        }
+    }
+
+    fn serve(&self, state: &mut State, queue: usize, head: u16) {
         if state.behaviour == Behaviour::Silent {
             return;
         }
@@ -176,38 +233,42 @@ impl VirtioBlk {
             state.registers.status |= NEEDS_RESET;
             return self.raise(state, state.registers.config_vector);
         }
-        let (header_at, _, _, mut next) = self.descriptor(state, head);
+        let chain = self.chain(state, queue, head);
+        let (&(header_at, 16, false), &(status_at, 1, true)) = (&chain[0], &chain[chain.len() - 1]) else {
+            panic!("a request is {chain:?}");
+        };
         let header: [u8; 16] = self.dma_read(header_at);
         let kind = u32::from_le_bytes(header[..4].try_into().unwrap());
         let start = u64::from_le_bytes(header[8..].try_into().unwrap()) as usize * SECTOR;
         let mut written = 1;
-        let (mut address, mut bytes, mut flags, after) = self.descriptor(state, next);
-        if flags & 1 != 0 {
-            let part = start..start + bytes;
-            if kind == 0 {
-                let _ = self.requester.write(address, &state.medium[part]);
+        match (kind, &chain[1..chain.len() - 1]) {
+            (0, &[(address, bytes, true)]) => {
+                let _ = self.requester.write(address, &state.medium[start..start + bytes]);
                 written += bytes;
-            } else {
+            }
+            (1, &[(address, bytes, false)]) => {
                 let mut data = vec![0; bytes];
                 let _ = self.requester.read(address, &mut data);
-                state.medium[part].copy_from_slice(&data);
+                state.medium[start..start + bytes].copy_from_slice(&data);
             }
-            next = after;
-            (address, bytes, flags, _) = self.descriptor(state, next);
-        } else {
-            assert_eq!(kind, 4, "a request without data that is no flush");
-            state.flushes += 1;
+            (4, []) => state.flushes += 1,
+            (11, &[(address, 16, false)]) => {
+                let range: [u8; 16] = self.dma_read(address);
+                let first = u64::from_le_bytes(range[..8].try_into().unwrap()) as usize;
+                let count = u32::from_le_bytes(range[8..12].try_into().unwrap()) as usize;
+                state.medium[first * SECTOR..(first + count) * SECTOR].fill(0);
+            }
+            other => panic!("a request is {other:?}"),
         }
-        assert_eq!((bytes, flags), (1, 2), "the last segment is the status");
         match state.behaviour {
             Behaviour::NoStatus => {}
-            Behaviour::Status(status) => drop(self.requester.write(address, &[status])),
-            _ => drop(self.requester.write(address, &[0])),
+            Behaviour::Status(status) => drop(self.requester.write(status_at, &[status])),
+            _ => drop(self.requester.write(status_at, &[0])),
         }
-        self.finish(state, head, written as u32);
+        self.finish(state, queue, head, written as u32);
     }
 
-    fn finish(&self, state: &mut State, head: u16, written: u32) {
+    fn finish(&self, state: &mut State, queue: usize, head: u16, written: u32) {
         let (mut head, mut written, mut step) = (u32::from(head), written, 1);
         match state.behaviour {
             Behaviour::WrongHead(wrong) => head = wrong,
@@ -215,12 +276,22 @@ impl VirtioBlk {
             Behaviour::Jump(further) => step += further,
             _ => {}
         }
-        let slot = u64::from(state.registers.used % state.registers.queue_size);
+        let registers = &mut state.registers.queues[queue];
+        let slot = u64::from(registers.used % registers.size);
         let element: Vec<u8> = [head.to_le_bytes(), written.to_le_bytes()].concat();
-        let _ = self.requester.write(state.registers.rings[2] + 4 + 8 * slot, &element);
-        state.registers.used = state.registers.used.wrapping_add(step);
-        let _ = self.requester.write(state.registers.rings[2] + 2, &state.registers.used.to_le_bytes());
-        self.raise(state, state.registers.queue_vector);
+        let _ = self.requester.write(registers.rings[2] + 4 + 8 * slot, &element);
+        registers.used = registers.used.wrapping_add(step);
+        let _ = self.requester.write(registers.rings[2] + 2, &registers.used.to_le_bytes());
+        let QueueRegisters { rings, size, used, told, vector, .. } = *registers;
+        if state.registers.accepted & EVENT_INDEX != 0 {
+            let event = u16::from_le_bytes(self.dma_read(rings[1] + 4 + 2 * u64::from(size)));
+            if used.wrapping_sub(event).wrapping_sub(1) >= used.wrapping_sub(told) {
+                return;
+            }
+        }
+        state.registers.queues[queue].told = used;
+        state.interrupts += 1;
+        self.raise(state, vector);
     }
 
     fn raise(&self, state: &State, entry: u16) {
@@ -242,34 +313,41 @@ impl VirtioBlk {
             0x0c => registers.accepted |= value << 32,
             0x10 => registers.config_vector = value as u16,
             0x14 if value == 0 && state.restless => {}
-            0x14 if value == 0 => {
-                *registers = DeviceRegisters { queue_size: 64, ..DeviceRegisters::default() }
-            }
+            0x14 if value == 0 => *registers = DeviceRegisters::default(),
             0x14 => registers.status = value as u8,
             0x16 => registers.queue_select = value as u16,
-            0x18 => registers.queue_size = value as u16,
-            0x1a => registers.queue_vector = value as u16,
-            0x1c => registers.queue_enable = value as u16,
-            0x20..0x38 => {
-                let ring = &mut registers.rings[(offset - 0x20) / 8];
-                let shift = 8 * (offset % 8);
-                *ring = *ring & !(0xffff_ffff << shift) | value << shift;
+            _ => {
+                let queue = &mut registers.queues[usize::from(registers.queue_select)];
+                match offset {
+                    0x18 => queue.size = value as u16,
+                    0x1a => queue.vector = value as u16,
+                    0x1c => queue.enable = value as u16,
+                    0x20..0x38 => {
+                        let ring = &mut queue.rings[(offset - 0x20) / 8];
+                        let shift = 8 * (offset % 8);
+                        *ring = *ring & !(0xffff_ffff << shift) | value << shift;
+                    }
+                    _ => panic!("write to {offset:#x} of the common structure"),
+                }
             }
-            _ => panic!("write to {offset:#x} of the common structure"),
         }
     }
 
     fn read_common(&self, state: &State, offset: usize) -> u64 {
         let registers = &state.registers;
+        let queues = if state.offered & QUEUES == 0 { 1 } else { MOST_QUEUES };
+        let queue = registers
+            .queues
+            .get(usize::from(registers.queue_select))
+            .filter(|_| usize::from(registers.queue_select) < queues);
         match offset {
             0x04 => (state.offered >> (32 * registers.offered_half)) & 0xffff_ffff,
             0x10 => registers.config_vector.into(),
-            0x12 => 1,
+            0x12 => queues as u64,
             0x14 => registers.status.into(),
-            0x18 if registers.queue_select > 0 => 0,
-            0x18 => registers.queue_size.into(),
-            0x1a => registers.queue_vector.into(),
-            0x1e => 3,
+            0x18 => queue.map_or(0, |queue| queue.size).into(),
+            0x1a => queue.map_or(0, |queue| queue.vector).into(),
+            0x1e => 3 + u64::from(registers.queue_select),
             _ => panic!("read of {offset:#x} of the common structure"),
         }
     }
@@ -282,6 +360,9 @@ impl Registers for VirtioBlk {
             COMMON..DEVICE => self.read_common(&state, offset - COMMON),
             DEVICE => SECTORS,
             0x2004 => 0,
+            0x2022 => MOST_QUEUES as u64,
+            // Most sectors of a discard.
+            0x2024 => 64,
             TABLE..BAR_BYTES if width == 4 => state.table[(offset - TABLE) / 4].into(),
             _ => panic!("read of {offset:#x}"),
         }
@@ -291,10 +372,15 @@ impl Registers for VirtioBlk {
         let mut state = self.state.lock().unwrap();
         match offset {
             COMMON..DEVICE => self.write_common(&mut state, offset - COMMON, value),
-            // The queue's notify offset is 3, and the multiplier 4.
-            _ if offset == NOTIFY + 12 => {
-                assert_eq!((width, value), (2, 0), "the doorbell of queue 0");
-                self.run(&mut state);
+            // The notify offset of queue 0 is 3, and the multiplier 4.
+            _ if (NOTIFY + 12..NOTIFY + 12 + 4 * MOST_QUEUES).contains(&offset) => {
+                assert_eq!(
+                    (width, value as usize),
+                    (2, (offset - NOTIFY - 12) / 4),
+                    "a queue's own doorbell"
+                );
+                state.doorbells += 1;
+                self.run(&mut state, value as usize);
             }
             TABLE..BAR_BYTES if width == 4 => state.table[(offset - TABLE) / 4] = value as u32,
             _ => panic!("write to {offset:#x}"),

@@ -22,4 +22,6 @@ mod transport;
 
 pub use queue::{QueueError, Segment, SplitQueue};
 pub use rings::{Descriptor, RingMemory, Rings, UsedElement};
-pub use transport::{Doorbell, QueueAddresses, Transport, TransportError, await_quiet};
+pub use transport::{
+    Doorbell, EVENT_INDEX, INDIRECT_DESCRIPTORS, QueueAddresses, Transport, TransportError, await_quiet,
+};

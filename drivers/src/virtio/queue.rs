@@ -21,6 +21,14 @@ pub struct Segment {
     pub writable: bool,
 }
 
+impl Segment {
+    fn descriptor(&self, has_next: bool, next: u16) -> Descriptor {
+        let more = if has_next { Descriptor::NEXT } else { 0 };
+        let write = if self.writable { Descriptor::WRITE } else { 0 };
+        Descriptor { address: self.iova.as_u64(), bytes: self.bytes, flags: more | write, next }
+    }
+}
+
 /// A split queue whose chains each carry a `T` while the device has them.
 pub struct SplitQueue<M, T> {
     memory: M,
@@ -33,6 +41,10 @@ pub struct SplitQueue<M, T> {
     in_flight: u16,
     available_index: u16,
     used_index: u16,
+    /// Device and driver tell each other at which index they want to hear of the next chain.
+    event_index: bool,
+    /// Index of the available ring when it was last asked whether the device must be told.
+    asked_index: u16,
 }
 
 struct Chain<T> {
@@ -117,9 +129,17 @@ impl<M: RingMemory, T> SplitQueue<M, T> {
             in_flight: 0,
             available_index: 0,
             used_index: 0,
+            event_index: false,
+            asked_index: 0,
         };
         queue.free_all();
         Ok(queue)
+    }
+
+    /// States that the device has agreed to `VIRTIO_F_EVENT_IDX`. Before the queue is used.
+    #[must_use]
+    pub fn with_event_index(self, event_index: bool) -> Self {
+        Self { event_index, ..self }
     }
 
     /// The memory that the rings are in.
@@ -137,33 +157,36 @@ impl<M: RingMemory, T> SplitQueue<M, T> {
         self.in_flight
     }
 
+    /// Descriptors of the ring that a chain of `segments` segments takes: one if it goes into an indirect table.
+    pub fn descriptors_for(&self, segments: u16) -> u16 {
+        if (2..=self.memory.indirect_limit()).contains(&segments) { 1 } else { segments }
+    }
+
     /// Head that the next chain will have, if `descriptors` are free.
     pub fn next_head(&self, descriptors: u16) -> Option<u16> {
         (0 < descriptors && descriptors <= self.free).then_some(self.free_head)
     }
 
-    /// Hands a chain of `segments` to the device. It is told by [`wants_notification`](Self::wants_notification).
+    /// Hands a chain of `segments` to the device, in an indirect table if there is one that has room. Whether the device must
+    /// be told [`wants_notification`](Self::wants_notification) says.
     ///
     /// # Errors
-    /// The token comes back if there are no segments, or more than there are free descriptors.
+    /// The token comes back if there are no segments, or too few free descriptors for them.
     pub fn add(&mut self, segments: &[Segment], token: T) -> Result<u16, T> {
-        let descriptors = u16::try_from(segments.len()).unwrap_or(u16::MAX);
+        let count = u16::try_from(segments.len()).unwrap_or(u16::MAX);
+        let descriptors = self.descriptors_for(count);
         let Some(head) = self.next_head(descriptors) else {
             return Err(token);
         };
-        let (mut index, mut last, mut writable_bytes) = (head, head, 0);
-        for (position, segment) in segments.iter().enumerate() {
-            last = index;
-            let next = self.next[usize::from(index)];
-            let more = if position + 1 < segments.len() { Descriptor::NEXT } else { 0 };
-            let write = if segment.writable { Descriptor::WRITE } else { 0 };
-            writable_bytes += if segment.writable { u64::from(segment.bytes) } else { 0 };
-            let address = segment.iova.as_u64();
-            let descriptor = Descriptor { address, bytes: segment.bytes, flags: more | write, next };
-            self.memory.write_descriptor(index, descriptor);
-            index = next;
-        }
-        self.free_head = index;
+        let (first_free, last) = if descriptors < count {
+            self.write_indirect(head, segments);
+            (self.next[usize::from(head)], head)
+        } else {
+            self.write_chain(head, segments)
+        };
+        let writable = segments.iter().filter(|segment| segment.writable);
+        let writable_bytes = writable.map(|segment| u64::from(segment.bytes)).sum();
+        self.free_head = first_free;
         self.free -= descriptors;
         self.chains[usize::from(head)] = Some(Chain { last, descriptors, writable_bytes, token });
         self.in_flight += 1;
@@ -174,9 +197,50 @@ impl<M: RingMemory, T> SplitQueue<M, T> {
         Ok(head)
     }
 
+    /// Writes `segments` from the free descriptor `head` on. Returns the free one behind them, and the last of them.
+    fn write_chain(&mut self, head: u16, segments: &[Segment]) -> (u16, u16) {
+        let (mut index, mut last) = (head, head);
+        for (position, segment) in segments.iter().enumerate() {
+            last = index;
+            let next = self.next[usize::from(index)];
+            self.memory.write_descriptor(index, segment.descriptor(position + 1 < segments.len(), next));
+            index = next;
+        }
+        (index, last)
+    }
+
+    /// Writes `segments` into the table of `head`, and makes the descriptor `head` lead there.
+    fn write_indirect(&mut self, head: u16, segments: &[Segment]) {
+        let mut table = Iova::new(0);
+        for (position, segment) in (0..).zip(segments) {
+            let has_next = usize::from(position) + 1 < segments.len();
+            table = self.memory.write_indirect(head, position, segment.descriptor(has_next, position + 1));
+        }
+        let bytes = (size_of::<Descriptor>() * segments.len()) as u32;
+        let descriptor = Descriptor { address: table.as_u64(), bytes, flags: Descriptor::INDIRECT, next: 0 };
+        self.memory.write_descriptor(head, descriptor);
+    }
+
+    /// Asks for an interrupt at the next chain that is finished. True if one has been meanwhile, for which there may be
+    /// none.
+    pub fn rearm(&mut self) -> bool {
+        if !self.event_index {
+            return false;
+        }
+        self.memory.set_used_event(self.used_index);
+        self.memory.used_index() != self.used_index
+    }
+
     /// Whether the device must be told of chains added since it was last asked.
-    pub fn wants_notification(&self) -> bool {
-        self.memory.wants_notification()
+    pub fn wants_notification(&mut self) -> bool {
+        let asked = core::mem::replace(&mut self.asked_index, self.available_index);
+        if !self.event_index {
+            return self.memory.wants_notification();
+        }
+        // The device wants to hear when the index goes past the one it names.
+        let added = self.available_index.wrapping_sub(asked);
+        let behind = self.available_index.wrapping_sub(self.memory.available_event()).wrapping_sub(1);
+        behind < added
     }
 
     /// Takes back the next chain that the device has finished.
@@ -240,6 +304,7 @@ impl<M: RingMemory, T> SplitQueue<M, T> {
         self.free = size;
         self.available_index = 0;
         self.used_index = 0;
+        self.asked_index = 0;
     }
 }
 

@@ -19,7 +19,14 @@ struct Shared {
     used: Vec<(u32, u32)>,
     used_index: u16,
     seen: u16,
+    indirect_limit: u16,
+    tables: Vec<Vec<Descriptor>>,
+    available_event: u16,
+    used_event: u16,
 }
+
+/// Address of the indirect table of head 0; one page each.
+const TABLES: u64 = 0x100_0000;
 
 #[derive(Clone)]
 struct Memory(Rc<RefCell<Shared>>);
@@ -50,6 +57,23 @@ impl RingMemory for Memory {
         true
     }
 
+    fn indirect_limit(&self) -> u16 {
+        self.0.borrow().indirect_limit
+    }
+
+    fn write_indirect(&mut self, head: u16, position: u16, descriptor: Descriptor) -> Iova {
+        self.0.borrow_mut().tables[usize::from(head)][usize::from(position)] = descriptor;
+        Iova::new(TABLES + 4096 * u64::from(head))
+    }
+
+    fn available_event(&self) -> u16 {
+        self.0.borrow().available_event
+    }
+
+    fn set_used_event(&mut self, index: u16) {
+        self.0.borrow_mut().used_event = index;
+    }
+
     fn clear(&mut self) {
         let fresh = Device::rings();
         *self.0.borrow_mut() = fresh;
@@ -70,6 +94,7 @@ impl Device {
             descriptors: vec![Descriptor::default(); size],
             available: vec![0; size],
             used: vec![(0, 0); size],
+            tables: vec![vec![Descriptor::default(); 4]; size],
             ..Shared::default()
         }
     }
@@ -250,4 +275,73 @@ fn after_a_reset_all_is_as_new() {
     let head = queue.add(&[write(0x5000, 1)], 9).unwrap();
     assert_eq!(device.fetch(), Some((head, vec![(0x5000, 1, 2)])));
     assert!(queue.next_head(SIZE - 1).is_some());
+}
+
+#[test]
+fn a_chain_in_an_indirect_table_takes_one_descriptor() {
+    let (mut queue, device) = queue();
+    device.0.borrow_mut().indirect_limit = 4;
+    let chain = [read(0x1000, 16), write(0x2000, 4096), write(0x3000, 1)];
+    for token in 0..u64::from(SIZE) {
+        let head = queue.add(&chain, token).unwrap();
+        let table = TABLES + 4096 * u64::from(head);
+        assert_eq!(device.fetch(), Some((head, vec![(table, 3 * 16, 0)])));
+        let rings = device.0.borrow();
+        assert_eq!(rings.descriptors[usize::from(head)].flags, Descriptor::INDIRECT);
+        let descriptor = |address, bytes, flags, next| Descriptor { address, bytes, flags, next };
+        let wanted =
+            [descriptor(0x1000, 16, 1, 1), descriptor(0x2000, 4096, 3, 2), descriptor(0x3000, 1, 2, 3)];
+        assert_eq!(rings.tables[usize::from(head)][..3], wanted);
+    }
+    assert_eq!(queue.add(&chain, 99), Err(99));
+    device.finish(3, 4098);
+    assert_eq!(queue.take_finished(), Err(QueueError::TooLong { bytes: 4098, writable: 4097 }));
+    // One segment needs no table, and five have no room in one.
+    let (mut queue, device) = self::queue();
+    device.0.borrow_mut().indirect_limit = 4;
+    queue.add(&chain[..1], 1).unwrap();
+    assert_eq!(device.fetch().unwrap().1, [(0x1000, 16, 0)]);
+    queue.add(&[read(0, 1); 5], 2).unwrap();
+    assert_eq!(device.fetch().unwrap().1.len(), 5);
+}
+
+#[test]
+fn with_event_index_the_device_is_told_when_its_index_is_passed() {
+    let (queue, device) = queue();
+    let mut queue = queue.with_event_index(true);
+    let told = |queue: &mut SplitQueue<Memory, u64>, chains: u16| {
+        for _ in 0..chains {
+            let head = queue.add(&[read(0, 1)], 0).unwrap();
+            device.finish(head.into(), 0);
+            queue.take_finished().unwrap().unwrap();
+        }
+        queue.wants_notification()
+    };
+    assert!(told(&mut queue, 1), "the first");
+    assert!(!told(&mut queue, 1), "the device has named no later index");
+    device.0.borrow_mut().available_event = 4;
+    assert!(!told(&mut queue, 2));
+    assert!(told(&mut queue, 3), "from 4 to 7");
+    assert!(!told(&mut queue, 1));
+    // Around the end of 16 bits.
+    device.0.borrow_mut().available_event = 0xffff;
+    for _ in 8..0xffff_u16 {
+        assert!(!told(&mut queue, 1));
+    }
+    assert!(told(&mut queue, 1));
+    assert!(!told(&mut queue, 1));
+}
+
+#[test]
+fn a_chain_that_is_finished_while_the_interrupt_is_armed_is_not_missed() {
+    let (queue, device) = queue();
+    let mut queue = queue.with_event_index(true);
+    let head = queue.add(&[read(0, 1)], 1).unwrap();
+    assert!(!queue.rearm());
+    assert_eq!(device.0.borrow().used_event, 0);
+    device.finish(head.into(), 0);
+    assert!(queue.rearm(), "it was finished before the index was written");
+    queue.take_finished().unwrap().unwrap();
+    assert!(!queue.rearm());
+    assert_eq!(device.0.borrow().used_event, 1);
 }

@@ -17,6 +17,12 @@ const VERSION_1: u64 = 1 << 32;
 /// Addresses are translated by the platform's IOMMU.
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// Chains may go on in tables of their own ([`Rings::with_indirect`](super::Rings::with_indirect)).
+pub const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
+/// Each side says at which index it wants to hear of the next chain
+/// ([`SplitQueue::with_event_index`](super::SplitQueue::with_event_index)).
+pub const EVENT_INDEX: u64 = 1 << 29;
+
 /// How long a device may take for a reset.
 const RESET_DEADLINE_NS: u64 = 2_000_000_000;
 
@@ -189,6 +195,19 @@ impl Transport {
         let interrupt: Box<dyn Interrupt> =
             self.device.host().allocate_interrupt(self.device.function(), event)?;
         Ok(self.msix.set(entry, interrupt)?)
+    }
+
+    /// Number of MSI-X entries.
+    pub fn interrupts(&self) -> u16 {
+        self.msix.entries()
+    }
+
+    /// Sends the interrupt of MSI-X entry `entry` to CPU number `cpu`.
+    ///
+    /// # Errors
+    /// The entry has no interrupt, or there is no way to the CPU: it goes where it went before.
+    pub fn send_interrupt_to(&mut self, entry: u16, cpu: usize) -> Result<(), TransportError> {
+        Ok(self.msix.retarget(entry, cpu)?)
     }
 
     /// Makes the device quiet: when this returns it has forgotten its queues and touches no memory.

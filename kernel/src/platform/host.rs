@@ -74,6 +74,10 @@ unsafe impl Host for Kernel {
         cpus().count()
     }
 
+    fn cpu(&self) -> usize {
+        Cpu::current().index()
+    }
+
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError> {
         threads::spawn(name, body).map(|_detached| ()).map_err(|_| SpawnError { name })
     }

@@ -1,4 +1,6 @@
-//! Commands about PCI functions and the disk.
+//! Commands about PCI functions and disks.
+
+use alloc::string::String;
 
 use drivers::{
     block::{self, BlockDevice, Operation, Transfer},
@@ -11,7 +13,12 @@ use crate::{demo, println};
 
 pub(super) static COMMANDS: &[Command] = &[
     Command { name: "lspci", arguments: "", help: "PCI functions", run: lspci },
-    Command { name: "disk", arguments: "read BLOCK", help: "show a block of the disk", run: disk },
+    Command {
+        name: "disk",
+        arguments: "[NAME read BLOCK]",
+        help: "list the disks, or show a block of one",
+        run: disk,
+    },
 ];
 
 fn lspci(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
@@ -24,21 +31,51 @@ fn lspci(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 }
 
 fn disk(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
-    let ["read", block] = arguments else { return Err(UsageError) };
-    let first = block.parse().map_err(|_| UsageError)?;
-    let Ok(disk) = shell.machine.disk() else {
-        println!("there is no disk");
-        return Ok(());
-    };
+    let disks = (0..).map_while(|number| shell.machine.disk_at(number)).enumerate();
+    match arguments {
+        [] => disks.for_each(|(number, disk)| show(number, &*disk)),
+        [name, "read", block] => {
+            let first = block.parse().map_err(|_| UsageError)?;
+            match disks.map(|(number, disk)| (disk_name(number), disk)).find(|(own, _)| own == name) {
+                Some((_, disk)) => read(shell, &*disk, first),
+                None => println!("there is no disk {name}"),
+            }
+        }
+        _ => return Err(UsageError),
+    }
+    Ok(())
+}
+
+fn disk_name(number: usize) -> String {
+    alloc::format!("disk{number}")
+}
+
+fn show(number: usize, disk: &dyn BlockDevice) {
+    let info = disk.info();
+    let mib = (info.blocks.saturating_mul(info.block_bytes.into())) >> 20;
+    println!(
+        "{:8} {}  {:11} {mib} MiB, {} blocks of {} bytes{}; queues {}, requests at a time {}, resets {}",
+        disk_name(number),
+        disk.dma().function(),
+        info.driver,
+        info.blocks,
+        info.block_bytes,
+        if info.read_only { ", read-only" } else { "" },
+        disk.queues(),
+        disk.depth(),
+        disk.resets(),
+    );
+}
+
+fn read(shell: &Shell<'_>, disk: &dyn BlockDevice, first: u64) {
     let Some(buffer) = PageBuffer::zeroed(1) else {
         println!("no memory for a buffer");
-        return Ok(());
+        return;
     };
     let transfer = Transfer { first, blocks: 1, buffer };
-    match block::transfer(&shell.machine.host, &*disk, Operation::Read(transfer)) {
+    match block::transfer(&shell.machine.host, disk, Operation::Read(transfer)) {
         Ok(Some(buffer)) => demo::dump(&buffer[..disk.info().block_bytes as usize]),
         Ok(None) => println!("the buffer did not come back"),
         Err(error) => println!("{error}"),
     }
-    Ok(())
 }

@@ -2,9 +2,8 @@
 
 use alloc::{sync::Arc, vec::Vec};
 
-use drivers::{
-    block::{BlockDevice, BlockError, Completions, Operation, Reason, Request, Transfer, transfer},
-    virtio::blk::{AtAddress, Disk},
+use drivers::block::{
+    AtAddress, BlockDevice, BlockError, Completions, Operation, Reason, Request, Transfer, transfer,
 };
 use harness::{Context, Failure, check, check_eq, failure, test};
 use iommu::PageBuffer;
@@ -31,7 +30,7 @@ const WRITE_AREA: u64 = 64 * 1024;
 /// Does one request for each of `0..count`, at most `depth` at a time, and returns the buffers in order.
 fn run(
     machine: &Machine,
-    disk: &Disk,
+    disk: &dyn BlockDevice,
     count: usize,
     depth: usize,
     operation: impl Fn(usize) -> Result<Operation, Failure>,
@@ -112,9 +111,9 @@ fn read_and_report(context: &Context<'_>, area: u64, count: usize, depth: usize)
 fn write_and_report(context: &Context<'_>, area: u64, count: usize, depth: usize) -> Result<(), Failure> {
     let machine = Machine::of(context)?;
     let disk = machine.disk()?;
-    let written = run(machine, &disk, count, depth, |number| write_operation(area, number))?;
+    let written = run(machine, &*disk, count, depth, |number| write_operation(area, number))?;
     transfer(&machine.host, &*disk, Operation::Flush)?;
-    let read = run(machine, &disk, count, depth, |number| read_operation(area, number))?;
+    let read = run(machine, &*disk, count, depth, |number| read_operation(area, number))?;
     for (number, (written, read)) in written.iter().zip(&read).enumerate() {
         check!(written[..] == read[..], "request {number} reads other than it wrote");
     }
@@ -202,7 +201,11 @@ test! {
 }
 
 /// Submits a request at an address that is not mapped, and returns what came of it.
-fn attempt(machine: &Machine, disk: &Disk, request: AtAddress) -> Result<Result<(), BlockError>, Failure> {
+fn attempt(
+    machine: &Machine,
+    disk: &dyn BlockDevice,
+    request: AtAddress,
+) -> Result<Result<(), BlockError>, Failure> {
     let completions = Completions::new(&machine.host, 1)?;
     disk.submit_at(request, &completions)?;
     let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
@@ -219,9 +222,9 @@ test! {
         let disk = machine.disk()?;
         let page = machine.fresh_page();
         let request = AtAddress { tag: 1, first: WRITE_AREA + 32 * 1024, blocks: 8, iova: page, writable: false };
-        check_eq!(attempt(machine, &disk, request)?, Err(BlockError::Blocked));
+        check_eq!(attempt(machine, &*disk, request)?, Err(BlockError::Blocked));
         Expected::read(disk.dma().function(), page).await_recorded(machine)?;
-        await_running(machine, &disk)?;
+        await_running(machine, &*disk)?;
     }
 }
 
@@ -236,10 +239,10 @@ test! {
         let mapping = disk.dma().dma_map_at(pattern::pages(1, 1)?, iommu::FromDevice, page)?;
         let buffer = mapping.unmap()?;
         let request = AtAddress { tag: 1, first: READ_AREA, blocks: 8, iova: page, writable: true };
-        check_eq!(attempt(machine, &disk, request)?, Err(BlockError::Blocked));
+        check_eq!(attempt(machine, &*disk, request)?, Err(BlockError::Blocked));
         Expected::write(disk.dma().function(), page).await_recorded(machine)?;
         pattern::expect(&buffer, 1, "the buffer after the request")?;
-        await_running(machine, &disk)?;
+        await_running(machine, &*disk)?;
     }
 }
 
@@ -275,13 +278,13 @@ test! {
             machine.host.relax();
         }
         check_eq!(disk.resets(), resets + 1);
-        await_running(machine, &disk)?;
+        await_running(machine, &*disk)?;
         check_eq!(machine.iommu.live_mappings(), live);
     }
 }
 
 /// Waits until the disk takes requests again, and does one.
-fn await_running(machine: &Machine, disk: &Disk) -> Result<(), Failure> {
+fn await_running(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
     let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
     loop {
         match transfer(&machine.host, disk, read_operation(READ_AREA, 0)?) {

@@ -8,13 +8,13 @@ use core::{
 };
 
 use drivers::{
+    block::{self, BlockDevice},
     edu::{self, Edu},
     host::Host,
     lock::Lock,
     nvme::Controller,
     pci::Function,
     quiet::{Target, quieten},
-    virtio::blk::Disk,
 };
 use harness::{Context, Failure, failure};
 use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
@@ -42,8 +42,8 @@ pub struct Parts {
     pub records_interrupt_faults: bool,
     /// Every PCI function.
     pub functions: Vec<Function>,
-    /// The disk, if the kernel has opened one.
-    pub disk: Option<Arc<Disk>>,
+    /// The disks that the kernel has opened.
+    pub disks: Vec<Arc<dyn BlockDevice>>,
     /// The kernel's memory.
     pub memory: Arc<dyn Memory>,
     /// How long the stress test runs, in seconds.
@@ -58,7 +58,7 @@ pub struct Machine {
     /// The one that nobody claims.
     idle_edu: Option<PciAddress>,
     nvme: Option<Slot<Controller>>,
-    disk: Lock<Option<Arc<Disk>>>,
+    disks: Lock<Vec<Arc<dyn BlockDevice>>>,
     /// Addresses that no test has used yet.
     next_page: AtomicU64,
 }
@@ -136,8 +136,8 @@ impl Machine {
         });
         let edus = edus.iter().map(|&function| Slot::new(&parts, claim_edu(&parts, function))).collect();
         let nvme = nvme.first().map(|&function| Slot::new(&parts, claim_nvme(&parts, function)));
-        let disk = Lock::new(parts.host.clone(), parts.disk.take());
-        Self { parts, edus, idle_edu, nvme, disk, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
+        let disks = Lock::new(parts.host.clone(), core::mem::take(&mut parts.disks));
+        Self { parts, edus, idle_edu, nvme, disks, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
     }
 
     /// The machine that `context` is about.
@@ -206,8 +206,10 @@ impl Machine {
 
     /// Takes `function` back, and opens it anew if it is one of the attackers or the disk. Returns whether it is.
     pub fn restart(&self, function: PciAddress) -> Result<bool, Failure> {
-        if self.disk().is_ok_and(|disk| disk.dma().function() == function) {
-            return self.reopen_disk().map(|()| true);
+        if let Some(number) =
+            (0..).map_while(|number| self.disk_at(number)).position(|disk| disk.dma().function() == function)
+        {
+            return self.reopen_disk(number).map(|()| true);
         }
         for index in 0..self.edus() {
             let edu = self.edu(index)?;
@@ -248,26 +250,29 @@ impl Machine {
         self.nvme.is_some()
     }
 
-    /// The disk.
-    pub fn disk(&self) -> Result<Arc<Disk>, Failure> {
-        self.disk.lock().clone().ok_or_else(|| Failure::new("the disk could not be opened"))
+    /// The first disk, which the tests use.
+    pub fn disk(&self) -> Result<Arc<dyn BlockDevice>, Failure> {
+        self.disk_at(0).ok_or_else(|| Failure::new("no disk could be opened"))
     }
 
-    /// Ends the disk's driver, takes the disk back and opens it anew.
-    pub fn reopen_disk(&self) -> Result<(), Failure> {
-        let disk = self.disk.lock().take().ok_or_else(|| Failure::new("the disk could not be opened"))?;
-        let function = disk.dma().function();
-        let disk = match Arc::try_unwrap(disk) {
-            Ok(disk) => disk,
-            Err(shared) => {
-                *self.disk.lock() = Some(shared);
-                return Err(Failure::new("the disk is in use"));
-            }
-        };
+    /// Disk number `number`, in the order of their addresses.
+    #[must_use]
+    pub fn disk_at(&self, number: usize) -> Option<Arc<dyn BlockDevice>> {
+        self.disks.lock().get(number).cloned()
+    }
+
+    /// Ends the driver of a disk, takes the disk back and opens it anew.
+    pub fn reopen_disk(&self, number: usize) -> Result<(), Failure> {
+        let disk = self.disk_at(number).ok_or_else(|| Failure::new("no such disk"))?;
+        let address = disk.dma().function();
         disk.shut_down()?;
-        self.release(function)?;
-        let disk = Disk::open(&self.host, self.iommu.claim(function)?)?;
-        *self.disk.lock() = Some(Arc::new(disk));
+        drop(disk);
+        self.release(address)?;
+        let function = self.functions.iter().find(|function| function.address == address);
+        let function = function.ok_or_else(|| Failure::new("no such function"))?;
+        let disk = block::open(&self.host, self.iommu.claim(address)?, function)?;
+        let before = self.disks.lock().get_mut(number).map(|place| core::mem::replace(place, disk));
+        drop(before);
         Ok(())
     }
 
@@ -343,7 +348,7 @@ impl<T> Drop for Lent<'_, T> {
 
 /// What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
 pub mod lacks {
-    use drivers::virtio::blk;
+    use drivers::block;
     use harness::Context;
 
     use super::{Isolation, Machine};
@@ -429,7 +434,7 @@ pub mod lacks {
 
     fn no_disk(context: &Context<'_>) -> Option<&'static str> {
         let machine = Machine::of(context).ok()?;
-        let none = !machine.functions.iter().any(|function| blk::IDS.contains(&function.id));
-        none.then_some("a virtio disk")
+        let none = !machine.functions.iter().any(block::is_candidate);
+        none.then_some("a disk")
     }
 }

@@ -4,10 +4,9 @@ use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use drivers::{
-    block::{Operation, Transfer, transfer},
+    block::{BlockDevice, Operation, Transfer, transfer},
     edu::{Transfer as EduTransfer, Way},
     host::Host,
-    virtio::blk::Disk,
 };
 use harness::{Failure, check, check_eq, failure, test};
 use iommu::{
@@ -56,7 +55,7 @@ struct Progress {
     wrong: AtomicUsize,
 }
 
-fn read(host: &Arc<dyn Host>, disk: &Disk) -> Option<PageBuffer> {
+fn read(host: &Arc<dyn Host>, disk: &dyn BlockDevice) -> Option<PageBuffer> {
     let buffer = PageBuffer::zeroed(PAGES)?;
     transfer(host, disk, Operation::Read(Transfer { first: 0, blocks: SECTORS, buffer })).ok()?
 }
@@ -66,11 +65,11 @@ impl Reader {
         let (host, shared) = (machine.host.clone(), Arc::<Progress>::default());
         let disk = machine.disk()?;
         let wanted =
-            read(&host, &disk).ok_or_else(|| failure!("the disk cannot be read before the storm"))?;
+            read(&host, &*disk).ok_or_else(|| failure!("the disk cannot be read before the storm"))?;
         let progress = shared.clone();
         let body = move || {
             while !progress.stop.load(Ordering::Relaxed) {
-                let is_right = read(&host, &disk).is_some_and(|got| got[..] == wanted[..]);
+                let is_right = read(&host, &*disk).is_some_and(|got| got[..] == wanted[..]);
                 let count = if is_right { &progress.right } else { &progress.wrong };
                 count.fetch_add(1, Ordering::Relaxed);
             }
@@ -179,7 +178,7 @@ test! {
         let function = machine.disk()?.dma().function();
         machine.iommu.quarantine(function)?;
         check!(read(&machine.host, &*machine.disk()?).is_none(), "a disk in quarantine was read");
-        machine.reopen_disk()?;
+        machine.reopen_disk(0)?;
         let after = read(&machine.host, &*machine.disk()?).ok_or_else(|| failure!("the disk cannot be read again"))?;
         check!(before[..] == after[..], "the disk reads differently");
     }

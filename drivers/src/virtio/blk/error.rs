@@ -4,7 +4,7 @@ use core::fmt;
 
 use iommu::DmaError;
 
-use crate::{host::SpawnError, mmio::OutsideWindow, virtio::TransportError};
+use crate::{block::engine::EngineError, host::SpawnError, mmio::OutsideWindow, virtio::TransportError};
 
 /// Why a virtio block device cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,7 +15,7 @@ pub enum DiskError {
     NoConfiguration,
     /// Its configuration structure is too short.
     Configuration(OutsideWindow),
-    /// Its queue cannot hold a single request.
+    /// A queue cannot hold a single request.
     QueueTooSmall(u16),
     /// No memory that the device can reach.
     Dma(DmaError),
@@ -59,14 +59,12 @@ impl From<OutsideWindow> for DiskError {
     }
 }
 
-/// A device did not become quiet; what it had stays pinned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NotQuiet;
-
-impl fmt::Display for NotQuiet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the device did not become quiet; its memory stays pinned")
+impl From<EngineError<TransportError>> for DiskError {
+    fn from(error: EngineError<TransportError>) -> Self {
+        match error {
+            EngineError::OutOfMemory => Self::OutOfMemory,
+            EngineError::Spawn(error) => Self::Spawn(error),
+            EngineError::Hardware(error) => Self::Transport(error),
+        }
     }
 }
-
-impl core::error::Error for NotQuiet {}

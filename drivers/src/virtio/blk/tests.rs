@@ -6,24 +6,24 @@ use std::{vec, vec::Vec};
 
 use iommu::{DmaDevice, Iova, PageBuffer};
 
-use super::{AtAddress, Disk, DiskError, NotQuiet, REQUEST_DEADLINE_NS};
+use super::{DiskError, open as open_disk};
 use crate::{
     block::{
-        BlockDevice, BlockError, Completion, Completions, Operation, Reason, Request, Transfer,
-        TransferError, transfer,
+        AtAddress, BlockDevice, BlockError, Completion, Completions, Extent, NotQuiet, Operation, Reason,
+        Request, Transfer, TransferError, engine::REQUEST_DEADLINE_NS, transfer,
     },
     doubles::{
         Bench,
-        virtio_blk::{self, Behaviour, SECTORS, VirtioBlk, bench},
+        virtio_blk::{self, Behaviour, DISCARD, EVENT_INDEX, INDIRECT, QUEUES, SECTORS, VirtioBlk, bench},
     },
     virtio::TransportError,
 };
 
 const SECTOR: usize = 512;
 
-fn open() -> (Bench, Arc<VirtioBlk>, Disk) {
+fn open() -> (Bench, Arc<VirtioBlk>, Arc<dyn BlockDevice>) {
     let (bench, device) = bench();
-    let disk = Disk::open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
     (bench, device, disk)
 }
 
@@ -41,8 +41,12 @@ fn write(first: u64, blocks: u32, fill: u8) -> Operation {
     Operation::Write(Transfer { first, blocks, buffer: buffer(fill) })
 }
 
-fn run(bench: &Bench, disk: &Disk, operation: Operation) -> Result<Option<PageBuffer>, TransferError> {
-    transfer(&bench.as_host(), disk, operation)
+fn run(
+    bench: &Bench,
+    disk: &Arc<dyn BlockDevice>,
+    operation: Operation,
+) -> Result<Option<PageBuffer>, TransferError> {
+    transfer(&bench.as_host(), &**disk, operation)
 }
 
 fn error_of(result: Result<Option<PageBuffer>, TransferError>) -> (BlockError, bool) {
@@ -53,7 +57,7 @@ fn error_of(result: Result<Option<PageBuffer>, TransferError>) -> (BlockError, b
 }
 
 /// Submits `count` reads and returns where their completions go.
-fn submit_reads(bench: &Bench, disk: &Disk, count: u64) -> Arc<Completions> {
+fn submit_reads(bench: &Bench, disk: &Arc<dyn BlockDevice>, count: u64) -> Arc<Completions> {
     let completions = Completions::new(&bench.as_host(), count as usize).unwrap();
     for tag in 0..count {
         disk.submit(Request { tag, operation: read(tag, 1) }, &completions).unwrap();
@@ -66,7 +70,7 @@ fn collect(completions: &Completions, count: usize) -> Vec<Completion> {
 }
 
 /// The disk does what it should, with nothing left mapped but what was before.
-fn assert_works(bench: &Bench, disk: &Disk) {
+fn assert_works(bench: &Bench, disk: &Arc<dyn BlockDevice>) {
     let live = bench.iommu.live_mappings();
     crate::doubles::await_true(|| {
         matches!(run(bench, disk, write(7, 8, 0x77)), Ok(Some(_)))
@@ -113,11 +117,99 @@ fn many_requests_wrap_around_the_rings() {
     assert_eq!(device.set(|state| state.requests), 5_000);
 }
 
+/// With everything that it can do at once.
+fn open_capable(cpus: usize) -> (Bench, Arc<VirtioBlk>, Arc<dyn BlockDevice>) {
+    let (bench, device) = bench();
+    bench.host.cpus.store(cpus, Ordering::Relaxed);
+    device.set(|state| state.offered |= QUEUES | DISCARD | INDIRECT | EVENT_INDEX);
+    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    (bench, device, disk)
+}
+
+#[test]
+fn each_cpu_has_a_queue_as_far_as_there_are_any() {
+    for (cpus, queues) in [(1, 1), (2, 2), (8, 3)] {
+        let (bench, device, disk) = open_capable(cpus);
+        assert_eq!((disk.queues(), disk.depth()), (queues, 64 * queues), "{cpus} CPUs");
+        for cpu in 0..cpus {
+            bench.host.cpu.store(cpu, Ordering::Relaxed);
+            run(&bench, &disk, write(cpu as u64, 1, cpu as u8)).unwrap();
+        }
+        let wanted: Vec<usize> =
+            (0..3).map(|queue| (0..cpus).filter(|cpu| cpu % queues == queue).count()).collect();
+        device.set(|state| assert_eq!(state.by_queue.to_vec(), wanted));
+        assert_works(&bench, &disk);
+        assert_eq!((disk.resets(), disk.shut_down()), (0, Ok(())));
+    }
+}
+
+#[test]
+fn a_full_queue_leaves_requests_to_the_others() {
+    let (bench, device, disk) = open_capable(3);
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    let completions = submit_reads(&bench, &disk, 3 * 64);
+    device.set(|state| assert_eq!(state.by_queue[0], 64));
+    let more = Completions::new(&bench.as_host(), 1).unwrap();
+    let rejected = disk.submit(Request { tag: 0, operation: read(0, 1) }, &more).unwrap_err();
+    assert_eq!(rejected.reason, Reason::QueueFull);
+    disk.reset();
+    for done in collect(&completions, 3 * 64) {
+        assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Reset), true));
+    }
+    device.set(|state| state.behaviour = Behaviour::Honest);
+    assert_works(&bench, &disk);
+}
+
+#[test]
+fn many_requests_go_through_indirect_tables_by_event_index() {
+    let (bench, device, disk) = open_capable(1);
+    let completions = Completions::new(&bench.as_host(), 64).unwrap();
+    // Beyond 16 bits of index.
+    let (mut in_flight, count) = (0, 70_000_u64);
+    for tag in 0..count {
+        if in_flight == 64 {
+            assert_eq!(completions.wait(u64::MAX).unwrap().result, Ok(()));
+            in_flight -= 1;
+        }
+        disk.submit(Request { tag, operation: write(tag % SECTORS, 1, tag as u8) }, &completions).unwrap();
+        in_flight += 1;
+    }
+    assert!(collect(&completions, in_flight).iter().all(|done| done.result.is_ok()));
+    device.set(|state| {
+        assert_eq!(state.requests as u64, count);
+        assert!(state.interrupts as u64 <= count && state.interrupts > 0);
+    });
+}
+
+#[test]
+fn deallocated_blocks_are_named_to_the_device() {
+    let (bench, device, disk) = open_capable(1);
+    device.set(|state| state.medium.fill(0x55));
+    run(&bench, &disk, Operation::Deallocate(Extent { first: 3, blocks: 64 })).unwrap();
+    device.set(|state| {
+        let (before, rest) = state.medium.split_at(3 * SECTOR);
+        let (within, behind) = rest.split_at(64 * SECTOR);
+        assert!(
+            before.iter().chain(behind).all(|&byte| byte == 0x55) && within.iter().all(|&byte| byte == 0)
+        );
+    });
+    let completions = Completions::new(&bench.as_host(), 1).unwrap();
+    let refused = |disk: &Arc<dyn BlockDevice>, first, blocks| {
+        let operation = Operation::Deallocate(Extent { first, blocks });
+        disk.submit(Request { tag: 0, operation }, &completions).unwrap_err().reason
+    };
+    for (first, blocks) in [(0, 65), (SECTORS, 1), (0, 0), (u64::MAX, 2)] {
+        assert_eq!(refused(&disk, first, blocks), Reason::OutOfRange { first, blocks });
+    }
+    let (_bench, _device, plain) = open();
+    assert_eq!(refused(&plain, 0, 1), Reason::Unsupported);
+}
+
 #[test]
 fn without_a_flush_request_a_flush_is_done_at_once() {
     let (bench, device) = bench();
     device.set(|state| state.offered &= !(1 << 9));
-    let disk = Disk::open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
     run(&bench, &disk, Operation::Flush).unwrap();
     assert_eq!(device.set(|state| state.requests), 0);
 }
@@ -143,9 +235,11 @@ fn a_full_queue_and_full_completions_give_the_request_back() {
 #[test]
 fn a_device_that_reports_errors_is_believed() {
     let (bench, device, disk) = open();
-    for status in [1, 2, 0x80] {
+    let errors =
+        [(1, BlockError::Medium(1)), (2, BlockError::Unsupported(2)), (0x80, BlockError::Device(0x80))];
+    for (status, error) in errors {
         device.set(|state| state.behaviour = Behaviour::Status(status));
-        assert_eq!(error_of(run(&bench, &disk, read(0, 1))), (BlockError::Device(status.into()), true));
+        assert_eq!(error_of(run(&bench, &disk, read(0, 1))), (error, true));
     }
     device.set(|state| state.behaviour = Behaviour::NoStatus);
     assert_eq!(error_of(run(&bench, &disk, read(0, 1))), (BlockError::Device(0xff), true));
@@ -292,24 +386,25 @@ fn a_device_that_never_works_is_given_up() {
 #[test]
 fn shutting_down_gives_everything_back() {
     let (bench, device) = bench();
-    let disk = Disk::open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
     device.set(|state| state.behaviour = Behaviour::Silent);
     let completions = submit_reads(&bench, &disk, 4);
     assert_eq!(disk.shut_down(), Ok(()));
     for done in collect(&completions, 4) {
         assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
     }
+    drop(disk);
     bench.await_live_mappings(0);
     crate::doubles::await_true(|| bench.host.live_vectors() == 0);
     assert!(!bench.host.is_bus_master());
     // The function can be used again.
     device.set(|state| state.behaviour = Behaviour::Honest);
-    let disk = Disk::open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
     assert_works(&bench, &disk);
 }
 
 fn open_error(dma: DmaDevice, bench: &Bench) -> DiskError {
-    Disk::open(&bench.as_host(), dma).err().expect("it cannot be opened")
+    open_disk(&bench.as_host(), dma).err().expect("it cannot be opened")
 }
 
 #[test]

@@ -5,21 +5,14 @@ use iommu::{
     dma::{self, FaultCounts},
 };
 
-use super::layout::Kind;
-use crate::block::{BlockError, Operation, Promise, Transfer};
-
-/// Blocks of the medium.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Extent {
-    pub first: u64,
-    pub blocks: u32,
-}
+use super::{BlockError, Extent, Operation, Transfer, completions::Promise};
 
 /// Something for the device to do, with its memory mapped.
 pub enum Job {
     Read(Extent, Mapping<PageBuffer, FromDevice>),
     Write(Extent, Mapping<PageBuffer, ToDevice>),
     Flush,
+    Deallocate(Extent),
     /// A transfer to (`writable`) or from an address of the caller's choice: nothing is owned, the IOMMU decides.
     At {
         extent: Extent,
@@ -33,6 +26,7 @@ impl Job {
     pub fn map(dma: &DmaDevice, operation: Operation) -> Result<Self, NotMapped> {
         match operation {
             Operation::Flush => Ok(Self::Flush),
+            Operation::Deallocate(extent) => Ok(Self::Deallocate(extent)),
             Operation::Read(Transfer { first, blocks, buffer }) => match dma.dma_map(buffer, FromDevice) {
                 Ok(mapping) => Ok(Self::Read(Extent { first, blocks }, mapping)),
                 Err(dma::Rejected { error, buffer }) => {
@@ -63,6 +57,7 @@ impl Job {
                 blocks,
                 buffer: mapping.unmap().map_err(BlockError::Pinned)?,
             }),
+            Self::Deallocate(extent) => Operation::Deallocate(extent),
             // Nothing was mapped.
             Self::Flush | Self::At { .. } => Operation::Flush,
         })
@@ -73,28 +68,50 @@ impl Job {
         match self {
             Self::Read(_, mapping) => mapping.unmap().map(Some).map_err(BlockError::Pinned),
             Self::Write(_, mapping) => mapping.unmap().map(Some).map_err(BlockError::Pinned),
-            Self::Flush | Self::At { .. } => Ok(None),
+            Self::Flush | Self::Deallocate(_) | Self::At { .. } => Ok(None),
         }
     }
 
-    /// What to ask the device for, and at which block.
-    pub fn command(&self) -> (Kind, u64) {
+    /// What to ask the device for.
+    pub fn kind(&self) -> Kind {
         match self {
-            Self::Read(extent, _) | Self::At { extent, writable: true, .. } => (Kind::Read, extent.first),
-            Self::Write(extent, _) | Self::At { extent, writable: false, .. } => (Kind::Write, extent.first),
-            Self::Flush => (Kind::Flush, 0),
+            Self::Read(..) | Self::At { writable: true, .. } => Kind::Read,
+            Self::Write(..) | Self::At { writable: false, .. } => Kind::Write,
+            Self::Flush => Kind::Flush,
+            Self::Deallocate(_) => Kind::Deallocate,
         }
     }
 
-    /// Where the device finds the data of how many blocks, and whether it writes them.
-    pub fn data(&self) -> Option<(Iova, u32, bool)> {
+    /// The blocks that it is about.
+    pub fn extent(&self) -> Option<Extent> {
         match self {
-            Self::Read(extent, mapping) => Some((mapping.iova(), extent.blocks, true)),
-            Self::Write(extent, mapping) => Some((mapping.iova(), extent.blocks, false)),
-            Self::At { extent, iova, writable } => Some((*iova, extent.blocks, *writable)),
+            Self::Read(extent, _)
+            | Self::Write(extent, _)
+            | Self::Deallocate(extent)
+            | Self::At { extent, .. } => Some(*extent),
             Self::Flush => None,
         }
     }
+
+    /// Where the device finds the data.
+    pub fn iova(&self) -> Option<Iova> {
+        match self {
+            Self::Read(_, mapping) => Some(mapping.iova()),
+            Self::Write(_, mapping) => Some(mapping.iova()),
+            Self::At { iova, .. } => Some(*iova),
+            Self::Flush | Self::Deallocate(_) => None,
+        }
+    }
+}
+
+/// What a device is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The device writes the data.
+    Read,
+    Write,
+    Flush,
+    Deallocate,
 }
 
 /// A buffer that could not be mapped.
@@ -128,4 +145,10 @@ impl InFlight {
         core::mem::forget(self.job);
         self.promise.keep(Err(BlockError::Gone), None);
     }
+}
+
+/// A request that the device has finished, and what it says about it.
+pub struct Done {
+    pub flight: InFlight,
+    pub result: Result<(), BlockError>,
 }

@@ -1,0 +1,438 @@
+//! What block drivers have in common: queues, threads, deadlines, recovery.
+//!
+//! ```text
+//!   submitters ──> the queue of their CPU ──> device ──> interrupt ──> the queue's worker ──> completions
+//!                                                keeper: deadlines, status, reset, restart, shutdown
+//! ```
+//!
+//! Callers map and submit in their own threads. Each queue has a worker, a thread that takes finished requests back,
+//! unmaps and completes; nothing happens in the interrupt but waking it. One thread more, the keeper, owns the device.
+//!
+//! A request succeeds if the device says so *and* no fault of the device was counted while it had the request. A device
+//! that breaks its protocol, asks for a reset or exceeds a deadline is reset, and everything that it had fails; memory
+//! goes back to its owner only after the device has become quiet, and stays pinned if it does not.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+};
+
+use iommu::DmaDevice;
+
+use super::{
+    AtAddress, BlockDevice, BlockError, BlockInfo, Completions, Extent, NotQuiet, Operation, Reason,
+    Rejected, Request,
+    completions::Promise,
+    faults::FaultWatch,
+    flight::{Done, InFlight, Job, NotMapped},
+    keeper::Keeper,
+    worker::Worker,
+};
+use crate::{
+    host::{Event, Host, SpawnError},
+    lock::Lock,
+};
+
+/// How long a device may have a request.
+pub const REQUEST_DEADLINE_NS: u64 = 10_000_000_000;
+
+/// How long [`BlockDevice::shut_down`] waits for the driver's threads, which themselves wait for the device.
+const SHUTDOWN_DEADLINE_NS: u64 = 20_000_000_000;
+
+/// One queue of a device. Everything that it takes from the device is checked before it is believed.
+pub trait Queue: Send + 'static {
+    /// What a device can do wrong in its queue.
+    type Error: fmt::Display + Send;
+
+    /// Most requests at a time.
+    fn depth(&self) -> usize;
+
+    /// Number of requests that the device has.
+    fn in_flight(&self) -> usize;
+
+    /// Puts a request where the device finds it. The device is told by [`ring`](Self::ring).
+    ///
+    /// # Errors
+    /// The request comes back if there is no room.
+    fn start(&mut self, flight: InFlight) -> Result<(), InFlight>;
+
+    /// Tells the device of what was started since the last time, if it wants to know.
+    fn ring(&mut self);
+
+    /// Takes back the next request that the device has finished.
+    ///
+    /// # Errors
+    /// What the device says cannot be true: it has to be reset.
+    fn take_finished(&mut self) -> Result<Option<Done>, Self::Error>;
+
+    /// Tells the device how far finished requests have been taken, and to interrupt for the next one. True if more have
+    /// been finished meanwhile, so that there may be no interrupt for them.
+    fn rearm(&mut self) -> bool;
+
+    /// The device's name of a request that it should have finished by now.
+    fn overdue(&self, now_ns: u64) -> Option<u16>;
+
+    /// Takes one request back from a device that has been reset; `None` when there are no more.
+    fn take_back(&mut self) -> Option<InFlight>;
+
+    /// Makes the queue as new, while the device is reset and every request has been taken back.
+    fn restart(&mut self);
+}
+
+/// A device apart from its queues. Only the keeper has it, so that waiting for it holds nobody up.
+pub trait Hardware: Send + 'static {
+    /// The driver, in the log.
+    const NAME: &'static str;
+
+    /// Why it cannot be started or stopped.
+    type Error: fmt::Display;
+
+    /// Starts the device, which is reset, with its queues, which are empty.
+    ///
+    /// # Errors
+    /// It does not work. It may have begun to.
+    fn start(&mut self) -> Result<(), Self::Error>;
+
+    /// Whether the device runs: it asks for no reset, was not given up, and still answers.
+    fn is_running(&self) -> bool;
+
+    /// Asks the device to end one request of queue number `queue`. True if it knows how to, and has taken note.
+    fn abort(&mut self, _queue: usize, _request: u16) -> bool {
+        false
+    }
+
+    /// Lets a device that works put its affairs in order before it is stopped for good.
+    fn prepare_to_stop(&mut self) {}
+
+    /// Makes the device quiet: when this returns `Ok` it has forgotten its queues and touches no memory.
+    ///
+    /// # Errors
+    /// It did not say so in time. What it was given must stay as it is.
+    fn stop(&mut self) -> Result<(), Self::Error>;
+
+    /// Takes bus mastering away.
+    fn disconnect(&mut self);
+}
+
+/// A queue, and the event that its interrupt signals.
+pub struct Channel<Q> {
+    pub state: Lock<State<Q>>,
+    pub wake: Arc<dyn Event>,
+}
+
+/// A queue under its lock.
+pub struct State<Q> {
+    pub phase: Phase,
+    pub queue: Q,
+    /// The device broke the queue's protocol: nothing is taken back until it has been reset.
+    pub is_broken: bool,
+}
+
+/// Whether requests are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    Running,
+    Resetting,
+    /// Reset for good.
+    Gone,
+    /// Out of order, and it may still reach what it has been given.
+    NotQuiet,
+}
+
+/// What submitters, workers and the keeper share.
+pub struct Shared<Q> {
+    pub host: Arc<dyn Host>,
+    pub dma: DmaDevice,
+    pub info: BlockInfo,
+    /// The device has a volatile cache; without one, what completes is durable.
+    pub flushes: bool,
+    pub channels: Vec<Channel<Q>>,
+    pub faults: FaultWatch,
+    pub attention: Arc<Attention>,
+    pub stop: AtomicBool,
+    pub resets: AtomicU64,
+    /// Resets in a row with no request done in between.
+    pub fruitless_resets: AtomicU32,
+    /// Threads that have not ended.
+    threads: AtomicUsize,
+    /// The last thread has ended.
+    stopped: Arc<dyn Event>,
+}
+
+/// What wakes the keeper, and why. As the event of an interrupt it says that the device's status is worth a look.
+pub struct Attention {
+    wake: Arc<dyn Event>,
+    /// The status may have changed.
+    pub status: AtomicBool,
+    /// The device's owner wants it reset.
+    pub reset: AtomicBool,
+    /// A queue is broken.
+    pub broken: AtomicBool,
+}
+
+impl Attention {
+    /// Nothing is the matter.
+    pub fn new(host: &Arc<dyn Host>) -> Arc<Self> {
+        let none = || AtomicBool::new(false);
+        Arc::new(Self { wake: host.event(), status: none(), reset: none(), broken: none() })
+    }
+
+    /// Sets `flag`, one of these, and wakes the keeper.
+    pub fn raise(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Release);
+        self.wake.signal();
+    }
+
+    /// Wakes the keeper, which finds out by itself what for.
+    pub fn wake(&self) {
+        self.wake.signal();
+    }
+}
+
+impl Event for Attention {
+    fn signal(&self) {
+        self.raise(&self.status);
+    }
+
+    fn wait(&self, deadline_ns: u64) -> bool {
+        self.wake.wait(deadline_ns)
+    }
+}
+
+/// One thread of a driver's, for as long as it runs.
+pub struct Running<Q>(Arc<Shared<Q>>);
+
+impl<Q> Running<Q> {
+    pub fn new(shared: &Arc<Shared<Q>>) -> Self {
+        shared.threads.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl<Q> Drop for Running<Q> {
+    fn drop(&mut self) {
+        if self.0.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.stopped.signal();
+        }
+    }
+}
+
+/// What a driver has found out and set up, with the device not started yet.
+pub struct Setup<H, Q> {
+    pub dma: DmaDevice,
+    pub info: BlockInfo,
+    pub flushes: bool,
+    pub attention: Arc<Attention>,
+    pub hardware: H,
+    /// Each with the event of its interrupt.
+    pub queues: Vec<(Q, Arc<dyn Event>)>,
+}
+
+/// Why the engine could not be started.
+pub enum EngineError<E> {
+    /// No memory for bookkeeping.
+    OutOfMemory,
+    /// No thread.
+    Spawn(SpawnError),
+    /// The device does not work.
+    Hardware(E),
+}
+
+/// A block device in use. Dropping it shuts it down in the background.
+pub struct Engine<Q: Queue> {
+    shared: Arc<Shared<Q>>,
+}
+
+impl<Q: Queue> Engine<Q> {
+    /// Starts the device and the driver's threads.
+    ///
+    /// # Errors
+    /// See [`EngineError`]. The device is left quiet and without bus mastering.
+    pub fn start<H: Hardware>(
+        host: &Arc<dyn Host>,
+        setup: Setup<H, Q>,
+    ) -> Result<Self, EngineError<H::Error>> {
+        let Setup { dma, info, flushes, attention, hardware, queues } = setup;
+        let mut channels = Vec::new();
+        channels.try_reserve_exact(queues.len()).map_err(|_| EngineError::OutOfMemory)?;
+        for (queue, wake) in queues {
+            let state = State { phase: Phase::Resetting, queue, is_broken: false };
+            channels.push(Channel { state: Lock::new(host.clone(), state), wake });
+        }
+        let shared = Arc::new(Shared {
+            host: host.clone(),
+            info,
+            flushes,
+            channels,
+            faults: FaultWatch::default(),
+            attention,
+            stop: AtomicBool::new(false),
+            resets: AtomicU64::new(0),
+            fruitless_resets: AtomicU32::new(0),
+            threads: AtomicUsize::new(0),
+            stopped: host.event(),
+            dma,
+        });
+        // From here on whatever fails drops the keeper, which leaves the device quiet and ends the workers.
+        let mut keeper = Keeper::new(&shared, hardware);
+        for index in 0..shared.channels.len() {
+            let worker = Worker::new(&shared, index).map_err(|_| EngineError::OutOfMemory)?;
+            host.spawn(H::NAME, Box::new(move || worker.run())).map_err(EngineError::Spawn)?;
+        }
+        shared.faults.check(&shared.dma);
+        keeper.start().map_err(EngineError::Hardware)?;
+        host.spawn(H::NAME, Box::new(move || keeper.run())).map_err(EngineError::Spawn)?;
+        Ok(Self { shared })
+    }
+}
+
+/// A job that the device cannot take now.
+pub struct Refused {
+    pub reason: Reason,
+    pub job: Job,
+    pub promise: Promise,
+}
+
+impl<Q: Queue> Shared<Q> {
+    /// Hands a job to the device: by the queue of this CPU, or by another one that has room.
+    pub fn start(&self, job: Job, promise: Promise, deadline_ns: u64) -> Result<(), Refused> {
+        let mut flight = InFlight { job, promise, deadline_ns, faults: self.faults.last() };
+        let mut reason = Reason::Gone;
+        let here = self.host.cpu();
+        for offset in 0..self.channels.len() {
+            let mut state = self.channels[(here + offset) % self.channels.len()].state.lock();
+            reason = match state.phase {
+                Phase::Running => Reason::QueueFull,
+                Phase::Resetting => Reason::Resetting,
+                Phase::Gone | Phase::NotQuiet => Reason::Gone,
+            };
+            if state.phase != Phase::Running {
+                break;
+            }
+            match state.queue.start(flight) {
+                Ok(()) => {
+                    state.queue.ring();
+                    return Ok(());
+                }
+                Err(back) => flight = back,
+            }
+        }
+        let InFlight { job, promise, .. } = flight;
+        Err(Refused { reason, job, promise })
+    }
+
+    /// Sets the phase of every queue.
+    pub fn enter(&self, phase: Phase) {
+        for channel in &self.channels {
+            channel.state.lock().phase = phase;
+        }
+    }
+
+    /// The phase, which is the same for all queues unless it is just being set.
+    pub fn phase(&self) -> Phase {
+        self.channels.first().map_or(Phase::Gone, |channel| channel.state.lock().phase)
+    }
+
+    fn deadline_ns(&self) -> u64 {
+        self.host.now_ns().saturating_add(REQUEST_DEADLINE_NS)
+    }
+}
+
+impl<Q: Queue> Drop for Engine<Q> {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.attention.wake();
+    }
+}
+
+impl<Q: Queue> BlockDevice for Engine<Q> {
+    fn info(&self) -> BlockInfo {
+        self.shared.info
+    }
+
+    fn submit(&self, request: Request, completions: &Arc<Completions>) -> Result<(), Rejected> {
+        let Request { tag, operation } = request;
+        let reject = |reason, operation| Err(Rejected { reason, request: Request { tag, operation } });
+        if let Err(reason) = self.shared.info.check(&operation) {
+            return reject(reason, operation);
+        }
+        let Some(promise) = completions.promise(tag) else {
+            return reject(Reason::CompletionsFull, operation);
+        };
+        if matches!(operation, Operation::Flush) && !self.shared.flushes {
+            promise.keep(Ok(()), None);
+            return Ok(());
+        }
+        let job = match Job::map(&self.shared.dma, operation) {
+            Ok(job) => job,
+            Err(NotMapped { error, operation: Some(operation) }) => {
+                promise.withdraw();
+                return reject(Reason::Dma(error), operation);
+            }
+            // There is no buffer to reject the request with, here and below.
+            Err(NotMapped { error, operation: None }) => {
+                promise.keep(Err(BlockError::Pinned(error)), None);
+                return Ok(());
+            }
+        };
+        let started = self.shared.start(job, promise, self.shared.deadline_ns());
+        let Err(Refused { reason, job, promise }) = started else {
+            return Ok(());
+        };
+        match job.unmap() {
+            Ok(operation) => {
+                promise.withdraw();
+                reject(reason, operation)
+            }
+            Err(error) => {
+                promise.keep(Err(error), None);
+                Ok(())
+            }
+        }
+    }
+
+    fn submit_at(&self, request: AtAddress, completions: &Arc<Completions>) -> Result<(), Reason> {
+        let AtAddress { tag, first, blocks, iova, writable } = request;
+        self.shared.info.check_range(first, blocks)?;
+        let promise = completions.promise(tag).ok_or(Reason::CompletionsFull)?;
+        let job = Job::At { extent: Extent { first, blocks }, iova, writable };
+        self.shared.start(job, promise, self.shared.deadline_ns()).map_err(|refused| {
+            refused.promise.withdraw();
+            refused.reason
+        })
+    }
+
+    fn dma(&self) -> &DmaDevice {
+        &self.shared.dma
+    }
+
+    fn queues(&self) -> usize {
+        self.shared.channels.len()
+    }
+
+    fn depth(&self) -> usize {
+        self.shared.channels.iter().map(|channel| channel.state.lock().queue.depth()).sum()
+    }
+
+    fn resets(&self) -> u64 {
+        self.shared.resets.load(Ordering::Relaxed)
+    }
+
+    fn reset(&self) {
+        self.shared.attention.raise(&self.shared.attention.reset);
+    }
+
+    fn shut_down(&self) -> Result<(), NotQuiet> {
+        let shared = &self.shared;
+        shared.stop.store(true, Ordering::Release);
+        shared.attention.wake();
+        let deadline_ns = shared.host.now_ns().saturating_add(SHUTDOWN_DEADLINE_NS);
+        let ended = shared.stopped.wait(deadline_ns);
+        // For whoever else waits.
+        if ended {
+            shared.stopped.signal();
+        }
+        if ended && shared.phase() == Phase::Gone { Ok(()) } else { Err(NotQuiet) }
+    }
+}
