@@ -5,7 +5,7 @@
 
 use alloc::format;
 
-use drivers::block::{BlockDevice, Completions, Operation, Request, Transfer, transfer};
+use drivers::block::{Completions, Operation, Request, Transfer, transfer};
 use harness::{Context, Failure, TestCase, failure};
 use iommu::PageBuffer;
 
