@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the guest's benchmarks, counted in instructions, then those on the host.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::boot::{Ending, Verdict};
 use crate::control::Measurement;
 use crate::machine::Processor;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
+use crate::plot;
 use crate::scenario::Scenario;
 use crate::setup;
 use crate::stage::Stage;
@@ -25,6 +26,7 @@ the host's (criterion).
   --bench GLOB        only these in-kernel benchmarks
   --no-guest          only the host's
   --no-host           only the guest's
+  --plot FILE         a picture of the guest's results besides (SVG)
 ";
 
 const TOTAL: Duration = Duration::from_secs(1800);
@@ -34,12 +36,13 @@ const SILENCE_S: u64 = 600;
 pub fn main(mut parser: Parser) -> Result<ExitCode> {
     let mut boot = BootOptions::default();
     let mut pattern = "*".to_string();
-    let (mut no_guest, mut no_host) = (false, false);
+    let (mut no_guest, mut no_host, mut plot) = (false, false, None);
     let rest = options::read(&mut parser, |name, parser| {
         match name {
             "bench" => pattern = parser.value()?.string()?,
             "no-guest" => no_guest = true,
             "no-host" => no_host = true,
+            "plot" => plot = Some(PathBuf::from(parser.value()?)),
             _ => return boot.take(name, parser),
         }
         Ok(true)
@@ -50,7 +53,12 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     };
     let workspace = Workspace::locate()?;
     if !no_guest {
-        print!("{}", table(&in_guest(&workspace, &boot, &pattern)?));
+        let measurements = in_guest(&workspace, &boot, &pattern)?;
+        print!("{}", table(&measurements));
+        if let Some(file) = plot {
+            let written = std::fs::write(&file, plot::svg(&measurements));
+            written.with_context(|| format!("cannot write {}", file.display()))?;
+        }
     }
     let packages = packages_with_benchmarks(&workspace.root)?;
     if !no_host && !packages.is_empty() {

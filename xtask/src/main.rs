@@ -20,6 +20,7 @@ mod machine;
 mod matrix;
 mod mutants;
 mod options;
+mod plot;
 mod power_cut;
 mod qemu;
 mod run;
