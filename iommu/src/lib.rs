@@ -8,7 +8,7 @@
 //! what the function reaches.
 //!
 //! ```text
-//!   driver          DmaDevice -> Mapping / Coherent                dma/        knows neither platform nor vendor
+//!   driver          DmaDevice -> Mapping / Coherent / Pool         dma/        knows neither platform nor vendor
 //!                       |  one dynamic call per operation
 //!   host            MessageInterrupts / WiredInterrupt             interrupts  who may raise which vector where
 //!   front           Domain = page table + IOVAs + tags             domain.rs   generic over the vendor
@@ -82,8 +82,8 @@ mod walk;
 
 pub use address::{Iova, PciAddress, SourceId};
 pub use dma::{
-    Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, PageBuffer, Rejected,
-    ToDevice,
+    Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, PageBuffer, Pool,
+    PoolBuffer, Rejected, ToDevice,
 };
 pub use group::{ClaimError, Incident, ReleaseError};
 pub use options::Options;

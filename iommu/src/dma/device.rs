@@ -9,7 +9,7 @@ use core::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    Coherent, Direction, DmaBuffer, DmaError, Mapping, Rejected,
+    Coherent, Direction, DmaBuffer, DmaError, Mapping, Pool, Rejected,
     space::{Placement, Space},
 };
 use crate::{Incident, Iova, PciAddress};
@@ -110,6 +110,21 @@ impl DmaDevice {
         count: usize,
     ) -> Result<Coherent<T>, DmaError> {
         Coherent::new(self, count, self.anywhere())
+    }
+
+    /// `count` buffers of `bytes` bytes each, zeroed, that the device can reach in direction `D` until the pool is gone: for
+    /// devices that move many small pieces, such as packets.
+    ///
+    /// # Errors
+    /// [`DmaError::BadLength`] for no buffers, buffers of no bytes, or more than there can be, and the errors of
+    /// [`dma_map`](Self::dma_map).
+    pub fn dma_pool<D: Direction>(
+        &self,
+        bytes: usize,
+        count: usize,
+        _direction: D,
+    ) -> Result<Pool<D>, DmaError> {
+        Pool::new(self, bytes, count, self.anywhere())
     }
 
     /// Number of faults that the device has caused so far, those included that its unit has recorded but no interrupt

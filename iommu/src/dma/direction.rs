@@ -19,6 +19,12 @@ pub trait Direction: sealed::Sealed + Copy + Send + Sync + 'static {
     const ACCESS: Access;
 }
 
+/// Directions in which the device reads.
+pub trait DeviceReads: Direction {}
+
+/// Directions in which the device writes.
+pub trait DeviceWrites: Direction {}
+
 /// The device reads what the CPU wrote; it cannot write.
 #[derive(Clone, Copy, Debug)]
 pub struct ToDevice;
@@ -46,3 +52,8 @@ impl Direction for FromDevice {
 impl Direction for Bidirectional {
     const ACCESS: Access = Access { read: true, write: true };
 }
+
+impl DeviceReads for ToDevice {}
+impl DeviceReads for Bidirectional {}
+impl DeviceWrites for FromDevice {}
+impl DeviceWrites for Bidirectional {}

@@ -11,14 +11,17 @@ mod direction;
 mod error;
 mod mapping;
 mod page_buffer;
+mod pool;
 pub(crate) mod reaper;
+mod shared_bytes;
 pub(crate) mod space;
 
 pub use buffer::{DmaBuffer, RawBuffer};
 pub use coherent::Coherent;
 pub use device::{DmaDevice, FaultCounts};
-pub use direction::{Access, Bidirectional, Direction, FromDevice, ToDevice};
+pub use direction::{Access, Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
 pub(crate) use error::Unflushed;
 pub use error::{DmaError, Rejected, Silent, Stuck};
 pub use mapping::Mapping;
 pub use page_buffer::PageBuffer;
+pub use pool::{Pool, PoolBuffer};
