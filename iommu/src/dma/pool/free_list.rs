@@ -89,6 +89,17 @@ mod tests {
     }
 
     #[test]
+    fn a_top_that_came_back_is_not_the_one_that_was_seen() {
+        let list = FreeList::new(2).expect("memory");
+        let seen = list.top.load(Ordering::Acquire);
+        let taken = (list.take(), list.take());
+        assert_eq!(taken, (Some(0), Some(1)));
+        list.give(0);
+        assert_eq!(list.top.load(Ordering::Acquire) as u32, seen as u32);
+        assert!(list.exchange(seen, 1).is_err(), "1 would be free while it is taken");
+    }
+
+    #[test]
     fn threads_never_hold_the_same_number() {
         const NUMBERS: usize = 3;
         let list = FreeList::new(NUMBERS).expect("memory");
