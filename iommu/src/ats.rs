@@ -58,16 +58,14 @@ pub(crate) fn find<P: Platform>(
     Some(DeviceTlb { physical: owner, queue_depth })
 }
 
-/// Lets `function` use its TLB, from empty.
+/// Lets `function` use its TLB.
 pub(crate) fn enable<P: Platform>(platform: &P, function: PciAddress) {
     if let Some(offset) = registers(platform, function) {
-        // Firmware may have left it on, with a TLB full of anything: turning it off empties that.
-        platform.write_config(function, offset, 0);
         platform.write_config(function, offset, ENABLE);
     }
 }
 
-/// Makes `function` forget its TLB and use it no more.
+/// Makes `function` use its TLB no more, and forget what is in it.
 pub(crate) fn disable<P: Platform>(platform: &P, function: PciAddress) {
     if let Some(offset) = registers(platform, function) {
         platform.write_config(function, offset, 0);

@@ -13,7 +13,7 @@ use mm::PhysRange;
 
 use crate::{
     PciAddress, Platform, SourceId,
-    ats::DeviceTlb,
+    ats::{self, DeviceTlb},
     backend::{Backend, UnitSet},
     dma::{DmaError, Stuck, reaper::Reaper},
     domain::Domain,
@@ -22,7 +22,7 @@ use crate::{
     platform::{LockClass, Work},
     policy::{History, Limits, Verdict, judge},
     sync::{IrqLock, IrqLockGuard},
-    topology::{self, TopologyError},
+    topology::{self, FunctionKind, TopologyError},
 };
 pub use error::ClaimError;
 pub use error::ReleaseError;
@@ -33,6 +33,9 @@ pub(crate) use revoke::stop_bus_master;
 pub(crate) struct GroupLayout {
     /// Its functions.
     pub functions: Vec<PciAddress>,
+    /// Those of them that send requests of their own. Bridges do not: bus mastering lets those of others through, and
+    /// no driver would turn it on again.
+    pub endpoints: Vec<PciAddress>,
     /// The ids that requests of its functions carry, each with the index of the unit that sees it.
     pub sources: Vec<(SourceId, usize)>,
     /// Memory that firmware wants its functions to reach at all times: sorted and apart.
@@ -43,16 +46,19 @@ impl GroupLayout {
     /// What the topology says of a group. `None` if a part of it is covered by no unit: nothing could block it, so it
     /// is never handed out.
     pub fn of(group: topology::Group<'_>) -> Result<Option<Self>, TopologyError> {
-        let (mut functions, mut sources) = (Vec::new(), Vec::new());
+        let (mut functions, mut endpoints, mut sources) = (Vec::new(), Vec::new(), Vec::new());
         functions.try_reserve_exact(group.functions().len())?;
         functions.extend(group.functions().map(|function| function.address));
+        endpoints.try_reserve_exact(functions.len())?;
+        let is_endpoint = |function: &&topology::Function| function.kind == FunctionKind::Endpoint;
+        endpoints.extend(group.functions().filter(is_endpoint).map(|function| function.address));
         sources.try_reserve_exact(group.sources().len())?;
         for source in group.sources() {
             let Some(unit) = source.unit else { return Ok(None) };
             sources.push((source.id, unit));
         }
         let reserved = merge_overlapping(group.reserved()?);
-        Ok(Some(Self { functions, sources, reserved }))
+        Ok(Some(Self { functions, endpoints, sources, reserved }))
     }
 
     /// The unit that sees the group's requests, if the group is one function with one requester id and no reserved
@@ -287,7 +293,12 @@ impl<B: Backend> Group<B> {
         if let Some(domain) = domain {
             return Ok(domain);
         }
+        let platform = &**maker.backend.platform();
         let domain = Arc::new(maker.make(self.layout.units(), &self.layout.reserved)?);
+        if device_tlb.is_some() {
+            // What the TLB has kept, of firmware's or of a driver before, must not come to life with the entry.
+            self.layout.functions.iter().for_each(|&function| ats::disable(platform, function));
+        }
         for (done, &(source, unit)) in self.layout.sources.iter().enumerate() {
             if let Err(error) = domain.attach(unit, source, device_tlb) {
                 self.block_sources(&domain, done)?;

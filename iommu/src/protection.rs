@@ -132,7 +132,7 @@ impl<P: Platform> Protection<P> {
             log::warn!("{uncovered} groups are not covered by any unit and cannot be claimed");
         }
         for group in groups.iter().flatten().filter(|_| options.verbose) {
-            let GroupLayout { functions, sources, reserved } = group.layout();
+            let GroupLayout { functions, sources, reserved, .. } = group.layout();
             log::info!("group of {functions:?}: ids and units {sources:?}, reserved {reserved:?}");
         }
     }
@@ -353,7 +353,7 @@ impl<P: Platform> Control for Protection<P> {
         backend.visit(visitor);
         for (number, group) in self.shared.groups.iter().enumerate() {
             let Some(group) = group else { continue };
-            let GroupLayout { functions, sources, reserved } = group.layout();
+            let GroupLayout { functions, sources, reserved, .. } = group.layout();
             let platform = &*self.shared.platform;
             let (faults, standing) = (group.faults(platform), group.standing(platform));
             visitor.group(&GroupReport { group: number, functions, sources, reserved, faults, standing });

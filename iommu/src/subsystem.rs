@@ -157,9 +157,10 @@ impl Iommu {
 
     /// Takes the group of `function` back from its drivers, or out of quarantine, so that it can be claimed again.
     ///
-    /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions, and says
-    /// whether the function is quiet: whether whatever it had begun has ended, or will never touch memory. Only then
-    /// does the memory that was mapped for it come back. Handles of the old drivers stay valid, and map nothing more.
+    /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions that is no
+    /// bridge, and says whether the function is quiet: whether whatever it had begun has ended, or will never touch memory.
+    /// Only then does the memory that was mapped for it come back. Handles of the old drivers stay valid, and map nothing
+    /// more.
     ///
     /// # Errors
     /// See [`ReleaseError`]. The group is in quarantine then, unless it was [`Busy`](ReleaseError::Busy) or unknown.

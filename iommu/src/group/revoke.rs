@@ -22,7 +22,7 @@ impl<B: Backend> Group<B> {
         seizure.result.map_err(ReleaseError::from)
     }
 
-    /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its functions quiet, then
+    /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its endpoints quiet, then
     /// the memory that was mapped for it comes back and it can be claimed again. Ends quarantine.
     ///
     /// If something fails on the way the group is in quarantine, and its memory stays pinned.
@@ -63,7 +63,7 @@ impl<B: Backend> Group<B> {
         let platform = &**maker.backend.platform();
         let domain = self.begin(maker, function).map_err(|_| ReleaseError::Busy { function })?;
         // In quarantine a driver may have turned it on again.
-        self.layout.functions.iter().for_each(|&function| stop_bus_master(platform, function));
+        self.layout.endpoints.iter().for_each(|&function| stop_bus_master(platform, function));
         let is_new = !self.state.lock(platform).quarantined;
         let mut result = Ok(());
         if is_new {
@@ -84,7 +84,7 @@ impl<B: Backend> Group<B> {
     }
 
     fn quieten(&self, reset: &mut dyn FnMut(PciAddress) -> bool) -> Result<(), ReleaseError> {
-        match self.layout.functions.iter().find(|function| !reset(**function)) {
+        match self.layout.endpoints.iter().find(|function| !reset(**function)) {
             Some(&function) => Err(ReleaseError::NotQuiet { function }),
             None => Ok(()),
         }
@@ -100,22 +100,23 @@ impl<B: Backend> Group<B> {
     fn take_back(&self, maker: &DomainMaker<B>, domain: Option<Arc<Domain<B>>>) -> Taken<B> {
         let platform = &**maker.backend.platform();
         let is_reserved_only = self.state.lock(platform).claimed.is_empty();
-        let Some(revoked) = domain else {
-            self.set_reporting(maker, false);
-            return Taken { remaining: None, revoked: None, result: Ok(()) };
+        let revoked = match domain {
+            Some(reserved) if is_reserved_only => {
+                return Taken { remaining: Some(reserved), revoked: None, result: Ok(()) };
+            }
+            domain => domain,
         };
-        if is_reserved_only {
-            return Taken { remaining: Some(revoked), revoked: None, result: Ok(()) };
-        }
-        revoked.revoke();
-        if let Err(stuck) = self.block_sources(&revoked, self.layout.sources.len()) {
-            return Taken { remaining: None, revoked: Some(revoked), result: Err(stuck) };
+        if let Some(revoked) = &revoked {
+            revoked.revoke();
+            if let Err(stuck) = self.block_sources(revoked, self.layout.sources.len()) {
+                return Taken { remaining: None, revoked: Some(revoked.clone()), result: Err(stuck) };
+            }
         }
         let remaining = if self.layout.reserved.is_empty() { None } else { self.reserved_only(maker) };
         if remaining.is_none() {
             self.set_reporting(maker, false);
         }
-        Taken { remaining, revoked: Some(revoked), result: Ok(()) }
+        Taken { remaining, revoked, result: Ok(()) }
     }
 
     /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.

@@ -55,6 +55,37 @@ impl Device {
         self.machine.state().world.functions[self.index].answers_from_ns = time_ns;
     }
 
+    /// Begins a transfer of `bytes` bytes that the unit lets through now and that goes on until the function is reset,
+    /// whatever becomes of the translation. `false` if nothing lets it through, or the memory is none that a test has lent.
+    pub fn begin_transfer(&self, address: u64, bytes: u64) -> bool {
+        let Ok(first) = self.probe(address, Access::Read).or_else(|_| self.probe(address, Access::Write))
+        else {
+            return false;
+        };
+        let mut state = self.machine.state();
+        let lent = state.world.memory.buffers.is_lent(first);
+        if lent {
+            state.world.functions[self.index].busy_with.push((first, bytes));
+        }
+        lent
+    }
+
+    /// A reset by the function's own means: what it had begun ends, and its bus mastering is off. Its TLB stays.
+    pub fn reset(&self) {
+        let mut state = self.machine.state();
+        let function = &mut state.world.functions[self.index];
+        function.busy_with.clear();
+        function.config.stop_bus_master();
+    }
+
+    /// Makes the function try `addresses` at every moment from now on, as far as the IOMMU lets it. They replace those of
+    /// before.
+    pub fn keep_trying(&self, addresses: &[u64]) {
+        let attempts = &mut self.machine.state().world.attempts;
+        attempts.retain(|&(index, _)| index != self.index);
+        attempts.extend(addresses.iter().map(|&address| (self.index, address)));
+    }
+
     /// Takes the function out of its slot, or puts it back.
     pub fn set_unplugged(&self, unplugged: bool) {
         self.machine.state().world.functions[self.index].unplugged = unplugged;
@@ -147,7 +178,7 @@ impl Device {
         let mut state = self.machine.state();
         let State { units, world } = &mut *state;
         let function = &world.functions[self.index];
-        if !function.config.bus_master() {
+        if !world.masters_bus(self.index) {
             return InterruptOutcome::NotBusMaster;
         }
         let (unit, source) = (function.unit, function.requester);
@@ -167,7 +198,7 @@ impl Device {
         let mut state = self.machine.state();
         self.machine.stir(&mut state);
         let State { units, world } = &mut *state;
-        if !world.functions[self.index].config.bus_master() {
+        if !world.masters_bus(self.index) {
             return Err(Denied::NotBusMaster);
         }
         let translation = translate(units, world, self.index, address, access, false)?;
@@ -254,6 +285,55 @@ fn translate(
     let address_type = AddressType::Translated;
     unit.request(world, &Request { source, address: physical, access, address_type, silent })?;
     Ok(translation)
+}
+
+/// One of the addresses that functions go on trying is tried. It fills caches, and leads nowhere but to what is lent.
+pub(crate) fn attempt(units: &mut [crate::unit::Unit], world: &mut crate::world::World) {
+    if world.attempts.is_empty() {
+        return;
+    }
+    let number = world.random.index(world.attempts.len());
+    let (index, address) = world.attempts[number];
+    let access = if world.random.once_in(2) { Access::Read } else { Access::Write };
+    let unit = &units[world.functions[index].unit];
+    // What waits in a write buffer may be seen in any order: before its flush a walk may lead anywhere.
+    if unit.misbehaviour.gone || unit.config.write_buffer {
+        return;
+    }
+    let Ok(translation) = translate(units, world, index, address, access, true) else { return };
+    let physical = translation.at(address);
+    if let Err(why) = world.memory.dma_target(physical, 1) {
+        let who = world.functions[index].address;
+        let text = format!("{who}: {access:?} of {address:#x} would reach {physical:#x} ({why:?})");
+        world.complaints.add(Rule::StrayDma, text);
+    }
+}
+
+/// Transfers that were let through once go on: their memory must be what it was.
+pub(crate) fn go_on(world: &crate::world::World) {
+    for function in &world.functions {
+        for &(physical, _) in function.busy_with.iter().filter(|&&(at, _)| !world.memory.buffers.is_lent(at))
+        {
+            let text = format!("{}: a transfer to {physical:#x} that began before goes on", function.address);
+            world.complaints.add(Rule::StrayDma, text);
+        }
+    }
+}
+
+/// Whether a request of function `index` for `physical`, said to be translated, would be let through.
+pub(crate) fn reaches_translated(
+    units: &mut [crate::unit::Unit],
+    world: &mut crate::world::World,
+    index: usize,
+    physical: u64,
+) -> bool {
+    let (unit, source) = (world.functions[index].unit, world.functions[index].requester);
+    let (access, address_type) = (Access::Write, AddressType::Translated);
+    let unit = &mut units[unit];
+    !unit.misbehaviour.gone
+        && unit
+            .request(world, &Request { source, address: physical, access, address_type, silent: true })
+            .is_ok()
 }
 
 /// Cuts `data` at page boundaries.

@@ -11,6 +11,7 @@ use crate::{
     clock::Clock,
     complaints::{Complaint, Complaints, Rule},
     config::MachineConfig,
+    device,
     device_tlb::DeviceTlb,
     memory::Memory,
     misbehaviour::Misbehaviour,
@@ -62,6 +63,8 @@ impl Machine {
             tlb: DeviceTlb::default(),
             answers_from_ns: 0,
             unplugged: false,
+            busy_with: Vec::new(),
+            bridges: config.bridges_above(function.address),
         });
         let mut world = World {
             memory: memory.clone(),
@@ -71,6 +74,7 @@ impl Machine {
             outbox: Vec::new(),
             functions: functions.collect(),
             drop_once_in: config.drop_once_in,
+            attempts: Vec::new(),
         };
         let mut units: Vec<Unit> = (0..)
             .zip(&config.units)
@@ -124,19 +128,26 @@ impl Machine {
                 unit.land_writes(world);
             }
         }
+        device::attempt(units, world);
+        device::go_on(world);
         const WATCH_ONCE_IN: u64 = 4;
         if world.random.once_in(WATCH_ONCE_IN) {
             self.watch_reserved_memory(state);
         }
     }
 
-    /// Devices that firmware reserved memory for use it all the time: there is no moment in which they may be blocked.
+    /// Devices that firmware reserved memory for use it all the time, until their bus mastering is turned off: there is
+    /// no moment in which they may be blocked.
     fn watch_reserved_memory(&self, state: &mut State) {
         let State { units, world } = state;
         for reserved in &self.config.reserved {
-            let Some(function) = world.functions.iter().find(|f| f.address == reserved.function) else {
+            let Some(index) = world.functions.iter().position(|f| f.address == reserved.function) else {
                 continue;
             };
+            if !world.masters_bus(index) {
+                continue;
+            }
+            let function = &world.functions[index];
             let (unit, source) = (&mut units[function.unit], function.requester);
             if unit.misbehaviour.gone || !unit.was_open_at_first() {
                 continue;
@@ -306,11 +317,16 @@ impl Machine {
 
     pub(crate) fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
         let mut state = self.state();
+        self.stir(&mut state);
         let found = state.world.functions.iter_mut().find(|f| f.address == function && !f.unplugged);
         let Some(found) = found else { return };
         match found.config.write(offset, found.config.read(offset) & !clear | set) {
             Effect::None => {}
-            Effect::Reset | Effect::AtsOff => found.tlb.clear(),
+            Effect::AtsOff => found.tlb.clear(),
+            Effect::Reset => {
+                found.tlb.clear();
+                found.busy_with.clear();
+            }
         }
     }
 
@@ -330,21 +346,30 @@ impl Machine {
 
     /// Notes if a unit or a device can still reach the buffer at `physical`.
     pub(crate) fn check_unreachable(&self, physical: u64, bytes: u64) {
-        let state = self.state();
+        let mut state = self.state();
         let complain = |text| self.complaints.add(Rule::BufferStillReachable, text);
+        let overlaps =
+            |first: u64, length: usize| first < physical + bytes && physical < first + length as u64;
         for unit in state.units.iter().filter(|unit| unit.translates() && !unit.misbehaviour.gone) {
             if let Some((domain, address)) = unit.caches_memory(physical, bytes) {
                 complain(format!("unit {}: {physical:#x} by {address:#x} of domain {domain}", unit.index));
             }
-            let overlaps =
-                |first: u64, length: usize| first < physical + bytes && physical < first + length as u64;
             if unit.in_flight.iter().any(|write| overlaps(write.physical, write.data.len())) {
                 complain(format!("unit {}: a write to {physical:#x} is still in flight", unit.index));
             }
         }
-        for function in &state.world.functions {
-            if let Some(address) = function.tlb.reaches(physical, bytes) {
-                complain(format!("{}: {physical:#x} by {address:#x} in its device TLB", function.address));
+        let State { units, world } = &mut *state;
+        for index in 0..world.functions.len() {
+            let function = &world.functions[index];
+            let who = function.address;
+            if function.busy_with.iter().any(|&(first, length)| overlaps(first, length as usize)) {
+                complain(format!("{who}: {physical:#x} is in a transfer that began before"));
+            }
+            // What it has kept does it no good where its unit lets no translated request of it through.
+            if let Some(address) = function.tlb.reaches(physical, bytes)
+                && device::reaches_translated(units, world, index, physical)
+            {
+                complain(format!("{who}: {physical:#x} by {address:#x} in its device TLB"));
             }
         }
     }

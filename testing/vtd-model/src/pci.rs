@@ -135,6 +135,10 @@ impl ConfigSpace {
         }
     }
 
+    pub fn stop_bus_master(&mut self) {
+        self.words[usize::from(COMMAND) / 4] &= !COMMAND_BUS_MASTER;
+    }
+
     pub fn bus_master(&self) -> bool {
         self.get(COMMAND) & COMMAND_BUS_MASTER != 0
     }

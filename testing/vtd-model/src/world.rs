@@ -18,6 +18,8 @@ pub(crate) struct World {
     pub outbox: Vec<MsiMessage>,
     pub functions: Vec<Function>,
     pub drop_once_in: u64,
+    /// Addresses that functions, by their index, go on trying at every moment, whatever became of them.
+    pub attempts: Vec<(usize, u64)>,
 }
 
 /// A PCI function, as the hardware around it sees it.
@@ -35,6 +37,10 @@ pub(crate) struct Function {
     pub answers_from_ns: u64,
     /// Unplugged: its configuration space reads all ones.
     pub unplugged: bool,
+    /// Memory, first byte and length, that it goes on using until it is reset: its requests were let through before.
+    pub busy_with: Vec<(u64, u64)>,
+    /// Indices of the bridges above it, whose bus mastering its requests need too.
+    pub bridges: Vec<usize>,
 }
 
 impl World {
@@ -50,6 +56,12 @@ impl World {
             function.answers_from_ns <= self.now_ns && !function.unplugged
         };
         self.functions_of(unit, source).all(answers)
+    }
+
+    /// Whether function `index` masters the bus, and every bridge on the way to its unit lets its requests through.
+    pub fn masters_bus(&self, index: usize) -> bool {
+        let is_master = |index: usize| self.functions[index].config.bus_master();
+        is_master(index) && self.functions[index].bridges.iter().all(|&bridge| is_master(bridge))
     }
 
     /// Functions behind `unit` whose requests carry `source`.

@@ -245,3 +245,35 @@ fn a_unit_that_dies_with_a_device_is_what_is_reported() {
     driven.pump();
     assert!(!device.is_bus_master() && !driven.units()[0].alive);
 }
+
+#[test]
+fn a_tlb_that_outlives_its_driver_is_of_no_use_to_the_next() {
+    // What the device does in between is drawn.
+    for seed in 1..20 {
+        let driven = Driven::start(MachineConfig { seed, ..machine(1) }).expect("a unit that works");
+        let (handle, device) = claim(&driven, 0);
+        let function = handle.function();
+        let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+        let iova = mapping.iova().as_u64();
+        fill_tlb(&device, iova);
+        // Its own means of a reset leave its TLB alone.
+        let reset = |_| {
+            device.reset();
+            true
+        };
+        driven.iommu.release(function, reset).expect("a unit that works");
+        assert!(device.cached_translations().iter().any(|&(address, _)| address == iova));
+        // Blocked it makes no use of it, and so the buffer comes back.
+        let is_refused = |_| device.probe(iova, Access::Write).is_err();
+        assert!((0..50).all(is_refused));
+        drop(mapping.unmap().expect("a quiet device"));
+        driven.assert_content("after a release");
+        // Nor does it at any moment while its next driver comes.
+        device.keep_trying(&[iova]);
+        let next = driven.iommu.claim_trusted(function).expect("a free function");
+        assert!(device.uses_ats());
+        driven.assert_content("after the next claim");
+        assert!((0..50).all(is_refused));
+        drop(next);
+    }
+}

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use driver::Driven;
 use iommu::{
-    Bidirectional, ClaimError, DmaDevice, DmaError, Incident, PciAddress, ReleaseError,
-    dump::{GroupReport, GroupStanding, Visitor},
+    Bidirectional, ClaimError, DmaDevice, DmaError, Incident, ReleaseError,
+    dump::GroupStanding,
     interrupts::{Destination, MessageSource},
     policy::Limits,
 };
@@ -34,21 +34,6 @@ fn buffer(driven: &Driven) -> ModelBuffer {
     driven.machine.allocate_buffer(1, 1).expect("memory")
 }
 
-/// What the subsystem says of the group of `function`.
-fn standing(driven: &Driven, function: PciAddress) -> (GroupStanding, u64) {
-    struct Search(PciAddress, Option<(GroupStanding, u64)>);
-    impl Visitor for Search {
-        fn group(&mut self, group: &GroupReport<'_>) {
-            if group.functions.contains(&self.0) {
-                self.1 = Some((group.standing, group.faults));
-            }
-        }
-    }
-    let mut search = Search(function, None);
-    driven.iommu.visit(&mut search);
-    search.1.expect("a group")
-}
-
 /// Makes `device` fault `count` times, with the records read after each `burst`.
 fn storm(driven: &Driven, device: &Device, count: u64, burst: u64) {
     for fault in 1..=count {
@@ -70,22 +55,22 @@ fn a_storm_ends_in_quarantine_at_the_threshold_and_harms_nobody_else() {
         let other = calm.dma_map(buffer(&driven), Bidirectional).expect("room");
         storm(&driven, &wild_device, 4_000, burst);
         assert_eq!(
-            standing(&driven, wild.function()).0,
+            driven.standing(wild.function()).0,
             GroupStanding::Quarantined { faults: threshold },
             "burst {burst}"
         );
         assert!(!wild_device.is_bus_master());
         // Even if it masters the bus all the same it reaches nothing, and is not heard any more.
         driven.enable(wild.function());
-        let before = standing(&driven, wild.function()).1;
+        let before = driven.standing(wild.function()).1;
         assert!(wild_device.probe(mapped.iova().as_u64(), Access::Read).is_err());
         assert_eq!(wild_device.reach_of_tables(), Some(Vec::new()));
         storm(&driven, &wild_device, 50, 1);
-        assert_eq!(standing(&driven, wild.function()).1, before, "what it does in there is no news");
+        assert_eq!(driven.standing(wild.function()).1, before, "what it does in there is no news");
         // The others go on.
         assert!(calm_device.is_bus_master());
         assert!(calm_device.probe(other.iova().as_u64(), Access::Write).is_ok());
-        assert_eq!(standing(&driven, calm.function()), (GroupStanding::Claimed, 0));
+        assert_eq!(driven.standing(calm.function()), (GroupStanding::Claimed, 0));
         other.unmap().expect("a unit that works");
         assert_eq!(mapped.unmap().map(drop), Err(DmaError::Revoked));
         driven.machine.audit();
@@ -101,7 +86,7 @@ fn a_few_faults_now_and_then_are_put_up_with() {
         storm(&driven, &device, 5, 1);
         driven.machine.clock().advance(1_000_000_000);
     }
-    assert_eq!(standing(&driven, handle.function()), (GroupStanding::Claimed, 100));
+    assert_eq!(driven.standing(handle.function()), (GroupStanding::Claimed, 100));
     assert!(handle.dma_map(buffer(&driven), Bidirectional).is_ok());
 }
 
@@ -133,7 +118,7 @@ fn memory_comes_back_when_the_device_is_quiet_and_not_before() {
     let dropped = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
     let physical = [&kept, &dropped].map(|m| device.probe(m.iova().as_u64(), Access::Read).expect("mapped"));
     driven.iommu.quarantine(function).expect("a unit that works");
-    assert!(matches!(standing(&driven, function).0, GroupStanding::Quarantined { faults: 0 }));
+    assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { faults: 0 }));
     drop(dropped);
     driven.pump();
     let refused = handle.dma_map(buffer(&driven), Bidirectional).map(drop).map_err(|r| r.error);
@@ -248,7 +233,7 @@ fn a_stuck_unit_gives_nothing_back() {
     assert_eq!(driven.iommu.release(function, |_| panic!("not even asked")), released);
     driven.pump();
     assert!(driven.machine.is_lent(physical));
-    assert!(matches!(standing(&driven, function).0, GroupStanding::Quarantined { .. }));
+    assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { .. }));
 }
 
 #[test]
@@ -265,7 +250,7 @@ fn a_release_that_fails_is_a_quarantine() {
     assert!(matches!(device.interrupt(message), InterruptOutcome::Delivered(_)));
     for _ in 0..2 {
         assert_eq!(driven.iommu.release(function, |_| false), Err(ReleaseError::NotQuiet { function }));
-        assert!(matches!(standing(&driven, function).0, GroupStanding::Quarantined { .. }));
+        assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { .. }));
         assert_eq!(*told.lock().unwrap(), [Incident::Quarantined], "its driver hears of it, once");
         driven.enable(function);
         assert!(matches!(device.interrupt(message), InterruptOutcome::Blocked(_)), "muted");

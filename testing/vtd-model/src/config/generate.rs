@@ -22,8 +22,12 @@ impl MachineConfig {
             .map(|index| UnitConfig::random(&mut random, index, segments, version, host_address_bits))
             .collect();
         let memory = MemoryMap::random(&mut random, host_address_bits);
-        let functions = random_functions(&mut random, &units);
+        let mut functions = random_functions(&mut random, &units);
         let reserved = random_reserved(&mut random, &functions, &units, &memory);
+        for function in &mut functions {
+            let needs_memory = reserved.iter().any(|reserved| reserved.function == function.address);
+            function.bus_master |= needs_memory || function.kind.buses().is_some();
+        }
         let interrupts = units.iter().all(|unit| unit.interrupt_remapping);
         let ioapics =
             (0..u8::from(random.once_in(2))).map(|id| IoApicConfig { id, unit: 0, source: 0xf0f8 }).collect();

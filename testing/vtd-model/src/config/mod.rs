@@ -110,7 +110,7 @@ pub struct FunctionConfig {
     pub physical: Option<PciAddress>,
     /// It can be reset by itself (FLR).
     pub resets: bool,
-    /// Firmware left it with bus mastering on.
+    /// Firmware left it with bus mastering on, as it does with every bridge and with what it reserves memory for.
     pub bus_master: bool,
 }
 
@@ -348,6 +348,16 @@ impl MachineConfig {
         let physical = function.physical.unwrap_or(function.address);
         let depth = self.functions.iter().find(|f| f.address == physical).map_or(0, |f| f.ats_queue_depth);
         (physical.source_id().requester, depth)
+    }
+
+    /// Indices of the bridges above the function at `address`.
+    pub(crate) fn bridges_above(&self, address: PciAddress) -> Vec<usize> {
+        let is_above = |bridge: &FunctionConfig| {
+            let buses = bridge.kind.buses();
+            bridge.address.segment == address.segment
+                && buses.is_some_and(|(first, last)| (first..=last).contains(&address.bus))
+        };
+        (0..self.functions.len()).filter(|&index| is_above(&self.functions[index])).collect()
     }
 
     /// One plain unit with `endpoints` functions on bus 0.

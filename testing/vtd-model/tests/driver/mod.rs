@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use iommu::{
     Iommu, Options, PciAddress, Platform,
-    dump::{GroupReport, UnitReport, Visitor},
+    dump::{GroupReport, GroupStanding, UnitReport, Visitor},
     platform::Work,
     topology::{Acs, BridgeKind, Function},
 };
 use vtd_model::{Device, FunctionKind, Machine, MachineConfig, ModelPlatform};
+
+/// Of the Command register.
+const BUS_MASTER: u32 = 1 << 2;
 
 pub struct Driven {
     pub machine: Arc<Machine>,
@@ -67,9 +70,18 @@ impl Driven {
 
     /// Turns bus mastering on, as a driver does after its claim.
     pub fn enable(&self, function: PciAddress) {
+        self.change_command(function, 0, BUS_MASTER);
+    }
+
+    /// Turns bus mastering off.
+    pub fn disable(&self, function: PciAddress) {
+        self.change_command(function, BUS_MASTER, 0);
+    }
+
+    fn change_command(&self, function: PciAddress, clear: u32, set: u32) {
         const COMMAND: u16 = 4;
-        const BUS_MASTER: u32 = 1 << 2;
-        self.platform.change_config(function, COMMAND, 0xffff << 16, BUS_MASTER);
+        const STATUS_BITS: u32 = 0xffff << 16;
+        self.platform.change_config(function, COMMAND, clear | STATUS_BITS, set);
     }
 
     pub fn device(&self, function: PciAddress) -> Device {
@@ -93,6 +105,13 @@ impl Driven {
         groups.0
     }
 
+    /// What the subsystem says of the group of `function`, and how many faults it counts.
+    pub fn standing(&self, function: PciAddress) -> (GroupStanding, u64) {
+        let mut search = Search(function, None);
+        self.iommu.visit(&mut search);
+        search.1.expect("a group")
+    }
+
     pub fn assert_content(&self, when: &str) {
         let complaints = self.machine.take_complaints();
         assert!(complaints.is_empty(), "{when}: {complaints:#?}");
@@ -114,6 +133,16 @@ struct Groups(Vec<Vec<PciAddress>>);
 impl Visitor for Groups {
     fn group(&mut self, group: &GroupReport<'_>) {
         self.0.push(group.functions.to_vec());
+    }
+}
+
+struct Search(PciAddress, Option<(GroupStanding, u64)>);
+
+impl Visitor for Search {
+    fn group(&mut self, group: &GroupReport<'_>) {
+        if group.functions.contains(&self.0) {
+            self.1 = Some((group.standing, group.faults));
+        }
     }
 }
 

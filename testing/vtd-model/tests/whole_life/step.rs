@@ -26,6 +26,11 @@ pub enum Kind {
     Interrupt,
     SlowDevice,
     SilentDevice,
+    Release,
+    ResetFails,
+    Quarantine,
+    FaultsTooMuch,
+    MapThroughOldHandle,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,8 +42,8 @@ pub struct Step {
 }
 
 /// How often each kind comes, in parts of their sum.
-const WEIGHTS: [(Kind, u64); 22] = [
-    (Kind::Claim, 30),
+const WEIGHTS: [(Kind, u64); 27] = [
+    (Kind::Claim, 50),
     (Kind::Map, 220),
     (Kind::MapAt, 60),
     (Kind::MapBelow, 30),
@@ -60,6 +65,11 @@ const WEIGHTS: [(Kind, u64); 22] = [
     (Kind::Interrupt, 10),
     (Kind::SlowDevice, 4),
     (Kind::SilentDevice, 1),
+    (Kind::Release, 8),
+    (Kind::ResetFails, 2),
+    (Kind::Quarantine, 2),
+    (Kind::FaultsTooMuch, 2),
+    (Kind::MapThroughOldHandle, 10),
 ];
 
 impl Step {

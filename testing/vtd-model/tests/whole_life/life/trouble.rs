@@ -1,9 +1,12 @@
 //! What goes wrong in the middle of a life, and passes.
 
-use iommu::{DmaError, Platform, dma::Silent, platform::MsiMessage};
+use iommu::{DmaError, dma::Silent, platform::MsiMessage};
 use vtd_model::InterruptOutcome;
 
-use super::{Life, PAGE};
+use super::{
+    Life, PAGE,
+    memory::{Live, LiveCoherent, Standing},
+};
 use crate::step::Step;
 
 type Touched = Option<(usize, u64, u64)>;
@@ -39,7 +42,9 @@ impl Life {
 
     /// A function that uses its TLB.
     fn pick_caching(&self, number: u64) -> Option<usize> {
-        let caching = || (0..self.functions.len()).filter(|&i| self.functions[i].hardware.uses_ats());
+        let is_caching =
+            |&i: &usize| self.functions[i].handle.is_some() && self.functions[i].hardware.uses_ats();
+        let caching = || (0..self.functions.len()).filter(is_caching);
         caching().nth(number as usize % caching().count().max(1))
     }
 
@@ -47,20 +52,20 @@ impl Life {
     pub(super) fn slow_device(&mut self, step: &Step) -> Result<Touched, String> {
         const LONGEST_NS: u64 = 50_000_000_000;
         let Some(index) = self.pick_caching(step.a) else { return Ok(None) };
-        let Some(live) = self.live.iter().position(|live| live.function == index) else { return Ok(None) };
+        let Some(live) = self.live.iter().position(|live| is_of(live, index)) else { return Ok(None) };
         let clock = self.driven.machine.clock();
         self.functions[index].hardware.set_answers_from_ns(clock.now_ns() + step.b % LONGEST_NS);
         clock.set_relax_ns(WAIT_STEP_NS);
         let touched = self.unmap(live);
         self.driven.machine.clock().set_relax_ns(self.driven.machine.config().relax_ns);
-        touched.map(Some)
+        touched
     }
 
     /// A device does not empty its TLB at all: what it may reach stays pinned, it is stopped, and its group reaches
     /// nothing any more. Everything else goes on.
     pub(super) fn silent_device(&mut self, step: &Step) -> Result<Touched, String> {
         let Some(index) = self.pick_caching(step.a) else { return Ok(None) };
-        if !self.live.iter().any(|live| live.function == index) {
+        if !self.live.iter().any(|live| is_of(live, index)) {
             return Ok(None);
         }
         // What was dropped before is not lost.
@@ -72,8 +77,7 @@ impl Life {
         self.lose_mappings(index)?;
         self.pump();
         self.driven.machine.clock().set_relax_ns(self.driven.machine.config().relax_ns);
-        self.functions[index].handle = None;
-        self.functions[index].lost = true;
+        self.enter_quarantine(group)?;
         let function = &self.functions[index];
         if function.hardware.is_bus_master() {
             return Err(format!("{} is still a bus master", function.address));
@@ -84,42 +88,32 @@ impl Life {
         Err(format!("unit {unit} was given up for {}", function.address))
     }
 
-    /// Stopped devices are reset. What was dropped for them comes back; what was given up for lost stays pinned.
-    pub(super) fn release_lost(&mut self) -> Result<(), String> {
-        const DEVICE_CONTROL: u16 = 0x48;
-        const FUNCTION_LEVEL_RESET: u32 = 1 << 15;
-        for function in self.functions.iter().filter(|function| function.lost) {
-            let reset = |address| {
-                self.driven.platform.write_config(address, DEVICE_CONTROL, FUNCTION_LEVEL_RESET);
-                function.hardware.set_answers_from_ns(0);
-                true
-            };
-            let released = self.driven.iommu.release(function.address, reset);
-            released.map_err(|error| format!("release of {}: {error}", function.address))?;
-        }
-        self.reap();
-        Ok(())
-    }
-
     fn lose_mappings(&mut self, function: usize) -> Result<(), String> {
         let group = self.functions[function].group;
         let source = self.functions[function].address.source_id();
         let lost = Err(DmaError::Silent(Silent { source }));
-        while let Some(at) = self.live.iter().position(|live| live.function == function) {
+        while let Some(at) = self.live.iter().position(|live| is_of(live, function)) {
             let live = self.live.swap_remove(at);
             let unmapped = live.held.unmap().map(drop);
             if unmapped != lost {
                 return Err(format!("unmap of {:#x} for a silent device: {unmapped:?}", live.iova));
             }
-            self.oracles[group].remove(live.iova);
+            self.groups[group].oracle.remove(live.iova);
             self.pinned += 1;
         }
-        while let Some(at) = self.coherent.iter().position(|coherent| coherent.function == function) {
+        let is_its =
+            |coherent: &LiveCoherent| coherent.function == function && coherent.standing == Standing::InUse;
+        while let Some(at) = self.coherent.iter().position(is_its) {
             let coherent = self.coherent.swap_remove(at);
             self.drop_coherent(coherent);
         }
         Ok(())
     }
+}
+
+/// A mapping that the function `index` reaches.
+fn is_of(live: &Live, index: usize) -> bool {
+    live.function == index && live.standing == Standing::InUse
 }
 
 /// Waiting for a device takes minutes: the clock goes faster meanwhile.

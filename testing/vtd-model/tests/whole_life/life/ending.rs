@@ -1,0 +1,127 @@
+//! How a life ends: in peace, or with a unit that stops working.
+
+use iommu::{DmaError, ReleaseError};
+
+use super::{Life, memory::Standing};
+
+impl Life {
+    /// Takes everything back and looks at what is left.
+    pub fn end(mut self) -> Result<(), String> {
+        self.driven.machine.set_shortage(None);
+        self.short_of_memory = false;
+        self.release_quarantined()?;
+        self.check_everything()?;
+        self.unmap_all()?;
+        while let Some(coherent) = self.coherent.pop() {
+            self.drop_coherent(coherent);
+        }
+        self.reap();
+        let left = self.driven.iommu.live_mappings();
+        if left != self.pinned {
+            return Err(format!("{left} mappings are left at the end, not {}", self.pinned));
+        }
+        self.check_everything()?;
+        self.release_claimed()?;
+        self.check_everything()?;
+        self.expect_no_tables()?;
+        self.expect_no_complaint()
+    }
+
+    /// A unit stops working, in one way or another: what it may still reach stays pinned, and everything else goes on.
+    pub fn end_by_death(mut self) -> Result<(), String> {
+        self.driven.machine.set_shortage(None);
+        self.release_quarantined()?;
+        self.reap();
+        let units = &self.driven.machine.config().units;
+        let dead = self.random.index(units.len());
+        let queued = units[dead].queued;
+        let way = self.random.below(3);
+        self.driven.machine.clock().set_relax_ns(1_000_000);
+        self.driven.machine.misbehave(dead, |unit| match (way, queued) {
+            (0, _) => unit.gone = true,
+            (_, false) => unit.registers_stalled = true,
+            (1, true) => unit.queue_stalled = true,
+            (_, true) => unit.statuses_lost = true,
+        });
+        while let Some(live) = self.live.pop() {
+            let group = self.functions[live.function].group;
+            let pinned = self.is_behind(group, dead);
+            match live.held.unmap() {
+                Err(DmaError::Stuck(stuck))
+                    if pinned && stuck.unit == dead && live.standing == Standing::InUse => {}
+                Ok(_) if live.standing == Standing::Quiet => {}
+                Ok(_) if !pinned => self.groups[group].oracle.remove(live.iova),
+                other => {
+                    return Err(format!("unmap of {:#x} behind unit {dead} ({way}): {other:?}", live.iova));
+                }
+            }
+        }
+        while let Some(coherent) = self.coherent.pop() {
+            self.drop_coherent(coherent);
+        }
+        self.pump();
+        if self.random.once_in(2) {
+            self.release_behind(dead)?;
+            self.pump();
+        }
+        for (index, function) in self.functions.iter().enumerate() {
+            let config = &self.driven.machine.config().functions[index];
+            let claimed_there = config.unit == dead && function.handle.is_some();
+            if claimed_there && self.stuck_was_found(dead) && function.hardware.is_bus_master() {
+                return Err(format!("{} is still a bus master behind unit {dead}", function.address));
+            }
+            if !self.is_behind(function.group, dead) {
+                self.check_whole(function)?;
+            }
+        }
+        self.expect_no_complaint()
+    }
+
+    /// Whether the driver knows that a unit does not work.
+    fn stuck_was_found(&self, unit: usize) -> bool {
+        self.driven.units().iter().any(|report| report.unit == unit && !report.alive)
+    }
+
+    /// Whether a group has functions behind a unit.
+    fn is_behind(&self, group: usize, unit: usize) -> bool {
+        let config = self.driven.machine.config();
+        let mut units = self.functions.iter().zip(&config.functions);
+        units.any(|(function, config)| function.group == group && config.unit == unit)
+    }
+
+    /// Nobody can be released behind a unit that does not answer, nor is asked to reset anything.
+    fn release_behind(&mut self, dead: usize) -> Result<(), String> {
+        for function in self.functions.iter().filter(|function| function.handle.is_some()) {
+            if !self.is_behind(function.group, dead) {
+                continue;
+            }
+            let mut asked = false;
+            let result = self.driven.iommu.release(function.address, |_| {
+                asked = true;
+                true
+            });
+            let stuck = matches!(result, Err(ReleaseError::Stuck(stuck)) if stuck.unit == dead);
+            if asked || !stuck || function.hardware.is_bus_master() {
+                return Err(format!("release of {} behind unit {dead}: {result:?}", function.address));
+            }
+        }
+        Ok(())
+    }
+
+    /// With no driver left no tables are left but the units' own: a context table for each bus of each unit is new.
+    fn expect_no_tables(&mut self) -> Result<(), String> {
+        self.old_handles.clear();
+        self.reap();
+        let config = self.driven.machine.config();
+        let mut buses: Vec<_> =
+            config.functions.iter().map(|function| (function.unit, function.requester >> 8)).collect();
+        buses.sort_unstable();
+        buses.dedup();
+        let (left, most) = (self.driven.machine.live_table_pages(), self.tables_at_first + buses.len());
+        // What devices that did not answer may still walk stays for ever.
+        if self.pinned == 0 && left > most {
+            return Err(format!("{left} table pages are left at the end, of which {most} can be explained"));
+        }
+        Ok(())
+    }
+}

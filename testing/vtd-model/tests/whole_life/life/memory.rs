@@ -1,0 +1,291 @@
+//! What drivers map in a life, and what becomes of it.
+
+use iommu::{
+    Bidirectional, Coherent, DmaDevice, DmaError, FromDevice, Iova, Mapping, Rejected, ToDevice,
+    dma::Direction,
+};
+use vtd_model::ModelBuffer;
+
+use super::{Function, Life, PAGE};
+use crate::{oracle::Mapped, step::Step};
+
+/// A mapping in one of the three directions.
+pub(super) enum Held {
+    To(Mapping<ModelBuffer, ToDevice>),
+    From(Mapping<ModelBuffer, FromDevice>),
+    Both(Mapping<ModelBuffer, Bidirectional>),
+}
+
+/// Where the device stands for which something was mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Standing {
+    /// Its driver has it: it reaches what is mapped.
+    InUse,
+    /// Its group went into quarantine since: it reaches nothing, and nothing comes back.
+    Revoked,
+    /// Its group was released since: it reaches nothing, and everything comes back.
+    Quiet,
+}
+
+pub(super) struct Live {
+    pub function: usize,
+    pub iova: u64,
+    pub bytes: u64,
+    pub physical: u64,
+    pub held: Held,
+    pub standing: Standing,
+    /// Bytes that the device wrote, and where.
+    pub written: Option<(u64, Vec<u8>)>,
+}
+
+pub(super) struct LiveCoherent {
+    pub function: usize,
+    pub standing: Standing,
+    pub memory: Coherent<u64>,
+}
+
+type Touched = Option<(usize, u64, u64)>;
+
+impl Life {
+    pub(super) fn map(&mut self, step: &Step, at: Option<()>, mask: u32) -> Result<Touched, String> {
+        let Some(index) = self.pick_claimed(step.a) else { return Ok(None) };
+        let (pages, align) = size(step.b);
+        let Some(mut buffer) = self.driven.machine.allocate_buffer(pages, align) else { return Ok(None) };
+        mark(&mut buffer, step.c);
+        let function = &self.functions[index];
+        let handle = function.handle.clone().expect("claimed");
+        handle.set_address_bits(mask.min(64));
+        let at = at.map(|()| {
+            let bits = u64::from(function.address_bits).min(40 + (step.c & 7));
+            Iova::new(((step.c >> 3) % (1 << bits)) & !(PAGE - 1))
+        });
+        let physical = buffer.physical();
+        let held = match step.c % 3 {
+            0 => map_in(&handle, buffer, ToDevice, at).map(Held::To),
+            1 => map_in(&handle, buffer, FromDevice, at).map(Held::From),
+            _ => map_in(&handle, buffer, Bidirectional, at).map(Held::Both),
+        };
+        match held {
+            Ok(held) => self.mapped(index, held, physical, at, mask).map(Some),
+            Err(Rejected { error, buffer }) => {
+                let same =
+                    |buffer: ModelBuffer| buffer.physical() == physical && read_mark(&buffer) == step.c;
+                if !buffer.is_some_and(same) {
+                    return Err(format!("the buffer did not come back from a refused map: {error}"));
+                }
+                self.excuse(error, at, pages, mask)?;
+                let near = at.map_or(0x1000, Iova::as_u64);
+                Ok(Some((self.functions[index].group, near, PAGE)))
+            }
+        }
+    }
+
+    /// Whether a map may fail like this.
+    fn excuse(&self, error: DmaError, at: Option<Iova>, pages: u32, mask: u32) -> Result<(), String> {
+        let fine = match error {
+            DmaError::OutOfMemory => self.short_of_memory,
+            DmaError::IovaTaken { .. } => at.is_some(),
+            // What is mapped, and what alignment costs, may fill a small window.
+            DmaError::NoIova { .. } => at.is_none() && (mask <= 30 || pages > 1 << 12),
+            _ => false,
+        };
+        if fine { Ok(()) } else { Err(format!("map of {pages} pages at {at:?} below 2^{mask}: {error}")) }
+    }
+
+    fn mapped(
+        &mut self,
+        index: usize,
+        held: Held,
+        physical: u64,
+        at: Option<Iova>,
+        mask: u32,
+    ) -> Result<(usize, u64, u64), String> {
+        let (iova, bytes) = held.range();
+        let (group, bits) = (self.functions[index].group, self.functions[index].address_bits.min(mask));
+        let last = iova + (bytes - 1);
+        if last >> bits != 0 || iova < PAGE && at.is_none() || iova < 0xfef0_0000 && last >= 0xfee0_0000 {
+            return Err(format!("IOVA {iova:#x} to {last:#x} with {bits} bits"));
+        }
+        if at.is_some_and(|at| at.as_u64() != iova) {
+            return Err(format!("IOVA {iova:#x} instead of {at:?}"));
+        }
+        let (read, write) = held.rights();
+        let mapped = Mapped { bytes, physical: Some(physical), read, write, fading: false };
+        let inserted = self.groups[group].oracle.insert(iova, mapped);
+        inserted.map_err(|other| format!("IOVA {iova:#x} given out while {other:#x} is mapped"))?;
+        let standing = Standing::InUse;
+        self.live.push(Live { function: index, iova, bytes, physical, held, standing, written: None });
+        Ok((group, iova, bytes))
+    }
+
+    /// The driver wants its buffer back; it gets it unless its device is in quarantine.
+    pub(super) fn unmap(&mut self, index: usize) -> Result<Touched, String> {
+        let live = self.live.swap_remove(index);
+        let Function { group, hardware, .. } = &self.functions[live.function];
+        let group = *group;
+        // Its device does not stop at once.
+        hardware.keep_trying(&[live.iova, live.iova + self.random.below(live.bytes)]);
+        let unmapped = live.held.unmap();
+        hardware.keep_trying(&[]);
+        let buffer = match (unmapped, live.standing) {
+            (Err(DmaError::Revoked), Standing::Revoked) => {
+                self.groups[group].waiting.push(live.physical);
+                return Ok(None);
+            }
+            (Ok(buffer), Standing::InUse | Standing::Quiet) => buffer,
+            (other, standing) => return Err(format!("unmap of {:#x}, {standing:?}: {other:?}", live.iova)),
+        };
+        if let Some((offset, data)) = &live.written
+            && &buffer.as_slice()[*offset as usize..][..data.len()] != data.as_slice()
+        {
+            return Err(format!("what the device wrote to {:#x} is not there", live.iova + offset));
+        }
+        if live.standing == Standing::Quiet {
+            return Ok(None);
+        }
+        self.groups[group].oracle.remove(live.iova);
+        Ok(Some((group, live.iova, live.bytes)))
+    }
+
+    pub(super) fn unmap_all(&mut self) -> Result<(), String> {
+        while !self.live.is_empty() {
+            self.unmap(self.live.len() - 1)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_mapping(&mut self, index: usize) -> Touched {
+        let live = self.live.swap_remove(index);
+        let group = self.functions[live.function].group;
+        drop(live.held);
+        match live.standing {
+            Standing::InUse => {
+                self.groups[group].oracle.fade(live.iova);
+                return Some((group, live.iova, live.bytes));
+            }
+            Standing::Revoked => self.groups[group].waiting.push(live.physical),
+            Standing::Quiet => {}
+        }
+        None
+    }
+
+    pub(super) fn allocate_coherent(&mut self, step: &Step) -> Result<Touched, String> {
+        let Some(function) = self.pick_claimed(step.a) else { return Ok(None) };
+        let count = 1 + step.b as usize % 2000;
+        let handle = self.functions[function].handle.clone().expect("claimed");
+        handle.set_address_bits(64);
+        match handle.alloc_coherent::<u64>(count) {
+            Ok(memory) => {
+                let (iova, bytes) = (memory.iova().as_u64(), (count as u64 * 8).next_multiple_of(PAGE));
+                let mapped = Mapped { bytes, physical: None, read: true, write: true, fading: false };
+                let group = self.functions[function].group;
+                let inserted = self.groups[group].oracle.insert(iova, mapped);
+                inserted.map_err(|other| format!("coherent {iova:#x} overlaps {other:#x}"))?;
+                self.coherent.push(LiveCoherent { function, standing: Standing::InUse, memory });
+                Ok(Some((group, iova, bytes)))
+            }
+            Err(DmaError::OutOfMemory) if self.short_of_memory => Ok(None),
+            Err(error) => Err(format!("coherent memory: {error}")),
+        }
+    }
+
+    pub(super) fn drop_coherent(&mut self, coherent: LiveCoherent) -> Touched {
+        let group = self.functions[coherent.function].group;
+        let (iova, bytes) = (coherent.memory.iova().as_u64(), coherent.memory.len() as u64 * 8);
+        drop(coherent.memory);
+        if coherent.standing != Standing::InUse {
+            return None;
+        }
+        self.groups[group].oracle.fade(iova);
+        Some((group, iova, bytes))
+    }
+
+    /// CPU and device see each other's stores, as long as the device is the driver's.
+    pub(super) fn touch_coherent(&mut self, step: &Step) -> Result<Touched, String> {
+        if self.coherent.is_empty() {
+            return Ok(None);
+        }
+        let at = step.a as usize % self.coherent.len();
+        let LiveCoherent { function, standing, memory } = &mut self.coherent[at];
+        let index = step.b as usize % memory.len();
+        let hardware = &self.functions[*function].hardware;
+        memory.write(index, step.c);
+        if *standing != Standing::InUse {
+            let still = memory.read(index) == step.c;
+            return if still { Ok(None) } else { Err("memory of a device that is gone changed".to_owned()) };
+        }
+        let mut seen = [0; 8];
+        hardware.read(memory.iova_of(index).as_u64(), &mut seen).map_err(|error| format!("{error:?}"))?;
+        hardware
+            .write(memory.iova_of(index).as_u64(), &(!step.c).to_le_bytes())
+            .map_err(|e| format!("{e:?}"))?;
+        if u64::from_le_bytes(seen) != step.c || memory.read(index) != !step.c {
+            return Err(format!("coherent memory at {} is not shared", memory.iova_of(index)));
+        }
+        Ok(None)
+    }
+}
+
+impl Held {
+    pub(super) fn range(&self) -> (u64, u64) {
+        match self {
+            Self::To(mapping) => (mapping.iova().as_u64(), mapping.len() as u64),
+            Self::From(mapping) => (mapping.iova().as_u64(), mapping.len() as u64),
+            Self::Both(mapping) => (mapping.iova().as_u64(), mapping.len() as u64),
+        }
+    }
+
+    pub(super) fn rights(&self) -> (bool, bool) {
+        match self {
+            Self::To(_) => (true, false),
+            Self::From(_) => (false, true),
+            Self::Both(_) => (true, true),
+        }
+    }
+
+    pub(super) fn unmap(self) -> Result<ModelBuffer, DmaError> {
+        match self {
+            Self::To(mapping) => mapping.unmap(),
+            Self::From(mapping) => mapping.unmap(),
+            Self::Both(mapping) => mapping.unmap(),
+        }
+    }
+}
+
+pub(super) fn map_in<D: Direction>(
+    handle: &DmaDevice,
+    buffer: ModelBuffer,
+    direction: D,
+    at: Option<Iova>,
+) -> Result<Mapping<ModelBuffer, D>, Rejected<ModelBuffer>> {
+    match at {
+        Some(iova) => handle.dma_map_at(buffer, direction, iova),
+        None => handle.dma_map(buffer, direction),
+    }
+}
+
+/// Pages and alignment of a buffer: mostly small, now and then a superpage or more.
+fn size(bits: u64) -> (u32, u32) {
+    let small = 1 + (bits >> 8) as u32 % 32;
+    match bits % 64 {
+        0 => (1 << 18, 1 << 18),
+        1 => ((1 << 18) + small, 1 << 18),
+        2..=5 => (512 * (1 + (bits >> 8) as u32 % 3), 512),
+        6..=9 => (512 + small, 512),
+        10..=13 => (512 + small, 1),
+        14..=30 => (small, 1),
+        _ => (1, 1),
+    }
+}
+
+/// Makes a buffer recognisable: first byte 0xa5, then a number.
+pub(super) fn mark(buffer: &mut ModelBuffer, number: u64) {
+    buffer.as_mut_slice()[0] = 0xa5;
+    buffer.as_mut_slice()[8..16].copy_from_slice(&number.to_le_bytes());
+}
+
+pub(super) fn read_mark(buffer: &ModelBuffer) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&buffer.as_slice()[8..16]);
+    u64::from_le_bytes(number)
+}
