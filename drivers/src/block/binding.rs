@@ -8,6 +8,7 @@ use iommu::DmaDevice;
 use super::BlockDevice;
 use crate::{
     host::Host,
+    nvme::{self, NvmeError},
     pci::Function,
     virtio::blk::{self, DiskError},
 };
@@ -19,6 +20,8 @@ pub enum OpenError {
     NoDriver,
     /// It is a virtio block device.
     Virtio(DiskError),
+    /// It is an NVMe controller.
+    Nvme(NvmeError),
 }
 
 impl fmt::Display for OpenError {
@@ -26,6 +29,7 @@ impl fmt::Display for OpenError {
         match self {
             Self::NoDriver => f.write_str("no driver for it"),
             Self::Virtio(error) => error.fmt(f),
+            Self::Nvme(error) => error.fmt(f),
         }
     }
 }
@@ -35,7 +39,7 @@ impl core::error::Error for OpenError {}
 /// Whether there is a driver for `function` as a block device.
 #[must_use]
 pub fn is_candidate(function: &Function) -> bool {
-    blk::IDS.contains(&function.id)
+    blk::IDS.contains(&function.id) || function.class == nvme::CLASS
 }
 
 /// Takes `function`, whose DMA handle is `dma`, into use.
@@ -49,6 +53,8 @@ pub fn open(
 ) -> Result<Arc<dyn BlockDevice>, OpenError> {
     if blk::IDS.contains(&function.id) {
         blk::open(host, dma).map_err(OpenError::Virtio)
+    } else if function.class == nvme::CLASS {
+        nvme::open(host, dma).map_err(OpenError::Nvme)
     } else {
         Err(OpenError::NoDriver)
     }

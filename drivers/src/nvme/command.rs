@@ -7,13 +7,36 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Admin opcodes.
 mod opcode {
+    pub const CREATE_SUBMISSION_QUEUE: u32 = 0x01;
+    pub const CREATE_COMPLETION_QUEUE: u32 = 0x05;
     pub const IDENTIFY: u32 = 0x06;
+    pub const ABORT: u32 = 0x08;
     pub const SET_FEATURES: u32 = 0x09;
     pub const GET_FEATURES: u32 = 0x0a;
 }
 
+/// Opcodes of the NVM command set.
+mod nvm {
+    pub const FLUSH: u32 = 0x00;
+    pub const WRITE: u32 = 0x01;
+    pub const READ: u32 = 0x02;
+    pub const DATASET_MANAGEMENT: u32 = 0x09;
+}
+
+/// Identify: the data structure of a namespace.
+const IDENTIFY_NAMESPACE: u32 = 0;
 /// Identify: the controller's own data structure.
 const IDENTIFY_CONTROLLER: u32 = 1;
+/// Identify: the list of active namespaces.
+const IDENTIFY_ACTIVE_NAMESPACES: u32 = 2;
+/// Feature: how many I/O queues there are.
+const FEATURE_QUEUES: u32 = 0x07;
+/// Dataset management: the ranges are not needed any more.
+const DEALLOCATE: u32 = 1 << 2;
+/// Create a queue: it is one contiguous piece.
+const CONTIGUOUS: u32 = 1;
+/// Create a completion queue: it raises interrupts.
+const INTERRUPTS: u32 = 1 << 1;
 /// Feature: the controller's clock, 8 bytes in memory.
 const FEATURE_TIMESTAMP: u32 = 0x0e;
 
@@ -39,6 +62,89 @@ impl Command {
     #[must_use]
     pub fn identify_controller(to: Iova) -> Self {
         Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_CONTROLLER)
+    }
+
+    /// Writes the identifiers of the active namespaces, up to 1,024 in ascending order, to the 4 KiB at `to`.
+    #[must_use]
+    pub fn identify_active_namespaces(to: Iova) -> Self {
+        Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_ACTIVE_NAMESPACES)
+    }
+
+    /// Writes the Identify structure of `namespace`, 4 KiB, to `to`.
+    #[must_use]
+    pub fn identify_namespace(namespace: u32, to: Iova) -> Self {
+        Self { namespace, ..Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_NAMESPACE) }
+    }
+
+    /// Asks for `pairs` pairs of I/O queues, at least 1. The result has how many there are.
+    #[must_use]
+    pub fn set_queue_count(pairs: u16) -> Self {
+        let last = u32::from(pairs - 1);
+        Self::plain(opcode::SET_FEATURES, [FEATURE_QUEUES, last | last << 16])
+    }
+
+    /// Makes completion queue `id` of `size` entries at `at`, which raises MSI-X entry `vector`.
+    #[must_use]
+    pub fn create_completion_queue(id: u16, size: u16, at: Iova, vector: u16) -> Self {
+        let dwords = [Self::queue(id, size), CONTIGUOUS | INTERRUPTS | u32::from(vector) << 16];
+        Self { prp: [at.as_u64(), 0], ..Self::plain(opcode::CREATE_COMPLETION_QUEUE, dwords) }
+    }
+
+    /// Makes submission queue `id` of `size` entries at `at`, for the completion queue of the same number.
+    #[must_use]
+    pub fn create_submission_queue(id: u16, size: u16, at: Iova) -> Self {
+        let dwords = [Self::queue(id, size), CONTIGUOUS | u32::from(id) << 16];
+        Self { prp: [at.as_u64(), 0], ..Self::plain(opcode::CREATE_SUBMISSION_QUEUE, dwords) }
+    }
+
+    /// Ends command `id` of submission queue `queue`, if that can be. Bit 0 of the result is set if it could not.
+    #[must_use]
+    pub fn abort(queue: u16, id: u16) -> Self {
+        Self::plain(opcode::ABORT, [u32::from(queue) | u32::from(id) << 16, 0])
+    }
+
+    /// Reads `blocks` blocks from `first` on to `prp`.
+    #[must_use]
+    pub fn read(namespace: u32, first: u64, blocks: u16, prp: [u64; 2]) -> Self {
+        Self::transfer(nvm::READ, namespace, first, blocks, prp)
+    }
+
+    /// Writes `blocks` blocks from `first` on from `prp`.
+    #[must_use]
+    pub fn write(namespace: u32, first: u64, blocks: u16, prp: [u64; 2]) -> Self {
+        Self::transfer(nvm::WRITE, namespace, first, blocks, prp)
+    }
+
+    /// Makes what was written durable.
+    #[must_use]
+    pub fn flush(namespace: u32) -> Self {
+        Self { namespace, ..Self::plain(nvm::FLUSH, [0, 0]) }
+    }
+
+    /// Forgets the blocks of the one range at `range`.
+    #[must_use]
+    pub fn deallocate(namespace: u32, range: Iova) -> Self {
+        let prp = [range.as_u64(), 0];
+        Self { namespace, prp, ..Self::plain(nvm::DATASET_MANAGEMENT, [0, DEALLOCATE]) }
+    }
+
+    /// At least one block, which is given as one less.
+    fn transfer(opcode: u32, namespace: u32, first: u64, blocks: u16, prp: [u64; 2]) -> Self {
+        let mut command =
+            Self { namespace, prp, ..Self::plain(opcode, [first as u32, (first >> 32) as u32]) };
+        command.dwords[2] = u32::from(blocks - 1);
+        command
+    }
+
+    /// Number and size of a queue, of which the size is given as one less.
+    fn queue(id: u16, size: u16) -> u32 {
+        u32::from(id) | u32::from(size - 1) << 16
+    }
+
+    fn plain(opcode: u32, [dword10, dword11]: [u32; 2]) -> Self {
+        let mut command = Self { dword0: opcode, ..Self::default() };
+        command.dwords[..2].copy_from_slice(&[dword10, dword11]);
+        command
     }
 
     /// Sets the controller's clock from the 8 bytes at `from`.
@@ -112,6 +218,24 @@ impl Status {
     #[must_use]
     pub const fn is_success(self) -> bool {
         self.0 & 0x7ff == 0
+    }
+
+    /// The command, or a field of it, or its namespace is none that the controller knows.
+    #[must_use]
+    pub const fn is_refusal(self) -> bool {
+        matches!(self.code(), 0x01 | 0x02 | 0x0b)
+    }
+
+    /// The command was ended by an abort.
+    #[must_use]
+    pub const fn is_aborted(self) -> bool {
+        self.code() == 0x07
+    }
+
+    /// The medium failed, or what is on it is damaged.
+    #[must_use]
+    pub const fn is_medium_error(self) -> bool {
+        self.code() >> 8 == 2
     }
 
     /// Status code type in bits 10:8, status code in 7:0.

@@ -5,15 +5,18 @@ use alloc::sync::Arc;
 use iommu::{DmaDevice, FromDevice, Iova, PageBuffer};
 
 use super::{
-    command::{Command, Status},
+    command::Command,
     error::NvmeError,
     identify::{IDENTIFY_BYTES, Identity},
     memory::Queues,
     queue::{Finished, QueuePair},
-    registers::{CONFIGURATION_ON, Capabilities, ControllerStatus, Doorbells, Registers, admin_attributes},
+    registers::{
+        CONFIGURATION_ON, Capabilities, ControllerStatus, Doorbells, Registers, SHUT_DOWN, admin_attributes,
+    },
 };
 use crate::{
     host::{Event, Host},
+    mmio::Mmio,
     pci::{Device, Msix, MsixError},
 };
 
@@ -34,13 +37,14 @@ pub struct Controller {
     host: Arc<dyn Host>,
     dma: DmaDevice,
     device: Device,
+    bar: Mmio,
     registers: Registers,
     capabilities: Capabilities,
-    doorbells: Doorbells,
+    pub(super) doorbells: Doorbells,
     finished: Arc<dyn Event>,
     /// `None` once the controller could not be made quiet or ready again.
-    admin: Option<QueuePair<Queues, ()>>,
-    _msix: Msix,
+    pub(super) admin: Option<QueuePair<Queues, ()>>,
+    msix: Msix,
 }
 
 impl Controller {
@@ -65,12 +69,13 @@ impl Controller {
             host: host.clone(),
             dma,
             device,
+            bar,
             registers,
             capabilities,
             doorbells,
             finished,
             admin: None,
-            _msix: msix,
+            msix,
         };
         controller.turn_off()?;
         let entries = capabilities.queue_limit().min(ADMIN_ENTRIES.into()) as u16;
@@ -91,93 +96,82 @@ impl Controller {
         self.registers.version.read()
     }
 
+    /// Most entries that a queue may have: 2 to 65,536.
+    pub(super) fn queue_limit(&self) -> u32 {
+        self.capabilities.queue_limit()
+    }
+
+    /// Number of MSI-X entries.
+    pub(super) fn interrupts(&self) -> u16 {
+        self.msix.entries()
+    }
+
+    /// The doorbells of queue pair `queue`.
+    ///
+    /// # Errors
+    /// They are outside the registers.
+    pub(super) fn doorbells(&self, queue: u16) -> Result<Doorbells, NvmeError> {
+        Ok(Doorbells::at(&self.bar, self.capabilities, queue)?)
+    }
+
+    /// A vector for MSI-X entry `entry` that signals `event`, on CPU number `cpu` if that can be.
+    ///
+    /// # Errors
+    /// There is no such entry, or no vector.
+    pub(super) fn add_interrupt(
+        &mut self,
+        entry: u16,
+        event: Arc<dyn Event>,
+        cpu: usize,
+    ) -> Result<(), NvmeError> {
+        let interrupt = self.host.allocate_interrupt(self.dma.function(), event).map_err(MsixError::from)?;
+        self.msix.set(entry, interrupt)?;
+        if let Err(error) = self.msix.retarget(entry, cpu) {
+            log::info!("nvme {}: queue {entry}: {error}", self.device.function());
+        }
+        Ok(())
+    }
+
     /// Asks the controller who it is.
     ///
     /// # Errors
     /// The command failed, or the IOMMU blocked it.
     pub fn identify(&mut self) -> Result<Identity, NvmeError> {
+        let page = self.identify_with(Command::identify_controller)?;
+        page.first_chunk::<IDENTIFY_BYTES>().map(Identity::decode).ok_or(NvmeError::OutOfMemory)
+    }
+
+    /// Has the controller fill a page by the command that `command` makes of the page's address.
+    pub(super) fn identify_with(
+        &mut self,
+        command: impl FnOnce(Iova) -> Command,
+    ) -> Result<PageBuffer, NvmeError> {
         let buffer = PageBuffer::zeroed(1).ok_or(NvmeError::OutOfMemory)?;
         let mapping = self.dma.dma_map(buffer, FromDevice).map_err(|rejected| rejected.error)?;
         let faults = self.dma.fault_count();
-        let outcome = self.execute(Command::identify_controller(mapping.iova()));
+        let outcome = self.execute(command(mapping.iova()));
         if let Err(error @ NvmeError::NotReady { wanted: false, .. }) = outcome {
             // It may still write to the page: that stays mapped.
             core::mem::forget(mapping);
             return Err(error);
         }
         let page = mapping.unmap()?;
-        let status = outcome?;
+        let status = outcome?.status;
         // A controller reports success for what the IOMMU blocked.
         if self.dma.fault_count() != faults {
             return Err(NvmeError::Blocked);
         }
-        if !status.is_success() {
-            return Err(NvmeError::Status(status));
-        }
-        page.first_chunk::<IDENTIFY_BYTES>().map(Identity::decode).ok_or(NvmeError::OutOfMemory)
-    }
-
-    /// Has the controller write its Identify page, 4 KiB, to `iova`, an address of the caller's choice at the start of
-    /// a page, and returns what it says about that: usually success, whatever the IOMMU made of it.
-    ///
-    /// It is safe because what the controller can reach is up to the IOMMU; it exists to show that, in tests and in
-    /// the shell.
-    ///
-    /// # Errors
-    /// The controller did not answer.
-    pub fn write_at(&mut self, iova: Iova) -> Result<Status, NvmeError> {
-        self.execute(Command::identify_controller(iova))
-    }
-
-    /// As [`write_at`](Self::write_at), but has the controller read 8 bytes from `iova`: its clock. Bits 47:0 come back
-    /// by [`timestamp_to`](Self::timestamp_to), a little later than they were.
-    ///
-    /// # Errors
-    /// The controller did not answer.
-    pub fn read_at(&mut self, iova: Iova) -> Result<Status, NvmeError> {
-        self.execute(Command::set_timestamp(iova))
-    }
-
-    /// Has the controller write its clock, 8 bytes, to `iova`.
-    ///
-    /// # Errors
-    /// The controller did not answer.
-    pub fn timestamp_to(&mut self, iova: Iova) -> Result<Status, NvmeError> {
-        self.execute(Command::get_timestamp(iova))
-    }
-
-    /// Keeps the admin queue full of commands that write 4 KiB to `iova`, until `count` were sent or the controller does not
-    /// answer any more, which is no error here. Returns how many it has finished. See [`write_at`](Self::write_at).
-    ///
-    /// # Errors
-    /// It broke the protocol of its queue, or could not be reset after that or its silence.
-    pub fn flood(&mut self, iova: Iova, count: usize) -> Result<usize, NvmeError> {
-        let (mut sent, mut done) = (0, 0);
-        while done < count {
-            let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
-            while sent < count && admin.submit(Command::identify_controller(iova), ()).is_ok() {
-                sent += 1;
-            }
-            self.doorbells.submission_tail.write(admin.tail().into());
-            match self.await_completion() {
-                Ok(_) => done += 1,
-                Err(error) => {
-                    self.reset_after(error)?;
-                    return if error == NvmeError::TimedOut { Ok(done) } else { Err(error) };
-                }
-            }
-        }
-        Ok(done)
+        if status.is_success() { Ok(page) } else { Err(NvmeError::Status(status)) }
     }
 
     /// Does one admin command. If the controller does not answer, or answers nonsense, it is reset.
-    fn execute(&mut self, command: Command) -> Result<Status, NvmeError> {
+    pub(super) fn execute(&mut self, command: Command) -> Result<Finished<()>, NvmeError> {
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
         // One at a time, so there is room.
         admin.submit(command, ()).map_err(|()| NvmeError::Gone)?;
         self.doorbells.submission_tail.write(admin.tail().into());
         match self.await_completion() {
-            Ok(finished) => Ok(finished.status),
+            Ok(finished) => Ok(finished),
             Err(error) => {
                 self.reset_after(error)?;
                 Err(error)
@@ -185,7 +179,7 @@ impl Controller {
         }
     }
 
-    fn await_completion(&mut self) -> Result<Finished<()>, NvmeError> {
+    pub(super) fn await_completion(&mut self) -> Result<Finished<()>, NvmeError> {
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
         let deadline_ns = self.host.now_ns().saturating_add(COMMAND_DEADLINE_NS);
         loop {
@@ -199,9 +193,14 @@ impl Controller {
         }
     }
 
-    /// Turns the controller off and on again: commands that it has not finished are gone.
-    fn reset_after(&mut self, error: NvmeError) -> Result<(), NvmeError> {
+    /// Resets the controller after `error`.
+    pub(super) fn reset_after(&mut self, error: NvmeError) -> Result<(), NvmeError> {
         log::warn!("nvme {}: {error}; resetting it", self.device.function());
+        self.restart()
+    }
+
+    /// Turns the controller off and on again: commands that it has not finished, and I/O queues, are gone.
+    pub(super) fn restart(&mut self) -> Result<(), NvmeError> {
         self.turn_off()?;
         let Some(mut admin) = self.admin.take() else {
             return Err(NvmeError::Gone);
@@ -210,8 +209,38 @@ impl Controller {
         self.turn_on(admin)
     }
 
+    /// Whether the controller works: it is on, not broken, and answers.
+    pub(super) fn is_running(&self) -> bool {
+        let raw = self.registers.status.read();
+        let status = ControllerStatus::from_bits_retain(raw);
+        raw != u32::MAX
+            && status.contains(ControllerStatus::READY)
+            && !status.contains(ControllerStatus::FATAL)
+    }
+
+    /// Has the controller write to its medium what it holds back, and waits for that.
+    pub(super) fn shut_down(&self) {
+        self.registers.configuration.write(CONFIGURATION_ON | SHUT_DOWN);
+        let deadline_ns = self.host.now_ns().saturating_add(COMMAND_DEADLINE_NS);
+        loop {
+            let raw = self.registers.status.read();
+            if ControllerStatus::from_bits_retain(raw).contains(ControllerStatus::SHUT_DOWN) {
+                return;
+            }
+            if self.host.now_ns() >= deadline_ns {
+                return log::warn!("nvme {}: not shut down in time: status {raw:#x}", self.device.function());
+            }
+            self.host.relax();
+        }
+    }
+
+    /// Takes bus mastering away.
+    pub(super) fn disconnect(&self) {
+        self.device.disable_bus_master();
+    }
+
     /// Makes the controller quiet: when this returns `Ok`, it touches no memory. Otherwise its queues stay pinned.
-    fn turn_off(&mut self) -> Result<(), NvmeError> {
+    pub(super) fn turn_off(&mut self) -> Result<(), NvmeError> {
         self.registers.configuration.write(0);
         let quiet = self.await_ready(false);
         if quiet.is_err() {

@@ -4,8 +4,10 @@ use core::fmt;
 
 use iommu::DmaError;
 
-use super::{command::Status, queue::PairError};
+use super::{command::Status, namespace::NamespaceError, queue::PairError};
 use crate::{
+    block::engine::EngineError,
+    host::SpawnError,
     mmio::OutsideWindow,
     pci::{BarError, MsixError},
 };
@@ -45,6 +47,21 @@ pub enum NvmeError {
     Status(Status),
     /// The IOMMU blocked an access of the controller while it had the command, which it may call a success.
     Blocked,
+    /// It has no namespace.
+    NoNamespace,
+    /// What it says about its namespace makes no sense, or its format is none that the driver can use.
+    Namespace(NamespaceError),
+    /// It takes no submission entries of 64, or no completion entries of 16 bytes.
+    Entries,
+    /// It gives fewer I/O queues than before.
+    TooFewQueues {
+        /// How many it had.
+        wanted: u16,
+        /// How many it gives now.
+        given: u16,
+    },
+    /// No thread.
+    Spawn(SpawnError),
     /// It could not be made to work again after an error.
     Gone,
 }
@@ -68,6 +85,13 @@ impl fmt::Display for NvmeError {
             Self::TimedOut => f.write_str("a command was not finished in time"),
             Self::Status(status) => status.fmt(f),
             Self::Blocked => f.write_str("the IOMMU blocked an access of the controller"),
+            Self::NoNamespace => f.write_str("it has no namespace"),
+            Self::Namespace(error) => error.fmt(f),
+            Self::Entries => f.write_str("it takes no entries of 64 and 16 bytes"),
+            Self::TooFewQueues { wanted, given } => {
+                write!(f, "it gives {given} I/O queues where it gave {wanted}")
+            }
+            Self::Spawn(error) => error.fmt(f),
             Self::Gone => f.write_str("the controller is out of order"),
         }
     }
@@ -102,5 +126,15 @@ impl From<DmaError> for NvmeError {
 impl From<PairError> for NvmeError {
     fn from(error: PairError) -> Self {
         Self::Queue(error)
+    }
+}
+
+impl From<EngineError<NvmeError>> for NvmeError {
+    fn from(error: EngineError<NvmeError>) -> Self {
+        match error {
+            EngineError::OutOfMemory => Self::OutOfMemory,
+            EngineError::Spawn(error) => Self::Spawn(error),
+            EngineError::Hardware(error) => error,
+        }
     }
 }

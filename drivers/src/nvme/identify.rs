@@ -17,6 +17,12 @@ pub struct Identity {
     pub transfer_limit_lg2: u8,
     /// Number of namespaces that there can be.
     pub namespaces: u32,
+    /// Least and most bytes of submission and completion entries, as powers of two.
+    pub entry_lg2: [(u8, u8); 2],
+    /// Optional commands: bit 2 for dataset management.
+    pub optional_commands: u16,
+    /// What completes may be lost until it is flushed.
+    pub has_volatile_cache: bool,
 }
 
 impl Identity {
@@ -30,7 +36,22 @@ impl Identity {
             firmware: bytes_at(page, 64),
             transfer_limit_lg2: page[77],
             namespaces: u32::from_le_bytes(bytes_at(page, 516)),
+            entry_lg2: [512, 513].map(|at| (page[at] & 0xf, page[at] >> 4)),
+            optional_commands: u16::from_le_bytes(bytes_at(page, 520)),
+            has_volatile_cache: page[525] & 1 != 0,
         }
+    }
+
+    /// Whether entries of 64 and 16 bytes, which every controller must take, are among the possible ones.
+    #[must_use]
+    pub fn takes_plain_entries(&self) -> bool {
+        self.entry_lg2.iter().zip([6, 4]).all(|(&(least, most), wanted)| (least..=most).contains(&wanted))
+    }
+
+    /// Whether it has the dataset management command.
+    #[must_use]
+    pub fn deallocates(&self) -> bool {
+        self.optional_commands & 1 << 2 != 0
     }
 
     /// Serial number.
@@ -58,7 +79,7 @@ impl fmt::Display for Identity {
     }
 }
 
-fn bytes_at<const N: usize>(page: &[u8; IDENTIFY_BYTES], at: usize) -> [u8; N] {
+pub(super) fn bytes_at<const N: usize>(page: &[u8; IDENTIFY_BYTES], at: usize) -> [u8; N] {
     core::array::from_fn(|index| page[at + index])
 }
 
@@ -80,8 +101,11 @@ mod tests {
         page[24..64].copy_from_slice(b"QEMU NVMe Ctrl                          ");
         page[64..72].copy_from_slice(b"10.0    ");
         page[77] = 7;
+        page[512..514].copy_from_slice(&[0x66, 0x44]);
+        (page[520], page[525]) = (0x04, 0x07);
         page[516..520].copy_from_slice(&256_u32.to_le_bytes());
         let identity = Identity::decode(&page);
+        assert!(identity.takes_plain_entries() && identity.deallocates() && identity.has_volatile_cache);
         assert_eq!((identity.vendor, identity.transfer_limit_lg2, identity.namespaces), (0x1b36, 7, 256));
         assert_eq!(
             (identity.serial(), identity.model(), identity.firmware()),

@@ -1,20 +1,35 @@
-//! NVMe: the controller and its admin queue.
+//! NVMe: controllers, and their namespaces as disks.
 //!
-//! [`QueuePair`] is a submission and a completion queue with what is in flight between them; the admin queue is one,
-//! and I/O queues will be others. The admin queue makes a fast attacker: a controller writes an Identify page to any
-//! address it is given at once, and reports success whatever the IOMMU made of it.
+//! [`QueuePair`] is a submission and a completion queue with what is in flight between them. [`Controller`] has the admin
+//! queue; [`open`] makes a block device of a controller, with an I/O queue pair for each CPU. Reads and writes are
+//! [`engine`](crate::block::engine)'s business, and `requests` how the controller is told.
+//!
+//! The admin queue makes a fast attacker too: a controller writes an Identify page to any address it is given at once, and
+//! reports success whatever the IOMMU made of it.
 
+mod attack;
 mod command;
 mod controller;
+mod disk;
 mod error;
 mod identify;
 mod memory;
+mod namespace;
 mod queue;
 mod registers;
+mod requests;
+mod setup;
 
 pub use command::{Command, Completion, Status};
 pub use controller::Controller;
+pub use disk::open;
 pub use error::NvmeError;
 pub use identify::{IDENTIFY_BYTES, Identity};
 pub use memory::{QueueMemory, Queues};
+pub use namespace::NamespaceError;
 pub use queue::{Finished, PairError, QueuePair};
+
+use crate::pci::Class;
+
+/// Class of NVMe controllers: storage, non-volatile memory, NVM Express.
+pub const CLASS: Class = Class { base: 0x01, sub: 0x08, interface: 0x02 };

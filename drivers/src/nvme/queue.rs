@@ -100,7 +100,35 @@ impl<M: QueueMemory, T> QueuePair<M, T> {
         self.head
     }
 
-    /// Puts a command into the submission queue. The controller sees it when it is told the new tail.
+    /// Number of commands that the controller has.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len() - self.free.len()
+    }
+
+    /// Most commands that the controller can have.
+    pub fn depth(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The commands that the controller has, by their identifiers.
+    pub fn tokens(&self) -> impl Iterator<Item = (u16, &T)> {
+        (0..).zip(&self.in_flight).filter_map(|(id, token)| Some((id, token.as_ref()?)))
+    }
+
+    /// Identifier of the next command, if there is room for one.
+    pub fn next_id(&self) -> Option<u16> {
+        self.free.last().copied()
+    }
+
+    /// Takes one command back from a controller that is off; `None` when it has no more of them.
+    pub fn take_back(&mut self) -> Option<T> {
+        let (id, token) = (0..).zip(&mut self.in_flight).find_map(|(id, place)| Some((id, place.take()?)))?;
+        self.free.push(id);
+        Some(token)
+    }
+
+    /// Puts a command into the submission queue, under the [next](Self::next_id) identifier. The controller sees it when it
+    /// is told the new tail.
     ///
     /// # Errors
     /// The token comes back if the queue is full.

@@ -85,11 +85,17 @@ bitflags! {
         const READY = 1 << 0;
         /// Only a reset helps.
         const FATAL = 1 << 1;
+        /// The shutdown that was asked for is in progress (bits 3:2 are 1) or complete (2).
+        const SHUTTING_DOWN = 1 << 2;
+        const SHUT_DOWN = 1 << 3;
     }
 }
 
 /// The configuration that turns the controller on: NVM commands, pages of 4 KiB, entries of 64 and 16 bytes.
 pub const CONFIGURATION_ON: u32 = 1 | 6 << 16 | 4 << 20;
+
+/// Added to the configuration, this asks for a normal shutdown.
+pub const SHUT_DOWN: u32 = 1 << 14;
 
 /// The admin queue attributes for queues of `size` entries, which are given as one less.
 pub const fn admin_attributes(size: u16) -> u32 {
