@@ -8,7 +8,7 @@ use iommu::PciAddress;
 use crate::{
     edu::{self, EduError},
     host::Host,
-    pci::{Device, ResetError, reset_bus, reset_by_power, reset_function},
+    pci::{Device, Function, ResetError, reset_bus, reset_by_power, reset_function},
     virtio::{self, TransportError},
 };
 
@@ -74,6 +74,19 @@ pub fn quieten(host: &Arc<dyn Host>, target: Target<'_>) -> Result<(), NotQuiet>
         }
     }
     Err(reason)
+}
+
+/// Whether `function`, of the isolation group `group` and one of `functions`, could be made quiet; the log says why not. For
+/// [`Iommu::release`](iommu::Iommu::release).
+pub fn is_quiet(
+    host: &Arc<dyn Host>,
+    functions: &[Function],
+    group: &[PciAddress],
+    function: PciAddress,
+) -> bool {
+    let found = functions.iter().find(|found| found.address == function);
+    let target = Target { function, bridge: found.and_then(|found| found.parent), group };
+    quieten(host, target).inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
 }
 
 fn by_function_level(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {

@@ -26,6 +26,8 @@ pub struct Options<'a> {
     pub power_cut: Option<Flushing>,
     /// How long the stress test runs, in seconds.
     pub stress_s: u64,
+    /// How much is written to and read from the disk at random, in MiB.
+    pub bulk_mib: u64,
 }
 
 /// Which tests to run: those that the glob matches, from or after a name in sorted order.
@@ -54,6 +56,9 @@ pub enum Misbehaviour {
     UnmaskedLock,
 }
 
+/// What the disk of `xtask` has room for.
+const BULK_MIB_MAX: u64 = 64;
+
 /// The stress test's deadline leaves so much.
 const STRESS_S_MAX: u64 = 240;
 
@@ -69,6 +74,7 @@ impl Default for Options<'_> {
             selftest: None,
             power_cut: None,
             stress_s: 5,
+            bulk_mib: 4,
         }
     }
 }
@@ -109,6 +115,7 @@ impl<'a> Options<'a> {
             "iommu" => self.iommu = value,
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
+            "bulk" => self.bulk_mib = value.parse().ok().filter(|mib| (1..=BULK_MIB_MAX).contains(mib))?,
             "selftest" => self.selftest = Some(misbehaviour(value)?),
             "power-cut" => self.power_cut = Some(flushing(value)?),
             _ => return None,

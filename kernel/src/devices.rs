@@ -7,6 +7,7 @@ use drivers::{
     block::{self, BlockDevice},
     host::Host,
     pci::{BusRange, Function, enumerate},
+    quiet::is_quiet,
 };
 use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
@@ -58,6 +59,7 @@ pub fn start(
         disks,
         memory: Arc::new(Frames),
         stress_s: words.stress_s,
+        bulk_mib: words.bulk_mib,
     })
 }
 
@@ -107,16 +109,35 @@ fn open_disks(
     let mut disks = Vec::new();
     for function in functions.iter().filter(|function| block::is_candidate(function)) {
         disks.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
-        disks.extend(open_disk(host, iommu, function));
+        disks.extend(open_disk(host, iommu, functions, function));
     }
     Ok(disks)
 }
 
-fn open_disk(host: &Arc<dyn Host>, iommu: &Iommu, function: &Function) -> Option<Arc<dyn BlockDevice>> {
+/// Opens one disk. A function that turns out to be none is left to whoever else wants it.
+fn open_disk(
+    host: &Arc<dyn Host>,
+    iommu: &Iommu,
+    functions: &[Function],
+    function: &Function,
+) -> Option<Arc<dyn BlockDevice>> {
     let address = function.address;
     let claimed = iommu.claim(address).map_err(|error| log::warn!("disk {address}: {error}")).ok()?;
-    let opened = block::open(host, claimed, function);
-    opened.map_err(|error| log::warn!("disk {address}: {error}")).ok()
+    let error = match block::open(host, claimed, function) {
+        Ok(disk) => return Some(disk),
+        Err(error) => error,
+    };
+    log::info!("{address} is no disk: {error}");
+    match iommu.group(address) {
+        // Nobody covers it, so there is nothing to release.
+        Ok(group) if group.is_empty() => {}
+        Ok(group) => {
+            let released = iommu.release(address, |member| is_quiet(host, functions, &group, member));
+            let _ = released.inspect_err(|error| log::warn!("{address}: {error}"));
+        }
+        Err(error) => log::warn!("{address}: {error}"),
+    }
+    None
 }
 
 /// The kernel's memory, as tests see it.

@@ -1,7 +1,8 @@
 //! The disk image: content that host and guest can both tell, and the comparison of what they saw.
 //!
 //! Every 512-byte sector starts with a readable label, the rest is drawn from a generator seeded with the
-//! sector's number. So any range can be computed again without the image.
+//! sector's number. So any range can be computed again without the image. Behind these are as many sectors of zeros, which
+//! take no room on the host until a guest writes them.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -11,10 +12,21 @@ use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
 pub const SECTOR_BYTES: usize = 512;
-pub const SECTORS: u64 = 128 * 1024;
+/// All sectors.
+pub const SECTORS: u64 = 2 * PATTERN_SECTORS;
+/// Those that have a label, from 0 on.
+const PATTERN_SECTORS: u64 = 128 * 1024;
+
+/// A sector that QEMU fails to read, and one that it fails to write, in the machines that `xtask` starts.
+pub const UNREADABLE: u64 = 50_000;
+pub const UNWRITABLE: u64 = 50_008;
 
 /// The content of sector `lba` before any guest wrote to it.
-pub fn pattern(lba: u64) -> [u8; SECTOR_BYTES] {
+pub fn original(lba: u64) -> [u8; SECTOR_BYTES] {
+    if lba < PATTERN_SECTORS { pattern(lba) } else { [0; SECTOR_BYTES] }
+}
+
+fn pattern(lba: u64) -> [u8; SECTOR_BYTES] {
     let mut sector = [0; SECTOR_BYTES];
     let label = format!("Sluice test disk, sector {lba}\n");
     let (head, tail) = sector.split_at_mut(label.len());
@@ -41,10 +53,10 @@ pub fn create(path: &Path) -> Result<()> {
     let unfinished = path.with_extension("unfinished");
     let write = || -> std::io::Result<()> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
-        for lba in 0..SECTORS {
+        for lba in 0..PATTERN_SECTORS {
             file.write_all(&pattern(lba))?;
         }
-        file.into_inner()?;
+        file.into_inner()?.set_len(SECTORS * SECTOR_BYTES as u64)?;
         std::fs::rename(&unfinished, path)
     };
     write().with_context(|| format!("cannot write the disk image {}", path.display()))
@@ -95,23 +107,23 @@ impl Claim {
     /// Compares the claim with the host's side: the pattern, or `image` as QEMU left it.
     pub fn verify(&self, image: &Path) -> Result<()> {
         let expected = match self.kind {
-            Kind::Read => digest_of_pattern(self.lba, self.sectors),
+            Kind::Read => digest_of_original(self.lba, self.sectors),
             Kind::Written => digest_of_image(image, self.lba, self.sectors)?,
         };
         if expected != self.digest {
             bail!("the guest has {}, the host {expected}", self.digest);
         }
-        if self.kind == Kind::Written && expected == digest_of_pattern(self.lba, self.sectors) {
+        if self.kind == Kind::Written && expected == digest_of_original(self.lba, self.sectors) {
             bail!("the range holds what it held before the run: nothing was written");
         }
         Ok(())
     }
 }
 
-pub fn digest_of_pattern(lba: u64, sectors: u64) -> String {
+pub fn digest_of_original(lba: u64, sectors: u64) -> String {
     let mut hash = Sha256::new();
     for sector in lba..lba + sectors {
-        hash.update(pattern(sector));
+        hash.update(original(sector));
     }
     hexadecimal(&hash.finalize())
 }
@@ -169,10 +181,12 @@ mod tests {
     fn an_image_holds_the_pattern_and_a_read_is_compared_with_it() {
         let image = image("read.img");
         assert!(is_there(&image) && !is_there(Path::new("/nonexistent/disk.img")));
-        assert_eq!(digest_of_image(&image, 100, 64).unwrap(), digest_of_pattern(100, 64));
-        let right = claim("disk-read", &format!("100 64 {}", digest_of_pattern(100, 64))).unwrap();
+        for first in [100, PATTERN_SECTORS - 1, SECTORS - 64] {
+            assert_eq!(digest_of_image(&image, first, 64).unwrap(), digest_of_original(first, 64));
+        }
+        let right = claim("disk-read", &format!("100 64 {}", digest_of_original(100, 64))).unwrap();
         assert!(right.verify(&image).is_ok());
-        let shifted = claim("disk-read", &format!("101 64 {}", digest_of_pattern(100, 64))).unwrap();
+        let shifted = claim("disk-read", &format!("101 64 {}", digest_of_original(100, 64))).unwrap();
         assert!(shifted.verify(&image).is_err());
         std::fs::remove_file(image).unwrap();
     }
@@ -180,7 +194,7 @@ mod tests {
     #[test]
     fn a_write_must_have_reached_the_image_and_changed_it() {
         let image = image("written.img");
-        let unwritten = claim("disk-written", &format!("8 1 {}", digest_of_pattern(8, 1))).unwrap();
+        let unwritten = claim("disk-written", &format!("8 1 {}", digest_of_original(8, 1))).unwrap();
         assert!(unwritten.verify(&image).unwrap_err().to_string().contains("nothing was written"));
         let mut file = File::options().write(true).open(&image).unwrap();
         file.seek(SeekFrom::Start(8 * SECTOR_BYTES as u64)).unwrap();
@@ -193,11 +207,11 @@ mod tests {
 
     #[test]
     fn ranges_off_the_disk_and_unknown_values_are_errors() {
-        assert!(claim("disk-read", "131072 1 00").is_err());
+        assert!(claim("disk-read", "262144 1 00").is_err());
         assert!(claim("disk-read", "18446744073709551615 2 00").is_err());
         assert!(claim("disk-read", "0 0 00").is_err());
         assert!(claim("disk-read", "0 1").is_err());
         assert!(claim("colour", "0 1 00").is_err());
-        assert!(claim("disk-read", "131071 1 00").is_ok());
+        assert!(claim("disk-read", "262143 1 00").is_ok());
     }
 }

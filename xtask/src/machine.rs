@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::scenario::{DiskPlace, Scenario};
+use crate::disk;
+use crate::scenario::{DiskPlace, Drive, Scenario};
 
 /// Processor and accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,23 +117,40 @@ impl Machine<'_> {
                 "disk-bridge,addr=0x1"
             }
         };
-        match self.files.write_log {
-            None => list.file("-drive", "if=none,id=disk,format=raw,file=", self.files.disk),
+        self.medium(list);
+        let device = match self.scenario.drive {
+            // Without iommu_platform=on QEMU's virtio devices reach memory past the IOMMU; a legacy interface
+            // cannot negotiate it. Without an IOMMU the same device takes physical addresses.
+            Drive::VirtioBlk => {
+                format!("virtio-blk-pci,drive=disk,bus={bus},iommu_platform=on,disable-legacy=on")
+            }
+            Drive::Nvme => format!("nvme,serial=disk,drive=disk,bus={bus}"),
+        };
+        list.option("-device", device);
+    }
+
+    /// What the disk stores its blocks in: the image, below a log of what reaches it if there is to be one, below two sectors
+    /// that fail.
+    fn medium(&self, list: &mut List) {
+        list.file("-blockdev", "driver=file,node-name=image,filename=", self.files.disk);
+        let below = match self.files.write_log {
+            None => "image",
             Some(log) => {
-                list.file("-blockdev", "driver=file,node-name=image,filename=", self.files.disk);
                 list.file("-blockdev", "driver=file,node-name=log,filename=", log);
                 list.option(
                     "-blockdev",
-                    "driver=blklogwrites,node-name=disk,file=image,log=log,log-sector-size=512".into(),
+                    "driver=blklogwrites,node-name=logged,file=image,log=log,log-sector-size=512".into(),
                 );
+                "logged"
             }
-        }
-        // Without iommu_platform=on QEMU's virtio devices reach memory past the IOMMU; a legacy interface
-        // cannot negotiate it. Without an IOMMU the same device takes physical addresses.
-        list.option(
-            "-device",
-            format!("virtio-blk-pci,drive=disk,bus={bus},iommu_platform=on,disable-legacy=on"),
-        );
+        };
+        let fails = |index, kind, sector| {
+            format!(
+                ",inject-error.{index}.event=none,inject-error.{index}.iotype={kind},inject-error.{index}.sector={sector}"
+            )
+        };
+        let failures = fails(0, "read", disk::UNREADABLE) + &fails(1, "write", disk::UNWRITABLE);
+        list.option("-blockdev", format!("driver=blkdebug,node-name=disk,image={below}{failures}"));
     }
 }
 
@@ -207,7 +225,7 @@ mod tests {
     #[test]
     fn commas_in_paths_do_not_end_an_option() {
         let line = line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent);
-        assert!(line.contains("file=/d,,1") && line.contains("-kernel /k,1"));
+        assert!(line.contains("filename=/d,,1") && line.contains("-kernel /k,1"));
     }
 
     #[test]
@@ -220,6 +238,14 @@ mod tests {
             let scenario = Scenario { disk: place, ..Scenario::DEFAULT };
             assert!(line(&scenario, Processor::Emulated, Console::Silent).contains(bus), "{bus}");
         }
+    }
+
+    #[test]
+    fn the_disk_is_what_the_scenario_says() {
+        let scenario = Scenario { drive: Drive::Nvme, ..Scenario::DEFAULT };
+        let nvme = line(&scenario, Processor::Emulated, Console::Silent);
+        assert!(nvme.contains("-device nvme,serial=disk,drive=disk,bus=pcie.0,addr=0x3 "));
+        assert!(!nvme.contains("virtio-blk"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The machines that `cargo xtask test` boots. A new scenario is one more entry here.
 
 use crate::qemu::Version;
-use crate::scenario::{DiskPlace, Expect, Need, Scenario};
+use crate::scenario::{DiskPlace, Drive, Expect, Need, Scenario};
 use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
@@ -144,6 +144,46 @@ pub const SCENARIOS: &[Scenario] = &[
         disk: DiskPlace::ConventionalBridge,
         ..DEFAULT
     },
+    Scenario { name: "nvme", about: "the disk is an NVMe controller", drive: Drive::Nvme, ..DEFAULT },
+    Scenario {
+        name: "nvme-cpus-4",
+        about: "an NVMe disk with four queues, and 64 MiB of random writes and reads",
+        drive: Drive::Nvme,
+        cpus: "4",
+        cmdline: "bulk=64",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "nvme-bulk",
+        about: "64 MiB of random writes and reads on an NVMe disk",
+        drive: Drive::Nvme,
+        cmdline: "bulk=64",
+        tests: "disk*",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "virtio-bulk",
+        about: "64 MiB of random writes and reads on a virtio disk",
+        cmdline: "bulk=64",
+        tests: "disk*",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "virtio-bulk-cpus-4",
+        about: "the same by four CPUs, each with a queue",
+        cpus: "4",
+        cmdline: "bulk=64",
+        tests: "disk*",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "nvme-root-port",
+        about: "an NVMe disk behind a PCI Express root port",
+        drive: Drive::Nvme,
+        disk: DiskPlace::RootPort,
+        tests: "disk*",
+        ..DEFAULT
+    },
     Scenario {
         name: "edus-16",
         about: "a storm of sixteen more functions, and of the fast one, behind a unit with one fault record",
@@ -183,6 +223,15 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "power-cut",
         about: "what a flush has confirmed is there after the power went",
+        cmdline: "power-cut=flushed",
+        tests: "power_cut::*",
+        expect: Expect::PowerCut { keeps: true },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "power-cut-nvme",
+        about: "the same on an NVMe disk",
+        drive: Drive::Nvme,
         cmdline: "power-cut=flushed",
         tests: "power_cut::*",
         expect: Expect::PowerCut { keeps: true },

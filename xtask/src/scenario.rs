@@ -20,6 +20,7 @@ pub struct Scenario {
     /// How many CPUs, and what else QEMU's `-smp` is to know of them.
     pub cpus: &'static str,
     pub disk: DiskPlace,
+    pub drive: Drive,
     /// Further QEMU arguments.
     pub qemu: &'static [&'static str],
     /// Words of the kernel's command line besides those that every test boot has.
@@ -44,6 +45,13 @@ pub enum DiskPlace {
     RootPort,
     /// Behind a PCIe-to-PCI bridge: the IOMMU sees the bridge's alias, not the disk.
     ConventionalBridge,
+}
+
+/// What the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    VirtioBlk,
+    Nvme,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +84,7 @@ impl Scenario {
         memory_mib: 1024,
         cpus: "1",
         disk: DiskPlace::RootBus,
+        drive: Drive::VirtioBlk,
         qemu: &[],
         cmdline: "",
         tests: "*",

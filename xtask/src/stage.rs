@@ -167,7 +167,7 @@ mod tests {
             "#!/bin/sh\nfor word; do case $word in\n\
              file,id=control,*) control=${{word#*path=}};;\n\
              file,id=console,*) console=${{word#*path=}};;\n\
-             if=none,id=disk,*) disk=${{word#*file=}};;\n\
+             driver=file,node-name=image,*) disk=${{word#*filename=}};;\n\
              exit*) words=$word;;\nesac; done\n{script}\n"
         );
         fs::write(&program, text).unwrap();

@@ -102,14 +102,12 @@ pub trait Hardware: Send + 'static {
         false
     }
 
-    /// Lets a device that works put its affairs in order before it is stopped for good.
-    fn prepare_to_stop(&mut self) {}
-
-    /// Makes the device quiet: when this returns `Ok` it has forgotten its queues and touches no memory.
+    /// Makes the device quiet: when this returns `Ok` it has forgotten its queues and touches no memory. `for_good` says that
+    /// it will not be started again, so that it may want to put its affairs in order.
     ///
     /// # Errors
     /// It did not say so in time. What it was given must stay as it is.
-    fn stop(&mut self) -> Result<(), Self::Error>;
+    fn stop(&mut self, for_good: bool) -> Result<(), Self::Error>;
 
     /// Takes bus mastering away.
     fn disconnect(&mut self);

@@ -153,7 +153,7 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
     /// Makes the device quiet and fails what it has. The phase is `next` afterwards if it is quiet, which is returned.
     fn halt(&mut self, next: Phase) -> bool {
         self.shared.enter(Phase::Resetting);
-        let quiet = self.hardware.stop();
+        let quiet = self.hardware.stop(next == Phase::Gone);
         if let Err(error) = &quiet {
             log::error!("{} {}: {error}; its memory stays pinned", H::NAME, self.shared.dma.function());
             self.hardware.disconnect();
@@ -185,11 +185,7 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
 
 impl<H: Hardware, Q: Queue> Drop for Keeper<H, Q> {
     fn drop(&mut self) {
-        let phase = self.shared.phase();
-        if phase == Phase::Running {
-            self.hardware.prepare_to_stop();
-        }
-        if matches!(phase, Phase::Running | Phase::Resetting) {
+        if matches!(self.shared.phase(), Phase::Running | Phase::Resetting) {
             self.halt(Phase::Gone);
             self.hardware.disconnect();
         }

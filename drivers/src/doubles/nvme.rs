@@ -72,6 +72,8 @@ pub struct State {
     pub by_queue: [usize; PAIRS - 1],
     pub flushes: usize,
     pub shutdowns: usize,
+    /// Queues that it was told to forget.
+    pub deleted: usize,
     pub submission_doorbells: usize,
     /// I/O queue pairs that it gives.
     pub pairs: u16,
@@ -138,6 +140,7 @@ pub fn bench() -> (Bench, Arc<Nvme>) {
         by_queue: [0; PAIRS - 1],
         flushes: 0,
         shutdowns: 0,
+        deleted: 0,
         submission_doorbells: 0,
         pairs: 8,
         identity: identity(),
@@ -244,6 +247,14 @@ impl Nvme {
                 let pair = &mut state.queues[usize::from(low)];
                 assert!(pair.completion != 0, "the completion queue comes first");
                 (pair.submission, pair.size) = (prp, u32::from(high) + 1);
+            }
+            0x00 | 0x04 => {
+                let pair = &mut state.queues[usize::from(low)];
+                let exists = if command[0] == 0 { &mut pair.submission } else { &mut pair.completion };
+                if core::mem::take(exists) == 0 {
+                    return (0x101, 0);
+                }
+                state.deleted += 1;
             }
             0x08 => {
                 let kept = state.queues[usize::from(low)].kept.take_if(|kept| state.aborts && *kept == high);

@@ -7,7 +7,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Admin opcodes.
 mod opcode {
+    pub const DELETE_SUBMISSION_QUEUE: u32 = 0x00;
     pub const CREATE_SUBMISSION_QUEUE: u32 = 0x01;
+    pub const DELETE_COMPLETION_QUEUE: u32 = 0x04;
     pub const CREATE_COMPLETION_QUEUE: u32 = 0x05;
     pub const IDENTIFY: u32 = 0x06;
     pub const ABORT: u32 = 0x08;
@@ -95,6 +97,18 @@ impl Command {
     pub fn create_submission_queue(id: u16, size: u16, at: Iova) -> Self {
         let dwords = [Self::queue(id, size), CONTIGUOUS | u32::from(id) << 16];
         Self { prp: [at.as_u64(), 0], ..Self::plain(opcode::CREATE_SUBMISSION_QUEUE, dwords) }
+    }
+
+    /// Forgets submission queue `id`; what is in it is finished or aborted before that.
+    #[must_use]
+    pub fn delete_submission_queue(id: u16) -> Self {
+        Self::plain(opcode::DELETE_SUBMISSION_QUEUE, [id.into(), 0])
+    }
+
+    /// Forgets completion queue `id`, which no submission queue uses any more.
+    #[must_use]
+    pub fn delete_completion_queue(id: u16) -> Self {
+        Self::plain(opcode::DELETE_COMPLETION_QUEUE, [id.into(), 0])
     }
 
     /// Ends command `id` of submission queue `queue`, if that can be. Bit 0 of the result is set if it could not.

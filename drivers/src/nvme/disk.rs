@@ -124,11 +124,13 @@ impl Hardware for NvmeDisk {
         self.pairs.get(queue).is_some_and(|place| self.controller.abort(place.id, request))
     }
 
-    fn prepare_to_stop(&mut self) {
-        self.controller.shut_down();
-    }
-
-    fn stop(&mut self) -> Result<(), NvmeError> {
+    fn stop(&mut self, for_good: bool) -> Result<(), NvmeError> {
+        // A controller that works ends what it has by itself, queue by queue, rather than in the middle of it.
+        let ended = self.controller.is_running()
+            && self.pairs.iter().all(|&place| self.controller.delete_pair(place));
+        if ended && for_good {
+            self.controller.shut_down();
+        }
         self.controller.turn_off()
     }
 

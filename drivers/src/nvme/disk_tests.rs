@@ -356,7 +356,8 @@ fn shutting_down_gives_everything_back() {
     for done in collect(&completions, 4) {
         assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
     }
-    assert_eq!(device.set(|state| state.shutdowns), 1, "the controller could save what it had");
+    let (shutdowns, deleted) = device.set(|state| (state.shutdowns, state.deleted));
+    assert_eq!((shutdowns, deleted), (1, 6), "the controller could end and save what it had");
     let gone: Weak<_> = Arc::downgrade(&disk);
     drop(disk);
     assert!(gone.upgrade().is_none());

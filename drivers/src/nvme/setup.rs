@@ -52,6 +52,12 @@ impl Controller {
         Ok(())
     }
 
+    /// Has the controller end what is in a pair, one way or the other, and forget its queues. False if it does not.
+    pub fn delete_pair(&mut self, place: PairPlace) -> bool {
+        self.do_admin(Command::delete_submission_queue(place.id)).is_ok()
+            && self.do_admin(Command::delete_completion_queue(place.id)).is_ok()
+    }
+
     /// Asks the controller to end command `id` of submission queue `queue`. True if it says that it has.
     pub fn abort(&mut self, queue: u16, id: u16) -> bool {
         self.do_admin(Command::abort(queue, id)).is_ok_and(|result| result & 1 == 0)

@@ -67,7 +67,7 @@ fn await_one(
 }
 
 /// Bytes of requests as their digest, in hexadecimal.
-struct Hex(Vec<u8>);
+pub struct Hex(pub Vec<u8>);
 
 impl core::fmt::Display for Hex {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -17,6 +17,8 @@
 extern crate alloc;
 
 mod disk;
+mod disk_bulk;
+mod disk_errors;
 mod edu;
 mod faults;
 mod interrupts;

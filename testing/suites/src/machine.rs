@@ -12,9 +12,9 @@ use drivers::{
     edu::{self, Edu},
     host::Host,
     lock::Lock,
-    nvme::Controller,
+    nvme::{self, Controller},
     pci::Function,
-    quiet::{Target, quieten},
+    quiet::is_quiet,
 };
 use harness::{Context, Failure, failure};
 use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
@@ -48,6 +48,8 @@ pub struct Parts {
     pub memory: Arc<dyn Memory>,
     /// How long the stress test runs, in seconds.
     pub stress_s: u64,
+    /// How much the disk tests write and read at random, in MiB.
+    pub bulk_mib: u64,
 }
 
 /// The machine that is tested: the kernel's parts, and the attackers that the tests have claimed.
@@ -112,9 +114,6 @@ pub enum Isolation {
     Refused,
 }
 
-/// Class of NVMe controllers: storage, non-volatile memory.
-const NVME_CLASS: (u8, u8, u8) = (0x01, 0x08, 0x02);
-
 /// Where addresses for attacks start: far above what is handed out first, and inside 39 bits.
 const FIRST_ATTACK_PAGE: u64 = 0x50_0000_0000;
 /// From one to the next: another table page, and other address bits 19:12, the only ones by which QEMU 7.2 tells pages
@@ -131,9 +130,9 @@ impl Machine {
         };
         let mut edus = of_kind(&|function| function.id == edu::ID);
         let idle_edu = (edus.len() > 1).then(|| edus.remove(1));
-        let nvme = of_kind(&|function| {
-            (function.class.base, function.class.sub, function.class.interface) == NVME_CLASS
-        });
+        let is_disk =
+            |function: &Function| parts.disks.iter().any(|disk| disk.dma().function() == function.address);
+        let nvme = of_kind(&|function| function.class == nvme::CLASS && !is_disk(function));
         let edus = edus.iter().map(|&function| Slot::new(&parts, claim_edu(&parts, function))).collect();
         let nvme = nvme.first().map(|&function| Slot::new(&parts, claim_nvme(&parts, function)));
         let disks = Lock::new(parts.host.clone(), core::mem::take(&mut parts.disks));
@@ -196,12 +195,7 @@ impl Machine {
     /// Takes `function` back from its driver, or out of quarantine.
     pub fn release(&self, function: PciAddress) -> Result<(), Failure> {
         let group = self.iommu.group(function)?;
-        let is_quiet = |function| {
-            let found = self.functions.iter().find(|found| found.address == function);
-            let target = Target { function, bridge: found.and_then(|found| found.parent), group: &group };
-            quieten(&self.host, target).inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
-        };
-        Ok(self.iommu.release(function, is_quiet)?)
+        Ok(self.iommu.release(function, |member| is_quiet(&self.host, &self.functions, &group, member))?)
     }
 
     /// Takes `function` back, and opens it anew if it is one of the attackers or the disk. Returns whether it is.

@@ -144,7 +144,7 @@ impl Hardware for VirtioBlk {
         self.transport.is_running()
     }
 
-    fn stop(&mut self) -> Result<(), TransportError> {
+    fn stop(&mut self, _for_good: bool) -> Result<(), TransportError> {
         self.transport.reset()
     }
 
