@@ -46,8 +46,8 @@ test! {
         let (live, resets) = (machine.iommu.live_mappings(), disk.resets());
         for bad in [UNREADABLE, UNWRITABLE] {
             let completions = Completions::new(&machine.host, REQUESTS as usize)?;
-            // One sector each, the bad one among them.
-            for first in bad - 4..bad - 4 + REQUESTS {
+            // One sector each, the bad one among them, and none beside another: QEMU would make one request of them.
+            for first in (bad - 8..bad - 8 + 2 * REQUESTS).step_by(2) {
                 let operation = if bad == UNREADABLE { read(first, 1)? } else { write(first, 1)? };
                 let submitted = disk.submit(Request { tag: first, operation }, &completions);
                 submitted.map_err(|rejected| Failure::from(rejected.reason))?;
