@@ -1,6 +1,6 @@
 //! Much data on a disk, in no order and by all CPUs at once; the host knows what must be on it in the end.
 
-use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use drivers::{
@@ -169,8 +169,7 @@ test! {
         Bulk::run(machine, Pass::Read, count)?;
         check_eq!((machine.iommu.live_mappings(), disk.resets()), (live, resets));
         let mut hash = Sha256::new();
-        let mut request: Vec<u8> = Vec::new();
-        request.resize(REQUEST_BYTES, 0);
+        let mut request = vec![0; REQUEST_BYTES];
         for number in 0..count {
             pattern::fill(&mut request, seed(number));
             hash.update(&request);
