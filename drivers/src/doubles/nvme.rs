@@ -403,7 +403,7 @@ impl Registers for Nvme {
             (0x28, 8) => state.queues[0].submission = value,
             (0x30, 8) => state.queues[0].completion = value,
             (DOORBELLS..TABLE, 4) => {
-                let (queue, is_completion) = ((offset - DOORBELLS) / 8, offset % 8 != 0);
+                let (queue, is_completion) = ((offset - DOORBELLS) / 8, !offset.is_multiple_of(8));
                 if !is_completion {
                     self.run(&mut state, queue, value as u32);
                 }
