@@ -4,6 +4,7 @@
 //! its functions translate through one domain, because the hardware cannot tell them apart.
 
 mod error;
+mod retire;
 mod revoke;
 
 use alloc::{sync::Arc, vec::Vec};
@@ -29,7 +30,7 @@ pub use error::ReleaseError;
 pub(crate) use revoke::stop_bus_master;
 
 /// What is known of a group before anything runs.
-#[derive(Debug)]
+#[derive(PartialEq, Eq, Debug)]
 pub(crate) struct GroupLayout {
     /// Its functions.
     pub functions: Vec<PciAddress>,
@@ -113,6 +114,8 @@ struct State<B: Backend> {
     /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
     revoked: Option<Arc<Domain<B>>>,
     quarantined: bool,
+    /// Its functions are gone, or belong to another group: nobody gets it any more.
+    retired: bool,
 }
 
 struct Claim {
@@ -127,15 +130,25 @@ pub enum Incident {
     Fault(Fault),
     /// The device was put in quarantine: it reaches nothing, and nothing is mapped for it any more.
     Quarantined,
+    /// The device is gone, or about to go: it reaches nothing, nothing is mapped for it any more, and its memory is about to
+    /// come back.
+    Removed,
 }
 
-/// A driver's callback. It is called in the thread that does [`Work::Faults`], without a lock held.
+/// A driver's callback. It is called in the thread that does [`Work::Faults`] or that takes the device away, without a lock
+/// held.
 pub(crate) type Listener = Arc<dyn Fn(Incident) + Send + Sync>;
 
 impl<B: Backend> Group<B> {
     pub fn new(layout: GroupLayout) -> Self {
-        let state =
-            State { domain: None, claimed: Vec::new(), changing: false, revoked: None, quarantined: false };
+        let state = State {
+            domain: None,
+            claimed: Vec::new(),
+            changing: false,
+            revoked: None,
+            quarantined: false,
+            retired: false,
+        };
         let record = Record { faults: 0, history: History::default(), condemned: false };
         Self {
             layout,
@@ -264,6 +277,9 @@ impl<B: Backend> Group<B> {
         function: PciAddress,
     ) -> Result<Option<Arc<Domain<B>>>, ClaimError> {
         let mut state = self.state.lock(&**maker.backend.platform());
+        if state.retired {
+            return Err(ClaimError::Unknown { function });
+        }
         if state.changing {
             return Err(ClaimError::Busy { function });
         }

@@ -44,6 +44,13 @@
 //! has for free. Quarantine and [`Iommu::release`] take a group back in one order (`group/revoke.rs`): stopped, blocked,
 //! flushed, made quiet, and only then its memory returns.
 //!
+//! # Functions that come and go
+//!
+//! [`Iommu::functions_gone`] takes a group from its drivers as a release does, and ends it; [`Iommu::functions_appeared`]
+//! makes units forget whatever they know under the ids of a new one, and leaves it blocked until it is claimed. Which groups
+//! there are is a snapshot (`protection/layout.rs`) that is replaced as a whole: a group that a change does not concern is
+//! the same in the next one, and one that somebody has cannot change.
+//!
 //! # Locks
 //!
 //! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what the
@@ -88,5 +95,5 @@ pub use dma::{
 pub use group::{ClaimError, Incident, ReleaseError};
 pub use options::Options;
 pub use platform::Platform;
-pub use protection::StartError;
+pub use protection::{HotplugError, StartError};
 pub use subsystem::{Iommu, Machine};

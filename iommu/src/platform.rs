@@ -106,6 +106,8 @@ pub enum LockClass {
     Remapping,
     /// The fault records of a unit.
     FaultRecords,
+    /// Which groups there are.
+    Layout,
     /// How many faults are put up with.
     FaultLimits,
     /// What a group is judged by.

@@ -1,7 +1,11 @@
 //! The subsystem at work: the units of a machine, its groups, and the way of a fault.
 
+mod error;
+mod hotplug;
+mod layout;
+
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
-use core::fmt;
+use core::sync::atomic::AtomicBool;
 
 use crate::{
     Options, PciAddress, Platform, SourceId,
@@ -12,7 +16,7 @@ use crate::{
         device::{FaultCount, FaultCounts},
         reaper::Reaper,
     },
-    dmar::{Dmar, DmarError},
+    dmar::Dmar,
     dump::{DomainReport, GroupReport, Visitor},
     fault::{Fault, FaultTarget},
     fault_log::FaultLog,
@@ -22,57 +26,13 @@ use crate::{
     policy::{Limits, Verdict},
     subsystem::{Control, Machine, Trust},
     sync::IrqLock,
-    topology::{Ats, FunctionKind, Topology, TopologyError},
-    vtd::{InterruptControllers, SecondStageAccess, Vtd, VtdError},
+    topology::{Ats, Function, FunctionKind, Topology},
+    vtd::{InterruptControllers, SecondStageAccess, Vtd},
     walk::{Path, Walk},
 };
-
-/// Why the subsystem could not start. The kernel must not let a driver turn bus mastering on then.
-#[derive(Debug)]
-pub enum StartError {
-    /// `iommu=force`, and firmware describes no unit.
-    NoUnit,
-    /// The DMAR table cannot be read.
-    Table(DmarError),
-    /// The PCI hierarchy makes no sense.
-    Topology(TopologyError),
-    /// A unit could not be brought up.
-    Unit(VtdError),
-    /// No memory.
-    OutOfMemory,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoUnit => f.write_str("firmware describes no remapping unit"),
-            Self::Table(error) => write!(f, "DMAR table: {error}"),
-            Self::Topology(error) => write!(f, "PCI topology: {error}"),
-            Self::Unit(error) => error.fmt(f),
-            Self::OutOfMemory => f.write_str("out of memory"),
-        }
-    }
-}
-
-impl core::error::Error for StartError {}
-
-impl From<DmarError> for StartError {
-    fn from(error: DmarError) -> Self {
-        Self::Table(error)
-    }
-}
-
-impl From<TopologyError> for StartError {
-    fn from(error: TopologyError) -> Self {
-        Self::Topology(error)
-    }
-}
-
-impl From<VtdError> for StartError {
-    fn from(error: VtdError) -> Self {
-        Self::Unit(error)
-    }
-}
+pub use error::StartError;
+pub use hotplug::HotplugError;
+use layout::Layout;
 
 /// How many warnings about one table or hierarchy are logged: firmware decides how many there are.
 const MAX_LOGGED_WARNINGS: usize = 16;
@@ -87,9 +47,12 @@ pub(crate) struct Protection<P: Platform> {
 struct Shared<P: Platform> {
     platform: Arc<P>,
     backend: Arc<Vtd<P>>,
-    topology: Topology,
-    /// By the topology's group number; `None` for a group that some unit does not cover.
-    groups: Vec<Option<Group<Vtd<P>>>>,
+    /// Firmware's table: what it says of a function holds for one that comes later too.
+    dmar: Vec<u8>,
+    /// Threads take it out; interrupts, which must not be the last to let go of one, look at it under the lock.
+    layout: IrqLock<Arc<Layout<P>>>,
+    /// Somebody is making the next layout.
+    changing: AtomicBool,
     faults: FaultLog,
     /// How many faults of one group are put up with.
     limits: IrqLock<Limits>,
@@ -100,46 +63,46 @@ impl<P: Platform> Protection<P> {
     pub fn start(
         platform: Arc<P>,
         reaper: Arc<Reaper<P>>,
-        dmar: &[u8],
+        table: &[u8],
         machine: &Machine<'_>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let dmar = Dmar::parse(dmar)?;
+        let dmar = Dmar::parse(table)?;
         log_warnings(&dmar);
         let topology = Topology::build(machine.functions, Some(&dmar))?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
             log::warn!("{problem}");
         }
-        stop_bus_masters(&*platform, &topology);
+        stop_bus_masters(&*platform, &topology, |_| true);
         let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
-        let groups = make_groups(&topology)?;
+        let layout = IrqLock::new(LockClass::Layout, Arc::new(Layout::new(topology)?));
         let maker = DomainMaker::new(backend.clone(), reaper);
         let (faults, limits) = (FaultLog::new(), IrqLock::new(LockClass::FaultLimits, Limits::default()));
-        let shared = Arc::new(Shared { platform, backend, topology, groups, faults, limits });
+        let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
+        let shared = Arc::new(Shared { platform, backend, dmar, layout, changing, faults, limits });
         let protection = Self { shared, maker };
-        protection.map_reserved();
+        protection.map_reserved(protection.shared.layout().groups());
         protection.shared.backend.enable_translation()?;
         protection.log_start(options);
         Ok(protection)
     }
 
     fn log_start(&self, options: Options) {
-        let Shared { backend, groups, .. } = &*self.shared;
-        backend.log_units();
-        let uncovered = groups.iter().filter(|group| group.is_none()).count();
-        if uncovered > 0 {
-            log::warn!("{uncovered} groups are not covered by any unit and cannot be claimed");
+        self.shared.backend.log_units();
+        let layout = self.shared.layout();
+        if layout.uncovered() > 0 {
+            log::warn!("{} groups are not covered by any unit and cannot be claimed", layout.uncovered());
         }
-        for group in groups.iter().flatten().filter(|_| options.verbose) {
+        for group in layout.groups().filter(|_| options.verbose) {
             let GroupLayout { functions, sources, reserved, .. } = group.layout();
             log::info!("group of {functions:?}: ids and units {sources:?}, reserved {reserved:?}");
         }
     }
 
     /// Maps reserved memory for the groups that have any. A group for which that fails stays blocked.
-    fn map_reserved(&self) {
-        for group in self.shared.groups.iter().flatten() {
+    fn map_reserved<'a>(&self, groups: impl Iterator<Item = &'a Arc<Group<Vtd<P>>>>) {
+        for group in groups {
             if let Err(error) = group.map_reserved(&self.maker) {
                 log::error!("reserved memory of {:?}: {error}", group.layout().functions);
             }
@@ -160,10 +123,17 @@ fn log_warnings(dmar: &Dmar<'_>) {
     }
 }
 
-/// Turns bus mastering off on every endpoint that needs no reserved memory: what firmware left running stops before
-/// anything is translated. A driver turns it on again after its claim.
-fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology) {
-    for function in topology.functions() {
+fn copy_of(table: &[u8]) -> Result<Vec<u8>, StartError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(table.len()).map_err(|_| StartError::OutOfMemory)?;
+    copy.extend_from_slice(table);
+    Ok(copy)
+}
+
+/// Turns bus mastering off on every endpoint among `which` that needs no reserved memory: what firmware left running stops
+/// before anything is translated. A driver turns it on again after its claim.
+fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology, which: impl Fn(&Function) -> bool) {
+    for function in topology.functions().iter().filter(|function| which(function)) {
         let runs_on = topology.reserved(function.address).next().is_some();
         if function.kind == FunctionKind::Endpoint && !runs_on {
             stop_bus_master(platform, function.address);
@@ -171,28 +141,32 @@ fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology) {
     }
 }
 
-fn make_groups<B: Backend>(topology: &Topology) -> Result<Vec<Option<Group<B>>>, StartError> {
-    let mut groups = Vec::new();
-    groups.try_reserve_exact(topology.groups().count()).map_err(|_| StartError::OutOfMemory)?;
-    for group in topology.groups() {
-        groups.push(GroupLayout::of(group)?.map(Group::new));
-    }
-    Ok(groups)
-}
-
 impl<P: Platform> Shared<P> {
-    fn group(&self, function: PciAddress) -> Option<&Group<Vtd<P>>> {
-        self.groups.get(self.topology.group(function)?.number())?.as_ref()
+    /// The groups as they are now. Not in an interrupt.
+    fn layout(&self) -> Arc<Layout<P>> {
+        self.layout.lock(&*self.platform).clone()
+    }
+
+    fn replace_layout(&self, next: Layout<P>) {
+        let next = Arc::new(next);
+        // What was there goes after the lock.
+        let _before = core::mem::replace(&mut *self.layout.lock(&*self.platform), next);
+    }
+
+    fn group(&self, function: PciAddress) -> Option<Arc<Group<Vtd<P>>>> {
+        self.layout().group(function).cloned()
     }
 
     /// Reads the fault records of `unit` into the log. Callable in an interrupt.
     fn drain(&self, unit: usize) {
         self.backend.drain_faults(unit, |fault| {
-            let verdict = match self.group_of_source(fault.source) {
+            let layout = self.layout.lock(&*self.platform);
+            let verdict = match layout.group_of_source(fault.source) {
                 Some(group) => group.enter_fault(&self.platform, *self.limits.lock(&*self.platform)),
                 // Nobody to blame: the log's own limit is what there is.
                 None => Some(Verdict::Log),
             };
+            drop(layout);
             match verdict {
                 Some(verdict) => self.faults.record(&*self.platform, fault, verdict != Verdict::Throttle),
                 // A group whose quarantine is decided: its faults are counted, and tell nothing new.
@@ -201,8 +175,8 @@ impl<P: Platform> Shared<P> {
         });
     }
 
-    fn group_of_source(&self, source: SourceId) -> Option<&Group<Vtd<P>>> {
-        self.groups.get(self.topology.group_of_source(source)?.number())?.as_ref()
+    fn group_of_source(&self, source: SourceId) -> Option<Arc<Group<Vtd<P>>>> {
+        self.layout().group_of_source(source).cloned()
     }
 
     fn tell(&self, fault: &Fault) {
@@ -226,7 +200,7 @@ impl<P: Platform> Shared<P> {
 
     /// Puts the groups in quarantine whose faults ask for it.
     fn quarantine_condemned(&self, maker: &DomainMaker<Vtd<P>>) {
-        for group in self.groups.iter().flatten().filter(|group| group.awaits_quarantine(&self.platform)) {
+        for group in self.layout().groups().filter(|group| group.awaits_quarantine(&self.platform)) {
             // A group that is changing hands wakes this thread when it has; one behind a dead unit is in quarantine too.
             let _ = group.layout().functions.first().map(|&function| group.quarantine(maker, function));
         }
@@ -235,15 +209,16 @@ impl<P: Platform> Shared<P> {
     /// The TLB that `function`, which its owner trusts, may use.
     fn device_tlb(&self, group: &Group<Vtd<P>>, function: PciAddress) -> Option<DeviceTlb> {
         let unit = group.layout().lone_function_unit()?;
-        if self.topology.ats(function) != Ats::Allowed || !self.backend.serves_device_tlbs(unit) {
+        let Layout { topology, .. } = &*self.layout();
+        if topology.ats(function) != Ats::Allowed || !self.backend.serves_device_tlbs(unit) {
             return None;
         }
-        ats::find(&*self.platform, function, self.topology.physical(function))
+        ats::find(&*self.platform, function, topology.physical(function))
     }
 
     /// Stops the devices behind a unit that does not answer any more.
     fn stop_behind(&self, stuck: Stuck) {
-        for group in self.groups.iter().flatten() {
+        for group in self.layout().groups() {
             if group.layout().sources.iter().any(|&(_, unit)| unit == stuck.unit) {
                 for &function in &group.layout().functions {
                     stop_bus_master(&*self.platform, function);
@@ -260,16 +235,16 @@ impl<P: Platform> Control for Protection<P> {
         let group = shared.group(function).ok_or(ClaimError::Unknown { function })?;
         let device_tlb = match trust {
             Trust::Nothing => None,
-            Trust::Translations => shared.device_tlb(group, function),
+            Trust::Translations => shared.device_tlb(&group, function),
         };
         let domain = group.claim(&self.maker, function, device_tlb)?;
         // Only now may the device ask for translations. Firmware may have left ATS on.
         match device_tlb {
             Some(_) => ats::enable(&*shared.platform, function),
-            None if shared.topology.ats(function) == Ats::Required => {}
+            None if shared.layout().topology.ats(function) == Ats::Required => {}
             None => ats::disable(&*shared.platform, function),
         }
-        let faults = DeviceFaults { shared: self.shared.clone(), function };
+        let faults = DeviceFaults { shared: self.shared.clone(), group, function };
         Ok(DmaDevice::new(function, domain, Arc::new(faults)))
     }
 
@@ -289,11 +264,23 @@ impl<P: Platform> Control for Protection<P> {
 
     fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
         let group = self.shared.group(function);
-        let functions = group.map_or(&[][..], |group| &group.layout().functions);
+        let functions = group.as_ref().map_or(&[][..], |group| &group.layout().functions);
         let mut list = Vec::new();
         list.try_reserve_exact(functions.len())?;
         list.extend_from_slice(functions);
         Ok(list)
+    }
+
+    fn functions_appeared(&self, functions: &[Function]) -> Result<(), HotplugError> {
+        self.add(functions)
+    }
+
+    fn functions_gone(
+        &self,
+        functions: &[PciAddress],
+        quiet: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), HotplugError> {
+        self.remove(functions, quiet)
     }
 
     fn message_interrupts(
@@ -301,11 +288,12 @@ impl<P: Platform> Control for Protection<P> {
         source: MessageSource,
         count: u16,
     ) -> Result<MessageInterrupts, InterruptError> {
-        interrupts::allocate_messages(&self.shared.backend, &self.shared.topology, source, count)
+        let layout = self.shared.layout();
+        interrupts::allocate_messages(&self.shared.backend, &layout.topology, source, count)
     }
 
     fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
-        interrupts::allocate_wire(&self.shared.backend, &self.shared.topology, io_apic)
+        interrupts::allocate_wire(&self.shared.backend, &self.shared.layout().topology, io_apic)
     }
 
     fn set_fault_limits(&self, limits: Limits) -> Limits {
@@ -327,7 +315,7 @@ impl<P: Platform> Control for Protection<P> {
         backend.take_undrained().for_each(|unit| self.shared.drain(unit));
         faults.process(&**platform, |fault| self.shared.tell(fault), |fault| self.shared.walk(fault));
         if backend.take_newly_silent() {
-            self.shared.groups.iter().flatten().for_each(|group| group.condemn_if_silent(platform));
+            self.shared.layout().groups().for_each(|group| group.condemn_if_silent(platform));
         }
         self.shared.quarantine_condemned(&self.maker);
         for unit in 0..backend.count() {
@@ -351,8 +339,7 @@ impl<P: Platform> Control for Protection<P> {
     fn visit(&self, visitor: &mut dyn Visitor) {
         let backend = &*self.shared.backend;
         backend.visit(visitor);
-        for (number, group) in self.shared.groups.iter().enumerate() {
-            let Some(group) = group else { continue };
+        for (number, group) in self.shared.layout().numbered() {
             let GroupLayout { functions, sources, reserved, .. } = group.layout();
             let platform = &*self.shared.platform;
             let (faults, standing) = (group.faults(platform), group.standing(platform));
@@ -374,26 +361,24 @@ impl<P: Platform> Control for Protection<P> {
 /// The fault count of one claimed function: its group's, because its unit cannot tell them apart.
 struct DeviceFaults<P: Platform> {
     shared: Arc<Shared<P>>,
+    group: Arc<Group<Vtd<P>>>,
     function: PciAddress,
 }
 
 impl<P: Platform> FaultCount for DeviceFaults<P> {
     fn faults(&self) -> FaultCounts {
-        let Some(group) = self.shared.group(self.function) else { return FaultCounts::default() };
         let mut unattributed = 0;
         let mut last_unit = None;
-        for &(_, unit) in &group.layout().sources {
+        for &(_, unit) in &self.group.layout().sources {
             if last_unit.replace(unit) != Some(unit) {
                 self.shared.drain(unit);
                 unattributed += self.shared.backend.lost_faults(unit);
             }
         }
-        FaultCounts { own: group.faults(&self.shared.platform), unattributed }
+        FaultCounts { own: self.group.faults(&self.shared.platform), unattributed }
     }
 
     fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {
-        if let Some(group) = self.shared.group(self.function) {
-            group.listen(&self.shared.platform, self.function, listener);
-        }
+        self.group.listen(&self.shared.platform, self.function, listener);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     options::Mode,
     platform::Event,
     policy::Limits,
-    protection::{Protection, StartError},
+    protection::{HotplugError, Protection, StartError},
     topology,
 };
 
@@ -65,6 +65,18 @@ pub(crate) trait Control: Send + Sync {
 
     fn group(&self, _function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
         Ok(Vec::new())
+    }
+
+    fn functions_appeared(&self, _functions: &[topology::Function]) -> Result<(), HotplugError> {
+        Ok(())
+    }
+
+    fn functions_gone(
+        &self,
+        _functions: &[PciAddress],
+        _quiet: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), HotplugError> {
+        Ok(())
     }
 
     fn message_interrupts(
@@ -179,6 +191,33 @@ impl Iommu {
     /// No memory for the list.
     pub fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
         self.control.group(function)
+    }
+
+    /// Takes functions in that were plugged in. Like those of [`Machine::functions`] they are blocked until somebody claims
+    /// them, and can be claimed from now on. All functions of one device come together. Their access control services
+    /// are on by then, as far as they have any.
+    ///
+    /// # Errors
+    /// See [`HotplugError`]. The functions are not known then, and reach nothing.
+    pub fn functions_appeared(&self, functions: &[topology::Function]) -> Result<(), HotplugError> {
+        self.control.functions_appeared(functions)
+    }
+
+    /// Takes functions out that were pulled out, or are about to be. All functions behind a bridge go with it.
+    ///
+    /// Their groups are taken from their drivers as by [`release`](Self::release), and the drivers are told
+    /// ([`Incident::Removed`](crate::Incident::Removed)). `quiet` says of each function of these groups whether it will
+    /// never touch memory again; one that has no power any more does not. Then their memory comes back, and whatever is
+    /// plugged in at their place finds nothing of their rights.
+    ///
+    /// # Errors
+    /// See [`HotplugError`]. What could not be taken from its drivers is in quarantine; the call can be made again.
+    pub fn functions_gone(
+        &self,
+        functions: &[PciAddress],
+        mut quiet: impl FnMut(PciAddress) -> bool,
+    ) -> Result<(), HotplugError> {
+        self.control.functions_gone(functions, &mut quiet)
     }
 
     /// `count` interrupts in a row, a power of two up to [`MAX_MESSAGES`](interrupts::MAX_MESSAGES), that `source` and

@@ -2,7 +2,7 @@
 //!
 //! [`Topology::build`] is a pure function of the functions that the host kernel found and of the DMAR table. Both are
 //! untrusted: bus numbers that cannot be are settled on the safe side (fewer, larger groups) and listed as
-//! [`Problem`]s. A topology is a snapshot; after hot-plug the host builds the next.
+//! [`Problem`]s. A topology is a snapshot; when functions come or go, the next one is built.
 //!
 //! ```text
 //! functions --hierarchy--> parents --ids--> requester ids --groups--> isolation groups

@@ -7,7 +7,12 @@ use alloc::sync::Arc;
 
 use super::{Group, Incident, ReleaseError};
 use crate::{
-    PciAddress, Platform, backend::Backend, dma::Stuck, domain::Domain, group::DomainMaker, policy::History,
+    PciAddress, Platform,
+    backend::Backend,
+    dma::Stuck,
+    domain::Domain,
+    group::{ClaimError, DomainMaker},
+    policy::History,
 };
 
 impl<B: Backend> Group<B> {
@@ -32,9 +37,36 @@ impl<B: Backend> Group<B> {
         function: PciAddress,
         reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
+        self.give_back(maker, function, reset, Future::Free)
+    }
+
+    /// As [`release`](Self::release), for functions that are gone or about to go. Their drivers are told, and nobody can
+    /// claim them any more.
+    pub fn remove(
+        &self,
+        maker: &DomainMaker<B>,
+        function: PciAddress,
+        quiet: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        self.give_back(maker, function, quiet, Future::None)
+    }
+
+    fn give_back(
+        &self,
+        maker: &DomainMaker<B>,
+        function: PciAddress,
+        reset: &mut dyn FnMut(PciAddress) -> bool,
+        future: Future,
+    ) -> Result<(), ReleaseError> {
         let platform = &**maker.backend.platform();
         let seizure = self.seize(maker, function)?;
-        let quiet = seizure.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
+        if future == Future::None {
+            self.tell(platform, Incident::Removed);
+        }
+        let mut quiet = seizure.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
+        if future == Future::None {
+            quiet = quiet.and_then(|()| Ok(self.block_reserved(platform)?));
+        }
         if quiet.is_ok() {
             self.set_reporting(maker, true);
             let mut record = self.record.lock(platform);
@@ -49,6 +81,7 @@ impl<B: Backend> Group<B> {
             return Err(error);
         }
         state.quarantined = false;
+        state.retired = future == Future::None;
         let (revoked, claimed) = (state.revoked.take(), core::mem::take(&mut state.claimed));
         drop(state);
         drop(claimed);
@@ -61,7 +94,10 @@ impl<B: Backend> Group<B> {
     /// Begins a change that starts with the group in quarantine: puts it there if it is not. Ended by [`end`](Self::end).
     fn seize(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<Seizure, ReleaseError> {
         let platform = &**maker.backend.platform();
-        let domain = self.begin(maker, function).map_err(|_| ReleaseError::Busy { function })?;
+        let domain = self.begin(maker, function).map_err(|error| match error {
+            ClaimError::Unknown { function } => ReleaseError::Unknown { function },
+            _ => ReleaseError::Busy { function },
+        })?;
         // In quarantine a driver may have turned it on again.
         self.layout.endpoints.iter().for_each(|&function| stop_bus_master(platform, function));
         let is_new = !self.state.lock(platform).quarantined;
@@ -75,6 +111,14 @@ impl<B: Backend> Group<B> {
         }
         // A unit that does not answer may go on translating as before, whenever it fell silent.
         Ok(Seizure { is_new, result: result.and(maker.backend.check(self.layout.units())) })
+    }
+
+    /// Makes a group that nobody has reach not even its reserved memory. Its caller is the only one that changes the group.
+    pub(super) fn block_reserved(&self, platform: &B::Platform) -> Result<(), Stuck> {
+        let Some(domain) = self.domain(platform) else { return Ok(()) };
+        self.block_sources(&domain, self.layout.sources.len())?;
+        let _unused = self.state.lock(platform).domain.take();
+        Ok(())
     }
 
     /// Tells that the group went into quarantine.
@@ -134,6 +178,15 @@ impl<B: Backend> Group<B> {
             }
         }
     }
+}
+
+/// What comes after a release.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Future {
+    /// The next claim.
+    Free,
+    /// Nothing: the group's functions are gone.
+    None,
 }
 
 /// A group that is in quarantine, in the hands of one thread.

@@ -60,7 +60,10 @@ impl World {
 
     /// Whether function `index` masters the bus, and every bridge on the way to its unit lets its requests through.
     pub fn masters_bus(&self, index: usize) -> bool {
-        let is_master = |index: usize| self.functions[index].config.bus_master();
+        let is_master = |index: usize| {
+            let function = &self.functions[index];
+            function.config.bus_master() && !function.unplugged
+        };
         is_master(index) && self.functions[index].bridges.iter().all(|&bridge| is_master(bridge))
     }
 

@@ -1,0 +1,172 @@
+//! Functions that come and go while the machine runs.
+//!
+//! Nothing of what a function was allowed reaches the next one at its address: a group that goes is blocked, flushed and
+//! without interrupts, and before a new one can be claimed its units forget whatever they know, under whatever id.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::{MAX_LOGGED_WARNINGS, Protection, layout::Layout, stop_bus_masters};
+use crate::{
+    PciAddress, Platform,
+    backend::Backend,
+    dma::Stuck,
+    dmar::Dmar,
+    group::{Group, ReleaseError},
+    topology::{Function, Topology, TopologyError},
+    vtd::Vtd,
+};
+
+/// Why functions were not added or taken out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HotplugError {
+    /// Others are being added or taken out at this moment.
+    Busy,
+    /// The functions do not fit together, or there is no memory for them.
+    Topology(TopologyError),
+    /// Isolation groups would change that somebody has, or that are in quarantine: release them first.
+    InUse {
+        /// The first function of such a group.
+        function: PciAddress,
+    },
+    /// A group could not be taken back from its drivers. It is in quarantine, and its functions stay known.
+    Release(ReleaseError),
+    /// A unit does not answer. Nothing was added.
+    Stuck(Stuck),
+}
+
+impl fmt::Display for HotplugError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("other functions come or go at this moment"),
+            Self::Topology(error) => error.fmt(f),
+            Self::InUse { function } => write!(f, "the group of {function} would change, and is in use"),
+            Self::Release(error) => error.fmt(f),
+            Self::Stuck(stuck) => stuck.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for HotplugError {}
+
+impl From<TopologyError> for HotplugError {
+    fn from(error: TopologyError) -> Self {
+        Self::Topology(error)
+    }
+}
+
+impl From<ReleaseError> for HotplugError {
+    fn from(error: ReleaseError) -> Self {
+        Self::Release(error)
+    }
+}
+
+impl From<Stuck> for HotplugError {
+    fn from(stuck: Stuck) -> Self {
+        Self::Stuck(stuck)
+    }
+}
+
+impl<P: Platform> Protection<P> {
+    /// Takes new functions in: blocked but for their reserved memory, like those that were there at the start.
+    pub(super) fn add(&self, new: &[Function]) -> Result<(), HotplugError> {
+        let shared = &*self.shared;
+        let _turn = Turn::take(&shared.changing)?;
+        let before = shared.layout();
+        let mut functions = copy(before.topology.functions().iter(), new.len())?;
+        functions.extend_from_slice(new);
+        let next = self.next_layout(&before, &functions)?;
+        let is_new = |function: &Function| new.iter().any(|new| new.address == function.address);
+        stop_bus_masters(&*shared.platform, &next.topology, is_new);
+        let ended = self.retire(&before, &next)?;
+        for group in next.not_in(&before) {
+            shared.backend.forget(&group.layout().sources).inspect_err(|_| self.revive(&ended))?;
+        }
+        self.map_reserved(next.not_in(&before));
+        shared.replace_layout(next);
+        Ok(())
+    }
+
+    /// Takes functions out that are gone, or that are about to go, with all that their groups have.
+    pub(super) fn remove(
+        &self,
+        gone: &[PciAddress],
+        quiet: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), HotplugError> {
+        let shared = &*self.shared;
+        let _turn = Turn::take(&shared.changing)?;
+        let before = shared.layout();
+        for &function in gone {
+            if let Some(group) = before.group(function).filter(|group| !group.is_retired(&shared.platform)) {
+                group.remove(&self.maker, function, quiet)?;
+            }
+        }
+        let stays = |function: &&Function| !gone.contains(&function.address);
+        let functions = copy(before.topology.functions().iter().filter(stays), 0)?;
+        let next = self.next_layout(&before, &functions)?;
+        self.retire(&before, &next)?;
+        self.map_reserved(next.not_in(&before));
+        shared.replace_layout(next);
+        Ok(())
+    }
+
+    fn next_layout(&self, before: &Layout<P>, functions: &[Function]) -> Result<Layout<P>, TopologyError> {
+        // It could be read when everything started.
+        let dmar = Dmar::parse(&self.shared.dmar).ok();
+        let topology = Topology::build(functions, dmar.as_ref())?;
+        let known = before.topology.problems();
+        for problem in
+            topology.problems().iter().filter(|problem| !known.contains(problem)).take(MAX_LOGGED_WARNINGS)
+        {
+            log::warn!("{problem}");
+        }
+        before.next(&self.shared.platform, topology)
+    }
+
+    /// Ends the groups that are not in the next layout, which nobody may have: all of them or none. Returns them.
+    fn retire<'a>(&self, before: &'a Layout<P>, next: &'a Layout<P>) -> Result<Ended<'a, P>, HotplugError> {
+        let mut ended = Vec::new();
+        ended.try_reserve_exact(before.not_in(next).count()).map_err(TopologyError::from)?;
+        for group in before.not_in(next).filter(|group| !group.is_retired(&self.shared.platform)) {
+            group.retire(&self.maker).inspect_err(|_| self.revive(&ended))?;
+            ended.push(group);
+        }
+        Ok(ended)
+    }
+
+    fn revive(&self, groups: &Ended<'_, P>) {
+        groups.iter().for_each(|group| group.revive(&self.maker));
+    }
+}
+
+/// Groups whose functions are about to belong to others.
+type Ended<'a, P> = Vec<&'a Arc<Group<Vtd<P>>>>;
+
+/// A list of functions with room for `more`.
+fn copy<'a>(
+    functions: impl Iterator<Item = &'a Function> + Clone,
+    more: usize,
+) -> Result<Vec<Function>, TopologyError> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(functions.clone().count() + more)?;
+    list.extend(functions);
+    Ok(list)
+}
+
+/// Being the only one that changes which groups there are.
+struct Turn<'a>(&'a AtomicBool);
+
+impl<'a> Turn<'a> {
+    fn take(changing: &'a AtomicBool) -> Result<Self, HotplugError> {
+        if changing.swap(true, Ordering::Acquire) { Err(HotplugError::Busy) } else { Ok(Self(changing)) }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
