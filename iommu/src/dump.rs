@@ -125,8 +125,10 @@ pub enum GroupStanding {
     Free,
     /// Drivers use it.
     Claimed,
-    /// It reaches its reserved memory and nothing else, until it is released.
+    /// It reaches its reserved memory, and nothing else that matters, until it is released.
     Quarantined {
+        /// Its other addresses lead to a scratch page of its own. Else they are blocked.
+        on_scratch_page: bool,
         /// What its faults counted for ([`policy`](crate::policy)) when that was decided.
         faults: u32,
     },

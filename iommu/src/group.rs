@@ -20,8 +20,10 @@ use crate::{
     domain::Domain,
     dump::GroupStanding,
     fault::Fault,
+    options::Quarantine,
     platform::{LockClass, Work},
     policy::{History, Limits, Verdict, judge},
+    scratch::Scratch,
     sync::{IrqLock, IrqLockGuard},
     topology::{self, FunctionKind, TopologyError},
 };
@@ -116,6 +118,8 @@ struct State<B: Backend> {
     quarantined: bool,
     /// Its functions are gone, or belong to another group: nobody gets it any more.
     retired: bool,
+    /// What the group is attached to instead of a domain. `Some` in quarantine only.
+    scratch: Option<Scratch<B>>,
 }
 
 struct Claim {
@@ -148,6 +152,7 @@ impl<B: Backend> Group<B> {
             revoked: None,
             quarantined: false,
             retired: false,
+            scratch: None,
         };
         let record = Record { faults: 0, history: History::default(), condemned: false };
         Self {
@@ -168,13 +173,13 @@ impl<B: Backend> Group<B> {
 
     /// How the group stands.
     pub fn standing(&self, platform: &B::Platform) -> GroupStanding {
-        let (quarantined, claims) = {
+        let (quarantined, on_scratch_page, claims) = {
             let state = self.state.lock(platform);
-            (state.quarantined, state.claimed.len())
+            (state.quarantined, state.scratch.is_some(), state.claimed.len())
         };
         let faults = self.record.lock(platform).history.count();
         match (quarantined, claims) {
-            (true, _) => GroupStanding::Quarantined { faults },
+            (true, _) => GroupStanding::Quarantined { on_scratch_page, faults },
             (false, 0) => GroupStanding::Free,
             (false, _) => GroupStanding::Claimed,
         }
@@ -317,7 +322,7 @@ impl<B: Backend> Group<B> {
         }
         for (done, &(source, unit)) in self.layout.sources.iter().enumerate() {
             if let Err(error) = domain.attach(unit, source, device_tlb) {
-                self.block_sources(&domain, done)?;
+                self.block_sources(done, |unit, source| domain.block(unit, source))?;
                 return Err(error);
             }
         }
@@ -331,9 +336,13 @@ impl<B: Backend> Group<B> {
         }
     }
 
-    /// Blocks the first `count` sources again, those behind other units too when one does not answer.
-    fn block_sources(&self, domain: &Domain<B>, count: usize) -> Result<(), Stuck> {
-        let blocked = self.layout.sources[..count].iter().map(|&(source, unit)| domain.block(unit, source));
+    /// Blocks the first `count` sources, by `block`, those behind other units too when one does not answer.
+    fn block_sources(
+        &self,
+        count: usize,
+        block: impl Fn(usize, SourceId) -> Result<(), Stuck>,
+    ) -> Result<(), Stuck> {
+        let blocked = self.layout.sources[..count].iter().map(|&(source, unit)| block(unit, source));
         blocked.fold(Ok(()), Result::and)
     }
 }
@@ -342,12 +351,14 @@ impl<B: Backend> Group<B> {
 pub(crate) struct DomainMaker<B: Backend> {
     pub backend: Arc<B>,
     pub reaper: Arc<Reaper<B::Platform>>,
+    /// What groups in quarantine reach.
+    quarantine: Quarantine,
     next_number: AtomicU64,
 }
 
 impl<B: Backend> DomainMaker<B> {
-    pub fn new(backend: Arc<B>, reaper: Arc<Reaper<B::Platform>>) -> Self {
-        Self { backend, reaper, next_number: AtomicU64::new(1) }
+    pub fn new(backend: Arc<B>, reaper: Arc<Reaper<B::Platform>>, quarantine: Quarantine) -> Self {
+        Self { backend, reaper, quarantine, next_number: AtomicU64::new(1) }
     }
 
     fn make(&self, units: UnitSet, reserved: &[PhysRange]) -> Result<Domain<B>, DmaError> {

@@ -81,6 +81,7 @@ pub mod options;
 pub mod platform;
 pub mod policy;
 mod protection;
+mod scratch;
 mod subsystem;
 mod sync;
 pub mod topology;

@@ -14,6 +14,16 @@ pub enum Mode {
     Force,
 }
 
+/// What a group in quarantine reaches besides its reserved memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Quarantine {
+    /// `basic`: nothing.
+    #[default]
+    Basic,
+    /// `scratch-page`: every address leads to one page of the group's own, for devices that take blocked requests badly.
+    ScratchPage,
+}
+
 /// How the units are to be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -27,6 +37,8 @@ pub struct Options {
     pub superpages: bool,
     /// Use snoop control where a unit has it.
     pub snoop: bool,
+    /// What a group in quarantine reaches.
+    pub quarantine: Quarantine,
     /// Log every group at bring-up: its functions, requester ids and reserved memory.
     pub verbose: bool,
 }
@@ -39,6 +51,7 @@ impl Default for Options {
             interrupt_remapping: true,
             superpages: true,
             snoop: true,
+            quarantine: Quarantine::Basic,
             verbose: false,
         }
     }
@@ -60,6 +73,8 @@ const WORDS: &[Word] = &[
     ("no-superpages", |options| options.superpages = false),
     ("snoop", |options| options.snoop = true),
     ("no-snoop", |options| options.snoop = false),
+    ("quarantine=basic", |options| options.quarantine = Quarantine::Basic),
+    ("quarantine=scratch-page", |options| options.quarantine = Quarantine::ScratchPage),
     ("verbose", |options| options.verbose = true),
 ];
 
@@ -104,6 +119,8 @@ mod tests {
             ("no-intremap,intremap", base),
             ("no-superpages", Options { superpages: false, ..base }),
             ("no-snoop", Options { snoop: false, ..base }),
+            ("quarantine=scratch-page", Options { quarantine: Quarantine::ScratchPage, ..base }),
+            ("quarantine=scratch-page,quarantine=basic", base),
             ("verbose", Options { verbose: true, ..base }),
             ("no-qinval,qinval", base),
             ("off,on", base),
@@ -115,8 +132,8 @@ mod tests {
 
     #[test]
     fn unknown_words_are_reported_and_the_rest_still_counts() {
-        let (options, unknown) = parse("frobnicate,force,,Off,no-");
-        assert_eq!(unknown, ["frobnicate", "Off", "no-"]);
+        let (options, unknown) = parse("frobnicate,force,,Off,no-,quarantine=,quarantine=page");
+        assert_eq!(unknown, ["frobnicate", "Off", "no-", "quarantine=", "quarantine=page"]);
         assert_eq!(options.mode, Mode::Force);
     }
 }

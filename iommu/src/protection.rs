@@ -77,7 +77,7 @@ impl<P: Platform> Protection<P> {
         let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let layout = IrqLock::new(LockClass::Layout, Arc::new(Layout::new(topology)?));
-        let maker = DomainMaker::new(backend.clone(), reaper);
+        let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine);
         let (faults, limits) = (FaultLog::new(), IrqLock::new(LockClass::FaultLimits, Limits::default()));
         let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
         let shared = Arc::new(Shared { platform, backend, dmar, layout, changing, faults, limits });

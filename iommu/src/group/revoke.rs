@@ -2,6 +2,8 @@
 //!
 //! The order is what makes it safe: bus mastering off, blocked, flushed, the devices quiet, and only then their memory
 //! back. A release of a group that is not in quarantine begins by putting it there.
+//!
+//! In quarantine a group reaches its reserved memory. All other addresses are blocked, or lead to a scratch page.
 
 use alloc::sync::Arc;
 
@@ -9,10 +11,12 @@ use super::{Group, Incident, ReleaseError};
 use crate::{
     PciAddress, Platform,
     backend::Backend,
-    dma::Stuck,
+    dma::{DmaError, Stuck},
     domain::Domain,
     group::{ClaimError, DomainMaker},
+    options::Quarantine,
     policy::History,
+    scratch::Scratch,
 };
 
 impl<B: Backend> Group<B> {
@@ -64,11 +68,15 @@ impl<B: Backend> Group<B> {
             self.tell(platform, Incident::Removed);
         }
         let mut quiet = seizure.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
+        quiet = quiet.and_then(|()| Ok(self.leave_scratch_page(maker)?));
         if future == Future::None {
             quiet = quiet.and_then(|()| Ok(self.block_reserved(platform)?));
         }
         if quiet.is_ok() {
             self.set_reporting(maker, true);
+            if future != Future::None {
+                self.map_reserved_again(maker);
+            }
             let mut record = self.record.lock(platform);
             (record.history, record.condemned) = (History::default(), false);
         }
@@ -107,7 +115,7 @@ impl<B: Backend> Group<B> {
             result = taken.result.and(self.mute(maker));
             let mut state = self.state.lock(platform);
             state.quarantined = true;
-            (state.domain, state.revoked) = (taken.remaining, taken.revoked);
+            (state.domain, state.scratch, state.revoked) = (taken.remaining, taken.scratch, taken.revoked);
         }
         // A unit that does not answer may go on translating as before, whenever it fell silent.
         Ok(Seizure { is_new, result: result.and(maker.backend.check(self.layout.units())) })
@@ -116,14 +124,17 @@ impl<B: Backend> Group<B> {
     /// Makes a group that nobody has reach not even its reserved memory. Its caller is the only one that changes the group.
     pub(super) fn block_reserved(&self, platform: &B::Platform) -> Result<(), Stuck> {
         let Some(domain) = self.domain(platform) else { return Ok(()) };
-        self.block_sources(&domain, self.layout.sources.len())?;
+        let sources = self.layout.sources.len();
+        self.block_sources(sources, |unit, source| domain.block(unit, source))?;
         let _unused = self.state.lock(platform).domain.take();
         Ok(())
     }
 
     /// Tells that the group went into quarantine.
     fn announce(&self, platform: &B::Platform) {
-        log::error!("{:?} are in quarantine: they reach nothing", self.layout.functions);
+        let on_scratch_page = self.state.lock(platform).scratch.is_some();
+        let reach = if on_scratch_page { "a scratch page and nothing else" } else { "nothing" };
+        log::error!("{:?} are in quarantine: they reach {reach}", self.layout.functions);
         self.tell(platform, Incident::Quarantined);
     }
 
@@ -140,27 +151,73 @@ impl<B: Backend> Group<B> {
         muted.fold(Ok(()), Result::and)
     }
 
-    /// Makes the group reach its reserved memory and nothing else. Its caller is the only one that changes the group.
+    /// Makes the group reach its reserved memory and nothing else that matters. Its caller is the only one that changes
+    /// the group.
     fn take_back(&self, maker: &DomainMaker<B>, domain: Option<Arc<Domain<B>>>) -> Taken<B> {
         let platform = &**maker.backend.platform();
         let is_reserved_only = self.state.lock(platform).claimed.is_empty();
-        let revoked = match domain {
-            Some(reserved) if is_reserved_only => {
-                return Taken { remaining: Some(reserved), revoked: None, result: Ok(()) };
+        let Some(domain) = domain else { return self.isolate(maker, None) };
+        if is_reserved_only && maker.quarantine == Quarantine::Basic {
+            return Taken { remaining: Some(domain), ..Taken::nothing() };
+        }
+        if !is_reserved_only {
+            domain.revoke();
+        }
+        let sources = self.layout.sources.len();
+        if let Err(stuck) = self.block_sources(sources, |unit, source| domain.block(unit, source)) {
+            return Taken { revoked: Some(domain), result: Err(stuck), ..Taken::nothing() };
+        }
+        self.isolate(maker, Some(domain).filter(|_| !is_reserved_only))
+    }
+
+    /// What the group, which is blocked, reaches in quarantine: after `revoked`, the domain that drivers used.
+    fn isolate(&self, maker: &DomainMaker<B>, revoked: Option<Arc<Domain<B>>>) -> Taken<B> {
+        if maker.quarantine == Quarantine::ScratchPage {
+            self.set_reporting(maker, false);
+            match self.on_scratch_page(maker) {
+                Ok(scratch) => return Taken { scratch: Some(scratch), revoked, ..Taken::nothing() },
+                Err(error) => {
+                    log::error!(
+                        "no scratch page for {:?}, which are blocked: {error}",
+                        self.layout.functions
+                    );
+                }
             }
-            domain => domain,
-        };
-        if let Some(revoked) = &revoked {
-            revoked.revoke();
-            if let Err(stuck) = self.block_sources(revoked, self.layout.sources.len()) {
-                return Taken { remaining: None, revoked: Some(revoked.clone()), result: Err(stuck) };
-            }
+            self.set_reporting(maker, true);
         }
         let remaining = if self.layout.reserved.is_empty() { None } else { self.reserved_only(maker) };
         if remaining.is_none() {
             self.set_reporting(maker, false);
         }
-        Taken { remaining, revoked, result: Ok(()) }
+        Taken { remaining, revoked, ..Taken::nothing() }
+    }
+
+    /// A scratch page to which all the group's sources are attached.
+    fn on_scratch_page(&self, maker: &DomainMaker<B>) -> Result<Scratch<B>, DmaError> {
+        let scratch = Scratch::new(maker.backend.clone(), self.layout.units(), &self.layout.reserved)?;
+        for (done, &(source, unit)) in self.layout.sources.iter().enumerate() {
+            if let Err(error) = scratch.attach(unit, source) {
+                self.block_sources(done, |unit, source| scratch.block(unit, source))?;
+                return Err(error);
+            }
+        }
+        Ok(scratch)
+    }
+
+    /// Blocks the group, whose devices are quiet, if it is on a scratch page, and gives the page back.
+    fn leave_scratch_page(&self, maker: &DomainMaker<B>) -> Result<(), Stuck> {
+        let platform = &**maker.backend.platform();
+        let Some(scratch) = self.state.lock(platform).scratch.take() else { return Ok(()) };
+        self.block_sources(self.layout.sources.len(), |unit, source| scratch.block(unit, source))
+    }
+
+    /// Maps the reserved memory of a group that comes from a scratch page, where it was mapped beside that.
+    fn map_reserved_again(&self, maker: &DomainMaker<B>) {
+        let platform = &**maker.backend.platform();
+        if !self.layout.reserved.is_empty() && self.domain(platform).is_none() {
+            let reserved = self.reserved_only(maker);
+            self.state.lock(platform).domain = reserved;
+        }
     }
 
     /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.
@@ -201,9 +258,17 @@ struct Seizure {
 struct Taken<B: Backend> {
     /// The domain that it is attached to now: its reserved memory.
     remaining: Option<Arc<Domain<B>>>,
-    /// The one that drivers used.
+    /// Or its scratch page.
+    scratch: Option<Scratch<B>>,
+    /// The domain that drivers used.
     revoked: Option<Arc<Domain<B>>>,
     result: Result<(), Stuck>,
+}
+
+impl<B: Backend> Taken<B> {
+    fn nothing() -> Self {
+        Self { remaining: None, scratch: None, revoked: None, result: Ok(()) }
+    }
 }
 
 /// Turns bus mastering off. A driver turns it on again after its claim; one that does so in quarantine gains nothing,

@@ -46,7 +46,7 @@ impl<P: Platform> ContextTables<P> {
         entry.present().then_some(entry)
     }
 
-    /// Stores `entry` for `source`, whose entry must not be present.
+    /// Stores `entry` for `source`, whose entry must not be present. Whether its faults are recorded stays as it was said.
     pub fn publish(&mut self, source: SourceId, entry: ContextEntry) -> Result<(), DmaError> {
         debug_assert!(self.entry(source).is_none(), "the context entry of {source} is present");
         let words = match self.context_words(source) {
@@ -56,7 +56,8 @@ impl<P: Platform> ContextTables<P> {
                 self.context_words(source).ok_or(DmaError::OutOfMemory)?
             }
         };
-        self.store(words, entry.into_bits());
+        let is_muted = ContextEntry::from_bits(load(words)).fault_reporting_disabled();
+        self.store(words, entry.with_fault_reporting_disabled(is_muted).into_bits());
         Ok(())
     }
 

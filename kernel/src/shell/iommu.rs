@@ -91,7 +91,11 @@ struct Domains {
 
 /// What is behind the functions of a group that is in quarantine.
 fn remark(standing: GroupStanding) -> &'static str {
-    if matches!(standing, GroupStanding::Quarantined { .. }) { " (quarantine)" } else { "" }
+    match standing {
+        GroupStanding::Quarantined { on_scratch_page: true, .. } => " (quarantine, scratch page)",
+        GroupStanding::Quarantined { .. } => " (quarantine)",
+        GroupStanding::Free | GroupStanding::Claimed => "",
+    }
 }
 
 impl Domains {

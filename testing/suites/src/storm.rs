@@ -10,7 +10,8 @@ use drivers::{
 };
 use harness::{Failure, check, check_eq, failure, test};
 use iommu::{
-    ClaimError, DmaError, FromDevice, Incident, PageBuffer, PciAddress, dump::GroupStanding, policy::Limits,
+    ClaimError, DmaError, FromDevice, Incident, PageBuffer, PciAddress, dump::GroupStanding,
+    options::Quarantine, policy::Limits,
 };
 
 use crate::{
@@ -116,7 +117,8 @@ test! {
         let finished = nvme.flood(machine.fresh_page(), FLOOD)?;
         wait(machine, "quarantine", || told.load(Ordering::Relaxed) != 0)?;
         let faults = Limits::default().quarantine_at();
-        check_eq!(standing(machine, function), Some(GroupStanding::Quarantined { faults }));
+        let on_scratch_page = machine.options.quarantine == Quarantine::ScratchPage;
+        check_eq!(standing(machine, function), Some(GroupStanding::Quarantined { on_scratch_page, faults }));
         check!(finished < FLOOD, "the flood was not stopped");
         check_eq!(told.load(Ordering::Relaxed), 1);
         // Nothing more for it, and nothing back yet.

@@ -56,7 +56,7 @@ fn a_storm_ends_in_quarantine_at_the_threshold_and_harms_nobody_else() {
         storm(&driven, &wild_device, 4_000, burst);
         assert_eq!(
             driven.standing(wild.function()).0,
-            GroupStanding::Quarantined { faults: threshold },
+            GroupStanding::Quarantined { on_scratch_page: false, faults: threshold },
             "burst {burst}"
         );
         assert!(!wild_device.is_bus_master());
@@ -118,7 +118,10 @@ fn memory_comes_back_when_the_device_is_quiet_and_not_before() {
     let dropped = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
     let physical = [&kept, &dropped].map(|m| device.probe(m.iova().as_u64(), Access::Read).expect("mapped"));
     driven.iommu.quarantine(function).expect("a unit that works");
-    assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { faults: 0 }));
+    assert!(matches!(
+        driven.standing(function).0,
+        GroupStanding::Quarantined { on_scratch_page: false, faults: 0 }
+    ));
     drop(dropped);
     driven.pump();
     let refused = handle.dma_map(buffer(&driven), Bidirectional).map(drop).map_err(|r| r.error);

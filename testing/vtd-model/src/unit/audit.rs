@@ -1,6 +1,6 @@
 //! A look at everything that the unit could walk at this moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Unit;
 use crate::{
@@ -16,6 +16,8 @@ struct Audit<'a> {
     unit: &'a Unit,
     world: &'a World,
     pages: usize,
+    /// Paging tables that were looked at, with their levels: many entries may lead to one.
+    seen: BTreeSet<(u64, u8)>,
 }
 
 impl Unit {
@@ -26,7 +28,7 @@ impl Unit {
         if !self.translates() || world.memory.is_firmware(root) {
             return;
         }
-        let mut audit = Audit { unit: self, world, pages: 0 };
+        let mut audit = Audit { unit: self, world, pages: 0, seen: BTreeSet::new() };
         audit.page(root, "root table");
         // Domain by id: all contexts of one must have the same table.
         let mut domains = BTreeMap::new();
@@ -101,7 +103,7 @@ impl Audit<'_> {
     }
 
     fn table(&mut self, table: u64, level: u8) {
-        if !self.page(table, "table") {
+        if !self.seen.insert((table, level)) || !self.page(table, "table") {
             return;
         }
         for index in 0..512 {
