@@ -221,6 +221,14 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "scratch-page",
+        about: "quarantine on a scratch page",
+        cmdline: "iommu=quarantine=scratch-page",
+        tests: "storm::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
         name: "power-cut",
         about: "what a flush has confirmed is there after the power went",
         cmdline: "power-cut=flushed",

@@ -5,12 +5,12 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use drivers::{
     block::{BlockDevice, Operation, Transfer, transfer},
-    edu::{Transfer as EduTransfer, Way},
+    edu::{Edu, Transfer as EduTransfer, Way},
     host::Host,
 };
 use harness::{Failure, check, check_eq, failure, test};
 use iommu::{
-    ClaimError, DmaError, FromDevice, Incident, PageBuffer, PciAddress, dump::GroupStanding,
+    Bidirectional, ClaimError, DmaError, FromDevice, Incident, PageBuffer, PciAddress, dump::GroupStanding,
     options::Quarantine, policy::Limits,
 };
 
@@ -138,6 +138,37 @@ test! {
         check_eq!(nvme.identify()?.model(), "QEMU NVMe Ctrl");
         check_eq!(standing(machine, function), Some(GroupStanding::Claimed));
         wait(machine, "the return of all that was mapped", || machine.iommu.live_mappings() <= live)?;
+    }
+}
+
+test! {
+    /// A device that masters the bus again in quarantine reaches nothing that it had, and is not heard. On a scratch page it
+    /// finds what it wrote itself, anywhere.
+    deadline_ms = 60_000,
+    lacks = lacks::isolated_edu,
+    fn in_quarantine_a_device_reaches_nothing_that_it_had(context) {
+        let machine = Machine::of(context)?;
+        let mut edu = machine.edu(0)?;
+        let function = edu.device.function();
+        let page = machine.fresh_page();
+        let mapping = edu.dma.dma_map_at(pattern::pages(1, 2)?, Bidirectional, page)?;
+        edu.load(3)?;
+        machine.iommu.quarantine(function)?;
+        let faults = edu.dma.fault_count();
+        // Its interrupts are taken away too.
+        let mut rogue = Edu::open_polled(&machine.host, function)?;
+        for (way, iova) in [(Way::ToMemory, page), (Way::FromMemory, machine.fresh_page())] {
+            rogue.transfer(EduTransfer { way, iova, offset: 0, bytes: BYTES })?;
+        }
+        drop(rogue);
+        check_eq!(edu.dma.fault_count(), faults);
+        machine.reopen_edu(edu)?;
+        pattern::expect(&mapping.unmap()?, 2, "the page that was mapped")?;
+        let read = machine.edu(0)?.contents()?;
+        match machine.options.quarantine {
+            Quarantine::Basic => check!(read[..BYTES].iter().all(|&byte| byte == 0), "it read something"),
+            Quarantine::ScratchPage => pattern::expect(&read[..BYTES], 3, "what it wrote itself")?,
+        }
     }
 }
 
