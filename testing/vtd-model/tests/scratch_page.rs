@@ -7,9 +7,7 @@ use std::collections::BTreeSet;
 
 use driver::Driven;
 use iommu::{
-    Bidirectional, DmaDevice, DmaError, Options, PciAddress,
-    dump::{GroupReport, GroupStanding, Visitor},
-    options::Quarantine,
+    Bidirectional, DmaDevice, DmaError, Options, PciAddress, dump::GroupStanding, options::Quarantine,
 };
 use vtd_model::{Access, Denied, Device, MachineConfig, ModelBuffer, Random, ReservedMemory};
 
@@ -37,22 +35,8 @@ fn buffer(driven: &Driven) -> ModelBuffer {
     driven.machine.allocate_buffer(1, 1).expect("memory")
 }
 
-fn standing(driven: &Driven, function: PciAddress) -> GroupStanding {
-    struct Search(PciAddress, Option<GroupStanding>);
-    impl Visitor for Search {
-        fn group(&mut self, group: &GroupReport<'_>) {
-            if group.functions.contains(&self.0) {
-                self.1 = Some(group.standing);
-            }
-        }
-    }
-    let mut search = Search(function, None);
-    driven.iommu.visit(&mut search);
-    search.1.expect("a group")
-}
-
 fn is_on_scratch_page(driven: &Driven, function: PciAddress) -> bool {
-    matches!(standing(driven, function), GroupStanding::Quarantined { on_scratch_page: true, .. })
+    matches!(driven.standing(function).0, GroupStanding::Quarantined { on_scratch_page: true, .. })
 }
 
 /// The page that `address` leads to, for both kinds of access.
@@ -260,7 +244,7 @@ fn without_a_domain_id_the_group_is_blocked() {
     assert!((10..16).contains(&claims.len()), "{} claims", claims.len());
     let idle = driven.function(19);
     driven.iommu.quarantine(idle).expect("a unit that works");
-    assert!(matches!(standing(&driven, idle), GroupStanding::Quarantined { on_scratch_page: false, .. }));
+    assert!(matches!(driven.standing(idle).0, GroupStanding::Quarantined { on_scratch_page: false, .. }));
     assert!(driven.device(idle).probe(0x5000, Access::Read).is_err());
     // One that gives its own id up has room.
     let function = claims[3].function();
