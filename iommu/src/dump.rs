@@ -56,6 +56,10 @@ pub struct UnitReport {
     pub domains: usize,
     /// Whether it still answers.
     pub alive: bool,
+    /// Doorbells of its invalidation queue so far; 0 without a queue.
+    pub doorbells: u64,
+    /// Descriptors behind these doorbells.
+    pub descriptors: u64,
 }
 
 impl UnitReport {

@@ -28,6 +28,8 @@ pub struct Options<'a> {
     pub stress_s: u64,
     /// How much is written to and read from the disk at random, in MiB.
     pub bulk_mib: u64,
+    /// The disk has no medium behind it: nothing is stored, and what it does costs no more than the way there.
+    pub hollow_disk: bool,
 }
 
 /// Which tests to run: those that the glob matches, from or after a name in sorted order.
@@ -75,6 +77,7 @@ impl Default for Options<'_> {
             power_cut: None,
             stress_s: 5,
             bulk_mib: 4,
+            hollow_disk: false,
         }
     }
 }
@@ -114,6 +117,7 @@ impl<'a> Options<'a> {
             "log" => self.log = log_level(value)?,
             "iommu" => self.iommu = value,
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
+            "disk" if value == "hollow" => self.hollow_disk = true,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "bulk" => self.bulk_mib = value.parse().ok().filter(|mib| (1..=BULK_MIB_MAX).contains(mib))?,
             "selftest" => self.selftest = Some(misbehaviour(value)?),

@@ -60,6 +60,7 @@ pub fn start(
         memory: Arc::new(Frames),
         stress_s: words.stress_s,
         bulk_mib: words.bulk_mib,
+        hollow_disk: words.hollow_disk,
     })
 }
 

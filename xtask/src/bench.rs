@@ -10,18 +10,21 @@ use lexopt::{Parser, ValueExt};
 
 use crate::boot::{Ending, Verdict};
 use crate::control::Measurement;
+use crate::glob;
 use crate::machine::Processor;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::plot;
-use crate::scenario::Scenario;
+use crate::qemu::Qemu;
+use crate::scenario::{Drive, Scenario};
 use crate::setup;
 use crate::stage::Stage;
 use crate::workspace::{Build, Workspace, succeed};
 
 const USAGE: &str = "Usage: cargo xtask bench [OPTIONS] [-- ARGUMENTS-TO-THE-HOST-BENCHMARKS]
 
-Boots the kernel with one tick of the time-stamp counter for each instruction and runs its benchmarks, then runs
-the host's (criterion).
+Boots the kernel with one tick of the time-stamp counter for each instruction and runs its benchmarks, those of the disk
+(disk_cost) on a machine for each kind of disk and of isolation; measures the speed of the disk (disk_speed) on the same
+machines; then runs the host's benchmarks (criterion).
 
   --bench GLOB        only these in-kernel benchmarks
   --no-guest          only the host's
@@ -71,6 +74,7 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The benchmarks of the kernel that `pattern` names: those of the disk on machines of their own.
 fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<Vec<Measurement>> {
     if boot.kvm {
         bail!("instructions are counted by QEMU's emulation; KVM cannot");
@@ -78,24 +82,102 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     let qemu = setup::require_build_and_boot(boot.qemu.as_deref(), boot.consent())?;
     let kernel = workspace.build_kernel(Build::Shipped)?;
     let folder = workspace.scratch("bench")?;
-    let stage = Stage {
+    let guest = Guest {
         qemu: &qemu,
         kernels: &BTreeMap::from([(Build::Shipped, kernel)]),
-        processor: Processor::Counting,
         folder: &folder,
-        tests: None,
-        cmdline: &format!("bench={pattern} {}", boot.cmdline),
+        cmdline: &boot.cmdline,
         total: boot.time_limit.unwrap_or(TOTAL),
     };
     let scenario = Scenario { name: "bench", tests: "none", silence_s: SILENCE_S, ..Scenario::DEFAULT };
-    let (report, _) = stage.boot(&scenario, None, &folder)?;
-    if report.ending != Ending::Guest(Verdict::Passed) {
-        bail!("{}\n    {}", report.ending, report.last_lines.join("\n    "));
+    let mut measurements = guest.measure(&scenario, Processor::Counting, pattern)?;
+    for machine in disk_machines() {
+        for (suite, processor) in
+            [("disk_cost", Processor::CountingWithDevices), ("disk_speed", Processor::Emulated)]
+        {
+            if let Some(glob) = within(suite, pattern) {
+                let mut found = guest.measure(&machine.scenario, processor, &glob)?;
+                found.iter_mut().for_each(|measurement| machine.label(measurement));
+                measurements.append(&mut found);
+            }
+        }
     }
-    if report.record.measurements.is_empty() {
+    if measurements.is_empty() {
         bail!("no benchmark of the kernel is called {pattern}");
     }
-    Ok(report.record.measurements)
+    Ok(measurements)
+}
+
+/// Part of `pattern` that names benchmarks of `suite`, if it names any.
+fn within(suite: &str, pattern: &str) -> Option<String> {
+    match pattern.split_once("::") {
+        Some((suites, names)) => glob::matches(suites, suite).then(|| format!("{suite}::{names}")),
+        None => glob::matches(pattern, &format!("{suite}::")).then(|| format!("{suite}::*")),
+    }
+}
+
+/// A machine on which the disk is measured.
+struct DiskMachine {
+    scenario: Scenario,
+    drive: &'static str,
+    isolation: &'static str,
+}
+
+/// Each kind of disk, with nothing behind it, by each way to unmap.
+fn disk_machines() -> Vec<DiskMachine> {
+    let mut machines = Vec::new();
+    for (drive, name) in [(Drive::Nvme, "nvme"), (Drive::VirtioBlk, "virtio")] {
+        for (isolation, cmdline) in [("off", "iommu=off disk=hollow"), ("strict", "disk=hollow")] {
+            let scenario = Scenario {
+                name: "bench-disk",
+                tests: "none",
+                drive,
+                hollow: true,
+                cmdline,
+                silence_s: SILENCE_S,
+                ..Scenario::DEFAULT
+            };
+            machines.push(DiskMachine { scenario, drive: name, isolation });
+        }
+    }
+    machines
+}
+
+impl DiskMachine {
+    /// Says in the name what was measured.
+    fn label(&self, measurement: &mut Measurement) {
+        let Self { drive, isolation, .. } = self;
+        measurement.name = format!("{}_{drive}_{isolation}", measurement.name);
+    }
+}
+
+/// What all boots have in common.
+struct Guest<'a> {
+    qemu: &'a Qemu,
+    kernels: &'a BTreeMap<Build, PathBuf>,
+    folder: &'a Path,
+    cmdline: &'a str,
+    total: Duration,
+}
+
+impl Guest<'_> {
+    /// Boots once and runs the benchmarks that `pattern` names.
+    fn measure(&self, scenario: &Scenario, processor: Processor, pattern: &str) -> Result<Vec<Measurement>> {
+        let stage = Stage {
+            qemu: self.qemu,
+            kernels: self.kernels,
+            processor,
+            folder: self.folder,
+            tests: None,
+            cmdline: &format!("bench={pattern} {}", self.cmdline),
+            total: self.total,
+        };
+        let (report, _) = stage.boot(scenario, None, self.folder)?;
+        if report.ending != Ending::Guest(Verdict::Passed) {
+            bail!("{}\n    {}", report.ending, report.last_lines.join("\n    "));
+        }
+        Ok(report.record.measurements)
+    }
 }
 
 /// The members that have benchmarks of their own; each is called as its folder is.
@@ -127,6 +209,15 @@ fn table(measurements: &[Measurement]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_is_taken_apart_by_suites() {
+        assert_eq!(within("disk_cost", "*").as_deref(), Some("disk_cost::*"));
+        assert_eq!(within("disk_cost", "disk_*::read_4k*").as_deref(), Some("disk_cost::read_4k*"));
+        assert_eq!(within("disk_cost", "disk*").as_deref(), Some("disk_cost::*"));
+        assert_eq!(within("disk_cost", "mapping_cost::*"), None);
+        assert_eq!(within("disk_speed", "map*"), None);
+    }
 
     #[test]
     fn the_table_is_aligned() {

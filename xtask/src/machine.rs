@@ -13,6 +13,8 @@ pub enum Processor {
     Emulated,
     /// Emulated, one tick of the time-stamp counter for each instruction: exactly reproducible.
     Counting,
+    /// The same, but while no CPU has anything to do the clock goes as the host's does, so that devices get their time.
+    CountingWithDevices,
     /// The host's own, through KVM.
     Kvm,
 }
@@ -74,6 +76,7 @@ impl Machine<'_> {
         let (machine, processor) = match self.processor {
             Processor::Emulated => ("q35", &["-accel", "tcg", "-cpu", "max"][..]),
             Processor::Counting => ("q35", &["-cpu", "qemu64", "-icount", "shift=0,sleep=off"][..]),
+            Processor::CountingWithDevices => ("q35", &["-cpu", "qemu64", "-icount", "shift=0,sleep=on"][..]),
             // Interrupt remapping needs the IOAPIC in QEMU, not in KVM.
             Processor::Kvm => ("q35,kernel-irqchip=split", &["-accel", "kvm", "-cpu", "host"][..]),
         };
@@ -132,6 +135,11 @@ impl Machine<'_> {
     /// What the disk stores its blocks in: the image, below a log of what reaches it if there is to be one, below two sectors
     /// that fail.
     fn medium(&self, list: &mut List) {
+        if self.scenario.hollow {
+            let bytes = disk::SECTORS * disk::SECTOR_BYTES as u64;
+            let medium = format!("driver=null-co,node-name=disk,size={bytes},read-zeroes=on");
+            return list.option("-blockdev", medium);
+        }
         list.file("-blockdev", "driver=file,node-name=image,filename=", self.files.disk);
         let below = match self.files.write_log {
             None => "image",

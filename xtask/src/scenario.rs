@@ -21,6 +21,8 @@ pub struct Scenario {
     pub cpus: &'static str,
     pub disk: DiskPlace,
     pub drive: Drive,
+    /// There is no medium behind the disk: it reads as zeros and forgets what is written.
+    pub hollow: bool,
     /// Further QEMU arguments.
     pub qemu: &'static [&'static str],
     /// Words of the kernel's command line besides those that every test boot has.
@@ -85,6 +87,7 @@ impl Scenario {
         cpus: "1",
         disk: DiskPlace::RootBus,
         drive: Drive::VirtioBlk,
+        hollow: false,
         qemu: &[],
         cmdline: "",
         tests: "*",

@@ -365,6 +365,7 @@ impl<P: Platform> Backend for Vtd<P> {
 impl<P: Platform> UnitState<P> {
     fn report(&self, platform: &P) -> UnitReport {
         let capability = self.unit.capability();
+        let queue = self.unit.queue_statistics(platform).unwrap_or_default();
         UnitReport {
             unit: self.unit.index(),
             segment: self.unit.segment(),
@@ -377,6 +378,8 @@ impl<P: Platform> UnitState<P> {
             address_bits: capability.fitting_width().map_or(0, |width| u32::from(width.bits())),
             domains: self.tables.lock(platform).ids.in_use(),
             alive: !self.unit.is_stuck(),
+            doorbells: queue.batches,
+            descriptors: queue.descriptors,
         }
     }
 }

@@ -12,10 +12,18 @@ use core::{
 
 use iommu::platform::MAX_CPUS;
 use mm::lock_order::HeldLocks;
-use x86::msr::{IA32_GS_BASE, wrmsr};
+use x86::{
+    msr::{IA32_GS_BASE, wrmsr},
+    time::rdtsc,
+};
 
 use super::gdt::Descriptors;
 use crate::threads::Thread;
+
+fn time_stamp() -> u64 {
+    // SAFETY: every x86-64 CPU has the counter, and nobody forbids reading it.
+    unsafe { rdtsc() }
+}
 
 /// The data of one CPU. The GS base points to it.
 ///
@@ -49,6 +57,9 @@ pub struct Cpu {
     /// Interrupts that came, and times that another thread was given the CPU.
     pub interrupts: AtomicU64,
     pub switches: AtomicU64,
+    /// Ticks of the time-stamp counter that it had nothing to do in, and since when it has had nothing to do, or 0.
+    idle_ticks: AtomicU64,
+    idle_since: AtomicU64,
     /// It was told to stop, and did.
     pub stopped: AtomicBool,
     /// Where it was then.
@@ -81,10 +92,33 @@ impl Cpu {
             flushes_done: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
             switches: AtomicU64::new(0),
+            idle_ticks: AtomicU64::new(0),
+            idle_since: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             stopped_at: [const { AtomicU64::new(0) }; 2],
             descriptors: UnsafeCell::new(Descriptors::new()),
         }
+    }
+
+    /// From now on this CPU, whose interrupts are off, has nothing to do until the next interrupt.
+    pub fn begin_idle(&self) {
+        self.idle_since.store(time_stamp(), Relaxed);
+    }
+
+    /// An interrupt has come.
+    #[inline]
+    pub fn end_idle(&self) {
+        let since = self.idle_since.load(Relaxed);
+        if since != 0 {
+            self.idle_since.store(0, Relaxed);
+            let idle = time_stamp().saturating_sub(since);
+            self.idle_ticks.store(self.idle_ticks.load(Relaxed) + idle, Relaxed);
+        }
+    }
+
+    /// Ticks of the time-stamp counter in which this CPU has had something to do.
+    pub fn busy_ticks(&self) -> u64 {
+        time_stamp().saturating_sub(self.idle_ticks.load(Relaxed))
     }
 
     /// The CPU with number `index`, whether or not there is one.

@@ -91,6 +91,7 @@ pub fn unexpected() -> u64 {
 pub(super) fn dispatch(vector: u8) {
     let cpu = Cpu::current();
     debug_assert!(cpu.held_locks.is_empty(), "interrupt {vector:#x} came while locks were held");
+    cpu.end_idle();
     cpu.enter_interrupt();
     ARRIVED[usize::from(vector)].fetch_add(1, Relaxed);
     match vector {

@@ -3,6 +3,7 @@
 mod affinity;
 mod cost;
 mod cpus;
+mod disk_cost;
 mod firmware;
 mod interrupts;
 mod mapping_cost;

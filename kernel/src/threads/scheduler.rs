@@ -86,6 +86,8 @@ pub fn init() {
 pub fn idle() -> ! {
     loop {
         switch(SCHEDULER.lock());
+        arch::disable();
+        Cpu::current().begin_idle();
         // SAFETY: the idle thread holds no lock.
         unsafe { arch::enable_and_halt() };
     }

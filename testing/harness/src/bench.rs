@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{Context, Failure, case::short_name, glob};
+use crate::{Context, Failure, Machine, case::short_name, glob};
 
 /// How often a benchmark measures. Odd, so that there is a median.
 const REPETITIONS: usize = 4001;
@@ -12,6 +12,8 @@ const REPETITIONS: usize = 4001;
 pub struct BenchCase {
     /// Path of the function, as the compiler knows it.
     pub path: &'static str,
+    /// What the machine lacks for it; it is left out then.
+    pub lacks: fn(&Context<'_>) -> Option<&'static str>,
     /// The benchmark.
     pub run: fn(&mut Bencher<'_>) -> Result<(), Failure>,
 }
@@ -26,10 +28,13 @@ impl BenchCase {
 
 /// Registers a benchmark: `harness::bench! { fn name(bencher) { bencher.measure(|| work()); } }`.
 ///
-/// The body may use `?` on any error, and measures once.
+/// The body may use `?` on any error, and measures. `lacks = FUNCTION,` after the comment says what the machine lacks for it.
 #[macro_export]
 macro_rules! bench {
     ($(#[$attribute:meta])* fn $name:ident($bencher:ident) $body:block) => {
+        $crate::bench! { $(#[$attribute])* lacks = |_| None, fn $name($bencher) $body }
+    };
+    ($(#[$attribute:meta])* lacks = $lacks:expr, fn $name:ident($bencher:ident) $body:block) => {
         $(#[$attribute])*
         fn $name($bencher: &mut $crate::Bencher<'_>) -> ::core::result::Result<(), $crate::Failure> {
             $body
@@ -39,6 +44,7 @@ macro_rules! bench {
         const _: () = {
             static CASE: $crate::BenchCase = $crate::BenchCase {
                 path: ::core::concat!(::core::module_path!(), "::", ::core::stringify!($name)),
+                lacks: $lacks,
                 run: $name,
             };
             #[used]
@@ -54,7 +60,7 @@ macro_rules! bench {
 /// in every run; anywhere else it is only an indication.
 pub struct Bencher<'a> {
     context: &'a Context<'a>,
-    samples: Vec<u64>,
+    results: Vec<(&'static str, Vec<u64>)>,
 }
 
 impl<'a> Bencher<'a> {
@@ -72,13 +78,19 @@ impl<'a> Bencher<'a> {
     /// Measures `work` on what `prepare` makes, over and over. Neither `prepare` nor dropping the result counts.
     pub fn measure_with<T, R>(&mut self, mut prepare: impl FnMut() -> T, mut work: impl FnMut(T) -> R) {
         let overhead = (0..REPETITIONS).map(|_| ticks_of(|| ()).0).min().unwrap_or(0);
-        self.samples.clear();
+        let mut samples = Vec::with_capacity(REPETITIONS);
         for _ in 0..REPETITIONS {
             let input = prepare();
             let (ticks, result) = ticks_of(|| work(input));
             drop(result);
-            self.samples.push(ticks.saturating_sub(overhead));
+            samples.push(ticks.saturating_sub(overhead));
         }
+        self.report("instructions", samples);
+    }
+
+    /// Reports what the benchmark has measured by itself, in a unit of one word.
+    pub fn report(&mut self, unit: &'static str, samples: Vec<u64>) {
+        self.results.push((unit, samples));
     }
 }
 
@@ -107,18 +119,19 @@ pub fn run_benches(cases: &[&'static BenchCase], pattern: &str, context: &Contex
     let mut failed = 0;
     for case in selected {
         let name = case.name();
-        let mut bencher = Bencher { context, samples: Vec::with_capacity(REPETITIONS) };
+        if (case.lacks)(context).is_some() {
+            continue;
+        }
+        let mut bencher = Bencher { context, results: Vec::new() };
         let outcome = (case.run)(&mut bencher);
-        bencher.samples.sort_unstable();
-        let samples = &bencher.samples;
-        match (outcome, samples.first(), samples.get(samples.len() / 2), samples.last()) {
-            (Ok(()), Some(min), Some(median), Some(max)) => {
-                machine.print(format_args!(
-                    "bench {name}: min {min}, median {median}, max {max} instructions\n"
-                ));
-                machine.send(format_args!("bench {name} {min} {median} {max} instructions"));
+        let measured = bencher.results.iter().filter(|(_, samples)| !samples.is_empty()).count();
+        match outcome {
+            Ok(()) if measured > 0 => {
+                for (unit, samples) in &mut bencher.results {
+                    report(machine, name, unit, samples);
+                }
             }
-            (outcome, ..) => {
+            outcome => {
                 let failure = outcome.err().unwrap_or_else(|| Failure::new("it measured nothing"));
                 machine.print(format_args!("bench {name} FAILED ({failure})\n"));
                 failed += 1;
@@ -126,4 +139,15 @@ pub fn run_benches(cases: &[&'static BenchCase], pattern: &str, context: &Contex
         }
     }
     failed
+}
+
+fn report(machine: &dyn Machine, name: &str, unit: &str, samples: &mut [u64]) {
+    samples.sort_unstable();
+    let (Some(min), Some(median), Some(max)) =
+        (samples.first(), samples.get(samples.len() / 2), samples.last())
+    else {
+        return;
+    };
+    machine.print(format_args!("bench {name}: min {min}, median {median}, max {max} {unit}\n"));
+    machine.send(format_args!("bench {name} {min} {median} {max} {unit}"));
 }

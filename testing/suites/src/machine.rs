@@ -50,6 +50,8 @@ pub struct Parts {
     pub stress_s: u64,
     /// How much the disk tests write and read at random, in MiB.
     pub bulk_mib: u64,
+    /// The disk has no medium behind it, so that its benchmarks measure the way there.
+    pub hollow_disk: bool,
 }
 
 /// The machine that is tested: the kernel's parts, and the attackers that the tests have claimed.
