@@ -7,10 +7,11 @@ use alloc::sync::Arc;
 use crate::{
     Incident, Iova, Platform,
     dma::{
-        DmaError,
+        Access, DmaError,
         device::{FaultCount, FaultCounts},
         reaper::{Abandoned, Reaper},
-        space::{MapRequest, NotMapped, Placement, Space, whole_pages},
+        segment::{Ends, Segment},
+        space::{MapRequest, NotMapped, Placed, Placement, Space, physical},
     },
 };
 
@@ -27,23 +28,26 @@ impl<P: Platform> DirectSpace<P> {
 }
 
 impl<P: Platform> Space for DirectSpace<P> {
-    fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
-        let memory = whole_pages(&*self.platform, request)?;
+    fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
+        let memory = physical(&*self.platform, request)?;
         let iova = Iova::new(memory.start.as_u64());
         let last = iova.as_u64() + (memory.bytes - 1);
         match request.placement {
             Placement::Below(limit) if last > limit => {
-                return Err(DmaError::NoIova { pages: memory.bytes / mm::PAGE_BYTES, last: limit }.into());
+                return Err(
+                    DmaError::NoIova { pages: memory.bytes.div_ceil(mm::PAGE_BYTES), last: limit }.into()
+                );
             }
             Placement::At(wanted) if wanted != iova => {
                 return Err(DmaError::IovaTaken { iova: wanted }.into());
             }
             _ => self.reaper.reserve()?,
         }
-        Ok(iova)
+        // Nothing is kept from the device, so the buffer is used as it lies.
+        Ok(Placed { iova, ends: Ends::NONE })
     }
 
-    fn unmap(&self, _iova: Iova, _bytes: usize) -> Result<(), DmaError> {
+    fn unmap(&self, _segment: &Segment, _access: Access) -> Result<(), DmaError> {
         self.reaper.release();
         Ok(())
     }

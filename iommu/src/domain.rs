@@ -4,12 +4,16 @@
 //! reaper's slot), then writes leaves. Unmapping clears the leaves, flushes every cache that may hold them, and only
 //! then gives back table pages, then the IOVA, then (to the caller) the buffer.
 
+mod bounce;
+mod ragged;
+
 use alloc::sync::Arc;
 use core::{
     mem::ManuallyDrop,
     sync::atomic::{AtomicU8, AtomicU64, Ordering, fence},
 };
 
+use bounce::Bounce;
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
     table::{EditError, MapError, PageTable, Stale, TableMemory},
@@ -22,7 +26,8 @@ use crate::{
     dma::{
         Access, DmaError, Stuck, Unflushed,
         reaper::{Abandoned, Reaper},
-        space::{MapRequest, NotMapped, Placement, Space, whole_pages},
+        segment::{Ends, Segment},
+        space::{MapRequest, NotMapped, Placed, Placement, Space, physical},
     },
     dump::{MappingReport, Visitor},
     iova::{IovaError, IovaSpace},
@@ -66,6 +71,7 @@ pub(crate) struct Domain<B: Backend> {
     iovas: IovaSpace<B::Platform>,
     tags: B::Tags,
     reaper: Arc<Reaper<B::Platform>>,
+    bounce: Bounce<B::Platform>,
     mapped_pages: AtomicU64,
     standing: AtomicU8,
 }
@@ -97,6 +103,7 @@ impl<B: Backend> Domain<B> {
         // The table last: dropped on the way out, it would lose its root.
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
+        let bounce = Bounce::new(platform.clone());
         let table = PageTable::new(format, PlatformTables(platform)).map_err(|_| DmaError::OutOfMemory)?;
         let tags = backend.new_tags(table.root(), format);
         let domain = Self {
@@ -107,6 +114,7 @@ impl<B: Backend> Domain<B> {
             iovas,
             tags,
             reaper,
+            bounce,
             mapped_pages: AtomicU64::new(0),
             standing: AtomicU8::new(Standing::InUse as u8),
         };
@@ -183,11 +191,19 @@ impl<B: Backend> Domain<B> {
             IovaError::OutOfMemory => DmaError::OutOfMemory,
             _ => DmaError::IovaTaken { iova },
         })?;
-        match self.map_leaves(iova, region, Access { read: true, write: true }) {
+        match self.map_leaves(iova, &[region], region.bytes, Access { read: true, write: true }) {
             Ok(()) => Ok(()),
             Err(NotMapped::Untouched(error)) => Err(error),
             Err(NotMapped::Exposed(unflushed)) => Err(unflushed.into()),
         }
+    }
+
+    /// Whether anything may be mapped.
+    #[inline]
+    fn admit(&self) -> Result<(), DmaError> {
+        self.backend.check(self.units)?;
+        self.backend.check_devices(&self.tags).map_err(DmaError::Silent)?;
+        if self.is(Standing::InUse) { Ok(()) } else { Err(DmaError::Revoked) }
     }
 
     fn allocate(&self, placement: Placement, bytes: u64) -> Result<Iova, DmaError> {
@@ -207,17 +223,23 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    fn map_leaves(&self, iova: Iova, memory: PhysRange, access: Access) -> Result<(), NotMapped> {
+    fn map_leaves(
+        &self,
+        iova: Iova,
+        memory: &[PhysRange],
+        bytes: u64,
+        access: Access,
+    ) -> Result<(), NotMapped> {
         // SAFETY: the range was allocated for this mapping alone, and the caller lends the memory for this access.
-        let mapped = unsafe { self.table.map(iova.as_u64(), &[memory], self.backend.access(access)) };
+        let mapped = unsafe { self.table.map(iova.as_u64(), memory, self.backend.access(access)) };
         let emptied = mapped.map_err(|error| self.undo(iova, error))?;
-        self.mapped_pages.fetch_add(memory.bytes / PAGE_BYTES, Ordering::Relaxed);
+        self.mapped_pages.fetch_add(bytes / PAGE_BYTES, Ordering::Relaxed);
         // A unit or device that does not answer in one of the next two steps is dead, and stopped. The mapping stands:
         // the next map is refused, and the unmap of this one pins the buffer.
         if let Some(stale) = emptied {
             let _ = self.flush(stale);
         }
-        let _ = self.backend.publish(&self.tags, iova, memory.bytes);
+        let _ = self.backend.publish(&self.tags, iova, bytes);
         Ok(())
     }
 
@@ -244,10 +266,16 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Maps into a range that is reserved for it; gives the range back if no device can have seen it.
-    fn map_at(&self, iova: Iova, memory: PhysRange, access: Access) -> Result<Iova, NotMapped> {
-        let result = self.map_leaves(iova, memory, access);
+    fn map_at(
+        &self,
+        iova: Iova,
+        memory: &[PhysRange],
+        bytes: u64,
+        access: Access,
+    ) -> Result<Iova, NotMapped> {
+        let result = self.map_leaves(iova, memory, bytes, access);
         if let Err(NotMapped::Untouched(_)) = result {
-            self.free(iova, memory.bytes / PAGE_BYTES);
+            self.free(iova, bytes / PAGE_BYTES);
         }
         result.map(|()| iova)
     }
@@ -278,40 +306,48 @@ impl<B: Backend> Drop for Domain<B> {
             );
             return;
         }
-        // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed.
-        unsafe { table.destroy() };
+        // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed. The last mapping
+        // went before.
+        unsafe {
+            table.destroy();
+            self.bounce.destroy();
+        }
     }
 }
 
 impl<B: Backend> Space for Domain<B> {
-    fn map(&self, request: &MapRequest) -> Result<Iova, NotMapped> {
-        let memory = whole_pages(&**self.backend.platform(), request)?;
-        self.backend.check(self.units).map_err(DmaError::from)?;
-        self.backend.check_devices(&self.tags).map_err(DmaError::Silent)?;
-        if !self.is(Standing::InUse) {
-            return Err(DmaError::Revoked.into());
+    fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
+        if !request.is_whole_pages() {
+            return self.map_ragged(request);
         }
+        let memory = physical(&**self.backend.platform(), request)?;
+        self.admit()?;
         self.reaper.reserve()?;
         self.allocate(request.placement, memory.bytes)
             .map_err(NotMapped::from)
-            .and_then(|iova| self.map_at(iova, memory, request.access))
+            .and_then(|iova| self.map_at(iova, &[memory], memory.bytes, request.access))
+            .map(|iova| Placed { iova, ends: Ends::NONE })
             .inspect_err(|_| self.reaper.release())
     }
 
-    fn unmap(&self, iova: Iova, bytes: usize) -> Result<(), DmaError> {
+    fn unmap(&self, segment: &Segment, access: Access) -> Result<(), DmaError> {
         debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
         if self.is(Standing::Revoked) {
             return Err(DmaError::Revoked);
         }
-        let pages = bytes as u64 / PAGE_BYTES;
+        let (iova, bytes) = segment.pages();
+        let pages = bytes / PAGE_BYTES;
         // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush below.
-        let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes as u64) };
+        let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes) };
         let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
-        if stale.changed_bytes() != bytes as u64 {
+        if stale.changed_bytes() != bytes {
             self.flush(stale)?;
             return Err(DmaError::NotMapped { iova });
         }
         self.flush(stale)?;
+        if segment.ends != Ends::NONE {
+            self.settle(segment, access);
+        }
         self.free(iova, pages);
         self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);
         self.reaper.release();

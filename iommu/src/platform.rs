@@ -102,6 +102,8 @@ pub enum LockClass {
     IovaSpace,
     /// What was dropped while mapped.
     Reaper,
+    /// The pages that stand in for the ends of a domain's buffers.
+    Bounce,
     /// The interrupt-remapping table of a unit.
     Remapping,
     /// The fault records of a unit.

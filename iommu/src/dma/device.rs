@@ -64,7 +64,11 @@ impl DmaDevice {
         self.shared.last.store(last, Ordering::Relaxed);
     }
 
-    /// Lends `buffer`, whole pages, to the device in direction `D`.
+    /// Lends `buffer`, of any length and alignment, to the device in direction `D`.
+    ///
+    /// The device reaches the buffer's bytes and none beside them. Whole pages are mapped where they are; what is left at the
+    /// two ends is copied to a page of its own each, and back by [`unmap`](Mapping::unmap) if the device may write. Buffers of
+    /// whole pages cost no copy: [`PageBuffer`](super::PageBuffer) always is.
     ///
     /// # Errors
     /// The buffer comes back in [`Rejected`], together with the reason.

@@ -7,13 +7,6 @@ use crate::{Iova, SourceId};
 /// Why a mapping could not be made, or not be undone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DmaError {
-    /// The buffer is empty, or not whole pages: address and length must be multiples of 4 KiB.
-    NotWholePages {
-        /// Address of the first byte.
-        address: usize,
-        /// Length in bytes.
-        bytes: usize,
-    },
     /// The memory is not contiguous in physical memory, or must not be shared with a device.
     NotMappable {
         /// Address of the first byte.
@@ -42,9 +35,12 @@ pub enum DmaError {
     NoCommonFormat,
     /// No memory for a buffer, for table pages or for bookkeeping.
     OutOfMemory,
-    /// A count of elements that is zero or does not fit into the address space.
+    /// Too many buffers of the domain that are not whole pages are mapped at the same time: there is no page left to stand
+    /// in for their ends.
+    NoBounceSlot,
+    /// A count of elements, or a length in bytes, that is zero or does not fit into the address space.
     BadLength {
-        /// Elements asked for.
+        /// Elements, or bytes, asked for.
         count: usize,
     },
     /// The range is not mapped the way its mapping says: a bug in this crate, caught before memory was reused.
@@ -123,9 +119,6 @@ impl From<Unflushed> for DmaError {
 impl fmt::Display for DmaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NotWholePages { address, bytes } => {
-                write!(f, "buffer of {bytes} bytes at {address:#x} is not whole pages")
-            }
             Self::NotMappable { address, bytes } => {
                 write!(f, "{bytes} bytes at {address:#x} cannot be shared with a device")
             }
@@ -136,7 +129,8 @@ impl fmt::Display for DmaError {
                 f.write_str("the device's remapping units walk no common page-table format")
             }
             Self::OutOfMemory => f.write_str("out of memory"),
-            Self::BadLength { count } => write!(f, "{count} elements are not a valid length"),
+            Self::NoBounceSlot => f.write_str("too many buffers that are not whole pages"),
+            Self::BadLength { count } => write!(f, "{count} is not a valid length"),
             Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),
             Self::Revoked => f.write_str("the device was taken away from its driver"),
             Self::Stuck(stuck) => stuck.fmt(f),

@@ -5,7 +5,8 @@ use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
 use super::{
     Direction, DmaBuffer, DmaError, RawBuffer, Rejected,
     reaper::Abandoned,
-    space::{Live, MapRequest, NotMapped, Placement, Space},
+    segment::Segment,
+    space::{Live, MapRequest, NotMapped, Placed, Placement, Space},
 };
 use crate::Iova;
 use alloc::sync::Arc;
@@ -24,8 +25,9 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
         let raw = buffer.into_raw();
         let request = MapRequest { first: raw.first, bytes: raw.bytes, access: D::ACCESS, placement };
         match space.map(&request) {
-            Ok(iova) => {
-                let live = Live { space: space.clone(), iova, buffer: raw };
+            Ok(Placed { iova, ends }) => {
+                let segment = Segment { iova, buffer: raw, ends };
+                let live = Live { space: space.clone(), segment };
                 Ok(Self { live: ManuallyDrop::new(live), types: PhantomData })
             }
             Err(NotMapped::Untouched(error)) => {
@@ -40,14 +42,14 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     /// Where the device finds the first byte.
     #[must_use]
     pub fn iova(&self) -> Iova {
-        self.live.iova
+        self.live.segment.iova
     }
 
     /// Length in bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an empty buffer cannot be mapped")]
     pub fn len(&self) -> usize {
-        self.live.buffer.bytes
+        self.live.segment.buffer.bytes
     }
 
     /// Takes the buffer back. When this returns, no unit can translate its address any more.
@@ -58,9 +60,9 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     /// device is known to be quiet.
     pub fn unmap(self) -> Result<B, DmaError> {
         let live = self.into_live();
-        match live.space.unmap(live.iova, live.buffer.bytes) {
+        match live.space.unmap(&live.segment, D::ACCESS) {
             // SAFETY: the buffer was taken apart in `new`, and the space flushed every translation to it.
-            Ok(()) => Ok(unsafe { B::from_raw(live.buffer) }),
+            Ok(()) => Ok(unsafe { B::from_raw(live.segment.buffer) }),
             Err(error) => {
                 if error == DmaError::Revoked {
                     let space = live.space.clone();
@@ -78,7 +80,7 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     }
 
     pub(super) fn buffer(&self) -> &RawBuffer {
-        &self.live.buffer
+        &self.live.segment.buffer
     }
 }
 

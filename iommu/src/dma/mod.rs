@@ -13,7 +13,8 @@ mod mapping;
 mod page_buffer;
 mod pool;
 pub(crate) mod reaper;
-mod shared_bytes;
+pub(crate) mod segment;
+pub(crate) mod shared_bytes;
 pub(crate) mod space;
 
 pub use buffer::{DmaBuffer, RawBuffer};

@@ -6,7 +6,7 @@
 use alloc::{collections::VecDeque, sync::Arc};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{DmaError, RawBuffer, space::Live};
+use super::{Access, DmaError, RawBuffer, space::Live};
 use crate::{
     Platform,
     platform::{LockClass, Work},
@@ -27,12 +27,13 @@ impl Abandoned {
     /// Unmaps and frees. A buffer whose unit does not answer stays pinned; one whose device may not be quiet yet comes
     /// back, to be tried again.
     fn reap(self) -> Option<Self> {
-        let Live { space, iova, buffer } = &self.live;
-        match space.unmap(*iova, buffer.bytes) {
+        let Live { space, segment } = &self.live;
+        // Nobody reads the buffer any more.
+        match space.unmap(segment, Access { read: false, write: false }) {
             // SAFETY: no unit can translate the range any more, and `release` belongs to the buffer's type.
-            Ok(()) => unsafe { (self.release)(self.live.buffer) },
+            Ok(()) => unsafe { (self.release)(self.live.segment.buffer) },
             Err(DmaError::Revoked) => return Some(self),
-            Err(error) => log::error!("dropped mapping at {iova} stays pinned: {error}"),
+            Err(error) => log::error!("dropped mapping at {} stays pinned: {error}", segment.iova),
         }
         None
     }

@@ -11,7 +11,7 @@ const WORD_BYTES: usize = size_of::<Word>();
 ///
 /// # Safety
 /// `from` is valid for reads of `to.len()` bytes, and nothing on this side borrows them.
-pub(super) unsafe fn copy_out(from: NonNull<u8>, to: &mut [u8]) {
+pub(crate) unsafe fn copy_out(from: NonNull<u8>, to: &mut [u8]) {
     let from = from.as_ptr().cast_const();
     let (head, words) = parts(from.addr(), to.len());
     // SAFETY: the caller lends the bytes; `parts` cuts what is inside, the middle on word boundaries.
@@ -34,7 +34,7 @@ pub(super) unsafe fn copy_out(from: NonNull<u8>, to: &mut [u8]) {
 ///
 /// # Safety
 /// `to` is valid for writes of `from.len()` bytes, nothing on this side borrows them, and no other CPU writes them.
-pub(super) unsafe fn copy_in(from: &[u8], to: NonNull<u8>) {
+pub(crate) unsafe fn copy_in(from: &[u8], to: NonNull<u8>) {
     let to = to.as_ptr();
     let (head, words) = parts(to.addr(), from.len());
     // SAFETY: as in `copy_out`.

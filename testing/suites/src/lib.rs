@@ -8,6 +8,7 @@
 //! - `isolation`: everything else is blocked, and recorded exactly;
 //! - `interrupts`: a device raises what was given to it and nothing else;
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
+//! - `ragged`: buffers that are not whole pages;
 //! - `nvme`: the same from a device that does thousands of transfers a second;
 //! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
 //! - `disk`: a real disk, compared with what the host has in its image;
@@ -28,6 +29,7 @@ mod mapping;
 mod nvme;
 mod pattern;
 pub mod power_cut;
+mod ragged;
 pub mod reports;
 mod resets;
 mod storm;

@@ -1,0 +1,124 @@
+//! A buffer as it lies in an address space.
+//!
+//! A page is the least that a table can grant, so the ends of a buffer that are not whole pages are *bounced*: a page of
+//! the subsystem's own stands in for them, and what the device may see of the buffer's own pages is whole pages of it.
+//!
+//! ```text
+//!   memory   |....====|========|========|===.....|      = buffer   . what lies beside it
+//!                |        |        |       |
+//!   IOVAs    |    ====|========|========|===     |
+//!               slot   the buffer's own    slot
+//! ```
+
+use core::{num::NonZeroU32, ptr::NonNull};
+
+use mm::PAGE_BYTES;
+
+use super::RawBuffer;
+use crate::Iova;
+
+const PAGE: usize = PAGE_BYTES as usize;
+
+/// A buffer in the hands of a device.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// Where the device finds the first byte.
+    pub iova: Iova,
+    /// The memory.
+    pub buffer: RawBuffer,
+    /// What stands in for its ends.
+    pub ends: Ends,
+}
+
+impl Segment {
+    /// The pages that it takes in the address space: where they start, and their length in bytes.
+    #[inline]
+    pub fn pages(&self) -> (Iova, u64) {
+        let offset = self.iova.as_u64() & (PAGE_BYTES - 1);
+        let bytes = (offset + self.buffer.bytes as u64).next_multiple_of(PAGE_BYTES);
+        (Iova::new(self.iova.as_u64() - offset), bytes)
+    }
+}
+
+/// A page that stands in for an end of a buffer, by number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Slot(NonZeroU32);
+
+impl Slot {
+    /// The slot of page `index`.
+    pub fn new(index: usize) -> Option<Self> {
+        NonZeroU32::new(u32::try_from(index).ok()?.checked_add(1)?).map(Self)
+    }
+
+    /// Index of its page.
+    pub fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
+
+/// What stands in for the ends of a buffer. One that fits into a single page has a head only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Ends {
+    pub head: Option<Slot>,
+    pub tail: Option<Slot>,
+}
+
+impl Ends {
+    /// A buffer of whole pages.
+    pub const NONE: Self = Self { head: None, tail: None };
+}
+
+/// How a buffer lies on pages: lengths in bytes of what comes before the first whole page, of the whole pages, and of
+/// what comes after.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Cut {
+    pub head: usize,
+    pub middle: usize,
+    pub tail: usize,
+    /// Where the first byte lies in its page.
+    pub offset: usize,
+}
+
+impl Cut {
+    /// How the `bytes` bytes at `first` lie.
+    pub fn of(first: NonNull<u8>, bytes: usize) -> Self {
+        let offset = first.as_ptr().addr() % PAGE;
+        let to_page = (PAGE - offset) % PAGE;
+        if bytes < to_page || (offset == 0 && bytes < PAGE) {
+            return Self { head: bytes, middle: 0, tail: 0, offset };
+        }
+        let tail = (bytes - to_page) % PAGE;
+        Self { head: to_page, middle: bytes - to_page - tail, tail, offset }
+    }
+
+    /// Length of the pages that the buffer takes in the address space.
+    pub fn mapped_bytes(&self) -> u64 {
+        ((self.offset + self.head + self.middle + self.tail) as u64).next_multiple_of(PAGE_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cut_covers_its_buffer_and_leaves_whole_pages_in_the_middle() {
+        let interesting = [0, 1, 2, PAGE / 2, PAGE - 1];
+        for offset in interesting {
+            for bytes in
+                (0..4).flat_map(|pages| interesting.map(|rest| pages * PAGE + rest)).filter(|&b| b > 0)
+            {
+                let first =
+                    NonNull::without_provenance(core::num::NonZeroUsize::new(PAGE * 7 + offset).unwrap());
+                let Cut { head, middle, tail, offset: at } = Cut::of(first, bytes);
+                assert_eq!((head + middle + tail, at), (bytes, offset), "{bytes} at {offset}");
+                assert!(middle.is_multiple_of(PAGE) && head < PAGE && tail < PAGE, "{bytes} at {offset}");
+                assert!(middle == 0 || (offset + head).is_multiple_of(PAGE), "{bytes} at {offset}");
+                let touched = (offset + bytes).div_ceil(PAGE);
+                let mapped = usize::from(head > 0) + middle / PAGE + usize::from(tail > 0);
+                assert_eq!(mapped, touched, "{bytes} at {offset}");
+                assert_eq!(Cut::of(first, bytes).mapped_bytes(), (touched * PAGE) as u64);
+            }
+        }
+    }
+}
