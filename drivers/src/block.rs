@@ -11,7 +11,6 @@ mod binding;
 mod completions;
 pub(crate) mod engine;
 mod error;
-mod faults;
 pub(crate) mod flight;
 mod keeper;
 mod worker;

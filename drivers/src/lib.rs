@@ -13,9 +13,11 @@ pub mod block;
 #[cfg(test)]
 mod doubles;
 pub mod edu;
+mod faults;
 pub mod host;
 pub mod lock;
 pub mod mmio;
+pub mod net;
 pub mod nvme;
 pub mod pci;
 pub mod quiet;

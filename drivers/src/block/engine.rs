@@ -24,12 +24,12 @@ use super::{
     AtAddress, BlockDevice, BlockError, BlockInfo, Completions, Extent, NotQuiet, Operation, Reason,
     Rejected, Request,
     completions::Promise,
-    faults::FaultWatch,
     flight::{Done, InFlight, Job, NotMapped},
     keeper::Keeper,
     worker::Worker,
 };
 use crate::{
+    faults::FaultWatch,
     host::{Event, Host, SpawnError},
     lock::Lock,
 };

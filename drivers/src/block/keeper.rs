@@ -8,10 +8,9 @@ use iommu::dma::FaultCounts;
 use super::{
     BlockError,
     engine::{Hardware, Phase, Queue, Running, Shared},
-    faults::Doubt,
     flight::InFlight,
 };
-use crate::host::Event;
+use crate::{faults::Doubt, host::Event};
 
 /// How often deadlines and the device's status are looked at when nothing happens.
 const WATCH_INTERVAL_NS: u64 = 1_000_000_000;

@@ -8,9 +8,9 @@ use iommu::dma::FaultCounts;
 use super::{
     BlockError,
     engine::{Channel, Phase, Queue, Refused, Running, Shared},
-    faults::Doubt,
     flight::{Done, InFlight},
 };
+use crate::faults::Doubt;
 
 /// What a queue's thread owns.
 pub struct Worker<Q: Queue> {

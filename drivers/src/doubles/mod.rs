@@ -6,6 +6,8 @@
 
 mod host;
 pub mod nvme;
+mod virtio;
 pub mod virtio_blk;
+pub mod virtio_net;
 
 pub use host::{Bench, await_true};

@@ -6,39 +6,26 @@ use std::{
     vec::Vec,
 };
 
-use iommu::platform::MsiMessage;
-
-use super::host::{BAR_BYTES, Bench, TestHost};
-use crate::{
-    mmio::trap::Registers,
-    pci::{ConfigSpace, fake::FakeFunction},
+use super::{
+    host::{BAR_BYTES, Bench, TestHost},
+    virtio::{self, ACCESS_PLATFORM, COMMON, DEVICE, DeviceRegisters, NEEDS_RESET, NOTIFY, TABLE, VERSION_1},
 };
+use crate::{mmio::trap::Registers, pci::fake::FakeFunction};
+
+pub use super::virtio::EVENT_INDEX;
 
 /// Sectors on the medium.
 pub const SECTORS: u64 = 256;
 const SECTOR: usize = 512;
 
-/// Where the windows are in BAR 0.
-const COMMON: usize = 0x0000;
-const DEVICE: usize = 0x2000;
-const NOTIFY: usize = 0x3000;
-const TABLE: usize = 0x4000;
-const WINDOW: usize = 0x1000;
-
-const VERSION_1: u64 = 1 << 32;
-const ACCESS_PLATFORM: u64 = 1 << 33;
 const FLUSH: u64 = 1 << 9;
 /// Several queues.
 pub const QUEUES: u64 = 1 << 12;
 pub const DISCARD: u64 = 1 << 13;
 pub const INDIRECT: u64 = 1 << 28;
-pub const EVENT_INDEX: u64 = 1 << 29;
 
 /// Request queues of a device that has several.
 const MOST_QUEUES: usize = 3;
-
-const DRIVER_OK: u8 = 4;
-const NEEDS_RESET: u8 = 64;
 
 /// What the device does with the requests it gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,55 +70,12 @@ pub struct State {
     /// How often its driver told it of requests, and it its driver of what it has finished.
     pub doorbells: usize,
     pub interrupts: usize,
-    registers: DeviceRegisters,
-    table: [u32; 16],
+    registers: DeviceRegisters<MOST_QUEUES>,
 }
 
-#[derive(Default)]
-struct DeviceRegisters {
-    offered_half: u32,
-    accepted_half: u32,
-    accepted: u64,
-    config_vector: u16,
-    status: u8,
-    queue_select: u16,
-    queues: [QueueRegisters; MOST_QUEUES],
-}
-
-#[derive(Clone, Copy)]
-struct QueueRegisters {
-    size: u16,
-    vector: u16,
-    enable: u16,
-    rings: [u64; 3],
-    seen: u16,
-    used: u16,
-    /// Index of the used ring that its driver was last told of.
-    told: u16,
-}
-
-impl Default for QueueRegisters {
-    fn default() -> Self {
-        Self { size: 64, vector: 0xffff, enable: 0, rings: [0; 3], seen: 0, used: 0, told: 0 }
-    }
-}
-
-/// Configuration space of the device: vendor capabilities and MSI-X, all in BAR 0.
+/// Configuration space of the device.
 pub fn function() -> FakeFunction {
-    let mut function = FakeFunction::new(0x1042_1af4, 0x0100_0001, 0).with(0x34, 0x40);
-    let windows = [(1, COMMON), (2, NOTIFY), (4, DEVICE)];
-    for (index, (kind, offset)) in (0..).zip(windows) {
-        let at = 0x40 + 0x20 * index;
-        let next = u32::from(at + 0x20);
-        function = function
-            .with(at, 0x09 | next << 8 | 20 << 16 | kind << 24)
-            .with(at + 4, 0)
-            .with(at + 8, offset as u32)
-            .with(at + 12, WINDOW as u32)
-            .with(at + 16, 4);
-    }
-    // Four entries.
-    function.with(0xa0, 0x11 | 3 << 16).writable(0xa0, 0xc000_0000).with(0xa4, TABLE as u32)
+    virtio::function(0x1042_1af4, 0x0100_0001)
 }
 
 /// A machine with this device in it.
@@ -153,7 +97,6 @@ pub fn bench_with(function: FakeFunction) -> (Bench, Arc<VirtioBlk>) {
         doorbells: 0,
         interrupts: 0,
         registers: DeviceRegisters::default(),
-        table: [0; 16],
     };
     let host = Arc::downgrade(&bench.host);
     let device = Arc::new(VirtioBlk { state: Mutex::new(state), requester: bench.requester.clone(), host });
@@ -168,27 +111,15 @@ impl VirtioBlk {
     }
 
     fn dma_read<const N: usize>(&self, address: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        // What is blocked reads as zeros, as from a device that does not care.
-        let _ = self.requester.read(address, &mut bytes);
-        bytes
-    }
-
-    /// Descriptor number `index` of the table at `table`.
-    fn descriptor(&self, table: u64, index: u16) -> (u64, usize, u16, u16) {
-        let raw: [u8; 16] = self.dma_read(table + 16 * u64::from(index));
-        let word = |at: usize| u16::from_le_bytes([raw[at], raw[at + 1]]);
-        let address = u64::from_le_bytes(raw[..8].try_into().unwrap());
-        let bytes = u32::from_le_bytes(raw[8..12].try_into().unwrap()) as usize;
-        (address, bytes, word(12), word(14))
+        virtio::dma_read(&self.requester, address)
     }
 
     /// The segments of a chain: address, length, whether they are the device's to write.
     fn chain(&self, state: &State, queue: usize, head: u16) -> Vec<(u64, usize, bool)> {
-        let mut table = state.registers.queues[queue].rings[0];
+        let mut table = state.registers.descriptors(queue);
         let (mut at, mut segments) = (head, Vec::new());
         loop {
-            let (address, bytes, flags, next) = self.descriptor(table, at);
+            let (address, bytes, flags, next) = virtio::descriptor(&self.requester, table, at);
             if flags & 4 != 0 {
                 assert!(state.registers.accepted & INDIRECT != 0 && flags == 4 && bytes % 16 == 0);
                 (table, at) = (address, 0);
@@ -205,23 +136,10 @@ impl VirtioBlk {
 
     /// Takes everything that is available.
     fn run(&self, state: &mut State, queue: usize) {
-        if state.registers.status & DRIVER_OK == 0 || state.registers.status & NEEDS_RESET != 0 {
-            return;
-        }
-        let QueueRegisters { rings, size, .. } = state.registers.queues[queue];
-        let index = u16::from_le_bytes(self.dma_read(rings[1] + 2));
-        while state.registers.queues[queue].seen != index {
-            let seen = &mut state.registers.queues[queue].seen;
-            let slot = u64::from(*seen % size);
-            *seen = seen.wrapping_add(1);
-            let head = u16::from_le_bytes(self.dma_read(rings[1] + 4 + 2 * slot));
+        while let Some(head) = state.registers.take(&self.requester, queue) {
             state.requests += 1;
             state.by_queue[queue] += 1;
             self.serve(state, queue, head);
-        }
-        if state.registers.accepted & EVENT_INDEX != 0 {
-            let event = rings[2] + 4 + 8 * u64::from(size);
-            let _ = self.requester.write(event, &index.to_le_bytes());
         }
     }
 
@@ -276,80 +194,14 @@ impl VirtioBlk {
             Behaviour::Jump(further) => step += further,
             _ => {}
         }
-        let registers = &mut state.registers.queues[queue];
-        let slot = u64::from(registers.used % registers.size);
-        let element: Vec<u8> = [head.to_le_bytes(), written.to_le_bytes()].concat();
-        let _ = self.requester.write(registers.rings[2] + 4 + 8 * slot, &element);
-        registers.used = registers.used.wrapping_add(step);
-        let _ = self.requester.write(registers.rings[2] + 2, &registers.used.to_le_bytes());
-        let QueueRegisters { rings, size, used, told, vector, .. } = *registers;
-        if state.registers.accepted & EVENT_INDEX != 0 {
-            let event = u16::from_le_bytes(self.dma_read(rings[1] + 4 + 2 * u64::from(size)));
-            if used.wrapping_sub(event).wrapping_sub(1) >= used.wrapping_sub(told) {
-                return;
-            }
+        if let Some(vector) = state.registers.finish(&self.requester, queue, head, written, step) {
+            state.interrupts += 1;
+            self.raise(state, vector);
         }
-        state.registers.queues[queue].told = used;
-        state.interrupts += 1;
-        self.raise(state, vector);
     }
 
     fn raise(&self, state: &State, entry: u16) {
-        let Some(host) = self.host.upgrade() else { return };
-        let entry = 4 * usize::from(entry);
-        let on = host.space.read32(self.requester.address(), 0xa0) & 0xc000_0000 == 0x8000_0000;
-        if on && host.is_bus_master() && state.table[entry + 3] & 1 == 0 {
-            let address = u64::from(state.table[entry]) | u64::from(state.table[entry + 1]) << 32;
-            host.deliver(MsiMessage { address, data: state.table[entry + 2] });
-        }
-    }
-
-    fn write_common(&self, state: &mut State, offset: usize, value: u64) {
-        let registers = &mut state.registers;
-        match offset {
-            0x00 => registers.offered_half = value as u32,
-            0x08 => registers.accepted_half = value as u32,
-            0x0c if registers.accepted_half == 0 => registers.accepted = value,
-            0x0c => registers.accepted |= value << 32,
-            0x10 => registers.config_vector = value as u16,
-            0x14 if value == 0 && state.restless => {}
-            0x14 if value == 0 => *registers = DeviceRegisters::default(),
-            0x14 => registers.status = value as u8,
-            0x16 => registers.queue_select = value as u16,
-            _ => {
-                let queue = &mut registers.queues[usize::from(registers.queue_select)];
-                match offset {
-                    0x18 => queue.size = value as u16,
-                    0x1a => queue.vector = value as u16,
-                    0x1c => queue.enable = value as u16,
-                    0x20..0x38 => {
-                        let ring = &mut queue.rings[(offset - 0x20) / 8];
-                        let shift = 8 * (offset % 8);
-                        *ring = *ring & !(0xffff_ffff << shift) | value << shift;
-                    }
-                    _ => panic!("write to {offset:#x} of the common structure"),
-                }
-            }
-        }
-    }
-
-    fn read_common(&self, state: &State, offset: usize) -> u64 {
-        let registers = &state.registers;
-        let queues = if state.offered & QUEUES == 0 { 1 } else { MOST_QUEUES };
-        let queue = registers
-            .queues
-            .get(usize::from(registers.queue_select))
-            .filter(|_| usize::from(registers.queue_select) < queues);
-        match offset {
-            0x04 => (state.offered >> (32 * registers.offered_half)) & 0xffff_ffff,
-            0x10 => registers.config_vector.into(),
-            0x12 => queues as u64,
-            0x14 => registers.status.into(),
-            0x18 => queue.map_or(0, |queue| queue.size).into(),
-            0x1a => queue.map_or(0, |queue| queue.vector).into(),
-            0x1e => 3 + u64::from(registers.queue_select),
-            _ => panic!("read of {offset:#x} of the common structure"),
-        }
+        state.registers.raise(&self.requester, &self.host, entry);
     }
 }
 
@@ -357,13 +209,16 @@ impl Registers for VirtioBlk {
     fn read(&self, offset: usize, width: usize) -> u64 {
         let state = self.state.lock().unwrap();
         match offset {
-            COMMON..DEVICE => self.read_common(&state, offset - COMMON),
+            COMMON..DEVICE => {
+                let queues = if state.offered & QUEUES == 0 { 1 } else { MOST_QUEUES };
+                state.registers.read(offset - COMMON, state.offered, queues)
+            }
             DEVICE => SECTORS,
             0x2004 => 0,
             0x2022 => MOST_QUEUES as u64,
             // Most sectors of a discard.
             0x2024 => 64,
-            TABLE..BAR_BYTES if width == 4 => state.table[(offset - TABLE) / 4].into(),
+            TABLE..BAR_BYTES if width == 4 => state.registers.table[(offset - TABLE) / 4].into(),
             _ => panic!("read of {offset:#x}"),
         }
     }
@@ -371,18 +226,16 @@ impl Registers for VirtioBlk {
     fn write(&self, offset: usize, width: usize, value: u64) {
         let mut state = self.state.lock().unwrap();
         match offset {
-            COMMON..DEVICE => self.write_common(&mut state, offset - COMMON, value),
-            // The notify offset of queue 0 is 3, and the multiplier 4.
-            _ if (NOTIFY + 12..NOTIFY + 12 + 4 * MOST_QUEUES).contains(&offset) => {
-                assert_eq!(
-                    (width, value as usize),
-                    (2, (offset - NOTIFY - 12) / 4),
-                    "a queue's own doorbell"
-                );
-                state.doorbells += 1;
-                self.run(&mut state, value as usize);
+            COMMON..DEVICE => {
+                let restless = state.restless;
+                state.registers.write(offset - COMMON, value, restless);
             }
-            TABLE..BAR_BYTES if width == 4 => state.table[(offset - TABLE) / 4] = value as u32,
+            NOTIFY..TABLE => {
+                state.doorbells += 1;
+                let queue = virtio::rung(offset, width, value, MOST_QUEUES);
+                self.run(&mut state, queue);
+            }
+            TABLE..BAR_BYTES if width == 4 => state.registers.table[(offset - TABLE) / 4] = value as u32,
             _ => panic!("write to {offset:#x}"),
         }
     }

@@ -1,7 +1,7 @@
 //! Virtio over PCI, modern interface, with every address translated by the IOMMU.
 //!
 //! ```text
-//!   Disk (blk) ── requests, deadlines, recovery
+//!   blk, net ──── requests and frames
 //!     │
 //!   SplitQueue ── descriptor chains, free list, used ring; knows no device and no memory
 //!     │
@@ -15,6 +15,7 @@
 pub const VENDOR: u16 = 0x1af4;
 
 pub mod blk;
+pub mod net;
 mod queue;
 mod registers;
 mod rings;

@@ -1,0 +1,484 @@
+//! What network drivers have in common: received frames on their way to the owner, faults, recovery.
+//!
+//! A frame is handed on if the device says that it has arrived *and* no fault of the device was counted since it got its
+//! buffer. A device that breaks its protocol, asks for a reset, or leaves a frame unsent for too long is reset, and what
+//! it had is lost; buffers and rings are used again only after it has become quiet, and stay pinned if it does not.
+
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
+use core::{
+    fmt, mem,
+    ops::{Deref, DerefMut},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use iommu::{
+    DmaDevice, FromDevice,
+    dma::{FaultCounts, PoolBuffer},
+};
+
+use super::{Checksum, Counters, HEADER_BYTES, Link, NetDevice, NetInfo, NotQuiet, TransmitError};
+use crate::{
+    faults::Doubt,
+    host::{Event, Host},
+};
+
+/// How long a device may take to send a frame.
+pub const TRANSMIT_DEADLINE_NS: u64 = 5_000_000_000;
+
+/// How often deadlines and the device's status are looked at when nothing happens.
+pub const WATCH_INTERVAL_NS: u64 = 1_000_000_000;
+
+/// Resets in a row, with no frame moved in between, after which a device is given up.
+pub const FRUITLESS_RESETS: u32 = 4;
+
+/// A device's rings and registers. Everything that it takes from the device is checked before it is believed.
+///
+/// What is handed over as a pool's buffer is the device's for as long as the rings keep it.
+pub trait Rings: Send + 'static {
+    /// The driver, in the log.
+    const NAME: &'static str;
+
+    /// What can be wrong with the device.
+    type Error: fmt::Display;
+
+    /// Starts the device, which is reset, with empty rings.
+    ///
+    /// # Errors
+    /// It does not work. It may have begun to.
+    fn start(&mut self) -> Result<(), Self::Error>;
+
+    /// Makes the device quiet: when this returns `Ok` it touches no memory.
+    ///
+    /// # Errors
+    /// It did not say so in time. What it was given must stay as it is.
+    fn stop(&mut self) -> Result<(), Self::Error>;
+
+    /// Takes all buffers back from a device that is quiet, and makes the rings as new. Returns how many frames were not sent.
+    fn clear(&mut self) -> u64;
+
+    /// Takes bus mastering away.
+    fn disconnect(&mut self);
+
+    /// Whether the device runs: it asks for no reset, was not given up, and still answers.
+    fn is_running(&self) -> bool;
+
+    /// What the device says about its network.
+    fn link(&mut self) -> Link;
+
+    /// Takes the next buffer back that the device has filled.
+    ///
+    /// # Errors
+    /// What the device says cannot be true.
+    fn take_received(&mut self) -> Result<Option<Arrived>, Self::Error>;
+
+    /// Gives the device as many empty buffers as there are and it can have, each with the fault counts of this moment, and
+    /// tells it of them.
+    fn refill(&mut self, faults: FaultCounts);
+
+    /// Takes the buffer of the next frame back that the device has sent; false if there is none.
+    ///
+    /// # Errors
+    /// What the device says cannot be true.
+    fn take_sent(&mut self) -> Result<bool, Self::Error>;
+
+    /// Frames that can be queued now.
+    fn room(&self) -> usize;
+
+    /// Whether a frame queued before `since_ns` has not been sent.
+    fn has_unsent(&self, since_ns: u64) -> bool;
+
+    /// Queues a frame that [`NetInfo`] allows. False if there is no room.
+    fn queue(&mut self, frame: &[u8], checksum: Option<Checksum>, now_ns: u64) -> bool;
+
+    /// Tells the device of queued frames, if it wants to know.
+    fn flush(&mut self);
+
+    /// Asks for an interrupt at the next frame that arrives, and, with `room`, the next that is sent. True if there has been
+    /// one meanwhile.
+    fn rearm(&mut self, room: bool) -> bool;
+
+    /// How often the device was told of something.
+    fn doorbells(&self) -> u64;
+}
+
+/// A buffer that the device has filled.
+pub struct Arrived {
+    /// The buffer.
+    pub buffer: PoolBuffer<FromDevice>,
+    /// The fault counts when the device was given it.
+    pub faults: FaultCounts,
+    /// Where the frame begins in it; inside of it.
+    pub offset: usize,
+    /// Length of the frame; it ends inside of the buffer.
+    pub bytes: usize,
+    /// The device found no damage in it.
+    pub is_good: bool,
+}
+
+/// What an interrupt about the device itself signals: its owner, and what for.
+pub struct Attention {
+    wake: Arc<dyn Event>,
+    wanted: AtomicBool,
+}
+
+impl Attention {
+    /// The device wants none.
+    pub fn new(wake: &Arc<dyn Event>) -> Arc<Self> {
+        Arc::new(Self { wake: wake.clone(), wanted: AtomicBool::new(false) })
+    }
+}
+
+impl Event for Attention {
+    fn signal(&self) {
+        self.wanted.store(true, Ordering::Release);
+        self.wake.signal();
+    }
+
+    fn wait(&self, deadline_ns: u64) -> bool {
+        self.wake.wait(deadline_ns)
+    }
+}
+
+/// What a driver has found out and set up, with the device not started yet.
+pub struct Setup<R> {
+    pub dma: DmaDevice,
+    pub info: NetInfo,
+    pub wake: Arc<dyn Event>,
+    pub attention: Arc<Attention>,
+    pub rings: R,
+}
+
+/// Why the engine could not be started.
+pub enum EngineError<E> {
+    /// No memory for bookkeeping.
+    OutOfMemory,
+    /// The device does not work.
+    Rings(E),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Running,
+    /// Reset for good.
+    Gone,
+    /// Out of order, and it may still reach what it has been given.
+    NotQuiet,
+}
+
+/// A network device in use.
+pub struct Engine<R: Rings> {
+    host: Arc<dyn Host>,
+    dma: DmaDevice,
+    info: NetInfo,
+    wake: Arc<dyn Event>,
+    attention: Arc<Attention>,
+    rings: Held<R>,
+    phase: Phase,
+    link: Link,
+    /// Frames that have arrived and that no fault makes doubtful. It never grows.
+    arrived: VecDeque<Arrived>,
+    /// At the last look.
+    faults: FaultCounts,
+    fruitless_resets: u32,
+    next_watch_ns: u64,
+    counters: Counters,
+}
+
+impl<R: Rings> Engine<R> {
+    /// Starts the device.
+    ///
+    /// # Errors
+    /// See [`EngineError`]. The device is left quiet, and without bus mastering.
+    pub fn start(host: &Arc<dyn Host>, setup: Setup<R>) -> Result<Self, EngineError<R::Error>> {
+        let Setup { dma, info, wake, attention, rings } = setup;
+        let mut arrived = VecDeque::new();
+        arrived.try_reserve_exact(info.receive_depth).map_err(|_| EngineError::OutOfMemory)?;
+        let mut engine = Self {
+            host: host.clone(),
+            faults: dma.fault_counts(),
+            dma,
+            info,
+            wake,
+            attention,
+            rings: Held(Some(rings)),
+            phase: Phase::Running,
+            link: Link::Down,
+            arrived,
+            fruitless_resets: 0,
+            next_watch_ns: 0,
+            counters: Counters::default(),
+        };
+        // Whatever fails drops the engine, which leaves the device quiet.
+        engine.rings.start().map_err(EngineError::Rings)?;
+        engine.rings.refill(engine.faults);
+        engine.link = engine.rings.link();
+        Ok(engine)
+    }
+
+    /// Takes what the device has finished. An error is a reason to reset it.
+    fn turn(&mut self) -> Result<(), Trouble<R::Error>> {
+        let before = self.arrived.len();
+        let taken = self.take_received();
+        let mut sent = 0;
+        while self.rings.take_sent().map_err(Trouble::Protocol)? {
+            sent += 1;
+        }
+        self.counters.sent += sent;
+        if before < self.arrived.len() {
+            self.drop_doubtful(before);
+        }
+        if sent > 0 || before < self.arrived.len() {
+            self.fruitless_resets = 0;
+        }
+        taken?;
+        self.rings.refill(self.faults);
+        let now_ns = self.host.now_ns();
+        let is_due = now_ns >= self.next_watch_ns;
+        if self.attention.wanted.swap(false, Ordering::AcqRel) || is_due {
+            self.next_watch_ns = now_ns.saturating_add(WATCH_INTERVAL_NS);
+            self.watch(now_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Moves filled buffers to `arrived`, as far as there is room; the device has no more buffers than that.
+    fn take_received(&mut self) -> Result<(), Trouble<R::Error>> {
+        while self.arrived.len() < self.arrived.capacity() {
+            let Some(arrived) = self.rings.take_received().map_err(Trouble::Protocol)? else {
+                return Ok(());
+            };
+            let is_frame = (HEADER_BYTES..=self.info.frame_bytes).contains(&arrived.bytes);
+            if arrived.is_good && is_frame {
+                self.arrived.push_back(arrived);
+            } else {
+                self.counters.damaged += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops those frames from number `first` on during whose stay with the device an access of it was, or may have been,
+    /// blocked. The counts are read after the device's word was taken: a fault that it keeps quiet about is in them.
+    fn drop_doubtful(&mut self, first: usize) {
+        self.faults = self.dma.fault_counts();
+        let (now, before) = (self.faults, self.arrived.len());
+        let mut number = 0;
+        self.arrived.retain(|arrived| {
+            number += 1;
+            number <= first || Doubt::of(arrived.faults, now) == Doubt::None
+        });
+        self.counters.doubtful += (before - self.arrived.len()) as u64;
+    }
+
+    /// Once in a while, and when the device asks for it: its status, its link, and what it should have sent.
+    fn watch(&mut self, now_ns: u64) -> Result<(), Trouble<R::Error>> {
+        if !self.rings.is_running() {
+            return Err(Trouble::AskedForReset);
+        }
+        self.link = self.rings.link();
+        if self.rings.has_unsent(now_ns.saturating_sub(TRANSMIT_DEADLINE_NS)) {
+            return Err(Trouble::Overdue);
+        }
+        Ok(())
+    }
+
+    /// Resets the device and starts it again.
+    fn recover(&mut self, cause: Trouble<R::Error>) {
+        let function = self.dma.function();
+        self.counters.resets += 1;
+        let resets = self.counters.resets;
+        // A device that misbehaves for ever fills no log.
+        if resets.is_power_of_two() {
+            log::warn!("{} {function}: {cause}; reset {resets}", R::NAME);
+        }
+        self.quieten(Phase::Running);
+        if self.phase != Phase::Running {
+            return;
+        }
+        self.fruitless_resets += 1;
+        if self.fruitless_resets > FRUITLESS_RESETS {
+            log::error!("{} {function}: given up after {resets} resets", R::NAME);
+            return self.quieten(Phase::Gone);
+        }
+        if let Err(error) = self.rings.start() {
+            log::error!("{} {function}: {error} after a reset", R::NAME);
+            return self.quieten(Phase::Gone);
+        }
+        self.rings.refill(self.faults);
+        self.link = self.rings.link();
+    }
+
+    /// Makes the device quiet and takes back what it has. The phase is `next` afterwards, if it is quiet.
+    fn quieten(&mut self, next: Phase) {
+        self.link = Link::Down;
+        // What had arrived may be what the device was reset for.
+        self.counters.lost += self.arrived.drain(..).count() as u64;
+        match self.rings.stop() {
+            Ok(()) => {
+                self.counters.lost += self.rings.clear();
+                self.phase = next;
+            }
+            Err(error) => {
+                log::error!("{} {}: {error}; its memory stays pinned", R::NAME, self.dma.function());
+                self.phase = Phase::NotQuiet;
+            }
+        }
+        self.faults = self.dma.fault_counts();
+        if self.phase != Phase::Running {
+            self.rings.disconnect();
+        }
+    }
+}
+
+impl<R: Rings> NetDevice for Engine<R> {
+    fn info(&self) -> NetInfo {
+        self.info
+    }
+
+    fn link(&self) -> Link {
+        self.link
+    }
+
+    fn event(&self) -> Arc<dyn Event> {
+        self.wake.clone()
+    }
+
+    fn service_by_ns(&self) -> u64 {
+        if self.phase == Phase::Running { self.next_watch_ns } else { u64::MAX }
+    }
+
+    fn service(&mut self) {
+        if self.phase == Phase::Running
+            && let Err(cause) = self.turn()
+        {
+            self.recover(cause);
+        }
+    }
+
+    fn receive(&mut self, frame: &mut [u8]) -> Option<usize> {
+        let Arrived { buffer, offset, bytes, .. } = self.arrived.pop_front()?;
+        let frame = frame.get_mut(..bytes)?;
+        buffer.copy_to(offset, frame);
+        self.counters.received += 1;
+        self.counters.received_bytes += bytes as u64;
+        Some(bytes)
+    }
+
+    fn room(&self) -> usize {
+        if self.phase == Phase::Running { self.rings.room() } else { 0 }
+    }
+
+    fn transmit(&mut self, frame: &[u8], checksum: Option<Checksum>) -> Result<(), TransmitError> {
+        if self.phase != Phase::Running {
+            return Err(TransmitError::Gone);
+        }
+        let bytes = frame.len();
+        if !(HEADER_BYTES..=self.info.frame_bytes).contains(&bytes) {
+            return Err(TransmitError::BadLength { bytes });
+        }
+        if checksum.is_some_and(|checksum| !self.info.transmit_checksum || !checksum.fits(bytes)) {
+            return Err(TransmitError::BadChecksum);
+        }
+        if self.rings.queue(frame, checksum, self.host.now_ns()) { Ok(()) } else { Err(TransmitError::Full) }
+    }
+
+    fn flush(&mut self) {
+        if self.phase == Phase::Running {
+            self.rings.flush();
+        }
+    }
+
+    fn rearm(&mut self) -> bool {
+        self.phase == Phase::Running && {
+            // What the owner has taken meanwhile is free again.
+            self.rings.refill(self.faults);
+            let is_full = self.rings.room() == 0;
+            self.rings.rearm(is_full)
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        Counters { doorbells: self.rings.doorbells(), ..self.counters }
+    }
+
+    fn dma(&self) -> &DmaDevice {
+        &self.dma
+    }
+
+    fn reset(&mut self) {
+        if self.phase == Phase::Running {
+            self.recover(Trouble::Requested);
+        }
+    }
+
+    fn shut_down(mut self: Box<Self>) -> Result<(), NotQuiet> {
+        if self.phase == Phase::Running {
+            self.quieten(Phase::Gone);
+        }
+        if self.phase == Phase::Gone { Ok(()) } else { Err(NotQuiet) }
+    }
+}
+
+impl<R: Rings> Drop for Engine<R> {
+    fn drop(&mut self) {
+        if self.phase == Phase::Running {
+            self.quieten(Phase::Gone);
+        }
+        if self.phase == Phase::NotQuiet {
+            self.rings.pin();
+        }
+    }
+}
+
+/// Rings that outlive their engine if the device may still reach what is in them.
+struct Held<R>(Option<R>);
+
+impl<R> Held<R> {
+    /// Leaves everything as it is, for ever. The last thing that is done.
+    fn pin(&mut self) {
+        mem::forget(self.0.take());
+    }
+}
+
+impl<R> Deref for Held<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        match &self.0 {
+            Some(rings) => rings,
+            None => unreachable!("they are there until the engine is dropped"),
+        }
+    }
+}
+
+impl<R> DerefMut for Held<R> {
+    fn deref_mut(&mut self) -> &mut R {
+        match &mut self.0 {
+            Some(rings) => rings,
+            None => unreachable!("they are there until the engine is dropped"),
+        }
+    }
+}
+
+/// Why a device is reset.
+enum Trouble<E> {
+    /// It broke the protocol of its rings.
+    Protocol(E),
+    /// It asks for it, or does not answer at all.
+    AskedForReset,
+    /// It did not send a frame in time.
+    Overdue,
+    /// Its owner wants it.
+    Requested,
+}
+
+impl<E: fmt::Display> fmt::Display for Trouble<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protocol(error) => error.fmt(f),
+            Self::AskedForReset => f.write_str("the device asks for a reset"),
+            Self::Overdue => f.write_str("a frame was not sent in time"),
+            Self::Requested => f.write_str("its owner wants it reset"),
+        }
+    }
+}
