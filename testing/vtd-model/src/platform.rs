@@ -22,6 +22,8 @@ thread_local! {
     static GUARDS: Cell<usize> = const { Cell::new(0) };
     static HELD: HeldLocks = const { HeldLocks::new() };
     static IN_INTERRUPT: Cell<bool> = const { Cell::new(false) };
+    /// Of busy waits.
+    static ROUNDS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Makes this thread CPU `cpu`.
@@ -150,8 +152,14 @@ unsafe impl Platform for ModelPlatform {
     }
 
     fn relax(&self) {
+        // Seldom enough that a machine with one CPU does not lose its host's at every turn.
+        const YIELD_ONCE_IN: u32 = 64;
         self.machine.relax();
-        std::thread::yield_now();
+        let rounds = ROUNDS.get().wrapping_add(1);
+        ROUNDS.set(rounds);
+        if rounds.is_multiple_of(YIELD_ONCE_IN) {
+            std::thread::yield_now();
+        }
     }
 
     fn allocate_vector(&self, event: Event) -> Option<MsiMessage> {

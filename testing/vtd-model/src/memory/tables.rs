@@ -100,6 +100,17 @@ impl TablePages {
         Some(region.word(offset).load(Ordering::Acquire))
     }
 
+    /// All words of the page at `physical`, as [`word`](Self::word) gives them one by one; `None` if it was never given out.
+    pub fn page_words(&self, physical: u64, snoop: bool) -> Option<&Table> {
+        let page = self.page(physical)? as usize;
+        if self.numbers[page].load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let region = if snoop { &self.cpu } else { &self.written };
+        // SAFETY: a page of the region, aligned; every access to it is atomic.
+        Some(unsafe { region.pointer(page * PAGE_BYTES).cast::<Table>().as_ref() })
+    }
+
     /// A store by hardware, which the caches do not hide from anybody.
     pub fn store32(&self, physical: u64, value: u32) -> bool {
         let Some(offset) = self.cpu.offset(physical, 4) else { return false };

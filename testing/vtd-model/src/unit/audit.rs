@@ -1,6 +1,9 @@
 //! A look at everything that the unit could walk at this moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
 
 use super::Unit;
 use crate::{
@@ -106,18 +109,29 @@ impl Audit<'_> {
         if !self.seen.insert((table, level)) || !self.page(table, "table") {
             return;
         }
-        for index in 0..512 {
-            for raw in self.both(table + index * 8) {
-                let entry = PageEntry(raw);
-                if !entry.present() {
-                    continue;
-                }
-                if entry.reserved_set(level, &self.unit.config, self.unit.host_address_bits) {
-                    self.complain(Rule::ReservedBits, format!("level-{level} entry {raw:#x} in {table:#x}"));
-                } else if !entry.is_leaf(level) {
-                    self.table(entry.address(), level - 1);
-                }
+        let tables = &self.world.memory.tables;
+        let snoop = self.unit.config.coherent;
+        let (Some(now), Some(soon)) = (tables.page_words(table, snoop), tables.page_words(table, true))
+        else {
+            return;
+        };
+        for (now, soon) in now.iter().zip(soon) {
+            let (now, soon) = (now.load(Ordering::Acquire), soon.load(Ordering::Acquire));
+            self.entry(table, level, PageEntry(now));
+            if soon != now {
+                self.entry(table, level, PageEntry(soon));
             }
+        }
+    }
+
+    fn entry(&mut self, table: u64, level: u8, entry: PageEntry) {
+        if !entry.present() {
+            return;
+        }
+        if entry.reserved_set(level, &self.unit.config, self.unit.host_address_bits) {
+            self.complain(Rule::ReservedBits, format!("level-{level} entry {:#x} in {table:#x}", entry.0));
+        } else if !entry.is_leaf(level) {
+            self.table(entry.address(), level - 1);
         }
     }
 }

@@ -131,6 +131,12 @@ impl Life {
         Ok(oracle)
     }
 
+    /// Whether a release had no memory for the tables of a group's reserved memory, and it is out of reach. The model would
+    /// take that ill of a device that masters the bus.
+    fn lacks_reserved(&self, group: usize) -> Result<bool, String> {
+        Ok(self.groups[group].oracle.len() < self.reserved_only(group)?.len())
+    }
+
     /// The machine that it runs on, to see it go.
     pub fn machine(&self) -> Weak<Machine> {
         Arc::downgrade(&self.driven.machine)
@@ -205,6 +211,7 @@ impl Life {
             Kind::Transfer => self.transfer(step),
             Kind::PostedWrite => self.posted_write(step),
             Kind::Stray => self.stray(step).map(|()| None),
+            Kind::StrayOfFree => self.stray_of_a_free_function(step).map(|()| None),
             Kind::Storm => self.storm(step).map(|()| None),
             Kind::Faults => {
                 self.pump();

@@ -15,6 +15,7 @@ pub enum Kind {
     Transfer,
     PostedWrite,
     Stray,
+    StrayOfFree,
     Storm,
     Faults,
     AllocateCoherent,
@@ -42,7 +43,7 @@ pub struct Step {
 }
 
 /// How often each kind comes, in parts of their sum.
-const WEIGHTS: [(Kind, u64); 27] = [
+const WEIGHTS: [(Kind, u64); 28] = [
     (Kind::Claim, 50),
     (Kind::Map, 220),
     (Kind::MapAt, 60),
@@ -54,6 +55,7 @@ const WEIGHTS: [(Kind, u64); 27] = [
     (Kind::Transfer, 120),
     (Kind::PostedWrite, 60),
     (Kind::Stray, 40),
+    (Kind::StrayOfFree, 10),
     (Kind::Storm, 2),
     (Kind::Faults, 30),
     (Kind::AllocateCoherent, 15),

@@ -214,13 +214,12 @@ impl Life {
     /// Before their reset the devices reach nothing of what was mapped for them, though they master the bus; and nothing
     /// of it has come back.
     fn attack_while_blocked(&self, group: usize) -> Result<(), String> {
-        // Without memory for tables even reserved memory is out of reach, and the model would take that ill.
-        let lacks_reserved = self.groups[group].oracle.len() < self.reserved_only(group)?.len();
+        let may_master = !self.short_of_memory && !self.lacks_reserved(group)?;
         for Function { address, hardware, .. } in self.endpoints_of(group) {
             if hardware.is_bus_master() {
                 return Err(format!("{address} masters the bus in a release"));
             }
-            if !self.short_of_memory && !lacks_reserved {
+            if may_master {
                 self.driven.enable(*address);
             }
             let reaches = |live: &&Live| {

@@ -1,6 +1,8 @@
 //! What devices do in a life: DMA that a mapping allows, and DMA that none does.
 
-use super::{Life, PAGE, memory::Standing};
+use vtd_model::Denied;
+
+use super::{Function, Group, Life, PAGE, memory::Standing};
 use crate::{check, oracle::Expected, step::Step};
 
 type Touched = Option<(usize, u64, u64)>;
@@ -70,11 +72,44 @@ impl Life {
         match result {
             Ok(()) => Err(format!("{:?} reached {address:#x}", hardware)),
             // Not one of the faults that hardware reports.
-            Err(vtd_model::Denied::InterruptRange | vtd_model::Denied::NoTranslation) => Ok(()),
+            Err(Denied::InterruptRange | Denied::NoTranslation) => Ok(()),
             Err(_) if handle.fault_count() > before => Ok(()),
             Err(error) => {
                 Err(format!("{hardware:?} at {address:#x}: {error:?}, but the count stays {before}"))
             }
+        }
+    }
+
+    /// A function that nobody has masters the bus all the same: it is blocked, and that is heard.
+    pub(super) fn stray_of_a_free_function(&mut self, step: &Step) -> Result<(), String> {
+        let index = step.a as usize % self.functions.len();
+        let is_bridge = self.driven.machine.config().functions[index].kind.buses().is_some();
+        let Function { address, group, address_bits, .. } = self.functions[index];
+        let hardware = self.functions[index].hardware.clone();
+        let at = self.random.below(1 << address_bits) & !7;
+        let is_claimed = self.functions.iter().any(|other| other.group == group && other.handle.is_some());
+        let Group { oracle, quarantined, .. } = &self.groups[group];
+        let is_mapped = oracle.expected(at) != Expected::Nothing;
+        let is_apart = *quarantined || self.lacks_reserved(group)?;
+        if is_bridge || is_claimed || is_apart || is_mapped || hardware.uses_ats() {
+            return Ok(());
+        }
+        self.pump();
+        let before = self.driven.standing(address).1;
+        // What firmware reserved memory for does so anyway.
+        let is_master = hardware.is_bus_master();
+        self.driven.enable(address);
+        let result = hardware.write(at, &[0; 8]);
+        if !is_master {
+            self.driven.disable(address);
+        }
+        self.pump();
+        match result {
+            Ok(()) => Err(format!("{address} reached {at:#x}, and nobody has it")),
+            Err(Denied::Fault(_)) if self.driven.standing(address).1 == before => {
+                Err(format!("{address} at {at:#x}: the count stays {before}"))
+            }
+            Err(_) => Ok(()),
         }
     }
 
