@@ -12,6 +12,7 @@
 //! - A trusted function gets it where firmware permits it (ATSR, SATC), the unit can invalidate it (ECAP.DT and the
 //!   queue), and the function is a group by itself that firmware reserved no memory for: what shares its requester id
 //!   or its way upstream would be trusted too, and reserved memory has to stay reachable while the entry changes.
+//!   A domain is one group's, so it has one such TLB at most.
 //!   Everywhere else a trusted function is claimed like any other.
 //! - A function that firmware says needs ATS (SATC with ATC_REQUIRED) is left alone: in legacy mode the unit does that
 //!   by itself, and software must not.

@@ -58,6 +58,8 @@ pub struct Manner {
     pub gone: bool,
     /// Descriptors wait in the queue until [`FakeUnit::run`].
     pub lazy: bool,
+    /// Of the descriptors that wait, one is carried out each time that this has passed.
+    pub pace_ns: Option<u64>,
     /// Nothing in the queue is carried out any more.
     pub frozen: bool,
     /// Which descriptors it refuses with IQE.
@@ -100,6 +102,8 @@ struct State {
     unanswered: Option<Unanswered>,
     /// Waits that the unit dropped, to be completed late by a test.
     dropped: Vec<(u64, u32)>,
+    /// When a descriptor was last carried out at the unit's pace.
+    paced_at_ns: u64,
 }
 
 pub struct FakeUnit {
@@ -138,6 +142,7 @@ impl FakeUnit {
             wants_tail: false,
             unanswered: None,
             dropped: Vec::new(),
+            paced_at_ns: 0,
         };
         state.put32(0, 0x10);
         state.put64(CAP, cap);
@@ -212,6 +217,10 @@ impl FakeUnit {
 
     pub(super) fn time_passes(&self, now_ns: u64) {
         let Ok(mut state) = self.state.try_lock() else { return };
+        if state.manner.pace_ns.is_some_and(|pace| now_ns - state.paced_at_ns >= pace) {
+            state.paced_at_ns = now_ns;
+            state.run(&self.memory, 1);
+        }
         let Some(limit) = state.manner.gives_up_ns else { return };
         let Some(unanswered) = &mut state.unanswered else { return };
         if now_ns - *unanswered.since_ns.get_or_insert(now_ns) > limit {

@@ -25,8 +25,10 @@ impl Region {
     /// `bytes` zeroed bytes. The host commits a page of them when it is first touched.
     pub fn new(base: u64, bytes: usize) -> Self {
         const PAGE_BYTES: usize = 4096;
+        // Larger than what allocators take from memory that was used before, and would have to be zeroed.
+        const SMALLEST: usize = 64 << 20;
         // Aligned by hand: the allocator would write to all of a zeroed block with a large alignment.
-        let layout = Layout::from_size_align(bytes + PAGE_BYTES, 8).expect("a sensible size");
+        let layout = Layout::from_size_align(bytes.max(SMALLEST) + PAGE_BYTES, 8).expect("a sensible size");
         // SAFETY: the size is not zero.
         let block = NonNull::new(unsafe { alloc_zeroed(layout) });
         let block = block.unwrap_or_else(|| handle_alloc_error(layout));

@@ -79,6 +79,58 @@ fn a_queue_that_stays_full_gives_the_unit_up() {
     }
 }
 
+/// Fills the queue with copies of `filler`, two descriptors each, lets the unit carry out one descriptor every `pace_ns`,
+/// and submits a batch of `descriptors`: gives what came of it, and how long it took.
+fn submit_to_a_slow_unit(
+    filler: Invalidation,
+    pace_ns: u64,
+    descriptors: u64,
+) -> (Result<(), InvalidationError>, u64) {
+    let platform = FakePlatform::new(CAP, ECAP);
+    platform.relax_ns.store(pace_ns / 100, Ordering::Relaxed);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.lazy = true);
+    let _tickets: Vec<_> =
+        (0..127).map(|_| unit.submit(&platform, core::slice::from_ref(&filler)).unwrap()).collect();
+    let start = platform.now_ns();
+    platform.unit.behave(|manner| manner.pace_ns = Some(pace_ns));
+    // The last of them is the wait.
+    let batch: Vec<_> = (1..descriptors).map(pages).collect();
+    let result = unit.submit(&platform, &batch).map(drop);
+    (result, platform.elapsed_since(start))
+}
+
+#[test]
+fn a_queue_that_moves_slowly_is_waited_for() {
+    let (result, waited) = submit_to_a_slow_unit(domain(), WAIT_TIMEOUT_NS / 4 * 3, 40);
+    assert_eq!(result, Ok(()));
+    assert!(waited > 20 * WAIT_TIMEOUT_NS, "{waited} ns");
+}
+
+#[test]
+fn a_queue_that_moves_and_has_no_room_is_not_waited_for_for_ever() {
+    // It never stands still for as long as a device may hold it up.
+    let pace_ns = DEVICE_TIMEOUT_NS / 4 * 3;
+    let (result, waited) = submit_to_a_slow_unit(device(8), pace_ns, 10);
+    assert_eq!(result, Err(stuck()));
+    let longest = 2 * DEVICE_TIMEOUT_NS;
+    assert!((longest..longest + WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
+}
+
+#[test]
+fn a_full_queue_with_a_device_in_it_is_waited_for_as_long_as_devices_are() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    platform.relax_ns.store(100_000_000, Ordering::Relaxed);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.lazy = true);
+    let batch = [device(8)];
+    let _tickets: Vec<_> = (0..127).map(|_| unit.submit(&platform, &batch).unwrap()).collect();
+    let start = platform.now_ns();
+    assert_eq!(unit.submit(&platform, &[domain()]).unwrap_err(), stuck());
+    let waited = platform.elapsed_since(start);
+    assert!((DEVICE_TIMEOUT_NS..DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
+}
+
 #[test]
 fn a_head_that_cannot_be_is_not_believed() {
     for head in [u64::MAX, 0x7_fff0, 0x1_0000, 0] {
