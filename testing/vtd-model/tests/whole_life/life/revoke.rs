@@ -257,12 +257,8 @@ impl Life {
         if self.groups[group].quarantined {
             return Ok(());
         }
-        let reserved = self.reserved_only(group)?;
-        let reached = self.endpoints_of(group).next().and_then(|f| f.hardware.reach_of_tables());
-        // Without memory for tables the devices are blocked altogether.
-        let keeps_reserved = !self.short_of_memory || reached.is_none_or(|reach| !reach.is_empty());
-        let before = std::mem::take(&mut self.groups[group].oracle);
-        self.groups[group].oracle = if keeps_reserved { reserved } else { Oracle::default() };
+        let reserved = self.reserved_reached(group, self.short_of_memory || self.lacks_reserved(group)?)?;
+        let before = std::mem::replace(&mut self.groups[group].oracle, reserved);
         self.groups[group].quarantined = true;
         // What was dropped and not yet reaped waits like what is given up from now on.
         let dropped = before.ranges().filter(|(_, mapped)| mapped.fading);
@@ -281,11 +277,21 @@ impl Life {
     /// The devices of a group in quarantine are quiet: what was given up comes back, and they can be claimed anew.
     fn leave_quarantine(&mut self, group: usize) -> Result<(), String> {
         self.groups[group].quarantined = false;
+        if self.lacks_reserved(group)? {
+            self.groups[group].oracle = self.reserved_reached(group, self.short_of_memory)?;
+        }
         self.change_standing(group, Standing::Revoked, Standing::Quiet);
         self.pump();
         self.expect_waiting(group, false)?;
         self.groups[group].waiting.clear();
         Ok(())
+    }
+
+    /// The reserved memory of a group that nobody has. If that `may_lack` tables, the devices are blocked altogether.
+    fn reserved_reached(&self, group: usize, may_lack: bool) -> Result<Oracle, String> {
+        let reached = self.endpoints_of(group).next().and_then(|f| f.hardware.reach_of_tables());
+        let is_blocked = reached.is_some_and(|reach| reach.is_empty());
+        if is_blocked && may_lack { Ok(Oracle::default()) } else { self.reserved_only(group) }
     }
 
     fn change_standing(&mut self, group: usize, from: Standing, to: Standing) {
