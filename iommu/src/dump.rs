@@ -24,11 +24,20 @@ pub trait Visitor {
     /// One run of addresses that the domain shown just before maps.
     fn mapping(&mut self, _mapping: &MappingReport) {}
 
+    /// What follows is the way of requests of `source` through the tables of `unit`.
+    fn way(&mut self, _source: SourceId, _unit: usize) {}
+
+    /// One entry on the way shown last, from the root down.
+    fn step(&mut self, _step: &StepReport) {}
+
     /// A fault, oldest first, after all groups.
     fn fault(&mut self, _fault: &Fault) {}
 
     /// Faults that found no room in the ring, after the last one.
     fn lost_faults(&mut self, _count: u64) {}
+
+    /// Faults of sources that belong to no group, those not shown included.
+    fn stranger_faults(&mut self, _count: u64) {}
 }
 
 /// One remapping unit.
@@ -149,6 +158,51 @@ pub struct DomainReport {
     pub levels: u8,
     /// Pages of 4 KiB mapped now.
     pub mapped_pages: u64,
+}
+
+/// One entry that a unit reads for a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StepReport {
+    /// The table that it is in.
+    pub table: TableKind,
+    /// The entry as the unit reads it.
+    pub raw: u128,
+    /// What it says.
+    pub leads: Leads,
+}
+
+/// A kind of table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableKind {
+    /// The root table: an entry a bus.
+    Root,
+    /// The context table of a bus: an entry a function.
+    Context,
+    /// A page table.
+    Page {
+        /// Its level; leaves of 4 KiB are at level 1.
+        level: u8,
+        /// Index of the entry.
+        index: usize,
+    },
+}
+
+/// Where an entry leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leads {
+    /// Nowhere: it is not present, and the translation ends here.
+    Nowhere,
+    /// To the next table.
+    On,
+    /// To memory.
+    Memory {
+        /// Where the leaf's memory starts.
+        start: PhysAddr,
+        /// The device may read.
+        read: bool,
+        /// The device may write.
+        write: bool,
+    },
 }
 
 /// One run of mapped addresses with the same rights.

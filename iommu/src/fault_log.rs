@@ -28,6 +28,8 @@ pub(crate) struct FaultLog {
 #[derive(Clone, Copy)]
 struct Recorded {
     fault: Fault,
+    /// The unit that blocked it.
+    unit: usize,
     /// It is worth a line in the log.
     is_news: bool,
 }
@@ -55,23 +57,23 @@ impl FaultLog {
         }
     }
 
-    /// Takes one fault over from a unit; `is_news` says whether to log it. Callable in an interrupt.
-    pub fn record<P: Platform>(&self, platform: &P, fault: Fault, is_news: bool) {
-        self.ring.push(platform, Recorded { fault, is_news });
+    /// Takes one fault over from `unit`; `is_news` says whether to log it. Callable in an interrupt.
+    pub fn record<P: Platform>(&self, platform: &P, unit: usize, fault: Fault, is_news: bool) {
+        self.ring.push(platform, Recorded { fault, unit, is_news });
         platform.wake(Work::Faults);
     }
 
     /// Shows `each` what has been recorded, logs the news as far as the log's budget allows, each with what `explain` says
-    /// of it, and keeps the last ones to show.
+    /// of it and of its unit, and keeps the last ones to show.
     pub fn process<P: Platform, E: fmt::Display>(
         &self,
         platform: &P,
         each: impl Fn(&Fault),
-        explain: impl Fn(&Fault) -> Option<E>,
+        explain: impl Fn(&Fault, usize) -> Option<E>,
     ) {
         // One lap: a device that goes on faulting wakes the thread again.
         for _ in 0..FAULT_RING_ENTRIES {
-            let Some(Recorded { fault, is_news }) = self.ring.pop(platform) else { return };
+            let Some(Recorded { fault, unit, is_news }) = self.ring.pop(platform) else { return };
             {
                 let mut state = self.state.lock(platform);
                 let next = state.next;
@@ -80,7 +82,7 @@ impl FaultLog {
             }
             each(&fault);
             if is_news {
-                match explain(&fault) {
+                match explain(&fault, unit) {
                     Some(way) => self.log(platform, format_args!("{fault}; {way}")),
                     None => self.log(platform, format_args!("{fault}")),
                 }

@@ -10,7 +10,7 @@ mod revoke;
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm::PhysRange;
+use mm::{PhysAddr, PhysRange, table::Format};
 
 use crate::{
     PciAddress, Platform, SourceId,
@@ -26,6 +26,7 @@ use crate::{
     scratch::Scratch,
     sync::{IrqLock, IrqLockGuard},
     topology::{self, FunctionKind, TopologyError},
+    walk::Steps,
 };
 pub use error::ClaimError;
 pub use error::ReleaseError;
@@ -224,6 +225,17 @@ impl<B: Backend> Group<B> {
     /// The domain that the group translates through, if it is not blocked.
     pub fn domain(&self, platform: &B::Platform) -> Option<Arc<Domain<B>>> {
         self.state.lock(platform).domain.clone()
+    }
+
+    /// The entries for `input` of the tables at `root`, if those are of the group's scratch page.
+    pub fn scratch_steps(
+        &self,
+        platform: &B::Platform,
+        root: PhysAddr,
+        input: u64,
+    ) -> Option<Steps<<B::Format as Format>::Access>> {
+        let state = self.state.lock(platform);
+        state.scratch.as_ref().filter(|scratch| scratch.root() == root).map(|scratch| scratch.steps(input))
     }
 
     /// Maps the group's reserved memory, before translation is turned on.

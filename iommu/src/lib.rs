@@ -82,6 +82,7 @@ pub mod platform;
 pub mod policy;
 mod protection;
 mod scratch;
+mod strangers;
 mod subsystem;
 mod sync;
 pub mod topology;

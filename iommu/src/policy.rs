@@ -62,6 +62,9 @@ pub struct History {
 }
 
 impl History {
+    /// That of a group without any.
+    pub(crate) const NONE: Self = Self { count: 0, last_ns: 0 };
+
     /// What the faults so far count, as of the last one.
     #[must_use]
     pub const fn count(self) -> u32 {

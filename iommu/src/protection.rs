@@ -3,12 +3,13 @@
 mod error;
 mod hotplug;
 mod layout;
+mod trace;
 
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::sync::atomic::AtomicBool;
 
 use crate::{
-    Options, PciAddress, Platform, SourceId,
+    Iova, Options, PciAddress, Platform, SourceId,
     ats::{self, DeviceTlb},
     backend::Backend,
     dma::{
@@ -18,17 +19,17 @@ use crate::{
     },
     dmar::Dmar,
     dump::{DomainReport, GroupReport, Visitor},
-    fault::{Fault, FaultTarget},
+    fault::Fault,
     fault_log::FaultLog,
     group::{ClaimError, DomainMaker, Group, GroupLayout, Incident, ReleaseError, stop_bus_master},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
     platform::{Event, LockClass, Work},
     policy::{Limits, Verdict},
+    strangers::Strangers,
     subsystem::{Control, Machine, Trust},
     sync::IrqLock,
     topology::{Ats, Function, FunctionKind, Topology},
-    vtd::{InterruptControllers, SecondStageAccess, Vtd},
-    walk::{Path, Walk},
+    vtd::{InterruptControllers, Vtd},
 };
 pub use error::StartError;
 pub use hotplug::HotplugError;
@@ -54,6 +55,7 @@ struct Shared<P: Platform> {
     /// Somebody is making the next layout.
     changing: AtomicBool,
     faults: FaultLog,
+    strangers: Strangers,
     /// How many faults of one group are put up with.
     limits: IrqLock<Limits>,
 }
@@ -79,8 +81,9 @@ impl<P: Platform> Protection<P> {
         let layout = IrqLock::new(LockClass::Layout, Arc::new(Layout::new(topology)?));
         let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine);
         let (faults, limits) = (FaultLog::new(), IrqLock::new(LockClass::FaultLimits, Limits::default()));
-        let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
-        let shared = Arc::new(Shared { platform, backend, dmar, layout, changing, faults, limits });
+        let (dmar, changing, strangers) = (copy_of(table)?, AtomicBool::new(false), Strangers::new());
+        let shared = Shared { platform, backend, dmar, layout, changing, faults, strangers, limits };
+        let shared = Arc::new(shared);
         let protection = Self { shared, maker };
         protection.map_reserved(protection.shared.layout().groups());
         protection.shared.backend.enable_translation()?;
@@ -161,15 +164,17 @@ impl<P: Platform> Shared<P> {
     fn drain(&self, unit: usize) {
         self.backend.drain_faults(unit, |fault| {
             let layout = self.layout.lock(&*self.platform);
+            let limits = *self.limits.lock(&*self.platform);
             let verdict = match layout.group_of_source(fault.source) {
-                Some(group) => group.enter_fault(&self.platform, *self.limits.lock(&*self.platform)),
-                // Nobody to blame: the log's own limit is what there is.
-                None => Some(Verdict::Log),
+                Some(group) => group.enter_fault(&self.platform, limits),
+                None => self.strangers.enter_fault(&*self.platform, limits),
             };
             drop(layout);
             match verdict {
-                Some(verdict) => self.faults.record(&*self.platform, fault, verdict != Verdict::Throttle),
-                // A group whose quarantine is decided: its faults are counted, and tell nothing new.
+                Some(verdict) => {
+                    self.faults.record(&*self.platform, unit, fault, verdict != Verdict::Throttle);
+                }
+                // A group whose quarantine is decided, or a flood of nobody's: counted, and nothing new.
                 None => self.platform.wake(Work::Faults),
             }
         });
@@ -183,19 +188,6 @@ impl<P: Platform> Shared<P> {
         if let Some(group) = self.group_of_source(fault.source) {
             group.tell(&self.platform, Incident::Fault(*fault));
         }
-    }
-
-    /// The way of `fault` through the tables as they are now, if it has one.
-    fn walk(&self, fault: &Fault) -> Option<Walk<SecondStageAccess>> {
-        let FaultTarget::Address(address) = fault.target else { return None };
-        let group = self.group_of_source(fault.source)?;
-        let &(_, unit) = group.layout().sources.iter().find(|(source, _)| *source == fault.source)?;
-        let path = self.backend.path(unit, fault.source);
-        let domain = group.domain(&self.platform).filter(
-            |domain| matches!(path, Path::Translated { table, .. } if table == domain.table().root()),
-        );
-        let trace = domain.map(|domain| domain.table().trace(address.as_u64()));
-        Some(Walk { path, trace })
     }
 
     /// Puts the groups in quarantine whose faults ask for it.
@@ -313,7 +305,11 @@ impl<P: Platform> Control for Protection<P> {
         let Shared { platform, backend, faults, .. } = &*self.shared;
         // One lap a unit: a unit whose records fill up faster than that wakes this thread again.
         backend.take_undrained().for_each(|unit| self.shared.drain(unit));
-        faults.process(&**platform, |fault| self.shared.tell(fault), |fault| self.shared.walk(fault));
+        faults.process(
+            &**platform,
+            |fault| self.shared.tell(fault),
+            |fault, unit| self.shared.walk(fault, unit),
+        );
         if backend.take_newly_silent() {
             self.shared.layout().groups().for_each(|group| group.condemn_if_silent(platform));
         }
@@ -336,6 +332,10 @@ impl<P: Platform> Control for Protection<P> {
         self.maker.reaper.live()
     }
 
+    fn trace(&self, function: PciAddress, address: Option<Iova>, visitor: &mut dyn Visitor) -> bool {
+        self.shared.trace(function, address, visitor)
+    }
+
     fn visit(&self, visitor: &mut dyn Visitor) {
         let backend = &*self.shared.backend;
         backend.visit(visitor);
@@ -355,6 +355,7 @@ impl<P: Platform> Control for Protection<P> {
             domain.visit_mappings(visitor);
         }
         self.shared.faults.visit(&*self.shared.platform, visitor);
+        visitor.stranger_faults(self.shared.strangers.faults(&*self.shared.platform));
     }
 }
 

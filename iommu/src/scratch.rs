@@ -13,22 +13,22 @@ use core::{mem::ManuallyDrop, sync::atomic::Ordering};
 
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
-    table::{Format, Table, TableMemory, level_bytes},
+    table::{Entry, Format, Step, TABLE_ENTRIES, Table, TableMemory, level_bytes, level_shift},
 };
 
 use crate::{
     Platform, SourceId,
     backend::{Backend, UnitSet},
     dma::{Access, DmaBuffer, DmaError, PageBuffer, RawBuffer, Stuck},
+    walk::{MAX_LEVELS, Steps},
 };
-
-/// Levels of the deepest table.
-const MAX_LEVELS: usize = 5;
 
 /// One scratch page with its tables.
 pub(crate) struct Scratch<B: Backend> {
     backend: Arc<B>,
     tags: B::Tags,
+    format: B::Format,
+    root: PhysAddr,
     /// Taken by `drop` alone.
     memory: ManuallyDrop<Memory<B::Platform>>,
 }
@@ -55,7 +55,30 @@ impl<B: Backend> Scratch<B> {
         let mut builder = Builder { memory: &mut memory, format, access, page, chain: [page; MAX_LEVELS] };
         let root = builder.root(reserved).ok_or(DmaError::OutOfMemory)?;
         let tags = backend.new_tags(root, format);
-        Ok(Self { backend, tags, memory: ManuallyDrop::new(memory) })
+        Ok(Self { backend, tags, format, root, memory: ManuallyDrop::new(memory) })
+    }
+
+    /// Root of the tables.
+    pub fn root(&self) -> PhysAddr {
+        self.root
+    }
+
+    /// The entries that a walker reads for `input`; none if the tables do not translate such an address.
+    pub fn steps(&self, input: u64) -> Steps<<B::Format as Format>::Access> {
+        let mut steps = [None; MAX_LEVELS];
+        if !self.format.covers(input, input) {
+            return steps;
+        }
+        let mut table = self.root;
+        for (slot, level) in steps.iter_mut().zip((1..=self.format.levels()).rev()) {
+            let index = (input >> level_shift(level)) as usize % TABLE_ENTRIES;
+            let raw = self.memory.table(table)[index].load(Ordering::Relaxed);
+            let entry = self.format.decode(level, raw);
+            *slot = Some(Step { level, index, raw, entry });
+            let Entry::Table(below) = entry else { break };
+            table = below;
+        }
+        steps
     }
 
     /// Makes `source`, which reaches nothing, reach the page. Its faults stay as loud as they were.
@@ -116,8 +139,8 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
     /// A table of `level` for the inputs from `first` on, some of which are reserved memory. It calls itself once a level.
     fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Option<PhysAddr> {
         let (bytes, mut entries) = (level_bytes(level), Vec::new());
-        entries.try_reserve_exact(mm::table::TABLE_ENTRIES).ok()?;
-        for index in 0..mm::table::TABLE_ENTRIES as u64 {
+        entries.try_reserve_exact(TABLE_ENTRIES).ok()?;
+        for index in 0..TABLE_ENTRIES as u64 {
             let input = first + index * bytes;
             entries.push(match reserved.iter().any(|range| overlaps(range, input, bytes)) {
                 false => self.to_chain(level),

@@ -4,7 +4,7 @@ use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
 use crate::{
-    Options, PciAddress, Platform,
+    Iova, Options, PciAddress, Platform,
     direct::{DirectSpace, NoFaults},
     dma::{DmaDevice, reaper::Reaper},
     dump::Visitor,
@@ -103,6 +103,10 @@ pub(crate) trait Control: Send + Sync {
 
     fn live_mappings(&self) -> usize {
         0
+    }
+
+    fn trace(&self, _function: PciAddress, _address: Option<Iova>, _visitor: &mut dyn Visitor) -> bool {
+        false
     }
 
     fn visit(&self, _visitor: &mut dyn Visitor) {}
@@ -268,6 +272,14 @@ impl Iommu {
     #[must_use]
     pub fn live_mappings(&self) -> usize {
         self.control.live_mappings()
+    }
+
+    /// Shows `visitor` the way of a request of `function` for `address` through the tables as they are now: for each id
+    /// that the function's requests may carry the entries that a unit reads, from the root down to the one where the
+    /// translation ends. Without an address it ends with the entry that says which page table it is. Returns whether
+    /// a unit covers the function.
+    pub fn trace(&self, function: PciAddress, address: Option<Iova>, visitor: &mut dyn Visitor) -> bool {
+        self.control.trace(function, address, visitor)
     }
 
     /// Shows `visitor` the units, groups, domains and faults as they are now.

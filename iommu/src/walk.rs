@@ -4,8 +4,19 @@ use core::fmt;
 
 use mm::{
     PhysAddr,
-    table::{Entry, Trace},
+    table::{Entry, Step},
 };
+
+use crate::{
+    dma::Access,
+    dump::{Leads, StepReport, TableKind, Visitor},
+};
+
+/// Levels of the deepest page table.
+pub(crate) const MAX_LEVELS: usize = 5;
+
+/// The entries of a page table for one address, the root's first.
+pub(crate) type Steps<A> = [Option<Step<A>>; MAX_LEVELS];
 
 /// Where the tables lead that say which domain a source translates through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,8 +47,34 @@ pub(crate) enum Path {
 /// The entries that the hardware reads for one request, as they are now, from the root down to the one that ends it.
 pub(crate) struct Walk<A> {
     pub path: Path,
-    /// Through the domain's table, if that is the one that the path leads to.
-    pub trace: Option<Trace<A>>,
+    /// Through the page table, if that is one that the group has.
+    pub steps: Steps<A>,
+}
+
+impl<A: Copy> Walk<A> {
+    /// Shows the entries. `rights` is what the permissions of a leaf allow.
+    pub fn visit(&self, rights: impl Fn(A) -> Access, visitor: &mut dyn Visitor) {
+        let mut show = |table, raw, leads| visitor.step(&StepReport { table, raw, leads });
+        let (bus, source) = match self.path {
+            Path::NoBus { bus } => (bus, None),
+            Path::Blocked { bus, source } => (bus, Some((source, Leads::Nowhere))),
+            Path::Translated { bus, source, .. } => (bus, Some((source, Leads::On))),
+        };
+        let Some((source, leads)) = source else { return show(TableKind::Root, bus, Leads::Nowhere) };
+        show(TableKind::Root, bus, Leads::On);
+        show(TableKind::Context, source, leads);
+        for &Step { level, index, raw, entry } in self.steps.iter().flatten() {
+            let leads = match entry {
+                Entry::Empty => Leads::Nowhere,
+                Entry::Table(_) => Leads::On,
+                Entry::Leaf(start, access) => {
+                    let Access { read, write } = rights(access);
+                    Leads::Memory { start, read, write }
+                }
+            };
+            show(TableKind::Page { level, index }, raw.into(), leads);
+        }
+    }
 }
 
 impl<A: Copy + fmt::Debug> fmt::Display for Walk<A> {
@@ -51,7 +88,7 @@ impl<A: Copy + fmt::Debug> fmt::Display for Walk<A> {
                 write!(f, "root entry {bus:#x}, context entry {source:#x}")?;
             }
         }
-        for step in self.trace.iter().flat_map(Trace::steps) {
+        for step in self.steps.iter().flatten() {
             write!(f, ", level {} entry {} {:#x}", step.level, step.index, step.raw)?;
             match step.entry {
                 Entry::Empty => f.write_str(": not present")?,

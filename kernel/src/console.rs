@@ -1,6 +1,9 @@
 //! The serial line: human text out, keys in.
 
-use core::fmt::{self, Write};
+use core::{
+    fmt::{self, Write},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use x86::io::{inb, outb};
 
@@ -85,6 +88,9 @@ impl Write for Serial {
     }
 }
 
+/// Lines logged so far.
+static LINES: AtomicU64 = AtomicU64::new(0);
+
 struct Logger;
 
 impl log::Log for Logger {
@@ -94,6 +100,7 @@ impl log::Log for Logger {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
+            LINES.fetch_add(1, Ordering::Relaxed);
             let now_us = clock::now_ns() / 1000;
             let (s, us) = (now_us / 1_000_000, now_us % 1_000_000);
             let Some(module) = record.target().split("::").next() else { return };
@@ -110,6 +117,11 @@ pub fn init() {
     // Fails only if a logger is already set.
     let _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Info);
+}
+
+/// Lines that were logged so far.
+pub fn lines() -> u64 {
+    LINES.load(Ordering::Relaxed)
 }
 
 /// Writes text. One call is not interleaved with others.

@@ -12,7 +12,7 @@ use drivers::{
 use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
 
-use crate::{acpi, arch::apic, cmdline::Options, memory, platform::Kernel, threads::SpawnError};
+use crate::{acpi, arch::apic, cmdline::Options, console, memory, platform::Kernel, threads::SpawnError};
 
 /// Why there are no devices.
 #[derive(Debug)]
@@ -58,6 +58,7 @@ pub fn start(
         functions,
         disks,
         memory: Arc::new(Frames),
+        lines_logged: console::lines,
         stress_s: words.stress_s,
         bulk_mib: words.bulk_mib,
         hollow_disk: words.hollow_disk,

@@ -1,17 +1,16 @@
-//! Interrupts that move while they arrive, and messages that nobody gave out.
+//! Interrupts that move while they arrive.
 
 use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use drivers::host::{Interrupt, InterruptError};
-use harness::{Context, Failure, check, check_eq, failure, test};
+use harness::{Failure, check, check_eq, failure, test};
 use iommu::{
     PciAddress,
-    fault::{Fault, FaultTarget},
     interrupts::{Destination, MessageInterrupts, MessageSource},
     platform::MsiMessage,
 };
-use suites::{Machine, lacks, reports};
+use suites::{Machine, lacks};
 
 use crate::{
     arch::{
@@ -98,56 +97,5 @@ test! {
         check_eq!(interrupts::unexpected(), unexpected);
         let share = COUNT / VECTORS / 2;
         check!(arrived.iter().all(|count| count.load(SeqCst) > share), "the vectors did not change: {arrived:?}");
-    }
-}
-
-/// What became of a message.
-#[derive(Debug)]
-enum Fate {
-    Blocked(Fault),
-    Arrived,
-}
-
-/// Sends `message` from a device and sees what becomes of it: a fault, or an interrupt that nobody asked for.
-fn fate(context: &Context<'_>, machine: &Machine, message: MsiMessage) -> Result<Fate, Failure> {
-    let mut edu = machine.edu(0)?;
-    let (source, unexpected) = (edu.device.function().source_id(), interrupts::unexpected());
-    let is_blocked = |fault: &Fault| fault.source == source && fault.target == FaultTarget::Interrupt(None);
-    let blocked = || reports::faults(&machine.iommu).into_iter().filter(is_blocked);
-    let before = blocked().count();
-    edu.forge(machine, message)?;
-    let deadline_ns = context.now_ns() + 2 * clock::NS_PER_S;
-    while context.now_ns() < deadline_ns {
-        if interrupts::unexpected() > unexpected {
-            return Ok(Fate::Arrived);
-        }
-        if let Some(fault) = blocked().nth(before) {
-            return Ok(Fate::Blocked(fault));
-        }
-        machine.host.relax();
-    }
-    Err(failure!("{message:x?} neither arrived nor was it recorded as blocked"))
-}
-
-test! {
-    /// Messages that name CPU and vector themselves, one of them a non-maskable interrupt and some with the vectors of
-    /// exceptions. With remapping on they are blocked, with the reason that says so; where nothing blocks them they do
-    /// no harm. QEMU's unit lets them through, remapping or not: there, this shows the second.
-    lacks = lacks::edu,
-    fn messages_that_nobody_gave_out_do_no_harm(context) {
-        const NMI: u32 = 0b100 << 8;
-        const COMPATIBILITY_BLOCKED: u8 = 0x25;
-        let machine = Machine::of(context)?;
-        let unused = (interrupts::LEGACY_BASE..u8::MAX).rev().find(|&vector| !interrupts::is_used(vector));
-        let unused = unused.ok_or_else(|| failure!("every vector is in use"))?;
-        let apic = crate::arch::Cpu::current().apic_id();
-        for data in [unused.into(), 16, 17, 18, 29, 31, NMI] {
-            let message = MsiMessage { address: 0xfee0_0000 | u64::from(apic as u8) << 12, data };
-            match fate(context, machine, message)? {
-                Fate::Blocked(fault) => check_eq!(fault.reason.code, COMPATIBILITY_BLOCKED, "{fault}"),
-                Fate::Arrived => {}
-            }
-        }
-        machine.edu(0)?.device.raise_interrupt(0x5c)?;
     }
 }

@@ -9,6 +9,7 @@ mod interrupts;
 mod mapping_cost;
 mod memory;
 mod misbehaving;
+mod not_enforced;
 mod threading;
 mod time;
 

@@ -5,8 +5,8 @@ use drivers::{
     nvme::NvmeError,
 };
 use iommu::{
-    Bidirectional, DmaError, Iova, PageBuffer, ToDevice, interrupts::Sender, platform::MsiMessage,
-    vtd::spec::message,
+    Bidirectional, DmaError, Iova, PageBuffer, PciAddress, ToDevice, interrupts::Sender,
+    platform::MsiMessage, vtd::spec::message,
 };
 use suites::{ClaimedEdu, Machine, reports};
 
@@ -18,8 +18,8 @@ use crate::{
 
 pub(super) static COMMANDS: &[Command] = &[Command {
     name: "attack",
-    arguments: "read | write | read-only | unmapped | interrupt | vector | storm",
-    help: "have a device do what it may not",
+    arguments: "MODE [FUNCTION]",
+    help: "have a device do what it may not: read | write | read-only | unmapped | interrupt | vector | storm",
     run: attack,
 }];
 
@@ -33,14 +33,26 @@ struct Outcome {
 }
 
 fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
-    let tried = match arguments {
-        ["read"] => with_edu(shell.machine, |edu, page| rogue(edu, page, Way::FromMemory)),
-        ["write"] => with_edu(shell.machine, |edu, page| rogue(edu, page, Way::ToMemory)),
-        ["read-only"] => with_edu(shell.machine, write_to_read_only),
-        ["unmapped"] => with_edu(shell.machine, use_after_unmap),
-        ["interrupt"] => with_edu(shell.machine, |edu, _| anothers_interrupt(shell.machine, edu)),
-        ["vector"] => with_edu(shell.machine, |edu, _| own_vector(shell.machine, edu)),
-        ["storm"] => storm(shell.machine),
+    let (mode, attacker) = match arguments {
+        [mode] => (mode, None),
+        [mode, name] => match shell.find(name) {
+            Some(function) => (mode, Some(function)),
+            None => {
+                println!("there is no function {name}");
+                return Ok(());
+            }
+        },
+        _ => return Err(UsageError),
+    };
+    let machine = shell.machine;
+    let tried = match *mode {
+        "read" => with_edu(machine, attacker, |edu, page| rogue(edu, page, Way::FromMemory)),
+        "write" => with_edu(machine, attacker, |edu, page| rogue(edu, page, Way::ToMemory)),
+        "read-only" => with_edu(machine, attacker, write_to_read_only),
+        "unmapped" => with_edu(machine, attacker, use_after_unmap),
+        "interrupt" => with_edu(machine, attacker, |edu, _| anothers_interrupt(machine, edu)),
+        "vector" => with_edu(machine, attacker, |edu, _| own_vector(machine, edu)),
+        "storm" => storm(machine, attacker),
         _ => return Err(UsageError),
     };
     match tried {
@@ -54,10 +66,13 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 }
 
 /// The fast attacker keeps its queue full, until somebody stops it.
-fn storm(machine: &Machine) -> Result<Outcome, AttackError> {
+fn storm(machine: &Machine, attacker: Option<PciAddress>) -> Result<Outcome, AttackError> {
     const COMMANDS: usize = 100_000;
     let mut nvme = machine.nvme_as_any_device().map_err(AttackError::Machine)?;
     let (function, target) = (nvme.dma().function(), machine.fresh_page());
+    if let Some(wanted) = attacker.filter(|&wanted| wanted != function) {
+        return Err(AttackError::NoAttacker(wanted));
+    }
     println!("the attacker is {function} (nvme): {COMMANDS} writes to {target}, where nothing is mapped");
     let before = nvme.dma().fault_counts().own;
     let done = nvme.flood(target, COMMANDS)?;
@@ -68,11 +83,19 @@ fn storm(machine: &Machine) -> Result<Outcome, AttackError> {
     Ok(Outcome { got_through: faults == 0, faults })
 }
 
+/// Lets `attacker`, or the first `edu` that is claimed, try something.
 fn with_edu(
     machine: &Machine,
+    attacker: Option<PciAddress>,
     try_it: impl FnOnce(&mut ClaimedEdu, Iova) -> Result<Outcome, AttackError>,
 ) -> Result<Outcome, AttackError> {
-    let mut edu = machine.edu(0).map_err(AttackError::Machine)?;
+    let mut edu = match attacker {
+        None => machine.edu(0).map_err(AttackError::Machine)?,
+        Some(function) => {
+            let mut edus = (0..machine.edus()).filter_map(|index| machine.edu(index).ok());
+            edus.find(|edu| edu.dma.function() == function).ok_or(AttackError::NoAttacker(function))?
+        }
+    };
     println!("the attacker is {} (edu)", edu.device.function());
     try_it(&mut edu, machine.fresh_page())
 }
@@ -160,6 +183,7 @@ fn own_vector(machine: &Machine, edu: &mut ClaimedEdu) -> Result<Outcome, Attack
 /// Why an attack could not be tried.
 enum AttackError {
     NoVictim,
+    NoAttacker(PciAddress),
     Machine(harness::Failure),
     Device(EduError),
     Controller(NvmeError),
@@ -170,6 +194,7 @@ impl core::fmt::Display for AttackError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::NoVictim => f.write_str("there is nobody to attack: no interrupt is remapped"),
+            Self::NoAttacker(function) => write!(f, "{function} is no device that can do that"),
             Self::Machine(error) => error.fmt(f),
             Self::Device(error) => error.fmt(f),
             Self::Controller(error) => error.fmt(f),

@@ -3,11 +3,12 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use harness::Totals;
+use iommu::dump::{GroupReport, UnitReport, Visitor};
 
 use super::{Command, Shell, UsageError, commands};
 use crate::{
     arch::{self, ExitCode, clock, interrupts},
-    cmdline, memory, println, smp, testing, threads,
+    cmdline, console, memory, println, smp, testing, threads,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -20,7 +21,7 @@ pub(super) static COMMANDS: &[Command] = &[
     },
     Command { name: "bench", arguments: "GLOB", help: "run the benchmarks that match", run: bench },
     Command { name: "cpus", arguments: "", help: "the CPUs, and what they run", run: cpus },
-    Command { name: "stats", arguments: "", help: "memory and interrupts", run: stats },
+    Command { name: "stats", arguments: "", help: "memory, interrupts, units and faults", run: stats },
     Command { name: "exit", arguments: "", help: "power off", run: exit },
 ];
 
@@ -71,7 +72,7 @@ fn cpus(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
-fn stats(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+fn stats(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
     println!("up      {} s", clock::now_ns() / clock::NS_PER_S);
     let frames = memory::frames::statistics();
@@ -84,7 +85,40 @@ fn stats(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         println!("vector  {vector:#04x} arrived {} times", interrupts::arrived(vector));
     }
     println!("vectors that nobody had asked for: {}", interrupts::unexpected());
+    println!("mapped  {} buffers", shell.machine.iommu.live_mappings());
+    let mut faults = Counts::default();
+    shell.machine.iommu.visit(&mut faults);
+    let Counts { groups, strangers, lost } = faults;
+    println!("faults  {groups} of groups, {strangers} of nobody, {lost} found no room in the ring");
+    println!("log     {} lines", console::lines());
     Ok(())
+}
+
+/// What the units have done and blocked so far.
+#[derive(Default)]
+struct Counts {
+    groups: u64,
+    strangers: u64,
+    lost: u64,
+}
+
+impl Visitor for Counts {
+    fn unit(&mut self, unit: &UnitReport) {
+        let UnitReport { unit, doorbells, descriptors, .. } = unit;
+        println!("unit    {unit}: {descriptors} invalidations behind {doorbells} doorbells");
+    }
+
+    fn group(&mut self, group: &GroupReport<'_>) {
+        self.groups += group.faults;
+    }
+
+    fn lost_faults(&mut self, count: u64) {
+        self.lost = count;
+    }
+
+    fn stranger_faults(&mut self, count: u64) {
+        self.strangers = count;
+    }
 }
 
 fn exit(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {

@@ -2,13 +2,10 @@
 
 use alloc::string::String;
 
-use drivers::{
-    block::{self, BlockDevice, Operation, Transfer},
-    pci::{class_name, device_name},
-};
+use drivers::block::{self, BlockDevice, Operation, Transfer};
 use iommu::PageBuffer;
 
-use super::{Command, Shell, UsageError};
+use super::{Command, Shell, UsageError, name_of};
 use crate::{demo, println};
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -24,7 +21,7 @@ pub(super) static COMMANDS: &[Command] = &[
 fn lspci(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
     for function in &shell.machine.functions {
-        let name = device_name(function.id).unwrap_or_else(|| class_name(function.class));
+        let name = name_of(function);
         println!("{}  {:04x}:{:04x}  {name}", function.address, function.id.vendor, function.id.device);
     }
     Ok(())

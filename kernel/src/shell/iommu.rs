@@ -1,9 +1,11 @@
 //! Commands that show the IOMMU at work.
 
-use drivers::pci::{Function, class_name, device_name};
+use alloc::{format, string::String, vec::Vec};
+
 use iommu::{
+    PciAddress,
     dump::{DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport, Visitor},
-    fault::Fault,
+    fault::{Fault, FaultTarget},
     interrupts::Sender,
 };
 
@@ -16,6 +18,12 @@ pub(super) static COMMANDS: &[Command] = &[
         arguments: "",
         help: "remapping units: what they are and what is on",
         run: units,
+    },
+    Command {
+        name: "groups",
+        arguments: "",
+        help: "what can be isolated from the rest: who has it, and its faults",
+        run: groups,
     },
     Command {
         name: "domains",
@@ -70,55 +78,94 @@ impl Visitor for Units {
     }
 }
 
+/// How a group stands, in words.
+fn words_of(standing: GroupStanding) -> &'static str {
+    match standing {
+        GroupStanding::Free => "free",
+        GroupStanding::Claimed => "claimed",
+        GroupStanding::Quarantined { on_scratch_page: true, .. } => "quarantine: scratch page",
+        GroupStanding::Quarantined { .. } => "quarantine: blocked",
+    }
+}
+
+/// A line for each of a group's functions: what is known of the group before the first.
+fn print_functions(shell: &Shell<'_>, group: &str, functions: &[PciAddress]) {
+    for (number, &function) in functions.iter().enumerate() {
+        let group = if number == 0 { group } else { "" };
+        println!("{group:52}  {function}  {}", shell.name_of(function));
+    }
+}
+
+fn groups(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let [] = arguments else { return Err(UsageError) };
+    println!("{:52}  function      device", "group  standing                      faults  reserved");
+    shell.machine.iommu.visit(&mut Groups { shell });
+    Ok(())
+}
+
+struct Groups<'a> {
+    shell: &'a Shell<'a>,
+}
+
+impl Visitor for Groups<'_> {
+    fn group(&mut self, group: &GroupReport<'_>) {
+        let reserved_kib = group.reserved.iter().map(|range| range.bytes).sum::<u64>() >> 10;
+        let reserved = if reserved_kib == 0 { "-".into() } else { format!("{reserved_kib} KiB") };
+        let (standing, faults) = (words_of(group.standing), group.faults);
+        let row = format!("{:5}  {standing:24}  {faults:>10}  {reserved:>8}", group.group);
+        print_functions(self.shell, &row, group.functions);
+    }
+}
+
 fn domains(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let mappings = match arguments {
         [] => false,
         ["-v"] => true,
         _ => return Err(UsageError),
     };
-    println!("group  domain  levels     pages  faults  functions");
-    let mut shown = Domains { mappings, group: None };
+    println!("{:52}  function      device", "group  domain        levels     pages    faults");
+    let mut shown = Domains { shell, mappings, group: None };
     shell.machine.iommu.visit(&mut shown);
     shown.finish();
     Ok(())
 }
 
 /// A group is printed when it is known whether a domain belongs to it: with the domain, or before the next group.
-struct Domains {
+struct Domains<'a> {
+    shell: &'a Shell<'a>,
     mappings: bool,
-    group: Option<(usize, u64, alloc::string::String)>,
+    group: Option<Row>,
 }
 
-/// What is behind the functions of a group that is in quarantine.
-fn remark(standing: GroupStanding) -> &'static str {
-    match standing {
-        GroupStanding::Quarantined { on_scratch_page: true, .. } => " (quarantine, scratch page)",
-        GroupStanding::Quarantined { .. } => " (quarantine)",
-        GroupStanding::Free | GroupStanding::Claimed => "",
-    }
+struct Row {
+    group: usize,
+    faults: u64,
+    functions: Vec<PciAddress>,
+    standing: GroupStanding,
 }
 
-impl Domains {
+impl Domains<'_> {
     fn finish(&mut self) {
-        if let Some((group, faults, functions)) = self.group.take() {
-            println!("{group:5}  blocked      -         -  {faults:6}  {functions}");
-        }
+        let Some(Row { group, faults, functions, standing }) = self.group.take() else { return };
+        let scratch = matches!(standing, GroupStanding::Quarantined { on_scratch_page: true, .. });
+        let domain = if scratch { "scratch page" } else { "blocked" };
+        let row = format!("{group:5}  {domain:12}       -         -  {faults:8}");
+        print_functions(self.shell, &row, &functions);
     }
 }
 
-impl Visitor for Domains {
+impl Visitor for Domains<'_> {
     fn group(&mut self, group: &GroupReport<'_>) {
         self.finish();
-        let names: alloc::vec::Vec<_> =
-            group.functions.iter().map(|function| alloc::format!("{function}")).collect();
-        let functions = names.join(" ") + remark(group.standing);
-        self.group = Some((group.group, group.faults, functions));
+        let GroupReport { group, functions, faults, standing, .. } = *group;
+        self.group = Some(Row { group, faults, functions: functions.to_vec(), standing });
     }
 
     fn domain(&mut self, domain: &DomainReport) {
-        if let Some((group, faults, functions)) = self.group.take() {
+        if let Some(Row { group, faults, functions, .. }) = self.group.take() {
             let DomainReport { number, levels, mapped_pages, .. } = domain;
-            println!("{group:5}  {number:6}  {levels:6}  {mapped_pages:8}  {faults:6}  {functions}");
+            let row = format!("{group:5}  {number:<12}  {levels:6}  {mapped_pages:8}  {faults:8}");
+            print_functions(self.shell, &row, &functions);
         }
     }
 
@@ -139,7 +186,7 @@ impl Visitor for Domains {
 
 fn irt(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
-    let mut shown = Entries { shown: 0, functions: &shell.machine.functions };
+    let mut shown = Entries { shell, shown: 0 };
     shell.machine.iommu.visit(&mut shown);
     if shown.shown == 0 {
         println!("no interrupt is remapped");
@@ -149,18 +196,18 @@ fn irt(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 }
 
 struct Entries<'a> {
+    shell: &'a Shell<'a>,
     shown: usize,
-    functions: &'a [Function],
 }
 
 impl Entries<'_> {
     /// What may use an entry, in words.
     fn name_of(&self, sender: Option<Sender>) -> &'static str {
         let Some(Sender::Function(source) | Sender::Functions { source, .. }) = sender else { return "" };
-        match self.functions.iter().find(|function| function.address == source.function()) {
-            Some(function) => device_name(function.id).unwrap_or_else(|| class_name(function.class)),
+        match self.shell.name_of(source.function()) {
             // Devices that are no PCI functions have ids of their own; of those only I/O APICs are in use here.
-            None => "I/O APIC",
+            "" => "I/O APIC",
+            name => name,
         }
     }
 }
@@ -184,7 +231,7 @@ impl Visitor for Entries<'_> {
 
 fn faults(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
-    let mut shown = Faults { shown: 0 };
+    let mut shown = Faults { shell, shown: 0 };
     shell.machine.iommu.visit(&mut shown);
     if shown.shown == 0 {
         println!("nothing was blocked");
@@ -192,19 +239,38 @@ fn faults(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
-struct Faults {
+struct Faults<'a> {
+    shell: &'a Shell<'a>,
     shown: usize,
 }
 
-impl Visitor for Faults {
+impl Visitor for Faults<'_> {
     fn fault(&mut self, fault: &Fault) {
-        println!("{fault}");
+        if self.shown == 0 {
+            println!(
+                "source        device                          access        target              reason"
+            );
+        }
         self.shown += 1;
+        let Fault { source, access, reason, .. } = fault;
+        let (access, target) = match fault.target {
+            FaultTarget::Address(address) => (format!("{access}"), format!("{address}")),
+            FaultTarget::Interrupt(Some(index)) => ("interrupt".into(), format!("entry {index}")),
+            FaultTarget::Interrupt(None) => ("interrupt".into(), String::new()),
+        };
+        let name = self.shell.name_of(source.function());
+        println!("{:12}  {name:30}  {access:12}  {target:18}  {reason}", format!("{source}"));
     }
 
     fn lost_faults(&mut self, count: u64) {
         if count > 0 {
             println!("{count} more found no room in the ring");
+        }
+    }
+
+    fn stranger_faults(&mut self, count: u64) {
+        if count > 0 {
+            println!("{count} in all came from sources that belong to no group");
         }
     }
 }

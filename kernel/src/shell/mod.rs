@@ -9,8 +9,12 @@ pub mod input;
 mod iommu;
 mod line;
 mod quarantine;
+mod tables;
 
 use alloc::vec::Vec;
+
+use ::iommu::PciAddress;
+use drivers::pci::{Function, class_name, device_name};
 use suites::Machine;
 
 use crate::{print, println};
@@ -41,14 +45,39 @@ pub struct Shell<'a> {
 }
 
 /// All commands.
-static COMMANDS: &[&[Command]] =
-    &[builtin::COMMANDS, devices::COMMANDS, iommu::COMMANDS, quarantine::COMMANDS, attack::COMMANDS];
+static COMMANDS: &[&[Command]] = &[
+    builtin::COMMANDS,
+    devices::COMMANDS,
+    iommu::COMMANDS,
+    tables::COMMANDS,
+    quarantine::COMMANDS,
+    attack::COMMANDS,
+];
 
 fn commands() -> impl Iterator<Item = &'static Command> {
     COMMANDS.iter().copied().flatten()
 }
 
+/// What a function is, in words.
+fn name_of(function: &Function) -> &'static str {
+    device_name(function.id).unwrap_or_else(|| class_name(function.class))
+}
+
 impl Shell<'_> {
+    /// The function that is written like that, with its segment or without.
+    fn find(&self, name: &str) -> Option<PciAddress> {
+        let mut addresses = self.machine.functions.iter().map(|function| function.address);
+        addresses.find(|address| {
+            let text = alloc::format!("{address}");
+            text == name || text.strip_prefix("0000:") == Some(name)
+        })
+    }
+
+    /// What the function at `address` is; nothing if none was found there.
+    fn name_of(&self, address: PciAddress) -> &'static str {
+        self.machine.functions.iter().find(|function| function.address == address).map_or("", name_of)
+    }
+
     /// Reads lines and runs them, for ever; `exit` ends the machine.
     pub fn run(&self) -> ! {
         println!("Type `help` for the commands.");

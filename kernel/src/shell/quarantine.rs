@@ -1,6 +1,7 @@
 //! Taking devices from their drivers, and giving them back.
 
-use iommu::PciAddress;
+use iommu::dump::GroupStanding;
+use suites::reports;
 
 use super::{Command, Shell, UsageError};
 use crate::println;
@@ -20,28 +21,29 @@ pub(super) static COMMANDS: &[Command] = &[
     },
 ];
 
-/// The function that is written like that, with its segment or without.
-fn find(shell: &Shell<'_>, name: &str) -> Option<PciAddress> {
-    let mut addresses = shell.machine.functions.iter().map(|function| function.address);
-    addresses.find(|address| {
-        let text = alloc::format!("{address}");
-        text == name || text.strip_prefix("0000:") == Some(name)
-    })
-}
-
 fn quarantine(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [name] = arguments else { return Err(UsageError) };
-    match find(shell, name).map(|function| shell.machine.iommu.quarantine(function)) {
-        Some(Ok(())) => println!("{name} reaches nothing any more; `release {name}` gives it back"),
-        Some(Err(error)) => println!("{error}"),
-        None => println!("there is no function {name}"),
+    let Some(function) = shell.find(name) else {
+        println!("there is no function {name}");
+        return Ok(());
+    };
+    match shell.machine.iommu.quarantine(function) {
+        Ok(()) => {
+            let standing = reports::group(&shell.machine.iommu, function).and_then(|group| group.standing);
+            let reach = match standing {
+                Some(GroupStanding::Quarantined { on_scratch_page: true, .. }) => "only a scratch page",
+                _ => "nothing",
+            };
+            println!("{name} reaches {reach} from now on; `release {name}` gives it back");
+        }
+        Err(error) => println!("{error}"),
     }
     Ok(())
 }
 
 fn release(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [name] = arguments else { return Err(UsageError) };
-    match find(shell, name).map(|function| shell.machine.restart(function)) {
+    match shell.find(name).map(|function| shell.machine.restart(function)) {
         Some(Ok(true)) => println!("{name} was reset, and its driver has started anew"),
         Some(Ok(false)) => println!("{name} was reset and is free"),
         Some(Err(error)) => println!("{error}"),

@@ -46,6 +46,8 @@ pub struct Parts {
     pub disks: Vec<Arc<dyn BlockDevice>>,
     /// The kernel's memory.
     pub memory: Arc<dyn Memory>,
+    /// Says how many lines the kernel has logged so far.
+    pub lines_logged: fn() -> u64,
     /// How long the stress test runs, in seconds.
     pub stress_s: u64,
     /// How much the disk tests write and read at random, in MiB.
