@@ -1,5 +1,6 @@
 //! From the interrupt that reads a fault to the log and the shell.
 
+use alloc::boxed::Box;
 use core::fmt;
 
 use crate::{
@@ -49,12 +50,12 @@ struct Budget {
 }
 
 impl FaultLog {
-    pub const fn new() -> Self {
+    /// A log on the heap. With a frame of its own: some 20 KiB are too much for a stack on which the caller goes on.
+    #[inline(never)]
+    pub fn boxed() -> Box<Self> {
         let budget = Budget { lines: BURST_LINES, refilled_ns: 0, suppressed: 0 };
-        Self {
-            ring: BoundedRing::new(),
-            state: IrqLock::new(LockClass::FaultLog, State { history: [None; HISTORY], next: 0, budget }),
-        }
+        let state = State { history: [None; HISTORY], next: 0, budget };
+        Box::new(Self { ring: BoundedRing::new(), state: IrqLock::new(LockClass::FaultLog, state) })
     }
 
     /// Takes one fault over from `unit`; `is_news` says whether to log it. Callable in an interrupt.

@@ -5,7 +5,7 @@ mod hotplug;
 mod layout;
 mod trace;
 
-use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
 use core::sync::atomic::AtomicBool;
 
 use crate::{
@@ -54,7 +54,7 @@ struct Shared<P: Platform> {
     layout: IrqLock<Arc<Layout<P>>>,
     /// Somebody is making the next layout.
     changing: AtomicBool,
-    faults: FaultLog,
+    faults: Box<FaultLog>,
     strangers: Strangers,
     /// How many faults of one group are put up with.
     limits: IrqLock<Limits>,
@@ -80,10 +80,11 @@ impl<P: Platform> Protection<P> {
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let layout = IrqLock::new(LockClass::Layout, Arc::new(Layout::new(topology)?));
         let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine);
-        let (faults, limits) = (FaultLog::new(), IrqLock::new(LockClass::FaultLimits, Limits::default()));
-        let (dmar, changing, strangers) = (copy_of(table)?, AtomicBool::new(false), Strangers::new());
-        let shared = Shared { platform, backend, dmar, layout, changing, faults, strangers, limits };
-        let shared = Arc::new(shared);
+        let limits = IrqLock::new(LockClass::FaultLimits, Limits::default());
+        let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
+        let (faults, strangers) = (FaultLog::boxed(), Strangers::new());
+        let shared =
+            Arc::new(Shared { platform, backend, dmar, layout, changing, faults, strangers, limits });
         let protection = Self { shared, maker };
         protection.map_reserved(protection.shared.layout().groups());
         protection.shared.backend.enable_translation()?;
