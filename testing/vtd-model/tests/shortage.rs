@@ -20,7 +20,7 @@ use vtd_model::{Access, Device, MachineConfig, Reach};
 struct Refusing;
 
 /// What the driver asks the heap for, and the model does not.
-const LARGE_BYTES: usize = 2048;
+const LARGE_BYTES: usize = 4096;
 
 std::thread_local! {
     /// Large pieces that are still granted.
