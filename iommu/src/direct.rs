@@ -10,8 +10,8 @@ use crate::{
         Access, DmaError,
         device::{FaultCount, FaultCounts},
         reaper::{Abandoned, Reaper},
-        segment::{Ends, Segment},
-        space::{MapRequest, NotMapped, Placed, Placement, Space, physical},
+        segment::{Ends, List, Segment},
+        space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
     },
 };
 
@@ -29,20 +29,9 @@ impl<P: Platform> DirectSpace<P> {
 
 impl<P: Platform> Space for DirectSpace<P> {
     fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
-        let memory = physical(&*self.platform, request)?;
-        let iova = Iova::new(memory.start.as_u64());
-        let last = iova.as_u64() + (memory.bytes - 1);
-        match request.placement {
-            Placement::Below(limit) if last > limit => {
-                return Err(
-                    DmaError::NoIova { pages: memory.bytes.div_ceil(mm::PAGE_BYTES), last: limit }.into()
-                );
-            }
-            Placement::At(wanted) if wanted != iova => {
-                return Err(DmaError::IovaTaken { iova: wanted }.into());
-            }
-            _ => self.reaper.reserve()?,
-        }
+        let memory = physical(&*self.platform, request.first, request.bytes)?;
+        let iova = place(memory, request.placement)?;
+        self.reaper.reserve()?;
         // Nothing is kept from the device, so the buffer is used as it lies.
         Ok(Placed { iova, ends: Ends::NONE })
     }
@@ -52,8 +41,53 @@ impl<P: Platform> Space for DirectSpace<P> {
         Ok(())
     }
 
+    fn unmap_all(&self, batch: &dyn Batch, _access: Access) -> Result<(), DmaError> {
+        (0..batch.len()).for_each(|_| self.reaper.release());
+        Ok(())
+    }
+
+    fn retire(&self, _segment: &Segment) -> Result<Owed, DmaError> {
+        Ok(Owed(0))
+    }
+
+    fn redeem(&self, segment: &Segment, access: Access, _owed: Owed, _waits: bool) -> Result<bool, DmaError> {
+        self.unmap(segment, access).map(|()| true)
+    }
+
+    fn map_list(&self, list: &mut List, _access: Access, placement: Placement) -> Result<(), NotMapped> {
+        for segment in &mut list.segments {
+            let memory = physical(&*self.platform, segment.buffer.first, segment.buffer.bytes)?;
+            segment.iova = place(memory, placement)?;
+        }
+        Ok(self.reaper.reserve()?)
+    }
+
+    fn unmap_list(&self, _list: &List, _access: Access) -> Result<(), DmaError> {
+        self.reaper.release();
+        Ok(())
+    }
+
+    fn copy_ends(&self, _segment: &Segment, _way: Way) {}
+
     fn abandon(&self, abandoned: Abandoned) {
         self.reaper.abandon(abandoned);
+    }
+}
+
+/// Where memory lies for a device, if that is where it may lie.
+fn place(memory: mm::PhysRange, placement: Placement) -> Result<Iova, DmaError> {
+    let iova = Iova::new(memory.start.as_u64());
+    let last = iova.as_u64() + (memory.bytes - 1);
+    let no_iova = |limit| DmaError::NoIova { pages: memory.bytes.div_ceil(mm::PAGE_BYTES), last: limit };
+    match placement {
+        Placement::Below(limit) | Placement::Within { last: limit, .. } if last > limit => {
+            Err(no_iova(limit))
+        }
+        Placement::Within { last: limit, boundary } if iova.as_u64() / boundary != last / boundary => {
+            Err(no_iova(limit))
+        }
+        Placement::At(wanted) if wanted != iova => Err(DmaError::IovaTaken { iova: wanted }),
+        _ => Ok(iova),
     }
 }
 

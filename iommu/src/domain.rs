@@ -5,7 +5,9 @@
 //! then gives back table pages, then the IOVA, then (to the caller) the buffer.
 
 mod bounce;
+mod owed;
 mod ragged;
+mod space;
 
 use alloc::sync::Arc;
 use core::{
@@ -18,6 +20,7 @@ use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
     table::{EditError, MapError, PageTable, Stale, TableMemory},
 };
+use owed::OwedFlushes;
 
 use crate::{
     Iova, Platform, SourceId,
@@ -25,12 +28,11 @@ use crate::{
     backend::{Backend, UnitSet},
     dma::{
         Access, DmaError, Stuck, Unflushed,
-        reaper::{Abandoned, Reaper},
-        segment::{Ends, Segment},
-        space::{MapRequest, NotMapped, Placed, Placement, Space, physical},
+        reaper::Reaper,
+        space::{NotMapped, Placement},
     },
     dump::{MappingReport, Visitor},
-    iova::{IovaError, IovaSpace},
+    iova::{IovaError, IovaRequest, IovaSpace},
     platform::Work,
 };
 
@@ -72,6 +74,7 @@ pub(crate) struct Domain<B: Backend> {
     tags: B::Tags,
     reaper: Arc<Reaper<B::Platform>>,
     bounce: Bounce<B::Platform>,
+    owed: OwedFlushes,
     mapped_pages: AtomicU64,
     standing: AtomicU8,
 }
@@ -115,6 +118,7 @@ impl<B: Backend> Domain<B> {
             tags,
             reaper,
             bounce,
+            owed: OwedFlushes::new(),
             mapped_pages: AtomicU64::new(0),
             standing: AtomicU8::new(Standing::InUse as u8),
         };
@@ -206,13 +210,23 @@ impl<B: Backend> Domain<B> {
         if self.is(Standing::InUse) { Ok(()) } else { Err(DmaError::Revoked) }
     }
 
+    #[inline]
     fn allocate(&self, placement: Placement, bytes: u64) -> Result<Iova, DmaError> {
         let pages = bytes / PAGE_BYTES;
-        match placement {
-            Placement::Below(last) => self.iovas.allocate(pages, last).map_err(|error| match error {
+        if let Placement::Within { last, boundary } = placement {
+            let request = IovaRequest { boundary, ..IovaRequest::new(pages, last) };
+            return self.iovas.allocate_with(&request).map_err(|error| match error {
                 IovaError::OutOfMemory => DmaError::OutOfMemory,
                 _ => DmaError::NoIova { pages, last },
-            }),
+            });
+        }
+        match placement {
+            Placement::Below(last) | Placement::Within { last, .. } => {
+                self.iovas.allocate(pages, last).map_err(|error| match error {
+                    IovaError::OutOfMemory => DmaError::OutOfMemory,
+                    _ => DmaError::NoIova { pages, last },
+                })
+            }
             Placement::At(iova) => {
                 self.iovas.allocate_at(iova, pages).map_err(|error| match error {
                     IovaError::OutOfMemory => DmaError::OutOfMemory,
@@ -312,49 +326,5 @@ impl<B: Backend> Drop for Domain<B> {
             table.destroy();
             self.bounce.destroy();
         }
-    }
-}
-
-impl<B: Backend> Space for Domain<B> {
-    fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
-        if !request.is_whole_pages() {
-            return self.map_ragged(request);
-        }
-        let memory = physical(&**self.backend.platform(), request)?;
-        self.admit()?;
-        self.reaper.reserve()?;
-        self.allocate(request.placement, memory.bytes)
-            .map_err(NotMapped::from)
-            .and_then(|iova| self.map_at(iova, &[memory], memory.bytes, request.access))
-            .map(|iova| Placed { iova, ends: Ends::NONE })
-            .inspect_err(|_| self.reaper.release())
-    }
-
-    fn unmap(&self, segment: &Segment, access: Access) -> Result<(), DmaError> {
-        debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
-        if self.is(Standing::Revoked) {
-            return Err(DmaError::Revoked);
-        }
-        let (iova, bytes) = segment.pages();
-        let pages = bytes / PAGE_BYTES;
-        // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush below.
-        let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes) };
-        let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
-        if stale.changed_bytes() != bytes {
-            self.flush(stale)?;
-            return Err(DmaError::NotMapped { iova });
-        }
-        self.flush(stale)?;
-        if segment.ends != Ends::NONE {
-            self.settle(segment, access);
-        }
-        self.free(iova, pages);
-        self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);
-        self.reaper.release();
-        Ok(())
-    }
-
-    fn abandon(&self, abandoned: Abandoned) {
-        self.reaper.abandon(abandoned);
     }
 }

@@ -24,6 +24,17 @@ pub enum Quarantine {
     ScratchPage,
 }
 
+/// When the flush comes that retired mappings wait for. It changes nothing for [`unmap`](crate::Mapping::unmap), which
+/// waits for its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Flush {
+    /// `strict`: at once.
+    #[default]
+    Strict,
+    /// `deferred`: together with that of others, after 256 of them or 5 ms.
+    Deferred,
+}
+
 /// How the units are to be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -37,6 +48,8 @@ pub struct Options {
     pub superpages: bool,
     /// Use snoop control where a unit has it.
     pub snoop: bool,
+    /// When the flush comes that retired mappings wait for.
+    pub flush: Flush,
     /// What a group in quarantine reaches.
     pub quarantine: Quarantine,
     /// Log every group at bring-up: its functions, requester ids and reserved memory.
@@ -51,6 +64,7 @@ impl Default for Options {
             interrupt_remapping: true,
             superpages: true,
             snoop: true,
+            flush: Flush::Strict,
             quarantine: Quarantine::Basic,
             verbose: false,
         }
@@ -69,6 +83,8 @@ const WORDS: &[Word] = &[
     ("no-qinval", |options| options.queued_invalidation = false),
     ("intremap", |options| options.interrupt_remapping = true),
     ("no-intremap", |options| options.interrupt_remapping = false),
+    ("strict", |options| options.flush = Flush::Strict),
+    ("deferred", |options| options.flush = Flush::Deferred),
     ("superpages", |options| options.superpages = true),
     ("no-superpages", |options| options.superpages = false),
     ("snoop", |options| options.snoop = true),
@@ -117,6 +133,8 @@ mod tests {
             ("no-qinval", Options { queued_invalidation: false, ..base }),
             ("no-intremap", Options { interrupt_remapping: false, ..base }),
             ("no-intremap,intremap", base),
+            ("deferred", Options { flush: Flush::Deferred, ..base }),
+            ("deferred,strict", base),
             ("no-superpages", Options { superpages: false, ..base }),
             ("no-snoop", Options { snoop: false, ..base }),
             ("quarantine=scratch-page", Options { quarantine: Quarantine::ScratchPage, ..base }),

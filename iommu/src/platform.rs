@@ -104,6 +104,8 @@ pub enum LockClass {
     Reaper,
     /// The pages that stand in for the ends of a domain's buffers.
     Bounce,
+    /// What retired mappings wait for.
+    Owed,
     /// The interrupt-remapping table of a unit.
     Remapping,
     /// The fault records of a unit.

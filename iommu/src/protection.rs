@@ -326,7 +326,18 @@ impl<P: Platform> Control for Protection<P> {
     }
 
     fn reap(&self) {
-        self.maker.reaper.reap();
+        let (platform, reaper) = (&*self.shared.platform, &self.maker.reaper);
+        let now_ns = platform.now_ns();
+        if reaper.take_due(now_ns) {
+            for domain in self.shared.layout().groups().filter_map(|group| group.domain(platform)) {
+                domain.pay_what_is_due(now_ns);
+            }
+        }
+        reaper.reap();
+    }
+
+    fn next_reap_ns(&self) -> u64 {
+        self.maker.reaper.due_ns()
     }
 
     fn live_mappings(&self) -> usize {

@@ -101,6 +101,10 @@ pub(crate) trait Control: Send + Sync {
 
     fn reap(&self) {}
 
+    fn next_reap_ns(&self) -> u64 {
+        u64::MAX
+    }
+
     fn live_mappings(&self) -> usize {
         0
     }
@@ -124,7 +128,7 @@ impl Iommu {
         machine: &Machine<'_>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let reaper = Arc::new(Reaper::new(platform.clone()));
+        let reaper = Arc::new(Reaper::new(platform.clone(), options.flush));
         let control: Arc<dyn Control> = match (options.mode, machine.dmar) {
             (Mode::Off, _) => {
                 interrupts::warn_of(NotRemapped::NoUnit);
@@ -262,10 +266,17 @@ impl Iommu {
         self.control.process_faults();
     }
 
-    /// Flushes and frees mappings that were dropped. Runs in a thread of the host, woken for
+    /// Flushes and frees mappings that were dropped, and flushes what retired ones wait for when it is due. Runs in a thread of the host, woken for
     /// [`Work::Reap`](crate::platform::Work::Reap).
     pub fn reap(&self) {
         self.control.reap();
+    }
+
+    /// When [`reap`](Self::reap) has to run next although nobody asks for it, on the platform's clock; `u64::MAX` for never.
+    /// The thread that runs it looks at this before it goes to sleep.
+    #[must_use]
+    pub fn next_reap_ns(&self) -> u64 {
+        self.control.next_reap_ns()
     }
 
     /// Number of live mappings, dropped ones that wait for the reaper included.

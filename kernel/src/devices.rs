@@ -94,11 +94,12 @@ fn start_iommu(
     let iommu = Iommu::start(kernel.clone(), &machine, options).map_err(DevicesError::Iommu)?;
     kernel.use_iommu(iommu.clone());
     let handle = iommu.clone();
-    kernel.start_worker(Work::Faults, move || handle.process_faults())?;
+    kernel.start_worker(Work::Faults, move || handle.process_faults(), || u64::MAX)?;
     // Faults may have come while nobody took events.
     kernel.wake(Work::Faults);
     let handle = iommu.clone();
-    kernel.start_worker(Work::Reap, move || handle.reap())?;
+    let clock = iommu.clone();
+    kernel.start_worker(Work::Reap, move || handle.reap(), move || clock.next_reap_ns())?;
     Ok(iommu)
 }
 

@@ -124,6 +124,19 @@ pub const SCENARIOS: &[Scenario] = &[
         cmdline: "iommu=no-superpages",
         ..DEFAULT
     },
+    Scenario {
+        name: "deferred",
+        about: "what retired mappings wait for is flushed by count and time",
+        cmdline: "iommu=deferred",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "deferred-cpus-4",
+        about: "deferred flushes on four CPUs",
+        cmdline: "iommu=deferred",
+        cpus: "4",
+        ..DEFAULT
+    },
     Scenario { name: "memory-256m", about: "little memory", memory_mib: 256, ..DEFAULT },
     Scenario {
         name: "memory-6g",

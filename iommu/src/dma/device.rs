@@ -1,15 +1,15 @@
 //! The handle through which a driver's device reaches memory.
 
-use alloc::sync::Arc;
-use core::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use alloc::{sync::Arc, vec::Vec};
+use core::fmt;
 
+use mm::PAGE_BYTES;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    Coherent, Direction, DmaBuffer, DmaError, Mapping, Pool, Rejected,
+    Coherent, Direction, DmaBuffer, DmaError, Mapping, Pool, Rejected, ScatterList, ScatterMapping,
+    SegmentLimits, Unmapped,
+    limits::Limits,
     space::{Placement, Space},
 };
 use crate::{Incident, Iova, PciAddress};
@@ -24,8 +24,7 @@ struct Shared {
     function: PciAddress,
     space: Arc<dyn Space>,
     faults: Arc<dyn FaultCount>,
-    /// Highest address that the device can send.
-    last: AtomicU64,
+    limits: Limits,
 }
 
 /// Faults that a device has caused, or may have.
@@ -48,7 +47,7 @@ pub(crate) trait FaultCount: Send + Sync {
 
 impl DmaDevice {
     pub(crate) fn new(function: PciAddress, space: Arc<dyn Space>, faults: Arc<dyn FaultCount>) -> Self {
-        Self { shared: Arc::new(Shared { function, space, faults, last: AtomicU64::new(u64::MAX) }) }
+        Self { shared: Arc::new(Shared { function, space, faults, limits: Limits::none() }) }
     }
 
     /// The function.
@@ -61,7 +60,19 @@ impl DmaDevice {
     /// now on lie below. All 64 until it is called.
     pub fn set_address_bits(&self, bits: u32) {
         let last = 1_u64.checked_shl(bits).map_or(u64::MAX, |limit| limit - 1);
-        self.shared.last.store(last, Ordering::Relaxed);
+        self.shared.limits.set_last(last);
+    }
+
+    /// States what one entry of the device's lists can describe. A buffer that is mapped from now on is one run within the
+    /// limits, or refused; a list is cut into such runs by [`ScatterMapping::segments`]. No limits until it is called.
+    ///
+    /// # Panics
+    /// If there is nothing that fits: no bytes, or a boundary that is neither 0 nor a power of two of at least 4 KiB.
+    pub fn set_segment_limits(&self, limits: SegmentLimits) {
+        let SegmentLimits { max_bytes, boundary } = limits;
+        assert!(max_bytes > 0 && (boundary == 0 || boundary >= PAGE_BYTES && boundary.is_power_of_two()));
+        let max_bytes = if boundary == 0 { max_bytes } else { max_bytes.min(boundary) };
+        self.shared.limits.set_segment(SegmentLimits { max_bytes, boundary });
     }
 
     /// Lends `buffer`, of any length and alignment, to the device in direction `D`.
@@ -116,6 +127,63 @@ impl DmaDevice {
         Coherent::new(self, count, self.anywhere())
     }
 
+    /// Lends all buffers of `list` to the device in direction `D`, in one range of addresses, with one flush where the
+    /// hardware asks for any.
+    ///
+    /// # Errors
+    /// As [`dma_map`](Self::dma_map), for all of them; [`DmaError::BadLength`] for an empty list.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::dma::{DmaDevice, DmaError, PageBuffer, ScatterList, ToDevice};
+    ///
+    /// fn send(
+    ///     device: &DmaDevice,
+    ///     list: ScatterList<PageBuffer>,
+    ///     mut describe: impl FnMut(iommu::Iova, u64),
+    ///     transfer: impl Fn(),
+    /// ) -> Result<ScatterList<PageBuffer>, DmaError> {
+    ///     let mapping = device.dma_map_sg(list, ToDevice)?;
+    ///     mapping.segments().for_each(|segment| describe(segment.iova, segment.bytes));
+    ///     transfer();
+    ///     mapping.unmap()
+    /// }
+    /// ```
+    pub fn dma_map_sg<B: DmaBuffer, D: Direction>(
+        &self,
+        list: ScatterList<B>,
+        _direction: D,
+    ) -> Result<ScatterMapping<B, D>, Rejected<ScatterList<B>>> {
+        let limits = &self.shared.limits;
+        ScatterMapping::new(&self.shared.space, list, limits.anywhere(), limits.segment())
+    }
+
+    /// Takes many buffers back for one doorbell and one wait. When this returns, no unit can translate an address of any
+    /// of them. Takes nothing from the heap.
+    ///
+    /// # Errors
+    /// Those of [`Mapping::unmap`], with the same consequences for all buffers.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::dma::{DmaDevice, DmaError, FromDevice, Mapping, PageBuffer};
+    ///
+    /// fn completed(
+    ///     device: &DmaDevice,
+    ///     mappings: Vec<Mapping<PageBuffer, FromDevice>>,
+    ///     deliver: impl FnMut(PageBuffer),
+    /// ) -> Result<(), DmaError> {
+    ///     device.unmap_batch(mappings)?.for_each(deliver);
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn unmap_batch<B: DmaBuffer, D: Direction>(
+        &self,
+        mappings: Vec<Mapping<B, D>>,
+    ) -> Result<Unmapped<B, D>, DmaError> {
+        Unmapped::new(mappings)
+    }
+
     /// `count` buffers of `bytes` bytes each, zeroed, that the device can reach in direction `D` until the pool is gone: for
     /// devices that move many small pieces, such as packets.
     ///
@@ -168,11 +236,17 @@ impl DmaDevice {
         buffer: B,
         placement: Placement,
     ) -> Result<Mapping<B, D>, Rejected<B>> {
-        Mapping::new(&self.shared.space, buffer, placement)
+        Mapping::new(&self.shared.space, buffer, placement, self.shared.limits.longest())
     }
 
+    /// Longest run that the device can describe, in bytes.
+    pub(super) fn longest_segment(&self) -> u64 {
+        self.shared.limits.longest()
+    }
+
+    #[inline]
     fn anywhere(&self) -> Placement {
-        Placement::Below(self.shared.last.load(Ordering::Relaxed))
+        self.shared.limits.whole()
     }
 }
 

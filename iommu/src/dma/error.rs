@@ -35,6 +35,14 @@ pub enum DmaError {
     NoCommonFormat,
     /// No memory for a buffer, for table pages or for bookkeeping.
     OutOfMemory,
+    /// The buffer is longer than what the device can describe as one: see
+    /// [`DmaDevice::set_segment_limits`](super::DmaDevice::set_segment_limits).
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// Too many buffers of the domain that are not whole pages are mapped at the same time: there is no page left to stand
     /// in for their ends.
     NoBounceSlot,
@@ -129,6 +137,9 @@ impl fmt::Display for DmaError {
                 f.write_str("the device's remapping units walk no common page-table format")
             }
             Self::OutOfMemory => f.write_str("out of memory"),
+            Self::TooLong { bytes, limit } => {
+                write!(f, "{bytes} bytes are more than the device's limit of {limit}")
+            }
             Self::NoBounceSlot => f.write_str("too many buffers that are not whole pages"),
             Self::BadLength { count } => write!(f, "{count} is not a valid length"),
             Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),

@@ -3,10 +3,10 @@
 use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
 
 use super::{
-    Direction, DmaBuffer, DmaError, RawBuffer, Rejected,
+    Direction, DmaBuffer, DmaError, RawBuffer, Rejected, Retired, Synced,
     reaper::Abandoned,
     segment::Segment,
-    space::{Live, MapRequest, NotMapped, Placed, Placement, Space},
+    space::{Live, MapRequest, NotMapped, Owed, Placed, Placement, Space},
 };
 use crate::Iova;
 use alloc::sync::Arc;
@@ -21,8 +21,19 @@ pub struct Mapping<B: DmaBuffer, D: Direction> {
 }
 
 impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
-    pub(super) fn new(space: &Arc<dyn Space>, buffer: B, placement: Placement) -> Result<Self, Rejected<B>> {
+    pub(super) fn new(
+        space: &Arc<dyn Space>,
+        buffer: B,
+        placement: Placement,
+        longest: u64,
+    ) -> Result<Self, Rejected<B>> {
         let raw = buffer.into_raw();
+        if raw.bytes as u64 > longest {
+            let error = DmaError::TooLong { bytes: raw.bytes, limit: longest };
+            // SAFETY: `raw` is the buffer just taken apart, and no device ever had access.
+            let buffer = unsafe { B::from_raw(raw) };
+            return Err(Rejected { error, buffer: Some(buffer) });
+        }
         let request = MapRequest { first: raw.first, bytes: raw.bytes, access: D::ACCESS, placement };
         match space.map(&request) {
             Ok(Placed { iova, ends }) => {
@@ -52,6 +63,20 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
         self.live.segment.buffer.bytes
     }
 
+    /// Gives the device's access up without waiting: the buffer comes by [`Retired::poll`] or [`Retired::wait`], once no
+    /// unit can translate its address any more. See [`options::Flush`](crate::options::Flush) for when that is.
+    #[must_use]
+    pub fn retire(self) -> Retired<B, D> {
+        Retired::new(self.into_live())
+    }
+
+    /// Takes what the device has to leave alone for a while: the CPU has access until
+    /// [`sync_for_device`](Synced::sync_for_device), and there is no address meanwhile that could be given to the device.
+    #[must_use]
+    pub fn sync_for_cpu(self) -> Synced<B, D> {
+        Synced::new(self)
+    }
+
     /// Takes the buffer back. When this returns, no unit can translate its address any more.
     ///
     /// # Errors
@@ -65,18 +90,21 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
             Ok(()) => Ok(unsafe { B::from_raw(live.segment.buffer) }),
             Err(error) => {
                 if error == DmaError::Revoked {
-                    let space = live.space.clone();
-                    space.abandon(Abandoned::new(live, release::<B>));
+                    abandon::<B>(live, None);
                 }
                 Err(error)
             }
         }
     }
 
-    fn into_live(self) -> Live {
+    pub(super) fn into_live(self) -> Live {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `self` is not dropped, so this is the only time that the value is taken.
         unsafe { ManuallyDrop::take(&mut this.live) }
+    }
+
+    pub(super) fn live(&self) -> &Live {
+        &self.live
     }
 
     pub(super) fn buffer(&self) -> &RawBuffer {
@@ -88,16 +116,21 @@ impl<B: DmaBuffer, D: Direction> Drop for Mapping<B, D> {
     fn drop(&mut self) {
         // SAFETY: the value is not used after `drop`, and `into_live` prevents a drop.
         let live = unsafe { ManuallyDrop::take(&mut self.live) };
-        let space = live.space.clone();
-        space.abandon(Abandoned::new(live, release::<B>));
+        abandon::<B>(live, None);
     }
+}
+
+/// Leaves a mapping, which may be `owed` a flush, to the reaper.
+pub(super) fn abandon<B: DmaBuffer>(live: Live, owed: Option<Owed>) {
+    let space = live.space.clone();
+    space.abandon(Abandoned::new(live, owed, release::<B>));
 }
 
 /// Frees a buffer that the reaper has unmapped.
 ///
 /// # Safety
 /// As for [`DmaBuffer::from_raw`].
-unsafe fn release<B: DmaBuffer>(raw: RawBuffer) {
+pub(super) unsafe fn release<B: DmaBuffer>(raw: RawBuffer) {
     // SAFETY: passed on to the caller.
     drop(unsafe { B::from_raw(raw) });
 }

@@ -4,25 +4,35 @@
 //! [`unmap`](Mapping::unmap) once no unit can translate its address any more; in between the CPU cannot touch it.
 //! Forgetting a mapping leaks its buffer and never exposes it; dropping one leaves the work to the reaper thread.
 
+mod batch;
 mod buffer;
 mod coherent;
 pub(crate) mod device;
 mod direction;
 mod error;
+mod limits;
+mod list;
 mod mapping;
 mod page_buffer;
 mod pool;
 pub(crate) mod reaper;
+mod retired;
 pub(crate) mod segment;
 pub(crate) mod shared_bytes;
 pub(crate) mod space;
+mod synced;
 
+pub use batch::Unmapped;
 pub use buffer::{DmaBuffer, RawBuffer};
 pub use coherent::Coherent;
 pub use device::{DmaDevice, FaultCounts};
 pub use direction::{Access, Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
 pub(crate) use error::Unflushed;
 pub use error::{DmaError, Rejected, Silent, Stuck};
+pub use limits::SegmentLimits;
+pub use list::{DeviceSegment, ScatterList, ScatterMapping};
 pub use mapping::Mapping;
 pub use page_buffer::PageBuffer;
 pub use pool::{Pool, PoolBuffer};
+pub use retired::{Late, Retired};
+pub use synced::Synced;

@@ -83,7 +83,8 @@ impl<D: Direction> Pool<D> {
         count: usize,
         placement: Placement,
     ) -> Result<Self, DmaError> {
-        let layout = Layout::of(bytes).ok_or(DmaError::BadLength { count: bytes })?;
+        let layout =
+            Layout::of(bytes, device.longest_segment()).ok_or(DmaError::BadLength { count: bytes })?;
         if count == 0 {
             return Err(DmaError::BadLength { count });
         }
@@ -92,7 +93,7 @@ impl<D: Direction> Pool<D> {
         buffers.try_reserve_exact(count).map_err(|_| DmaError::OutOfMemory)?;
         runs.try_reserve_exact(layout.runs(count)).map_err(|_| DmaError::OutOfMemory)?;
         while buffers.len() < count {
-            let missing = (count - buffers.len()).min(layout.buffers_at_once());
+            let missing = (count - buffers.len()).min(layout.buffers_at_once);
             let pages = PageBuffer::zeroed(layout.pages(missing)).ok_or(DmaError::OutOfMemory)?;
             let mapping = device.map_at::<_, D>(pages, placement).map_err(|Rejected { error, .. }| error)?;
             let (first, run) = (mapping.iova().as_u64(), runs.len());
@@ -205,30 +206,27 @@ struct Layout {
     stride: usize,
     /// Buffers in a page; `None` if one takes whole pages.
     in_page: Option<usize>,
+    buffers_at_once: usize,
 }
 
 impl Layout {
-    /// `None` for no bytes, or more than the address space has.
-    fn of(bytes: usize) -> Option<Self> {
+    /// `None` for no bytes, or more than the address space has. A run is at most `longest` bytes, or a page or a buffer.
+    fn of(bytes: usize, longest: u64) -> Option<Self> {
         if bytes == 0 {
             return None;
         }
+        let run = usize::try_from(longest).unwrap_or(usize::MAX).min(PAGES_AT_ONCE * PAGE);
         if bytes > PAGE {
-            return Some(Self { stride: bytes.checked_next_multiple_of(PAGE)?, in_page: None });
+            let stride = bytes.checked_next_multiple_of(PAGE)?;
+            return Some(Self { stride, in_page: None, buffers_at_once: (run / stride).max(1) });
         }
         let stride = bytes.next_multiple_of(ALIGNMENT);
-        Some(Self { stride, in_page: Some(PAGE / stride) })
-    }
-
-    fn buffers_at_once(self) -> usize {
-        match self.in_page {
-            Some(in_page) => in_page * PAGES_AT_ONCE,
-            None => (PAGES_AT_ONCE * PAGE / self.stride).max(1),
-        }
+        let in_page = PAGE / stride;
+        Some(Self { stride, in_page: Some(in_page), buffers_at_once: in_page * (run / PAGE).max(1) })
     }
 
     fn runs(self, count: usize) -> usize {
-        count.div_ceil(self.buffers_at_once())
+        count.div_ceil(self.buffers_at_once)
     }
 
     /// Pages that `count` buffers take, as many as go into one run.

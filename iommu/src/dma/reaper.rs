@@ -4,38 +4,81 @@
 //! reserved when the mapping was made, and a thread of the host flushes and frees it.
 
 use alloc::{collections::VecDeque, sync::Arc};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::{Access, DmaError, RawBuffer, space::Live};
+use super::{
+    Access, DmaError, RawBuffer,
+    segment::{List, Segment},
+    space::{Live, Owed, Space},
+};
 use crate::{
-    Platform,
+    Iova, Platform,
+    options::Flush,
     platform::{LockClass, Work},
     sync::IrqLock,
 };
 
 /// A dropped mapping, and how to free its buffer.
 pub(crate) struct Abandoned {
-    live: Live,
+    dropped: Dropped,
     release: unsafe fn(RawBuffer),
 }
 
+/// What was dropped.
+enum Dropped {
+    /// A mapping, and the flush that it waits for if it was retired.
+    One { live: Live, owed: Option<Owed> },
+    /// Those of a list.
+    List { space: Arc<dyn Space>, list: List },
+}
+
+/// Nobody reads the buffer any more.
+const UNREAD: Access = Access { read: false, write: false };
+
 impl Abandoned {
-    pub(super) fn new(live: Live, release: unsafe fn(RawBuffer)) -> Self {
-        Self { live, release }
+    pub(super) fn new(live: Live, owed: Option<Owed>, release: unsafe fn(RawBuffer)) -> Self {
+        Self { dropped: Dropped::One { live, owed }, release }
+    }
+
+    pub(super) fn list(space: Arc<dyn Space>, list: List, release: unsafe fn(RawBuffer)) -> Self {
+        Self { dropped: Dropped::List { space, list }, release }
     }
 
     /// Unmaps and frees. A buffer whose unit does not answer stays pinned; one whose device may not be quiet yet comes
     /// back, to be tried again.
     fn reap(self) -> Option<Self> {
-        let Live { space, segment } = &self.live;
-        // Nobody reads the buffer any more.
-        match space.unmap(segment, Access { read: false, write: false }) {
-            // SAFETY: no unit can translate the range any more, and `release` belongs to the buffer's type.
-            Ok(()) => unsafe { (self.release)(self.live.segment.buffer) },
+        let result = match &self.dropped {
+            Dropped::One { live: Live { space, segment }, owed: Some(owed) } => {
+                space.redeem(segment, UNREAD, *owed, true).map(drop)
+            }
+            Dropped::One { live: Live { space, segment }, owed: None } => space.unmap(segment, UNREAD),
+            Dropped::List { space, list } => space.unmap_list(list, UNREAD),
+        };
+        match result {
+            Ok(()) => self.free(),
             Err(DmaError::Revoked) => return Some(self),
-            Err(error) => log::error!("dropped mapping at {} stays pinned: {error}", segment.iova),
+            Err(error) => log::error!("dropped mapping at {} stays pinned: {error}", self.iova()),
         }
         None
+    }
+
+    /// Frees what no unit can translate any more.
+    fn free(self) {
+        let free = |segment: Segment| {
+            // SAFETY: as the caller says, and `release` belongs to the buffer's type.
+            unsafe { (self.release)(segment.buffer) }
+        };
+        match self.dropped {
+            Dropped::One { live, .. } => free(live.segment),
+            Dropped::List { list, .. } => list.segments.into_iter().for_each(free),
+        }
+    }
+
+    fn iova(&self) -> Iova {
+        match &self.dropped {
+            Dropped::One { live, .. } => live.segment.iova,
+            Dropped::List { list, .. } => list.pages().0,
+        }
     }
 }
 
@@ -49,16 +92,43 @@ pub(crate) struct Reaper<P: Platform> {
     /// Slots that `queue` has room for.
     capacity: AtomicUsize,
     queue: IrqLock<VecDeque<Abandoned>>,
+    flush: Flush,
+    /// When a domain has to be looked at for what it owes.
+    due_ns: AtomicU64,
 }
 
 impl<P: Platform> Reaper<P> {
-    pub fn new(platform: Arc<P>) -> Self {
+    pub fn new(platform: Arc<P>, flush: Flush) -> Self {
         Self {
             platform,
             live: AtomicUsize::new(0),
             capacity: AtomicUsize::new(0),
             queue: IrqLock::new(LockClass::Reaper, VecDeque::new()),
+            flush,
+            due_ns: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// When the flushes come that retired mappings wait for.
+    pub fn flush(&self) -> Flush {
+        self.flush
+    }
+
+    /// Has the domains looked at at `time_ns` at the latest.
+    pub fn set_due(&self, time_ns: u64) {
+        self.due_ns.fetch_min(time_ns, Ordering::Relaxed);
+    }
+
+    /// When the domains have to be looked at.
+    pub fn due_ns(&self) -> u64 {
+        self.due_ns.load(Ordering::Relaxed)
+    }
+
+    /// Whether the domains have to be looked at now; then each of them says anew when it wants to be.
+    pub fn take_due(&self, now_ns: u64) -> bool {
+        self.due_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| (due <= now_ns).then_some(u64::MAX))
+            .is_ok()
     }
 
     /// Reserves a slot for one more live mapping.

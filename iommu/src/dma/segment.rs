@@ -10,11 +10,12 @@
 //!               slot   the buffer's own    slot
 //! ```
 
+use alloc::vec::Vec;
 use core::{num::NonZeroU32, ptr::NonNull};
 
-use mm::PAGE_BYTES;
+use mm::{PAGE_BYTES, PhysRange};
 
-use super::RawBuffer;
+use super::{DmaError, RawBuffer};
 use crate::Iova;
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -37,6 +38,36 @@ impl Segment {
         let offset = self.iova.as_u64() & (PAGE_BYTES - 1);
         let bytes = (offset + self.buffer.bytes as u64).next_multiple_of(PAGE_BYTES);
         (Iova::new(self.iova.as_u64() - offset), bytes)
+    }
+}
+
+/// Buffers that lie one after the other in one range of addresses.
+#[derive(Debug, Default)]
+pub(crate) struct List {
+    /// The buffers.
+    pub segments: Vec<Segment>,
+    /// Room for their physical memory, while they are mapped: at most [`Self::RANGES`] each.
+    pub ranges: Vec<PhysRange>,
+}
+
+impl List {
+    /// Runs of pages that a buffer is at most: an end, whole pages, an end.
+    pub const RANGES: usize = 3;
+
+    /// Makes room for `count` more buffers.
+    pub fn reserve(&mut self, count: usize) -> Result<(), DmaError> {
+        let ranges = count.checked_mul(Self::RANGES).ok_or(DmaError::OutOfMemory)?;
+        self.segments.try_reserve(count).map_err(|_| DmaError::OutOfMemory)?;
+        self.ranges
+            .try_reserve(self.segments.len() * Self::RANGES + ranges)
+            .map_err(|_| DmaError::OutOfMemory)
+    }
+
+    /// The pages that a mapped list takes in the address space: where they start, and their length in bytes.
+    pub fn pages(&self) -> (Iova, u64) {
+        let mut pages = self.segments.iter().map(Segment::pages);
+        let Some((first, bytes)) = pages.next() else { return (Iova::new(0), 0) };
+        (first, pages.fold(bytes, |sum, (_, bytes)| sum + bytes))
     }
 }
 

@@ -9,7 +9,7 @@ use mm::{PAGE_BYTES, PhysRange};
 use super::{
     Access, DmaError, Unflushed,
     reaper::Abandoned,
-    segment::{Ends, Segment},
+    segment::{Ends, List, Segment},
 };
 use crate::{Iova, Platform};
 
@@ -31,6 +31,8 @@ pub(crate) struct MapRequest {
 pub(crate) enum Placement {
     /// Anywhere up to this address, inclusive: the device's mask.
     Below(u64),
+    /// There, and not across a multiple of the boundary, a power of two.
+    Within { last: u64, boundary: u64 },
     /// Exactly here.
     At(Iova),
 }
@@ -70,8 +72,51 @@ pub(crate) trait Space: Send + Sync {
     /// abandoned; after any other error the memory must never be used again.
     fn unmap(&self, segment: &Segment, access: Access) -> Result<(), DmaError>;
 
+    /// Undoes [`map`](Self::map) for all of `batch`, with one flush. Errors are those of [`unmap`](Self::unmap), for all of
+    /// them.
+    fn unmap_all(&self, batch: &dyn Batch, access: Access) -> Result<(), DmaError>;
+
+    /// Begins to undo [`map`](Self::map), without waiting: the device finds the range until it is flushed, and nobody else
+    /// gets it. Errors are those of [`unmap`](Self::unmap).
+    fn retire(&self, segment: &Segment) -> Result<Owed, DmaError>;
+
+    /// Ends what [`retire`](Self::retire) began, if the flush is over, or after waiting for it. `Ok(true)` is what `Ok` is to
+    /// [`unmap`](Self::unmap).
+    fn redeem(&self, segment: &Segment, access: Access, owed: Owed, waits: bool) -> Result<bool, DmaError>;
+
+    /// Maps all buffers of `list` into one range of addresses. They come without addresses, and have them if it returns `Ok`.
+    fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped>;
+
+    /// Undoes [`map_list`](Self::map_list), as [`unmap`](Self::unmap).
+    fn unmap_list(&self, list: &List, access: Access) -> Result<(), DmaError>;
+
+    /// Copies between a mapped buffer's ends and what stands in for them.
+    fn copy_ends(&self, segment: &Segment, way: Way);
+
     /// Leaves a mapping that was dropped to the reaper. Never waits, never allocates.
     fn abandon(&self, abandoned: Abandoned);
+}
+
+/// Live mappings of one space whose types it does not know.
+pub(crate) trait Batch {
+    /// How many.
+    fn len(&self) -> usize;
+
+    /// The one at `index`.
+    fn segment(&self, index: usize) -> &Segment;
+}
+
+/// Which flush a retired mapping waits for. Flushes of a space are numbered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Owed(pub u64);
+
+/// Which way bytes go between a buffer and what stands in for its ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// From the buffer to what stands in for it.
+    In,
+    /// Back.
+    Out,
 }
 
 /// A live mapping without its types.
@@ -88,14 +133,18 @@ impl MapRequest {
     }
 }
 
-/// The physical memory of a buffer.
+/// The physical memory of the `bytes` bytes at `first`.
 #[inline]
-pub(crate) fn physical<P: Platform>(platform: &P, request: &MapRequest) -> Result<PhysRange, DmaError> {
+pub(crate) fn physical<P: Platform>(
+    platform: &P,
+    first: NonNull<u8>,
+    bytes: usize,
+) -> Result<PhysRange, DmaError> {
     debug_assert!(!platform.in_interrupt(), "nothing is mapped in a hard interrupt");
-    let (address, bytes) = (request.first.as_ptr().addr(), request.bytes);
     if bytes == 0 {
         return Err(DmaError::BadLength { count: 0 });
     }
-    let start = platform.physical(request.first, bytes).ok_or(DmaError::NotMappable { address, bytes })?;
+    let address = first.as_ptr().addr();
+    let start = platform.physical(first, bytes).ok_or(DmaError::NotMappable { address, bytes })?;
     Ok(PhysRange::new(start, bytes as u64))
 }

@@ -14,6 +14,7 @@ use crate::{
         DmaBuffer, DmaError, PageBuffer, RawBuffer,
         segment::{Cut, Ends, Segment, Slot},
         shared_bytes::{copy_in, copy_out},
+        space::Way,
     },
     platform::LockClass,
     sync::IrqLock,
@@ -38,15 +39,6 @@ pub(super) struct Bounce<P: Platform> {
 struct Slots {
     runs: Vec<RawBuffer>,
     free: Vec<Slot>,
-}
-
-/// Which way bytes go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Way {
-    /// From the buffer to what stands in for it.
-    In,
-    /// Back.
-    Out,
 }
 
 impl<P: Platform> Bounce<P> {

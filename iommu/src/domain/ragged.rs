@@ -1,15 +1,15 @@
-//! Buffers that are not whole pages.
+//! Buffers that are not whole pages, and lists of buffers.
 
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 
-use super::{Domain, bounce::Way};
+use super::Domain;
 use crate::{
     Iova,
     backend::Backend,
     dma::{
         Access, DmaError, RawBuffer,
-        segment::{Cut, Segment},
-        space::{MapRequest, NotMapped, Placed, Placement, physical},
+        segment::{Cut, Ends, List, Segment},
+        space::{MapRequest, NotMapped, Placed, Placement, Way, physical},
     },
 };
 
@@ -18,7 +18,7 @@ impl<B: Backend> Domain<B> {
     #[cold]
     #[inline(never)]
     pub(super) fn map_ragged(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
-        let memory = physical(&**self.backend.platform(), request)?;
+        let memory = physical(&**self.backend.platform(), request.first, request.bytes)?;
         self.admit()?;
         self.reaper.reserve()?;
         self.place_ragged(request, memory).inspect_err(|_| self.reaper.release())
@@ -28,37 +28,93 @@ impl<B: Backend> Domain<B> {
         let cut = Cut::of(request.first, request.bytes);
         let placement = match request.placement {
             Placement::At(iova) => Placement::At(page_of(iova, &cut)?),
-            below => below,
+            anywhere => anywhere,
         };
-        let ends = self.bounce.take(&cut)?;
         let buffer = RawBuffer { first: request.first, bytes: request.bytes, cookie: 0 };
-        let segment = Segment { iova: Iova::new(cut.offset as u64), buffer, ends };
-        // What the device does not write keeps what it was, and nothing of what the slot held comes back with it.
-        // SAFETY: the buffer is the caller's until it is mapped.
-        unsafe { self.bounce.copy(&segment, Way::In) };
-        let mapped = self.ranges(&segment, memory).map_err(NotMapped::from).and_then(|(ranges, count)| {
+        let mut segment = Segment { iova: Iova::new(0), buffer, ends: Ends::NONE };
+        let (mut ranges, mut count) = ([memory; List::RANGES], 0);
+        let stood_in = self.stand_in(&mut segment, memory, &mut |range| {
+            ranges[count] = range;
+            count += 1;
+        });
+        let mapped = stood_in.map_err(NotMapped::from).and_then(|()| {
             let iova = self.allocate(placement, cut.mapped_bytes())?;
             self.map_at(iova, &ranges[..count], cut.mapped_bytes(), request.access)
         });
         match mapped {
-            Ok(iova) => Ok(Placed { iova: Iova::new(iova.as_u64() + cut.offset as u64), ends }),
+            Ok(page) => Ok(Placed { iova: Iova::new(page.as_u64() + cut.offset as u64), ends: segment.ends }),
             Err(error) => {
-                if let NotMapped::Untouched(_) = error {
-                    self.bounce.give(ends);
+                self.give_unexposed(segment.ends, error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Maps a list into one range.
+    pub(super) fn place_list(
+        &self,
+        list: &mut List,
+        access: Access,
+        placement: Placement,
+    ) -> Result<(), NotMapped> {
+        let List { segments, ranges } = list;
+        ranges.clear();
+        let mapped = self.stand_in_all(segments, ranges).map_err(NotMapped::from).and_then(|bytes| {
+            let iova = self.allocate(placement, bytes)?;
+            self.map_at(iova, ranges, bytes, access)
+        });
+        match mapped {
+            Ok(first) => {
+                let mut page = first.as_u64();
+                for segment in segments {
+                    let cut = Cut::of(segment.buffer.first, segment.buffer.bytes);
+                    segment.iova = Iova::new(page + cut.offset as u64);
+                    page += cut.mapped_bytes();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                for segment in segments {
+                    self.give_unexposed(core::mem::take(&mut segment.ends), error);
                 }
                 Err(error)
             }
         }
     }
 
-    /// The physical memory of a segment whose buffer lies in `memory`: at most a slot, whole pages, a slot.
-    fn ranges(&self, segment: &Segment, memory: PhysRange) -> Result<([PhysRange; 3], usize), DmaError> {
+    /// Gets slots for the ends of all `segments`, and says what memory they are. Returns the length of their pages.
+    fn stand_in_all(
+        &self,
+        segments: &mut [Segment],
+        ranges: &mut alloc::vec::Vec<PhysRange>,
+    ) -> Result<u64, DmaError> {
+        let mut sum = 0_u64;
+        for segment in segments {
+            let RawBuffer { first, bytes, .. } = segment.buffer;
+            let memory = physical(&**self.backend.platform(), first, bytes)?;
+            // The list has room for that many.
+            self.stand_in(segment, memory, &mut |range| ranges.push(range))?;
+            let mapped = Cut::of(first, bytes).mapped_bytes();
+            sum = sum.checked_add(mapped).ok_or(DmaError::BadLength { count: bytes })?;
+        }
+        Ok(sum)
+    }
+
+    /// Gets slots for the ends of a segment whose buffer lies in `memory`, fills them, and says what memory the device is
+    /// to reach instead: at most a slot, whole pages, a slot.
+    fn stand_in(
+        &self,
+        segment: &mut Segment,
+        memory: PhysRange,
+        push: &mut dyn FnMut(PhysRange),
+    ) -> Result<(), DmaError> {
         let cut = Cut::of(segment.buffer.first, segment.buffer.bytes);
-        let (mut ranges, mut count) = ([memory; 3], 0);
-        let mut push = |range| {
-            ranges[count] = range;
-            count += 1;
-        };
+        if cut.head > 0 || cut.tail > 0 {
+            segment.ends = self.bounce.take(&cut)?;
+            // What the device does not write keeps what it was, and nothing of what the slot held comes back with it.
+            // SAFETY: the buffer is the caller's until it is mapped.
+            unsafe { self.bounce.copy(segment, Way::In) };
+        }
         if let Some(slot) = segment.ends.head {
             push(PhysRange::new(self.bounce.physical(slot)?, PAGE_BYTES));
         }
@@ -68,7 +124,14 @@ impl<B: Backend> Domain<B> {
         if let Some(slot) = segment.ends.tail {
             push(PhysRange::new(self.bounce.physical(slot)?, PAGE_BYTES));
         }
-        Ok((ranges, count))
+        Ok(())
+    }
+
+    /// Takes the slots of a buffer back that could not be mapped, unless a device may have seen them.
+    fn give_unexposed(&self, ends: Ends, error: NotMapped) {
+        if let NotMapped::Untouched(_) = error {
+            self.bounce.give(ends);
+        }
     }
 
     /// What was written to the slots of a segment that is not mapped any more goes to its buffer, and the slots are free.

@@ -52,7 +52,7 @@ impl Kernel {
         self.iommu.call_once(|| iommu);
     }
 
-    /// Starts the thread that does `work` whenever it is asked for.
+    /// Starts the thread that does `work` whenever it is asked for, and at the time that `next_ns` says.
     ///
     /// # Errors
     /// No memory for it.
@@ -60,6 +60,7 @@ impl Kernel {
         self: &Arc<Self>,
         work: Work,
         run: impl Fn() + Send + 'static,
+        next_ns: impl Fn() -> u64 + Send + 'static,
     ) -> Result<(), SpawnError> {
         let kernel = self.clone();
         let name = match work {
@@ -70,7 +71,7 @@ impl Kernel {
             name,
             Box::new(move || {
                 loop {
-                    kernel.event_of(work).wait(u64::MAX);
+                    kernel.event_of(work).wait(next_ns());
                     run();
                 }
             }),

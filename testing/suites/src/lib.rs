@@ -9,6 +9,7 @@
 //! - `interrupts`: a device raises what was given to it and nothing else;
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
 //! - `ragged`: buffers that are not whole pages;
+//! - `retired`: buffers that come back late, and many at once;
 //! - `nvme`: the same from a device that does thousands of transfers a second;
 //! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
 //! - `disk`: a real disk, compared with what the host has in its image;
@@ -32,6 +33,7 @@ pub mod power_cut;
 mod ragged;
 pub mod reports;
 mod resets;
+mod retired;
 mod storm;
 mod stress;
 mod unit;

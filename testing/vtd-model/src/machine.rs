@@ -253,6 +253,11 @@ impl Machine {
         self.state().units[index].writes
     }
 
+    /// Descriptors, waits included, that unit `index` has carried out so far.
+    pub fn descriptors(&self, index: usize) -> u64 {
+        self.state().units[index].descriptors
+    }
+
     /// Whether the buffer at `physical` is in the hands of a device.
     pub fn is_lent(&self, physical: u64) -> bool {
         self.memory.buffers.is_lent(physical)

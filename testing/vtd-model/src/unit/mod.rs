@@ -80,6 +80,8 @@ pub(crate) struct Unit {
     handshakes: Handshakes,
     /// Writes of registers so far.
     pub writes: u64,
+    /// Descriptors carried out.
+    pub descriptors: u64,
     /// Low halves of 64-bit registers that are written in two dwords.
     half_written: Option<usize>,
     /// Writes that were translated and have not reached memory yet.
@@ -124,6 +126,7 @@ impl Unit {
             drained: 0,
             handshakes: Handshakes::default(),
             writes: 0,
+            descriptors: 0,
             half_written: None,
             in_flight: Vec::new(),
         }

@@ -187,6 +187,7 @@ impl Unit {
         };
         match refused {
             Ok(()) => {
+                self.descriptors += 1;
                 self.queue.head = (self.queue.head + 1) & (self.queue.entries() - 1);
                 if self.misbehaviour.completion_error {
                     self.misbehaviour.completion_error = false;

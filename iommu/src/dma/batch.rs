@@ -1,0 +1,101 @@
+//! Many buffers that come back together.
+
+use alloc::{sync::Arc, vec, vec::Vec};
+use core::{fmt, mem, ptr};
+
+use super::{
+    Direction, DmaBuffer, DmaError, Mapping,
+    segment::Segment,
+    space::{Batch, Space},
+};
+
+/// The buffers of mappings that were unmapped [together](super::DmaDevice::unmap_batch), in their order. Those that are not
+/// taken out are freed with it.
+pub struct Unmapped<B: DmaBuffer, D: Direction> {
+    mappings: vec::IntoIter<Mapping<B, D>>,
+}
+
+impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
+    /// Unmaps `mappings`, each run of those in one space with one flush.
+    pub(super) fn new(mappings: Vec<Mapping<B, D>>) -> Result<Self, DmaError> {
+        let mappings = mappings.into_iter();
+        let mut done = 0;
+        while let Some(run) = next_run(&mappings.as_slice()[done..]) {
+            let batch = &mappings.as_slice()[done..][..run];
+            let space = &batch[0].live().space;
+            if let Err(error) = space.unmap_all(&Run(batch), D::ACCESS) {
+                Self::give_up(mappings, done, run, error);
+                return Err(error);
+            }
+            done += run;
+        }
+        Ok(Self { mappings })
+    }
+
+    /// After an error of the `run` mappings that come after `done` ones: those before are unmapped, and freed; those after,
+    /// and these if their device was taken away, are left to the reaper; these stay pinned for any other reason.
+    fn give_up(mappings: vec::IntoIter<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
+        for (index, mapping) in mappings.enumerate() {
+            if index < done {
+                drop(free(mapping));
+            } else if index < done + run && error != DmaError::Revoked {
+                mem::forget(mapping);
+            } else {
+                drop(mapping);
+            }
+        }
+    }
+}
+
+/// How many of the first `mappings` are in one space; `None` if there are none.
+fn next_run<B: DmaBuffer, D: Direction>(mappings: &[Mapping<B, D>]) -> Option<usize> {
+    let space = |mapping: &Mapping<B, D>| Arc::as_ptr(&mapping.live().space);
+    let first: *const dyn Space = space(mappings.first()?);
+    Some(mappings.iter().take_while(|mapping| ptr::addr_eq(space(mapping), first)).count())
+}
+
+/// The buffer of a mapping that was unmapped as a part of a batch.
+fn free<B: DmaBuffer, D: Direction>(mapping: Mapping<B, D>) -> B {
+    // SAFETY: the buffer was taken apart by the mapping, and the space flushed every translation to it.
+    unsafe { B::from_raw(mapping.into_live().segment.buffer) }
+}
+
+/// Mappings of one space.
+struct Run<'a, B: DmaBuffer, D: Direction>(&'a [Mapping<B, D>]);
+
+impl<B: DmaBuffer, D: Direction> Batch for Run<'_, B, D> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn segment(&self, index: usize) -> &Segment {
+        &self.0[index].live().segment
+    }
+}
+
+impl<B: DmaBuffer, D: Direction> Iterator for Unmapped<B, D> {
+    type Item = B;
+
+    fn next(&mut self) -> Option<B> {
+        self.mappings.next().map(free)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.mappings.size_hint()
+    }
+}
+
+impl<B: DmaBuffer, D: Direction> ExactSizeIterator for Unmapped<B, D> {}
+
+impl<B: DmaBuffer, D: Direction> Drop for Unmapped<B, D> {
+    fn drop(&mut self) {
+        // They are no mappings any more, and must not go as such.
+        self.for_each(drop);
+    }
+}
+
+impl<B: DmaBuffer, D: Direction> fmt::Debug for Unmapped<B, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unmapped").field("left", &self.len()).finish()
+    }
+}

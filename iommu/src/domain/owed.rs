@@ -1,0 +1,192 @@
+//! What retired mappings owe: the flush that has to come before their memory is anybody's again.
+//!
+//! Tokens of retired mappings are merged into one, the *open flush*, which has a number. Whoever carries it out (the
+//! reaper thread, or a thread that waits for a buffer) takes it, opens the next one, and says when it is over. One at a
+//! time, so that numbers are over in their order; what is retired meanwhile goes into the open one.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use mm::table::{PageTable, Stale};
+
+use super::{Domain, PlatformTables};
+use crate::{
+    Platform,
+    backend::Backend,
+    dma::{DmaError, Unflushed, space::Owed},
+    options::Flush,
+    platform::{LockClass, Work},
+    sync::IrqLock,
+};
+
+/// Retired mappings that one flush waits for at most, before it is due.
+pub(crate) const MAX_RETIRED: u32 = 256;
+
+/// How long the first of them waits at most, before it is due, in nanoseconds.
+pub(crate) const MAX_DELAY_NS: u64 = 5_000_000;
+
+/// Flushes of retired mappings, by number.
+pub(super) struct OwedFlushes {
+    open: IrqLock<Open>,
+    /// Highest number that is over.
+    over: AtomicU64,
+}
+
+/// The flush that gathers what is retired now.
+struct Open {
+    number: u64,
+    stale: Option<Stale>,
+    retired: u32,
+    /// When the first was retired.
+    since_ns: u64,
+    /// Somebody carries out the one before.
+    in_progress: bool,
+    /// A unit or a device did not answer: what is owed now is never paid.
+    failed: Option<Unflushed>,
+}
+
+/// How a thread that wants a flush finds it.
+enum Found {
+    /// It is this thread's to carry out.
+    Mine(u64, Option<Stale>),
+    /// Somebody else is at it.
+    InProgress,
+    Failed(Unflushed),
+}
+
+impl OwedFlushes {
+    pub fn new() -> Self {
+        let open = Open { number: 1, stale: None, retired: 0, since_ns: 0, in_progress: false, failed: None };
+        Self { open: IrqLock::new(LockClass::Owed, open), over: AtomicU64::new(0) }
+    }
+
+    /// Whether `owed` is paid.
+    pub fn is_over(&self, owed: Owed) -> bool {
+        self.over.load(Ordering::Acquire) >= owed.0
+    }
+
+    fn failure<P: Platform>(&self, platform: &P) -> Option<Unflushed> {
+        self.open.lock(platform).failed
+    }
+
+    /// Takes the open flush.
+    fn take<P: Platform>(&self, platform: &P) -> Found {
+        let mut open = self.open.lock(platform);
+        if let Some(failed) = open.failed {
+            return Found::Failed(failed);
+        }
+        if open.in_progress {
+            return Found::InProgress;
+        }
+        (open.in_progress, open.retired) = (true, 0);
+        open.number += 1;
+        Found::Mine(open.number - 1, open.stale.take())
+    }
+
+    /// Says how the flush with `number` came out.
+    fn end<P: Platform>(&self, platform: &P, number: u64, result: Result<(), Unflushed>) {
+        let mut open = self.open.lock(platform);
+        open.in_progress = false;
+        match result {
+            Ok(()) => self.over.store(number, Ordering::Release),
+            Err(unflushed) => open.failed = Some(unflushed),
+        }
+    }
+}
+
+impl<B: Backend> Domain<B> {
+    /// Leaves `stale`, of one mapping, to the open flush, and sees to it that it will be carried out.
+    pub(super) fn owe(&self, stale: Stale) -> Result<Owed, DmaError> {
+        let platform = &**self.backend.platform();
+        // Tables that left the tree make whoever maps flush, until they are flushed themselves.
+        let holds_tables = stale.holds_tables();
+        let mut open = self.owed.open.lock(platform);
+        add(&self.table, &mut open.stale, stale);
+        open.retired += 1;
+        if open.retired == 1 {
+            open.since_ns = platform.now_ns();
+        }
+        let (owed, retired, since_ns) = (Owed(open.number), open.retired, open.since_ns);
+        drop(open);
+        let flush = self.reaper.flush();
+        if retired >= 2 * MAX_RETIRED {
+            // The thread whose work it is does not come to it.
+            self.pay(owed)?;
+        } else if holds_tables || retired == MAX_RETIRED {
+            self.reaper.set_due(0);
+            platform.wake(Work::Reap);
+        } else if retired == 1 {
+            let delay_ns = if flush == Flush::Strict { 0 } else { MAX_DELAY_NS };
+            self.reaper.set_due(since_ns.saturating_add(delay_ns));
+            platform.wake(Work::Reap);
+        }
+        Ok(owed)
+    }
+
+    /// Waits until `owed` is paid. A flush has a deadline, so this has one.
+    pub(super) fn pay(&self, owed: Owed) -> Result<(), Unflushed> {
+        let platform = &**self.backend.platform();
+        while !self.owed.is_over(owed) {
+            match self.owed.take(platform) {
+                Found::Mine(number, stale) => {
+                    let result = stale.map_or(Ok(()), |stale| self.flush(stale));
+                    self.owed.end(platform, number, result);
+                }
+                Found::InProgress => platform.relax(),
+                Found::Failed(failed) => return Err(failed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `owed` is paid; an error if it never will be.
+    pub(super) fn is_paid(&self, owed: Owed) -> Result<bool, Unflushed> {
+        if self.owed.is_over(owed) {
+            return Ok(true);
+        }
+        match self.owed.failure(&**self.backend.platform()) {
+            // It may have been paid just before another was not.
+            Some(failed) if !self.owed.is_over(owed) => Err(failed),
+            failed => Ok(failed.is_some()),
+        }
+    }
+
+    /// Carries out the open flush if it is due at `now_ns`; tells the reaper when it will be, otherwise.
+    pub fn pay_what_is_due(&self, now_ns: u64) {
+        let open = self.owed.open.lock(&**self.backend.platform());
+        let Some(stale) = &open.stale else { return };
+        let delay_ns = if self.reaper.flush() == Flush::Strict { 0 } else { MAX_DELAY_NS };
+        let due_ns = open.since_ns.saturating_add(delay_ns);
+        let is_due = due_ns <= now_ns || open.retired >= MAX_RETIRED || stale.holds_tables();
+        let owed = Owed(open.number);
+        drop(open);
+        if !is_due {
+            self.reaper.set_due(due_ns);
+        } else if let Err(unflushed) = self.pay(owed) {
+            log::error!(
+                "domain {}: retired mappings stay pinned: {}",
+                self.number,
+                DmaError::from(unflushed)
+            );
+        }
+    }
+}
+
+/// Merges `stale` into `all`.
+fn add<F, P>(table: &PageTable<F, PlatformTables<P>>, all: &mut Option<Stale>, stale: Stale)
+where
+    F: mm::table::Format,
+    P: Platform,
+{
+    match all {
+        // Both are of this table, so they merge.
+        Some(all) => drop(table.merge(all, stale)),
+        None => *all = Some(stale),
+    }
+}
+
+impl<B: Backend> Domain<B> {
+    /// Merges `stale` into `all`: one flush for both.
+    pub(super) fn gather(&self, all: &mut Option<Stale>, stale: Stale) {
+        add(&self.table, all, stale);
+    }
+}

@@ -1,0 +1,155 @@
+//! What the DMA API asks of a domain.
+
+use core::sync::atomic::Ordering;
+
+use mm::{PAGE_BYTES, table::Stale};
+
+use super::{Domain, Standing};
+use crate::{
+    Iova, Platform,
+    backend::Backend,
+    dma::{
+        Access, DmaError,
+        reaper::Abandoned,
+        segment::{Ends, List, Segment},
+        space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
+    },
+};
+
+impl<B: Backend> Domain<B> {
+    /// Whether anything may come back: when the domain was revoked its devices may not be quiet.
+    #[inline]
+    fn admit_return(&self) -> Result<(), DmaError> {
+        debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
+        if self.is(Standing::Revoked) { Err(DmaError::Revoked) } else { Ok(()) }
+    }
+
+    /// Clears the leaves of a range.
+    #[inline]
+    fn clear(&self, iova: Iova, bytes: u64) -> Result<Stale, DmaError> {
+        // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush.
+        let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes) };
+        let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
+        if stale.changed_bytes() == bytes { Ok(stale) } else { Err(self.half_mapped(iova, stale)) }
+    }
+
+    /// Less was mapped than the mapping says. What was is gone, and its memory stays pinned.
+    #[cold]
+    fn half_mapped(&self, iova: Iova, stale: Stale) -> DmaError {
+        match self.flush(stale) {
+            Ok(()) => DmaError::NotMapped { iova },
+            Err(unflushed) => unflushed.into(),
+        }
+    }
+
+    /// Gives back what a segment that no unit can translate any more has taken, but for its buffer and its reaper's slot.
+    #[inline]
+    fn give_back(&self, segment: &Segment, access: Access) {
+        if segment.ends != Ends::NONE {
+            self.settle(segment, access);
+        }
+        let (iova, bytes) = segment.pages();
+        self.give_back_addresses(iova, bytes);
+    }
+
+    #[inline]
+    fn give_back_addresses(&self, iova: Iova, bytes: u64) {
+        let pages = bytes / PAGE_BYTES;
+        self.free(iova, pages);
+        self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);
+    }
+}
+
+impl<B: Backend> Space for Domain<B> {
+    fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
+        if !request.is_whole_pages() {
+            return self.map_ragged(request);
+        }
+        let memory = physical(&**self.backend.platform(), request.first, request.bytes)?;
+        self.admit()?;
+        self.reaper.reserve()?;
+        self.allocate(request.placement, memory.bytes)
+            .map_err(NotMapped::from)
+            .and_then(|iova| self.map_at(iova, &[memory], memory.bytes, request.access))
+            .map(|iova| Placed { iova, ends: Ends::NONE })
+            .inspect_err(|_| self.reaper.release())
+    }
+
+    fn unmap(&self, segment: &Segment, access: Access) -> Result<(), DmaError> {
+        self.admit_return()?;
+        let (iova, bytes) = segment.pages();
+        let stale = self.clear(iova, bytes)?;
+        self.flush(stale)?;
+        self.give_back(segment, access);
+        self.reaper.release();
+        Ok(())
+    }
+
+    fn unmap_all(&self, batch: &dyn Batch, access: Access) -> Result<(), DmaError> {
+        self.admit_return()?;
+        let (mut all, mut result) = (None, Ok(()));
+        for index in 0..batch.len() {
+            let (iova, bytes) = batch.segment(index).pages();
+            match self.clear(iova, bytes) {
+                Ok(stale) => self.gather(&mut all, stale),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        all.map_or(Ok(()), |stale| self.flush(stale))?;
+        result?;
+        for index in 0..batch.len() {
+            self.give_back(batch.segment(index), access);
+            self.reaper.release();
+        }
+        Ok(())
+    }
+
+    fn retire(&self, segment: &Segment) -> Result<Owed, DmaError> {
+        self.admit_return()?;
+        let (iova, bytes) = segment.pages();
+        self.owe(self.clear(iova, bytes)?)
+    }
+
+    fn redeem(&self, segment: &Segment, access: Access, owed: Owed, waits: bool) -> Result<bool, DmaError> {
+        self.admit_return()?;
+        // Once the devices are quiet nothing translates through the domain, and the flush is nothing to wait for.
+        if waits || self.is(Standing::Quiet) {
+            self.pay(owed)?;
+        } else if !self.is_paid(owed)? {
+            return Ok(false);
+        }
+        self.give_back(segment, access);
+        self.reaper.release();
+        Ok(true)
+    }
+
+    fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped> {
+        self.admit()?;
+        self.reaper.reserve()?;
+        self.place_list(list, access, placement).inspect_err(|_| self.reaper.release())
+    }
+
+    fn unmap_list(&self, list: &List, access: Access) -> Result<(), DmaError> {
+        self.admit_return()?;
+        let (iova, bytes) = list.pages();
+        let stale = self.clear(iova, bytes)?;
+        self.flush(stale)?;
+        for segment in list.segments.iter().filter(|segment| segment.ends != Ends::NONE) {
+            self.settle(segment, access);
+        }
+        self.give_back_addresses(iova, bytes);
+        self.reaper.release();
+        Ok(())
+    }
+
+    fn copy_ends(&self, segment: &Segment, way: Way) {
+        if segment.ends != Ends::NONE {
+            // SAFETY: the caller holds the mapping, and its ends are never what the device reaches.
+            unsafe { self.bounce.copy(segment, way) };
+        }
+    }
+
+    fn abandon(&self, abandoned: Abandoned) {
+        self.reaper.abandon(abandoned);
+    }
+}
