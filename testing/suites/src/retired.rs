@@ -7,10 +7,10 @@ use iommu::{FromDevice, dma::ScatterList};
 
 use crate::{
     edu::BYTES,
+    faults::Expected,
     machine::{Machine, lacks},
     mapping::await_live_mappings,
     pattern,
-    reports::Expected,
 };
 
 /// More than one deferred flush gathers.
