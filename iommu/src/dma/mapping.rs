@@ -65,7 +65,6 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
 
     /// Gives the device's access up without waiting: the buffer comes by [`Retired::poll`] or [`Retired::wait`], once no
     /// unit can translate its address any more. See [`options::Flush`](crate::options::Flush) for when that is.
-    #[must_use]
     pub fn retire(self) -> Retired<B, D> {
         Retired::new(self.into_live())
     }
