@@ -276,9 +276,8 @@ fn segments_keep_to_the_limits_of_the_device() {
             let first = segment.iova.as_u64();
             assert!(next.is_none_or(|next| next == first) && segment.bytes > 0);
             assert!(segment.bytes <= limits.max_bytes, "{limits:?}");
-            if limits.boundary > 0 {
-                assert_eq!(first / limits.boundary, (first + segment.bytes - 1) / limits.boundary);
-            }
+            let last = first + segment.bytes - 1;
+            assert_eq!(first.checked_div(limits.boundary), last.checked_div(limits.boundary));
             (next, total) = (Some(first + segment.bytes), total + segment.bytes);
         }
         assert_eq!(total, 9 * PAGE as u64);
