@@ -62,6 +62,8 @@ pub struct State {
     pub io: Behaviour,
     /// It ends commands that it is asked to abort.
     pub aborts: bool,
+    /// It says that it has, whether it has or not.
+    pub claims_to_abort: bool,
     pub capabilities: u64,
     /// It does not become ready.
     pub lame: bool,
@@ -133,6 +135,7 @@ pub fn bench() -> (Bench, Arc<Nvme>) {
         behaviour: Behaviour::Honest,
         io: Behaviour::Honest,
         aborts: false,
+        claims_to_abort: false,
         capabilities: CAPABILITIES,
         lame: false,
         restless: false,
@@ -258,7 +261,7 @@ impl Nvme {
             }
             0x08 => {
                 let kept = state.queues[usize::from(low)].kept.take_if(|kept| state.aborts && *kept == high);
-                let Some(id) = kept else { return (0, 1) };
+                let Some(id) = kept else { return (0, (!state.claims_to_abort).into()) };
                 self.finish(state, low.into(), id, Behaviour::Honest, (7, 0));
             }
             opcode => panic!("admin command {opcode:#x}"),

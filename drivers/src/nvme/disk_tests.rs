@@ -267,6 +267,18 @@ fn an_overdue_request_is_aborted_and_the_others_go_on() {
 }
 
 #[test]
+fn a_controller_that_only_says_it_has_aborted_is_reset() {
+    let (bench, device, disk) = open();
+    device.set(|state| (state.io, state.claims_to_abort) = (Behaviour::Silent, true));
+    let late = submit_reads(&bench, &disk, 1);
+    device.set(|state| state.io = Behaviour::Honest);
+    let done = &collect_late(&bench, &late, 1)[0];
+    assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::TimedOut), true));
+    assert_works(&bench, &disk);
+    assert_eq!(disk.resets(), 1);
+}
+
+#[test]
 fn a_request_that_cannot_be_aborted_costs_a_reset() {
     let (bench, device, disk) = open();
     let live = bench.iommu.live_mappings();
