@@ -13,7 +13,7 @@ const SHOWN_BYTES: usize = 64;
 pub fn run(machine: &Machine) {
     let Ok(disk) = machine.disk() else { return };
     let info = disk.info();
-    let mib = (info.blocks * u64::from(info.block_bytes)) >> 20;
+    let mib = info.blocks.saturating_mul(info.block_bytes.into()) >> 20;
     println!(
         "disk {}: {} blocks of {} bytes ({mib} MiB)",
         disk.dma().function(),

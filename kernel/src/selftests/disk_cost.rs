@@ -69,7 +69,7 @@ impl Load {
     fn submit(&mut self) -> Result<(), Failure> {
         let info = self.disk.info();
         let blocks = (self.work.bytes / info.block_bytes as usize) as u32;
-        let places = info.blocks / u64::from(blocks);
+        let places = (info.blocks / u64::from(blocks)).max(1);
         self.next = if self.work.random { xorshift(self.next) } else { self.next.wrapping_add(1) };
         let first = self.next % places * u64::from(blocks);
         let buffer = self.spare.pop().ok_or_else(|| Failure::new("no buffer is free"))?;

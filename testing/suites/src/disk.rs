@@ -159,6 +159,17 @@ test! {
 }
 
 test! {
+    /// The disk has a queue for each CPU: QEMU's have as many.
+    lacks = lacks::disk,
+    fn has_a_queue_for_each_cpu(context) {
+        let machine = Machine::of(context)?;
+        let disk = machine.disk()?;
+        check_eq!(disk.queues(), machine.host.cpus());
+        check!(disk.depth() >= 64 * disk.queues(), "only {} requests at a time", disk.depth());
+    }
+}
+
+test! {
     /// A request shorter than its buffer leaves the rest of it alone.
     lacks = lacks::disk,
     fn a_short_read_fills_its_part_only(context) {
