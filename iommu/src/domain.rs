@@ -36,6 +36,9 @@ use crate::{
     platform::Work,
 };
 
+#[cfg(all(test, loom))]
+mod interleavings;
+
 /// Table pages of the host kernel, as the engine takes them.
 pub(crate) struct PlatformTables<P>(pub Arc<P>);
 

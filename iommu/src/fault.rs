@@ -116,8 +116,8 @@ pub(crate) struct BoundedRing<T, const N: usize> {
 }
 
 /// Entries of the ring that faults of all units go through: one lap of the largest set of fault records that a unit can
-/// have.
-pub(crate) const FAULT_RING_ENTRIES: usize = 256;
+/// have. A thread of `loom` has a small stack.
+pub(crate) const FAULT_RING_ENTRIES: usize = if cfg!(loom) { 4 } else { 256 };
 
 struct RingState<T, const N: usize> {
     entries: [Option<T>; N],
@@ -167,5 +167,7 @@ impl<T: Copy, const N: usize> BoundedRing<T, N> {
     }
 }
 
+#[cfg(all(test, loom))]
+mod interleavings;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,8 @@
 //! its functions translate through one domain, because the hardware cannot tell them apart.
 
 mod error;
+#[cfg(all(test, loom))]
+mod interleavings;
 mod retire;
 mod revoke;
 

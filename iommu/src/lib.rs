@@ -51,6 +51,12 @@
 //! there are is a snapshot (`protection/layout.rs`) that is replaced as a whole: a group that a change does not concern is
 //! the same in the next one, and one that somebody has cannot change.
 //!
+//! # Memory
+//!
+//! After bring-up memory is asked for so that it can be refused, and map and unmap take none from the heap. The exception
+//! are the `Arc`s that a claim, a pool and a change of the hierarchy make (stable Rust has no `Arc::try_new`): a few blocks
+//! of fixed size each time, at the bidding of the host or a driver, never of a device.
+//!
 //! # Locks
 //!
 //! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what the

@@ -1,4 +1,4 @@
-//! The one lock of this crate.
+//! The one lock of this crate, and the atomics by which its CPUs agree. `testing/interleavings` compiles both for `loom`.
 
 use core::ops::{Deref, DerefMut};
 
@@ -8,6 +8,14 @@ use self::modelled::{SpinMutex, SpinMutexGuard};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use crate::{Platform, platform::LockClass};
+
+/// The atomics of what CPUs do together without a lock.
+pub(crate) mod atomic {
+    #[cfg(not(loom))]
+    pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+    #[cfg(loom)]
+    pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+}
 
 /// A spin lock that is only ever held with interrupts off on its CPU, so that a handler never waits for the code it
 /// interrupted. [`LockClass`] has the order in which locks nest; debug builds tell the platform of each.
@@ -170,6 +178,16 @@ mod modelled {
             self.inner().try_lock().ok()
         }
     }
+}
+
+/// Tries every order in which the threads of `run` can meet, with up to `preemptions` of them stopped in mid-course: all
+/// orders are too many for an ordinary run.
+#[cfg(all(test, loom))]
+pub(crate) fn explore(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 100_000;
+    builder.check(run);
 }
 
 #[cfg(all(test, not(loom)))]

@@ -61,13 +61,15 @@ fn lints(workspace: &Workspace) -> Vec<Command> {
     format.args(["--all", "--check"]);
     let mut host = workspace.cargo("clippy");
     host.args(["--all-targets", "--", "--deny", "warnings"]);
+    let mut interleavings = workspace.cargo("clippy");
+    interleavings.args(["--package", "interleavings", "--tests", "--", "--deny", "warnings"]);
     // For kernels that bring their own frame allocator.
     let mut engine = workspace.cargo("clippy");
     engine.args(["--package", "mm", "--no-default-features", "--", "--deny", "warnings"]);
     // The kernel is no default member: it builds for the bare target only, with the libraries under it.
     let mut kernel = workspace.cargo_on_kernel("clippy");
     kernel.args(["--", "--deny", "warnings"]);
-    vec![format, host, engine, kernel]
+    vec![format, host, interleavings, engine, kernel]
 }
 
 fn run_miri(workspace: &Workspace, consent: Consent) -> Result<bool> {

@@ -2,6 +2,10 @@
 //!
 //! A drop may happen anywhere, so it neither waits nor allocates: it moves the mapping into a list whose room was
 //! reserved when the mapping was made, and a thread of the host flushes and frees it.
+//!
+//! One thread does it for all domains. Dropping is the exception (a driver that fails or ends; others unmap), the list is
+//! never longer than there are live mappings, and what waits in it keeps nobody from mapping elsewhere. A unit that does not
+//! answer costs the thread one deadline, and then fails at once: it holds the others' mappings up no longer than that.
 
 use alloc::{collections::VecDeque, sync::Arc};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -11,6 +11,9 @@
 //!   does not concern it must not be given up for that ([`ticket`]).
 //! - A descriptor that the unit refuses, and a device that does not answer, stop the queue. Whoever notices first,
 //!   a waiter or the fault handler, sets it going again and tells those concerned ([`recovery`]).
+//! - No completion raises an interrupt (IF is never set): who unmaps cannot go on without the result, and has nothing
+//!   else to do on that CPU for the few descriptors that a batch is. A waiter looks at its own slot, for at most a
+//!   deadline; who has something else to do holds a [`Ticket`] meanwhile.
 //! - A unit that misses a deadline is stuck for good: slots in flight are never used again, and every later request
 //!   fails at once.
 
@@ -24,8 +27,6 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod ticket;
-
-use core::sync::atomic::{Ordering, fence};
 
 use mm::PAGE_BYTES;
 
@@ -45,7 +46,16 @@ use super::{
     spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
     unit::Hardware,
 };
-use crate::{Platform, dma::Stuck, fault::BoundedRing, platform::LockClass, sync::IrqLock};
+use crate::{
+    Platform,
+    dma::Stuck,
+    fault::BoundedRing,
+    platform::LockClass,
+    sync::{
+        IrqLock,
+        atomic::{Ordering, fence},
+    },
+};
 
 /// log2 of the number of pages of a queue: 256 entries of 128 bits. A batch takes a handful, and hardware seldom lags.
 const QUEUE_ORDER: u8 = 0;

@@ -10,3 +10,21 @@ mod registers;
 pub(crate) use memory::FakeMemory;
 pub(crate) use platform::FakePlatform;
 pub(crate) use registers::{Executed, FakeUnit, Manner};
+
+/// All units of `platform`'s machine, which has one, up and translating; interrupts are not remapped.
+#[cfg(loom)]
+pub(crate) fn units_up(platform: &std::sync::Arc<FakePlatform>) -> std::sync::Arc<super::Vtd<FakePlatform>> {
+    use super::{InterruptControllers, Vtd};
+    use crate::{
+        Options,
+        dmar::{Dmar, builder::TableBytes},
+    };
+
+    let table = TableBytes::new().drhd(0xfed9_0000, 0, true, &[]).finish();
+    let dmar = Dmar::parse(&table).unwrap();
+    let controllers = InterruptControllers { io_apics: &[], x2apic: false };
+    let options = Options { interrupt_remapping: false, ..Options::default() };
+    let vtd = Vtd::bring_up(platform.clone(), &dmar, &controllers, options).unwrap();
+    vtd.enable_translation().unwrap();
+    std::sync::Arc::new(vtd)
+}

@@ -1,13 +1,9 @@
 //! Which of a fixed number of things are free: a stack without a lock, for interrupt handlers too.
 
-#[cfg(not(loom))]
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use alloc::vec::Vec;
 
 use super::super::DmaError;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The bottom of the stack.
 const NONE: u32 = u32::MAX;
@@ -120,7 +116,7 @@ mod tests {
     }
 }
 
-/// `RUSTFLAGS="--cfg loom" cargo test -p iommu --lib free_list`.
+/// `cargo test -p interleavings interleavings`.
 #[cfg(all(test, loom))]
 mod interleavings {
     use std::{sync::Arc, vec::Vec};

@@ -1,5 +1,5 @@
 //! Every order in which two CPUs can take the locks, with a bounded number of preemptions:
-//! `RUSTFLAGS="--cfg loom" cargo test -p iommu --lib interleavings`.
+//! `cargo test -p interleavings interleavings`.
 
 use std::{
     sync::{
@@ -13,7 +13,7 @@ use super::{
     super::{IovaSpace, holes::Run},
     host::{Host, become_cpu},
 };
-use crate::Iova;
+use crate::{Iova, sync::explore};
 
 /// Pages 1 and 2 of a space that has no others.
 const LAST: u64 = 3 * 4096 - 1;
@@ -51,13 +51,6 @@ impl Model {
     }
 }
 
-/// Explores `run` with up to four preemptions: all orders are too many for an ordinary run.
-fn explore(run: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(4);
-    builder.check(run);
-}
-
 /// Runs `work` as CPUs 0 and 1 at once.
 fn on_two_cpus(model: &Arc<Model>, work: fn(&Model)) {
     let other = {
@@ -74,7 +67,7 @@ fn on_two_cpus(model: &Arc<Model>, work: fn(&Model)) {
 
 #[test]
 fn a_page_that_another_cpu_keeps_is_found() {
-    explore(|| {
+    explore(4, || {
         let model = Model::new();
         // One page for each: whoever comes second finds its own in the other's magazine, or free again.
         on_two_cpus(&model, |model| {
@@ -89,7 +82,7 @@ fn a_page_that_another_cpu_keeps_is_found() {
 
 #[test]
 fn two_cpus_that_exhaust_the_space_share_it() {
-    explore(|| {
+    explore(4, || {
         let model = Model::new();
         on_two_cpus(&model, |model| {
             let pages: Vec<Iova> = (0..2).map_while(|_| model.allocate()).collect();

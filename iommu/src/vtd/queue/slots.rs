@@ -11,22 +11,22 @@
 //! to the slots' memory, so that it cannot undo a completion.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-
 use mm::{
     PAGE_BYTES, PhysAddr,
-    table::{TABLE_ENTRIES, TableMemory},
+    table::{TABLE_ENTRIES, Table, TableMemory},
 };
 
 use crate::{
     Platform,
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     vtd::spec::{Completion, Wait},
 };
 
-/// One page of slots, a 64-bit word each, of which the unit writes the low half.
-const SLOTS: usize = TABLE_ENTRIES;
-const SLOT_BYTES: u64 = PAGE_BYTES / SLOTS as u64;
-const WORDS: usize = SLOTS / 64;
+/// One page of slots, a 64-bit word each, of which the unit writes the low half. Under `loom` so few that they are soon
+/// used again.
+const SLOTS: usize = if cfg!(loom) { 4 } else { TABLE_ENTRIES };
+const SLOT_BYTES: u64 = PAGE_BYTES / TABLE_ENTRIES as u64;
+const WORDS: usize = SLOTS.div_ceil(64);
 
 /// The slot that is written for order's sake and never read.
 const SCRAP: u16 = 0;
@@ -94,7 +94,8 @@ impl Slots {
         let mut slots = Vec::new();
         slots.try_reserve_exact(SLOTS).ok()?;
         slots.resize_with(SLOTS, Slot::new);
-        let free = [const { AtomicU64::new(u64::MAX) }; WORDS];
+        let free = core::array::from_fn(|_| AtomicU64::new(u64::MAX >> (64 - SLOTS.min(64))));
+        let free: [AtomicU64; WORDS] = free;
         free[usize::from(SCRAP) / 64].fetch_and(!(1 << (SCRAP % 64)), Ordering::Relaxed);
         let slots = Self { page, slots, free, over_below: AtomicU64::new(0) };
         if !coherent {
@@ -255,14 +256,14 @@ impl Slots {
         written as u32 == self.slots[index].value.load(Ordering::Relaxed)
     }
 
-    fn with_memory<P: Platform, T>(&self, platform: &P, access: impl FnOnce(&[AtomicU64]) -> T) -> T {
+    fn with_memory<P: Platform, T>(&self, platform: &P, access: impl FnOnce(&Table) -> T) -> T {
         // SAFETY: the page is the one that `allocate_contiguous` returned for these slots, which is never freed.
         access(unsafe { platform.tables().table(self.page) })
     }
 }
 
 impl Slot {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             value: AtomicU32::new(0),
             end: AtomicU64::new(0),

@@ -1,6 +1,8 @@
 //! The queue against a unit that obeys, refuses, dawdles or dies.
 
 mod errors;
+#[cfg(loom)]
+mod interleavings;
 mod order;
 mod pressure;
 

@@ -14,6 +14,8 @@ use mm::{
     table::{TABLE_ENTRIES, Table, TableMemory},
 };
 
+use crate::sync::atomic::AtomicU64 as StepCount;
+
 /// Where the memory starts: beyond 32 bits, so that a truncated address shows.
 const FIRST: u64 = 0x12_3456_0000;
 const PAGES: usize = 600;
@@ -24,6 +26,7 @@ pub struct FakeMemory {
     limit: AtomicUsize,
     /// What was written back: physical address and length of each run.
     written_back: Mutex<Vec<(u64, usize)>>,
+    steps: StepCount,
 }
 
 impl FakeMemory {
@@ -31,7 +34,13 @@ impl FakeMemory {
         // SAFETY: an atomic of zero bytes is 0.
         let words = unsafe { Box::new_zeroed_slice(PAGES * TABLE_ENTRIES).assume_init() };
         let (next, limit) = (AtomicUsize::new(0), AtomicUsize::new(PAGES));
-        Self { words, next, limit, written_back: Mutex::new(Vec::new()) }
+        Self { words, next, limit, written_back: Mutex::new(Vec::new()), steps: StepCount::new(0) }
+    }
+
+    /// A moment that another CPU, or the unit, may come first in: `loom` tries it before each access to tables and
+    /// registers, which are not its own atomics.
+    pub fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn allocate_run(&self, pages: usize) -> Option<PhysAddr> {
@@ -85,6 +94,7 @@ unsafe impl TableMemory for FakeMemory {
     unsafe fn free(&self, _page: PhysAddr) {}
 
     unsafe fn table(&self, page: PhysAddr) -> &Table {
+        self.step();
         let offset = page.as_u64().checked_sub(FIRST).expect("not a page of this memory") as usize / 8;
         self.words[offset..offset + TABLE_ENTRIES].try_into().unwrap()
     }

@@ -21,9 +21,16 @@ const TICK_NS: u64 = 100;
 /// What one round of waiting costs, so that deadlines of minutes are met soon.
 const RELAX_NS: u64 = 1_000_000;
 
-std::thread_local! {
-    static GUARDS: Cell<usize> = const { Cell::new(0) };
-    static HELD: HeldLocks = const { HeldLocks::new() };
+#[cfg(loom)]
+use loom::{thread::yield_now, thread_local};
+#[cfg(not(loom))]
+use std::{thread::yield_now, thread_local};
+
+thread_local! {
+    #[allow(clippy::missing_const_for_thread_local, reason = "loom's macro takes no constant")]
+    static GUARDS: Cell<usize> = Cell::new(0);
+    #[allow(clippy::missing_const_for_thread_local, reason = "as above")]
+    static HELD: HeldLocks = HeldLocks::new();
 }
 
 /// Interrupts are off on the thread that made it, unless the platform is a careless one.
@@ -33,7 +40,7 @@ pub struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        GUARDS.set(GUARDS.get() - self.depth);
+        GUARDS.with(|guards| guards.set(guards.get() - self.depth));
     }
 }
 
@@ -42,6 +49,8 @@ pub struct FakePlatform {
     pub unit: Arc<FakeUnit>,
     pub clock_ns: AtomicU64,
     pub relax_ns: AtomicU64,
+    /// Descriptors that a lazy unit carries out each time somebody waits.
+    pub pace: AtomicUsize,
     pub wakes: AtomicUsize,
     pub cpu: AtomicUsize,
     pub mapped: Mutex<Vec<(u64, usize)>>,
@@ -62,6 +71,7 @@ impl FakePlatform {
             memory,
             clock_ns: AtomicU64::new(1_000_000),
             relax_ns: AtomicU64::new(RELAX_NS),
+            pace: AtomicUsize::new(0),
             wakes: AtomicUsize::new(0),
             cpu: AtomicUsize::new(0),
             mapped: Mutex::new(Vec::new()),
@@ -82,6 +92,7 @@ impl FakePlatform {
 
 pub struct FakeRegisters {
     unit: Arc<FakeUnit>,
+    memory: Arc<FakeMemory>,
     bytes: usize,
 }
 
@@ -92,21 +103,25 @@ impl Registers for FakeRegisters {
 
     fn read32(&self, offset: usize) -> u32 {
         assert!(offset + 4 <= self.bytes, "read at {offset:#x} beyond the mapping");
+        self.memory.step();
         self.unit.read32(offset)
     }
 
     fn write32(&self, offset: usize, value: u32) {
         assert!(offset + 4 <= self.bytes, "write at {offset:#x} beyond the mapping");
+        self.memory.step();
         self.unit.write32(offset, value);
     }
 
     fn read64(&self, offset: usize) -> u64 {
         assert!(offset + 8 <= self.bytes, "read at {offset:#x} beyond the mapping");
+        self.memory.step();
         self.unit.read64(offset)
     }
 
     fn write64(&self, offset: usize, value: u64) {
         assert!(offset + 8 <= self.bytes, "write at {offset:#x} beyond the mapping");
+        self.memory.step();
         self.unit.write64(offset, value);
     }
 }
@@ -127,7 +142,7 @@ unsafe impl Platform for FakePlatform {
 
     fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<FakeRegisters> {
         self.mapped.lock().unwrap().push((base.as_u64(), bytes));
-        Some(FakeRegisters { unit: self.unit.clone(), bytes })
+        Some(FakeRegisters { unit: self.unit.clone(), memory: self.memory.clone(), bytes })
     }
 
     fn now_ns(&self) -> u64 {
@@ -140,12 +155,13 @@ unsafe impl Platform for FakePlatform {
 
     fn interrupt_guard(&self) -> Guard {
         let depth = usize::from(self.masks_interrupts);
-        GUARDS.set(GUARDS.get() + depth);
+        GUARDS.with(|guards| guards.set(guards.get() + depth));
         Guard { depth }
     }
 
     fn lock_taken(&self, class: LockClass) {
-        let taken = HELD.with(|held| held.take(class as u8, GUARDS.get() == 0));
+        let interrupts_on = GUARDS.with(Cell::get) == 0;
+        let taken = HELD.with(|held| held.take(class as u8, interrupts_on));
         taken.unwrap_or_else(|error| panic!("{class:?}: {error}"));
     }
 
@@ -160,7 +176,8 @@ unsafe impl Platform for FakePlatform {
     fn relax(&self) {
         let now = self.clock_ns.fetch_add(self.relax_ns.load(Ordering::Relaxed), Ordering::SeqCst);
         self.unit.time_passes(now);
-        std::thread::yield_now();
+        self.unit.run(self.pace.load(Ordering::Relaxed));
+        yield_now();
     }
 
     fn allocate_vector(&self, _event: Event) -> Option<MsiMessage> {

@@ -161,6 +161,12 @@ impl FakeUnit {
         core::mem::take(&mut self.state.lock().unwrap().log)
     }
 
+    /// What the unit did since then, which stays in its log.
+    #[cfg(loom)]
+    pub fn log(&self) -> Vec<Executed> {
+        self.state.lock().unwrap().log.clone()
+    }
+
     /// The descriptors among that.
     pub fn take_descriptors(&self) -> Vec<Descriptor> {
         let descriptor = |event| match event {

@@ -1,0 +1,129 @@
+//! A source that comes to a domain, or leaves it, while a mapping goes: in every order.
+
+use core::ptr::NonNull;
+use std::{
+    sync::{Arc, Mutex},
+    vec::Vec,
+};
+
+use loom::thread;
+
+use super::*;
+use crate::{
+    dma::RawBuffer,
+    sync::explore,
+    vtd::{
+        Vtd,
+        spec::Descriptor,
+        testing::{Executed, FakePlatform, units_up},
+    },
+};
+
+const CAP: u64 = 0x00d2_008c_222f_0606;
+const ECAP: u64 = 0x00f0_0f4a;
+/// Where the unit keeps the address of its root table.
+const ROOT_TABLE: usize = 0x20;
+
+/// The one page that is mapped.
+const PAGE: u64 = 0x8000_0000;
+const SOURCE: SourceId = SourceId { segment: 0, requester: 0x0108 };
+
+struct Model {
+    platform: Arc<FakePlatform>,
+    domain: Domain<Vtd<FakePlatform>>,
+    /// When the unit cached the translation of the page: the length of its log, and the domain id.
+    cached: Mutex<Vec<(usize, u16)>>,
+}
+
+impl Model {
+    /// A domain with one page in it, and nobody who translates through it.
+    fn new() -> Arc<Self> {
+        let platform = Arc::new(FakePlatform::new(CAP, ECAP));
+        let vtd = units_up(&platform);
+        let reaper = Arc::new(Reaper::new(platform.clone()));
+        // As for a mapping by a driver: reserved memory, which stands for one here, has none.
+        reaper.reserve().unwrap();
+        let page = PhysRange::new(PhysAddr::new(PAGE), PAGE_BYTES);
+        let domain = Domain::new(1, vtd, reaper, UnitSet::default().with(0), &[page]).unwrap();
+        Arc::new(Self { platform, domain, cached: Mutex::new(Vec::new()) })
+    }
+
+    /// The device reads the page: if the tables lead there, the unit caches the translation.
+    fn device_reads(&self) {
+        self.platform.memory.step();
+        let at = self.platform.unit.log().len();
+        self.cached.lock().unwrap().extend(self.walk().map(|domain| (at, domain)));
+    }
+
+    /// The domain id under which the tables lead the device to the page at this moment.
+    fn walk(&self) -> Option<u16> {
+        let word = |address| self.platform.memory.word(address).load(Ordering::SeqCst);
+        let entry = |table, index, words| word((table & 0xf_ffff_ffff_f000) + index * words * 8);
+        let SourceId { requester, .. } = SOURCE;
+        let (bus, devfn) = (u64::from(requester >> 8), u64::from(requester & 0xff));
+        let root_entry = entry(self.platform.unit.peek64(ROOT_TABLE), bus, 2);
+        let present = |entry: u64| (entry & 1 != 0).then_some(entry);
+        let context = (present(root_entry)? & !0xfff) + devfn * 16;
+        let (low, high) = (present(word(context))?, word(context + 8));
+        let levels = (high & 7) + 2;
+        let leaf = (0..levels).rev().try_fold(low, |table, level| {
+            let next = entry(table, PAGE >> (12 + 9 * level) & 511, 1);
+            (next & 3 != 0).then_some(next)
+        });
+        leaf.map(|_| (high >> 8) as u16)
+    }
+
+    /// Whether the unit can still translate the page, by what it has cached or by the tables.
+    fn is_reachable(&self) -> bool {
+        let log = self.platform.unit.log();
+        let is_flush = |event: &Executed, id: u16| match event {
+            Executed::Descriptor(Descriptor::Iotlb { domain, .. }) => domain.as_u16() == id,
+            _ => false,
+        };
+        let cached = self.cached.lock().unwrap();
+        let stale = cached.iter().any(|&(at, id)| !log[at..].iter().any(|event| is_flush(event, id)));
+        stale || self.walk().is_some()
+    }
+
+    fn unmap(&self) {
+        // Nobody looks at the memory of a buffer of whole pages.
+        let buffer = RawBuffer { first: NonNull::dangling(), bytes: PAGE_BYTES as usize, cookie: 0 };
+        let segment = Segment { iova: Iova::new(PAGE), buffer, ends: Ends::NONE };
+        self.domain.unmap(&segment, Access { read: true, write: true }).unwrap();
+        assert!(!self.is_reachable(), "the page is unmapped and can be reached");
+    }
+
+    /// Runs `work` beside an unmap, and a device that reads when it likes.
+    fn run_beside_an_unmap(self: Arc<Self>, work: impl FnOnce(&Self) + 'static) {
+        let worker = {
+            let model = self.clone();
+            thread::spawn(move || work(&model))
+        };
+        let device = {
+            let model = self.clone();
+            thread::spawn(move || model.device_reads())
+        };
+        self.unmap();
+        [worker, device].into_iter().for_each(|thread| thread.join().unwrap());
+        self.device_reads();
+        assert!(!self.is_reachable(), "the page is unmapped and can be reached again");
+    }
+}
+
+#[test]
+fn an_unmap_misses_no_source_that_attaches() {
+    explore(3, || {
+        Model::new().run_beside_an_unmap(|model| model.domain.attach(0, SOURCE, None).unwrap());
+    });
+}
+
+#[test]
+fn an_unmap_misses_no_source_that_leaves() {
+    explore(2, || {
+        let model = Model::new();
+        model.domain.attach(0, SOURCE, None).unwrap();
+        model.device_reads();
+        assert!(model.is_reachable());
+        model.run_beside_an_unmap(|model| model.domain.block(0, SOURCE).unwrap());
+    });
+}
