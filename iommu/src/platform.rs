@@ -5,7 +5,7 @@
 
 use core::ptr::NonNull;
 
-use mm::{PhysAddr, table::TableMemory};
+use mm::{PhysAddr, PhysRange, table::TableMemory};
 
 use crate::PciAddress;
 
@@ -83,6 +83,10 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// Physical address of the `bytes` bytes at `first`, or `None` if they are not contiguous in physical memory, or
     /// not memory that may be shared with a device (stack, kernel image).
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr>;
+
+    /// Whether the kernel has any of `range` as memory of its own: in use, or to be handed out. Firmware may say that a
+    /// device needs such memory (RMRR); it does not get it.
+    fn is_own_memory(&self, range: PhysRange) -> bool;
 }
 
 /// What a lock of this crate protects, in the order in which locks nest: who holds one takes later ones only, and then

@@ -71,7 +71,8 @@ impl<P: Platform> Protection<P> {
     ) -> Result<Self, StartError> {
         let dmar = Dmar::parse(table)?;
         log_warnings(&dmar);
-        let topology = Topology::build(machine.functions, Some(&dmar))?;
+        let mut topology = Topology::build(machine.functions, Some(&dmar))?;
+        topology.refuse_reserved(|region| platform.is_own_memory(region))?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
             log::warn!("{problem}");
         }

@@ -119,6 +119,23 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Takes reserved regions of which `is_refused` away from their functions: each is a [`Problem`].
+    ///
+    /// # Errors
+    /// Not enough memory for the problems.
+    pub fn refuse_reserved(&mut self, is_refused: impl Fn(PhysRange) -> bool) -> Result<(), TopologyError> {
+        let Coverage { regions, reserved, .. } = &mut self.coverage;
+        for &(index, region) in &*reserved {
+            let (function, region) =
+                (self.hierarchy.functions()[index as usize].address, regions[region as usize]);
+            if is_refused(region) {
+                push(&mut self.problems, Problem::ReservedMemoryInUse { function, region })?;
+            }
+        }
+        reserved.retain(|&(_, region)| !is_refused(regions[region as usize]));
+        Ok(())
+    }
+
     /// All functions, sorted by address.
     #[must_use]
     pub fn functions(&self) -> &[Function] {

@@ -116,7 +116,8 @@ impl<P: Platform> Protection<P> {
     fn next_layout(&self, before: &Layout<P>, functions: &[Function]) -> Result<Layout<P>, TopologyError> {
         // It could be read when everything started.
         let dmar = Dmar::parse(&self.shared.dmar).ok();
-        let topology = Topology::build(functions, dmar.as_ref())?;
+        let mut topology = Topology::build(functions, dmar.as_ref())?;
+        topology.refuse_reserved(|region| self.shared.platform.is_own_memory(region))?;
         let known = before.topology.problems();
         for problem in
             topology.problems().iter().filter(|problem| !known.contains(problem)).take(MAX_LOGGED_WARNINGS)

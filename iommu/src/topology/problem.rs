@@ -4,6 +4,8 @@ use core::fmt;
 
 use alloc::collections::TryReserveError;
 
+use mm::PhysRange;
+
 use crate::{PciAddress, SourceId};
 
 /// Why a topology cannot be built.
@@ -101,6 +103,13 @@ pub enum Problem {
         /// The unit of another.
         second: Option<usize>,
     },
+    /// A function is to have memory that the kernel has as its own: it does not get it.
+    ReservedMemoryInUse {
+        /// The function.
+        function: PciAddress,
+        /// The region, as whole pages.
+        region: PhysRange,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -134,6 +143,12 @@ impl fmt::Display for Problem {
                     }
                 }
                 f.write_str(")")
+            }
+            Self::ReservedMemoryInUse { function, region: PhysRange { start, bytes } } => {
+                write!(
+                    f,
+                    "{function}: {bytes:#x} bytes at {start}, reserved for it, are the kernel's: refused"
+                )
             }
         }
     }

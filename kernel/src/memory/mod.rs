@@ -157,6 +157,15 @@ pub fn physical(first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
     RAM.get()?.contains(range).then_some(start)
 }
 
+/// Whether any of `range` is the kernel's: its image, RAM that it uses or hands out, or the page that CPUs start at.
+pub fn is_own(range: PhysRange) -> bool {
+    let starts_cpus = start_page().is_some_and(|page| {
+        range.start.as_u64() < page.as_u64() + PAGE_BYTES
+            && page.as_u64() < range.start.as_u64() + range.bytes
+    });
+    starts_cpus || range_overlaps_image(range) || RAM.get().is_some_and(|ram| ram.overlaps(range))
+}
+
 fn checked_range(base: PhysAddr, bytes: usize) -> Option<PhysRange> {
     base.checked_add(bytes as u64)?;
     (bytes > 0).then_some(PhysRange::new(base, bytes as u64))

@@ -12,7 +12,7 @@ use iommu::{
     Iommu, PciAddress, Platform,
     platform::{Event, LockClass, MsiMessage, Work},
 };
-use mm::PhysAddr;
+use mm::{PhysAddr, PhysRange};
 use spin::Once;
 
 use crate::{
@@ -166,5 +166,9 @@ unsafe impl Platform for Kernel {
 
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
         memory::physical(first, bytes)
+    }
+
+    fn is_own_memory(&self, range: PhysRange) -> bool {
+        memory::is_own(range)
     }
 }

@@ -7,7 +7,7 @@ use alloc::{
 use core::{alloc::Layout, ptr::NonNull};
 
 use harness::{Failure, check, check_eq, failure, test};
-use mm::{PAGE_BYTES, PhysAddr, table::x86::X86Access};
+use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::x86::X86Access};
 
 use crate::{
     arch::{PageFault, probe},
@@ -209,5 +209,28 @@ test! {
         ranges.keep_largest(1);
         check_eq!(ranges.as_slice().len(), 1);
         check!(ranges.bytes() >= 0x1_0000, "a smaller one was kept");
+    }
+}
+
+test! {
+    /// Firmware cannot reserve the kernel's memory for a device: what is the kernel's own, up to its edges, is known.
+    fn what_is_the_kernels_own_is_known(_context) {
+        let page_at = |address: u64| PhysRange::new(PhysAddr::new(address & !(PAGE_BYTES - 1)), PAGE_BYTES);
+        let on_heap: Vec<u8> = alloc::vec![1; PAGE_BYTES as usize];
+        let address = memory::physical(NonNull::from(&on_heap[0]), on_heap.len());
+        let address = address.ok_or(failure!("the heap is no RAM"))?.as_u64();
+        let image = layout::image_physical();
+        let (image_start, image_end) = (image.start.as_u64(), image.start.as_u64() + image.bytes);
+        let cpu_start = memory::start_page().ok_or(failure!("no page to start CPUs at"))?.as_u64();
+        for own in [address, image_start, image_end - 1, cpu_start] {
+            check!(memory::is_own(page_at(own)), "{own:#x}");
+            let around = PhysRange::new(PhysAddr::new(page_at(own).start.as_u64() - PAGE_BYTES), 3 * PAGE_BYTES);
+            check!(memory::is_own(around), "around {own:#x}");
+        }
+        const REGISTERS: u64 = 0xfed9_0000;
+        const FIRST_PAGE: u64 = 0;
+        for other in [REGISTERS, FIRST_PAGE] {
+            check!(!memory::is_own(page_at(other)), "{other:#x}");
+        }
     }
 }

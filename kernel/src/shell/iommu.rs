@@ -98,7 +98,7 @@ fn print_functions(shell: &Shell<'_>, group: &str, functions: &[PciAddress]) {
 
 fn groups(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
-    println!("{:52}  function      device", "group  standing                      faults  reserved");
+    println!("{:52}  function      device", "group  standing                     faults  reserved");
     shell.machine.iommu.visit(&mut Groups { shell });
     Ok(())
 }
@@ -112,7 +112,7 @@ impl Visitor for Groups<'_> {
         let reserved_kib = group.reserved.iter().map(|range| range.bytes).sum::<u64>() >> 10;
         let reserved = if reserved_kib == 0 { "-".into() } else { format!("{reserved_kib} KiB") };
         let (standing, faults) = (words_of(group.standing), group.faults);
-        let row = format!("{:5}  {standing:24}  {faults:>10}  {reserved:>8}", group.group);
+        let row = format!("{:5}  {standing:24}  {faults:>9}  {reserved:>8}", group.group);
         print_functions(self.shell, &row, group.functions);
     }
 }

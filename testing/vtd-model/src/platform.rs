@@ -7,7 +7,7 @@ use iommu::{
     platform::{Event, LockClass, MsiMessage, Registers, Work},
 };
 use mm::{
-    PhysAddr,
+    PhysAddr, PhysRange,
     lock_order::HeldLocks,
     table::{Table, TableMemory},
 };
@@ -184,6 +184,10 @@ unsafe impl Platform for ModelPlatform {
 
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
         self.machine.memory.physical(first, bytes).map(PhysAddr::new)
+    }
+
+    fn is_own_memory(&self, range: PhysRange) -> bool {
+        self.machine.config().memory.is_kernels(range)
     }
 }
 

@@ -251,4 +251,8 @@ unsafe impl Platform for Host {
     fn physical(&self, _first: NonNull<u8>, _bytes: usize) -> Option<PhysAddr> {
         None
     }
+
+    fn is_own_memory(&self, _range: mm::PhysRange) -> bool {
+        false
+    }
 }

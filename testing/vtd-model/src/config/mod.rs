@@ -3,6 +3,7 @@
 mod generate;
 
 use iommu::PciAddress;
+use mm::PhysRange;
 
 use crate::memory::MemoryMap;
 
@@ -327,6 +328,13 @@ impl FunctionConfig {
 }
 
 impl MemoryMap {
+    /// Whether any of `range` is a table page, or memory that buffers are cut from.
+    pub fn is_kernels(&self, range: PhysRange) -> bool {
+        let (start, end) = (range.start.as_u64(), range.start.as_u64() + range.bytes);
+        let own = [(self.tables, self.table_pages * 4096), (self.buffers, self.buffer_bytes)];
+        own.iter().any(|&(first, bytes)| start < first + bytes as u64 && first < end)
+    }
+
     /// A small map below 2^36.
     #[must_use]
     pub fn small() -> Self {
