@@ -114,9 +114,9 @@ pub enum Link {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Checksum {
     /// First byte that is summed.
-    pub start: u16,
+    pub start: u8,
     /// Where the sum goes, from `start`.
-    pub offset: u16,
+    pub offset: u8,
 }
 
 impl Checksum {

@@ -28,6 +28,12 @@ pub struct Options<'a> {
     pub stress_s: u64,
     /// How much is written to and read from the disk at random, in MiB.
     pub bulk_mib: u64,
+    /// The port on which the host serves files to the network tests.
+    pub net_port: Option<u16>,
+    /// How much they fetch by each interface, in MiB.
+    pub fetch_mib: u64,
+    /// How many visitors the host sends to each interface.
+    pub visitors: u64,
     /// The disk has no medium behind it: nothing is stored, and what it does costs no more than the way there.
     pub hollow_disk: bool,
 }
@@ -61,6 +67,12 @@ pub enum Misbehaviour {
 /// What the disk of `xtask` has room for.
 const BULK_MIB_MAX: u64 = 64;
 
+/// The longest file of `xtask`.
+const FETCH_MIB_MAX: u64 = 256;
+
+/// As many as come within the deadline of the test that counts them.
+const VISITORS_MAX: u64 = 10_000;
+
 /// The stress test's deadline leaves so much.
 const STRESS_S_MAX: u64 = 240;
 
@@ -77,6 +89,9 @@ impl Default for Options<'_> {
             power_cut: None,
             stress_s: 5,
             bulk_mib: 4,
+            net_port: None,
+            fetch_mib: 2,
+            visitors: 0,
             hollow_disk: false,
         }
     }
@@ -120,6 +135,9 @@ impl<'a> Options<'a> {
             "disk" if value == "hollow" => self.hollow_disk = true,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "bulk" => self.bulk_mib = value.parse().ok().filter(|mib| (1..=BULK_MIB_MAX).contains(mib))?,
+            "net-port" => self.net_port = Some(value.parse().ok().filter(|&port| port != 0)?),
+            "fetch" => self.fetch_mib = value.parse().ok().filter(|mib| (1..=FETCH_MIB_MAX).contains(mib))?,
+            "visitors" => self.visitors = value.parse().ok().filter(|&visitors| visitors <= VISITORS_MAX)?,
             "selftest" => self.selftest = Some(misbehaviour(value)?),
             "power-cut" => self.power_cut = Some(flushing(value)?),
             _ => return None,

@@ -3,16 +3,27 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{any::Any, fmt};
 
+use ::net::Interface;
 use drivers::{
     block::{self, BlockDevice},
     host::Host,
+    net,
     pci::{BusRange, Function, enumerate},
     quiet::is_quiet,
 };
 use iommu::{Iommu, Platform, StartError, platform::Work};
 use suites::{Memory, Parts};
 
-use crate::{acpi, arch::apic, cmdline::Options, console, memory, platform::Kernel, threads::SpawnError};
+use crate::{
+    acpi,
+    arch::{apic, random},
+    cmdline::Options,
+    console,
+    memory,
+    platform::Kernel,
+    status_page,
+    threads::SpawnError,
+};
 
 /// Why there are no devices.
 #[derive(Debug)]
@@ -50,6 +61,7 @@ pub fn start(
     let functions = find_functions(&*host, tables)?;
     let iommu = start_iommu(kernel, tables, &functions, options)?;
     let disks = open_disks(&host, &iommu, &functions)?;
+    let interfaces = open_interfaces(&host, &iommu, &functions)?;
     Ok(Parts {
         host,
         iommu,
@@ -57,10 +69,14 @@ pub fn start(
         records_interrupt_faults: words.interrupt_faults,
         functions,
         disks,
+        interfaces,
         memory: Arc::new(Frames),
         lines_logged: console::lines,
         stress_s: words.stress_s,
         bulk_mib: words.bulk_mib,
+        net_port: words.net_port,
+        fetch_mib: words.fetch_mib,
+        visitors: words.visitors,
         hollow_disk: words.hollow_disk,
     })
 }
@@ -141,6 +157,32 @@ fn open_disk(
         Err(error) => log::warn!("{address}: {error}"),
     }
     None
+}
+
+/// Every network interface that can be used, in the order of their addresses.
+fn open_interfaces(
+    host: &Arc<dyn Host>,
+    iommu: &Iommu,
+    functions: &[Function],
+) -> Result<Vec<Arc<Interface>>, DevicesError> {
+    let mut interfaces = Vec::new();
+    for function in functions.iter().filter(|function| net::is_candidate(function)) {
+        interfaces.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
+        let opened = open_interface(host, iommu, function);
+        interfaces.extend(opened.inspect_err(|error| log::warn!("{}: {error}", function.address)).ok());
+    }
+    Ok(interfaces)
+}
+
+fn open_interface(
+    host: &Arc<dyn Host>,
+    iommu: &Iommu,
+    function: &Function,
+) -> Result<Arc<Interface>, Box<dyn core::error::Error>> {
+    let device = net::open(host, iommu.claim(function.address)?, function)?;
+    let shown = iommu.clone();
+    let pages = Box::new(move |path: &str| status_page::page(&shown, path));
+    Ok(Arc::new(Interface::start(host, device, random::seed(), pages)?))
 }
 
 /// The kernel's memory, as tests see it.

@@ -18,6 +18,7 @@ mod platform;
 mod selftests;
 mod shell;
 mod smp;
+mod status_page;
 mod sync;
 mod testing;
 mod threads;

@@ -89,7 +89,8 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
         cmdline: &boot.cmdline,
         total: boot.time_limit.unwrap_or(TOTAL),
     };
-    let scenario = Scenario { name: "bench", tests: "none", silence_s: SILENCE_S, ..Scenario::DEFAULT };
+    let scenario =
+        Scenario { name: "bench", tests: "none", nics: &[], silence_s: SILENCE_S, ..Scenario::DEFAULT };
     let mut measurements = guest.measure(&scenario, Processor::Counting, pattern)?;
     for machine in disk_machines() {
         for (suite, processor) in
@@ -133,6 +134,7 @@ fn disk_machines() -> Vec<DiskMachine> {
                 tests: "none",
                 drive,
                 hollow: true,
+                nics: &[],
                 cmdline,
                 silence_s: SILENCE_S,
                 ..Scenario::DEFAULT

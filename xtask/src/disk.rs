@@ -143,7 +143,7 @@ pub fn digest_of_image(image: &Path, lba: u64, sectors: u64) -> Result<String> {
     read().with_context(|| format!("cannot read {sectors} sectors from {lba} of {}", image.display()))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use crate::disk;
-use crate::scenario::{DiskPlace, Drive, Scenario};
+use crate::scenario::{DiskPlace, Drive, Nic, Scenario};
 
 /// Processor and accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,15 @@ pub struct Machine<'a> {
     pub processor: Processor,
     pub console: Console,
     pub cmdline: &'a str,
+    /// A port of the host's for each network device: what comes there goes to the guest's web server.
+    pub ports: &'a [u16],
     pub files: Files<'a>,
 }
 
 /// The guest's power switch writes here: QEMU ends with `(value << 1) | 1`.
 const EXIT_PORT: &str = "0xf4";
+/// Where on the root bus the first network device is.
+const FIRST_NIC: u32 = 0x8;
 /// The control channel's port (see `control`).
 const CONTROL_PORT: &str = "0xe9";
 
@@ -66,6 +70,7 @@ impl Machine<'_> {
         }
         self.disk(&mut list);
         attackers(&mut list);
+        self.nics(&mut list);
         list.0.extend(self.scenario.qemu.iter().map(OsString::from));
         list.file("-kernel", "", self.files.kernel);
         list.option("-append", self.cmdline.to_string());
@@ -130,6 +135,21 @@ impl Machine<'_> {
             Drive::Nvme => format!("nvme,serial=disk,drive=disk,bus={bus}"),
         };
         list.option("-device", device);
+    }
+
+    fn nics(&self, list: &mut List) {
+        for ((number, nic), port) in (0..).zip(self.scenario.nics).zip(self.ports) {
+            list.option("-netdev", format!("user,id=net{number},hostfwd=tcp:127.0.0.1:{port}-:80"));
+            // As for the disk. Without `romfile=` firmware would have a network boot program for it.
+            let device = match nic {
+                Nic::Virtio => "virtio-net-pci,iommu_platform=on,disable-legacy=on",
+            };
+            let place = FIRST_NIC + number;
+            list.option(
+                "-device",
+                format!("{device},romfile=,netdev=net{number},bus=pcie.0,addr={place:#x}"),
+            );
+        }
     }
 
     /// What the disk stores its blocks in: the image, below a log of what reaches it if there is to be one, below two sectors
@@ -201,7 +221,7 @@ mod tests {
             console_log: Path::new("/console"),
             control: Path::new("/control"),
         };
-        let machine = Machine { scenario, processor, console, cmdline: "exit test=*", files };
+        let machine = Machine { scenario, processor, console, cmdline: "exit test=*", ports: &[4080], files };
         let words: Vec<String> =
             machine.arguments().into_iter().map(|word| word.into_string().unwrap()).collect();
         words.join(" ")
@@ -254,6 +274,13 @@ mod tests {
         let nvme = line(&scenario, Processor::Emulated, Console::Silent);
         assert!(nvme.contains("-device nvme,serial=disk,drive=disk,bus=pcie.0,addr=0x3 "));
         assert!(!nvme.contains("virtio-blk"));
+    }
+
+    #[test]
+    fn network_devices_are_behind_the_iommu_and_reachable_from_loopback_alone() {
+        let line = line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent);
+        assert!(line.contains("-netdev user,id=net0,hostfwd=tcp:127.0.0.1:4080-:80 -device virtio-net-pci,"));
+        assert!(line.contains("disable-legacy=on,romfile=,netdev=net0,bus=pcie.0,addr=0x8"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod judge;
 mod machine;
 mod matrix;
 mod mutants;
+mod network;
 mod options;
 mod plot;
 mod power_cut;

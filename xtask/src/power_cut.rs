@@ -35,7 +35,7 @@ pub fn play(stage: &Stage, scenario: &Scenario, folder: &Path) -> Result<Outcome
     let mut outcome = Outcome::default();
     for boot in 1..=CUTS {
         let (folder, cut) = (folder.join(format!("boot-{boot}")), random_moment());
-        let report = stage.run(scenario, None, &folder, Some(cut))?;
+        let report = stage.run(scenario, None, &folder, Some(cut))?.0;
         let verdict = match report.ending {
             Ending::Overrun(Overrun::Cut) => {
                 look(&report.record, &folder).map_err(|problem| format!("{problem:#}"))

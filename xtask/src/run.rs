@@ -13,6 +13,7 @@ use crate::boot::{self, Ending, Limits, Logs, Report, Verdict};
 use crate::disk;
 use crate::machine::{Console, Files, Machine};
 use crate::matrix::SCENARIOS;
+use crate::network::Network;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::qemu::Qemu;
 use crate::scenario::Scenario;
@@ -127,7 +128,11 @@ impl Options {
             control: &logs.control,
         };
         let interactive = std::io::stdin().is_terminal() && !self.exit;
-        let command = self.command(&qemu, scenario, files, interactive);
+        let network = Network::start(scenario)?;
+        for (number, port) in network.ports.iter().enumerate() {
+            eprintln!("the guest's web server, by its interface net{number}: http://127.0.0.1:{port}/");
+        }
+        let command = self.command(&qemu, scenario, files, interactive, &network);
         if self.gdb {
             eprintln!("waiting for a debugger: gdb {} -ex 'target remote :1234'", shown_path(&kernel));
         }
@@ -144,11 +149,22 @@ impl Options {
         Ok(report)
     }
 
-    fn command(&self, qemu: &Qemu, scenario: &Scenario, files: Files, interactive: bool) -> Command {
-        let cmdline = [&self.command_line(scenario, interactive), qemu.words()].join(" ");
-        let cmdline = cmdline.trim_end();
+    fn command(
+        &self,
+        qemu: &Qemu,
+        scenario: &Scenario,
+        files: Files,
+        interactive: bool,
+        network: &Network,
+    ) -> Command {
+        // Nobody comes by himself.
+        let network_words = network.words(&Scenario { visitors: 0, ..scenario.clone() });
+        let words = [&self.command_line(scenario, interactive), qemu.words(), &network_words];
+        let cmdline = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         let console = if interactive { Console::Terminal } else { Console::Output };
-        let machine = Machine { scenario, processor: self.boot.processor(), console, cmdline, files };
+        let ports = &network.ports;
+        let processor = self.boot.processor();
+        let machine = Machine { scenario, processor, console, cmdline: &cmdline, ports, files };
         let mut command = Command::new(&qemu.program);
         command.args(machine.arguments());
         if self.gdb {

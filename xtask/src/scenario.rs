@@ -23,6 +23,12 @@ pub struct Scenario {
     pub drive: Drive,
     /// There is no medium behind the disk: it reads as zeros and forgets what is written.
     pub hollow: bool,
+    /// The network devices.
+    pub nics: &'static [Nic],
+    /// How much the guest fetches by each of them, in MiB.
+    pub fetch_mib: u64,
+    /// How many visitors each of the guest's servers has.
+    pub visitors: usize,
     /// Further QEMU arguments.
     pub qemu: &'static [&'static str],
     /// Words of the kernel's command line besides those that every test boot has.
@@ -54,6 +60,12 @@ pub enum DiskPlace {
 pub enum Drive {
     VirtioBlk,
     Nvme,
+}
+
+/// A network device, on QEMU's user networking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nic {
+    Virtio,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +100,9 @@ impl Scenario {
         disk: DiskPlace::RootBus,
         drive: Drive::VirtioBlk,
         hollow: false,
+        nics: &[Nic::Virtio],
+        fetch_mib: 2,
+        visitors: 20,
         qemu: &[],
         cmdline: "",
         tests: "*",

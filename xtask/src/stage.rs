@@ -13,6 +13,7 @@ use crate::boot::{self, Cut, Limits, Logs, Report};
 use crate::control::{Record, Verdict};
 use crate::disk::{self, Claim};
 use crate::machine::{Console, Files, Machine, Processor};
+use crate::network::{self, Fetched, Network};
 use crate::power_cut;
 use crate::qemu::Qemu;
 use crate::scenario::{Expect, Scenario};
@@ -64,23 +65,23 @@ impl Stage<'_> {
         after: Option<&str>,
         folder: &Path,
     ) -> Result<(Report, Vec<(String, Verdict)>)> {
-        let report = self.run(scenario, after, folder, None)?;
+        let (report, mut checks) = self.run(scenario, after, folder, None)?;
         let disk = disk_within(folder);
-        let checks = compare_disk(&report.record, &disk);
+        checks.extend(compare_values(&report.record, &disk));
         if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
             fs::remove_file(&disk)?;
         }
         Ok((report, checks))
     }
 
-    /// Runs QEMU with a fresh disk, which stays. Of a boot whose power is cut there is a log of what reached the disk.
+    /// Runs QEMU with a fresh disk, which stays, and says what its visitors have seen. Of a boot whose power is cut there is a log of what reached the disk.
     pub fn run(
         &self,
         scenario: &Scenario,
         after: Option<&str>,
         folder: &Path,
         cut: Option<Cut>,
-    ) -> Result<Report> {
+    ) -> Result<(Report, Vec<(String, Verdict)>)> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let (disk, logs) = (disk_within(folder), Logs::within(folder));
         disk::create(&disk)?;
@@ -88,7 +89,8 @@ impl Stage<'_> {
         if cut.is_some() {
             File::create(&write_log).with_context(|| format!("cannot create {}", write_log.display()))?;
         }
-        let cmdline = self.command_line(scenario, after);
+        let network = Network::start(scenario)?;
+        let cmdline = [self.command_line(scenario, after), network.words(scenario)].join(" ");
         let kernel = self.kernels.get(&scenario.build).context("the kernel was not built for this")?;
         let files = Files {
             kernel,
@@ -101,15 +103,18 @@ impl Stage<'_> {
             scenario,
             processor: self.processor,
             console: Console::Silent,
-            cmdline: &cmdline,
+            cmdline: cmdline.trim_end(),
+            ports: &network.ports,
             files,
         };
         let command = self.command(machine.arguments(), folder)?;
         let silence = Duration::from_secs(scenario.silence_s);
         let limits = Limits { silence, total: self.total, interactive: false, cut };
-        let mut report = boot::watch(command, &logs, Some(limits))?;
+        let watched =
+            network.entertain(scenario, &logs.control, || boot::watch(command, &logs, Some(limits)));
+        let (mut report, checks) = (watched.0?, watched.1);
         report.last_lines = symbols::resolve(kernel, report.last_lines);
-        Ok(report)
+        Ok((report, checks))
     }
 
     fn command_line(&self, scenario: &Scenario, after: Option<&str>) -> String {
@@ -140,12 +145,21 @@ pub fn write_log_within(folder: &Path) -> PathBuf {
 }
 
 /// Compares every value that the guest reported with the host's side of it.
-fn compare_disk(record: &Record, image: &Path) -> Vec<(String, Verdict)> {
-    let check = |(key, words): &(String, Vec<String>)| match Claim::parse(key, words) {
-        Ok(claim) => (claim.to_string(), claim.verify(image).map_err(|problem| format!("{problem:#}"))),
+fn compare_values(record: &Record, image: &Path) -> Vec<(String, Verdict)> {
+    let compare = |key: &str, words: &[String]| -> Result<(String, Result<()>)> {
+        if key == "fetched" {
+            let fetched = Fetched::parse(words)?;
+            return Ok((fetched.to_string(), fetched.verify()));
+        }
+        let claim = Claim::parse(key, words)?;
+        Ok((claim.to_string(), claim.verify(image)))
+    };
+    let check = |(key, words): &(String, Vec<String>)| match compare(key, words) {
+        Ok((name, result)) => (name, result.map_err(|problem| format!("{problem:#}"))),
         Err(problem) => (format!("value {key}"), Err(format!("{problem:#}"))),
     };
-    record.values.iter().map(check).collect()
+    // That a guest serves pages is said to its visitors.
+    record.values.iter().filter(|(key, _)| key != network::SERVING).map(check).collect()
 }
 
 #[cfg(test)]
@@ -208,8 +222,8 @@ mod tests {
     #[test]
     fn a_guest_that_crashes_is_booted_again_with_the_next_test() {
         let script = "case $words in\n\
-             'exit test=* selftest=panic lacks=interrupt-faults log=warn') printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
-             'exit test=* test-after=b selftest=panic lacks=interrupt-faults log=warn') printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
+             'exit test=* selftest=panic lacks=interrupt-faults log=warn '*) printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
+             'exit test=* test-after=b selftest=panic lacks=interrupt-faults log=warn '*) printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
              esac; exit 1";
         let scenario =
             Scenario { cmdline: "selftest=panic", expect: Expect::TheseFail(&["b"]), ..Scenario::DEFAULT };

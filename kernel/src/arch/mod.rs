@@ -15,6 +15,7 @@ pub mod interrupts;
 pub mod io_apic;
 pub mod legacy_pic;
 pub mod probe;
+pub mod random;
 pub mod trampoline;
 mod traps;
 

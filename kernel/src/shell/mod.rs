@@ -8,6 +8,7 @@ mod devices;
 pub mod input;
 mod iommu;
 mod line;
+mod net;
 mod quarantine;
 mod tables;
 
@@ -48,6 +49,7 @@ pub struct Shell<'a> {
 static COMMANDS: &[&[Command]] = &[
     builtin::COMMANDS,
     devices::COMMANDS,
+    net::COMMANDS,
     iommu::COMMANDS,
     tables::COMMANDS,
     quarantine::COMMANDS,

@@ -13,6 +13,7 @@
 //! - `nvme`: the same from a device that does thousands of transfers a second;
 //! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
 //! - `disk`: a real disk, compared with what the host has in its image;
+//! - `network`: files fetched from the host, pages served to it, and neighbours that go for what a driver has mapped;
 //! - `power_cut`: a disk whose power goes while it is written.
 #![no_std]
 
@@ -27,6 +28,7 @@ mod interrupts;
 mod isolation;
 mod machine;
 mod mapping;
+mod network;
 mod nvme;
 mod pattern;
 pub mod power_cut;

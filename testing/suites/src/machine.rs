@@ -18,6 +18,7 @@ use drivers::{
 };
 use harness::{Context, Failure, failure};
 use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
+use net::Interface;
 
 use crate::reports;
 
@@ -44,6 +45,8 @@ pub struct Parts {
     pub functions: Vec<Function>,
     /// The disks that the kernel has opened.
     pub disks: Vec<Arc<dyn BlockDevice>>,
+    /// The network interfaces that the kernel has opened.
+    pub interfaces: Vec<Arc<Interface>>,
     /// The kernel's memory.
     pub memory: Arc<dyn Memory>,
     /// Says how many lines the kernel has logged so far.
@@ -52,6 +55,12 @@ pub struct Parts {
     pub stress_s: u64,
     /// How much the disk tests write and read at random, in MiB.
     pub bulk_mib: u64,
+    /// The port on which the host serves files.
+    pub net_port: Option<u16>,
+    /// How much the network tests fetch by each interface, in MiB.
+    pub fetch_mib: u64,
+    /// How many visitors the host sends to each interface.
+    pub visitors: u64,
     /// The disk has no medium behind it, so that its benchmarks measure the way there.
     pub hollow_disk: bool,
 }
@@ -274,6 +283,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Network interface number `number`, in the order of their addresses.
+    #[must_use]
+    pub fn interface(&self, number: usize) -> Option<Arc<Interface>> {
+        self.interfaces.get(number).cloned()
+    }
+
     /// The address of a page that was never mapped, and never aimed at.
     #[must_use]
     pub fn fresh_page(&self) -> Iova {
@@ -418,6 +433,34 @@ pub mod lacks {
     /// For tests that block a disk.
     pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
         unit(context).or_else(|| no_disk(context))
+    }
+
+    /// For tests that need a network.
+    pub fn net(context: &Context<'_>) -> Option<&'static str> {
+        dma(context).or_else(|| no_net(context))
+    }
+
+    /// For tests that fetch files from the host.
+    pub fn net_host(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        net(context).or_else(|| machine.net_port.is_none().then_some("a host that serves files"))
+    }
+
+    /// For tests that attack a network device by NVMe.
+    pub fn isolated_nvme_and_net_host(context: &Context<'_>) -> Option<&'static str> {
+        isolated_nvme(context).or_else(|| net_host(context))
+    }
+
+    /// For tests that serve pages to the host.
+    pub fn visitors(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        net(context).or_else(|| (machine.visitors == 0).then_some("visitors"))
+    }
+
+    fn no_net(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        let none = !machine.functions.iter().any(drivers::net::is_candidate);
+        none.then_some("a network device")
     }
 
     fn remapping(context: &Context<'_>) -> Option<&'static str> {

@@ -76,8 +76,8 @@ pub fn frame_header(checksum: Option<Checksum>) -> [u8; FRAME_HEADER_BYTES] {
     let mut header = [0; FRAME_HEADER_BYTES];
     if let Some(Checksum { start, offset }) = checksum {
         header[0] = NEEDS_CHECKSUM;
-        header[6..8].copy_from_slice(&start.to_le_bytes());
-        header[8..10].copy_from_slice(&offset.to_le_bytes());
+        header[6..8].copy_from_slice(&u16::from(start).to_le_bytes());
+        header[8..10].copy_from_slice(&u16::from(offset).to_le_bytes());
     }
     header
 }

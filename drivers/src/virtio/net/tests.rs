@@ -119,7 +119,7 @@ fn a_checksum_is_left_to_a_device_that_can() {
     assert_eq!(device.set(|state| state.sent.pop()).unwrap()[..12], [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
     let outside = Checksum { start: 60, offset: 0 };
     assert_eq!(net.transmit(&frame(1), Some(outside)), Err(TransmitError::BadChecksum));
-    let far = Checksum { start: u16::MAX, offset: u16::MAX };
+    let far = Checksum { start: u8::MAX, offset: u8::MAX };
     assert_eq!(net.transmit(&frame(1), Some(far)), Err(TransmitError::BadChecksum));
     let (bench, device) = bench();
     device.set(|state| state.offered &= !CHECKSUM);
