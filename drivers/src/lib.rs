@@ -12,6 +12,7 @@ extern crate std;
 pub mod block;
 #[cfg(test)]
 mod doubles;
+pub mod e1000e;
 pub mod edu;
 mod faults;
 pub mod host;

@@ -6,6 +6,7 @@ use core::fmt;
 use iommu::PciAddress;
 
 use crate::{
+    e1000e::{self, E1000eError},
     edu::{self, EduError},
     host::Host,
     pci::{Device, Function, ResetError, reset_bus, reset_by_power, reset_function},
@@ -21,6 +22,8 @@ pub enum NotQuiet {
     Edu(EduError),
     /// It is a virtio device, and was not reset.
     Virtio(TransportError),
+    /// It is an Intel 82574, and was not reset.
+    E1000e(E1000eError),
 }
 
 impl fmt::Display for NotQuiet {
@@ -29,6 +32,7 @@ impl fmt::Display for NotQuiet {
             Self::Reset(error) => error.fmt(f),
             Self::Edu(error) => error.fmt(f),
             Self::Virtio(error) => error.fmt(f),
+            Self::E1000e(error) => error.fmt(f),
         }
     }
 }
@@ -55,7 +59,7 @@ pub struct Target<'a> {
 /// Makes a function quiet, whoever used it: when this returns `Ok`, nothing that it had begun touches memory any more.
 ///
 /// By the first of these that works: a function-level reset, a reset by power management, a way of its own (a virtio
-/// device's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A bridge begins nothing itself.
+/// device's or a network controller's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A bridge begins nothing itself.
 ///
 /// # Errors
 /// Why the first of them that it has did not work. It is left without bus mastering.
@@ -103,6 +107,7 @@ fn by_its_own(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Res
         id if id.vendor == virtio::VENDOR => {
             virtio::await_quiet(host, device.function()).map_err(NotQuiet::Virtio)
         }
+        id if id == e1000e::ID => e1000e::await_quiet(host, device.function()).map_err(NotQuiet::E1000e),
         _ => Err(ResetError::NoMethod.into()),
     }
 }

@@ -113,7 +113,6 @@ impl Interface {
     ///
     /// # Errors
     /// The interface cannot take the job.
-    #[expect(clippy::type_complexity, reason = "a result to come, of a fetch that may fail")]
     pub fn fetch<S: Sink>(
         &self,
         url: Url,

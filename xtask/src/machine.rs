@@ -143,6 +143,7 @@ impl Machine<'_> {
             // As for the disk. Without `romfile=` firmware would have a network boot program for it.
             let device = match nic {
                 Nic::Virtio => "virtio-net-pci,iommu_platform=on,disable-legacy=on",
+                Nic::E1000e => "e1000e",
             };
             let place = FIRST_NIC + number;
             list.option(
@@ -221,7 +222,8 @@ mod tests {
             console_log: Path::new("/console"),
             control: Path::new("/control"),
         };
-        let machine = Machine { scenario, processor, console, cmdline: "exit test=*", ports: &[4080], files };
+        let machine =
+            Machine { scenario, processor, console, cmdline: "exit test=*", ports: &[4080, 4081], files };
         let words: Vec<String> =
             machine.arguments().into_iter().map(|word| word.into_string().unwrap()).collect();
         words.join(" ")
@@ -281,6 +283,7 @@ mod tests {
         let line = line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent);
         assert!(line.contains("-netdev user,id=net0,hostfwd=tcp:127.0.0.1:4080-:80 -device virtio-net-pci,"));
         assert!(line.contains("disable-legacy=on,romfile=,netdev=net0,bus=pcie.0,addr=0x8"));
+        assert!(line.contains("hostfwd=tcp:127.0.0.1:4081-:80 -device e1000e,romfile=,netdev=net1"));
     }
 
     #[test]

@@ -203,6 +203,25 @@ pub const SCENARIOS: &[Scenario] = &[
         qemu: &SIXTEEN_EDUS,
         ..DEFAULT
     },
+    Scenario {
+        name: "network",
+        about: "64 MiB fetched by each network device, and 1,000 visitors of its web server",
+        tests: "network::*",
+        fetch_mib: 64,
+        visitors: 1000,
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "network-cpus-4",
+        about: "the same on four CPUs",
+        cpus: "4",
+        tests: "network::*",
+        fetch_mib: 64,
+        visitors: 1000,
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
     Scenario { name: "cpus-2", about: "two CPUs", cpus: "2", ..DEFAULT },
     Scenario { name: "cpus-4", about: "four CPUs", cpus: "4", ..DEFAULT },
     Scenario {

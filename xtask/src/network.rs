@@ -257,8 +257,9 @@ impl Visitors<'_> {
         };
         thread::scope(|scope| {
             let visitors: Vec<_> = (0..VISITORS_AT_ONCE).map(|_| scope.spawn(visit)).collect();
-            let joined = visitors.into_iter().map(|visitor| visitor.join());
-            joined.map(|result| result.map_err(|_| anyhow!("a visitor panicked"))?).collect()
+            visitors
+                .into_iter()
+                .try_for_each(|visitor| visitor.join().map_err(|_| anyhow!("a visitor panicked"))?)
         })
     }
 }

@@ -66,6 +66,7 @@ pub enum Drive {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nic {
     Virtio,
+    E1000e,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,7 @@ impl Scenario {
         disk: DiskPlace::RootBus,
         drive: Drive::VirtioBlk,
         hollow: false,
-        nics: &[Nic::Virtio],
+        nics: &[Nic::Virtio, Nic::E1000e],
         fetch_mib: 2,
         visitors: 20,
         qemu: &[],

@@ -4,6 +4,7 @@
 //! too early, or believes a device whose access was blocked, shows. Time is virtual: it stands still until a test
 //! moves it or a driver polls.
 
+pub mod e1000e;
 mod host;
 pub mod nvme;
 mod virtio;

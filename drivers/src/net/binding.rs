@@ -7,6 +7,7 @@ use iommu::DmaDevice;
 
 use super::NetDevice;
 use crate::{
+    e1000e::{self, E1000eError},
     host::Host,
     pci::Function,
     virtio::net::{self, VirtioNetError},
@@ -19,6 +20,8 @@ pub enum OpenError {
     NoDriver,
     /// It is a virtio network device.
     Virtio(VirtioNetError),
+    /// It is an Intel 82574.
+    E1000e(E1000eError),
 }
 
 impl fmt::Display for OpenError {
@@ -26,6 +29,7 @@ impl fmt::Display for OpenError {
         match self {
             Self::NoDriver => f.write_str("no driver for it"),
             Self::Virtio(error) => error.fmt(f),
+            Self::E1000e(error) => error.fmt(f),
         }
     }
 }
@@ -35,7 +39,7 @@ impl core::error::Error for OpenError {}
 /// Whether there is a driver for `function` as a network device.
 #[must_use]
 pub fn is_candidate(function: &Function) -> bool {
-    net::IDS.contains(&function.id)
+    net::IDS.contains(&function.id) || function.id == e1000e::ID
 }
 
 /// Takes `function`, whose DMA handle is `dma`, into use.
@@ -49,6 +53,8 @@ pub fn open(
 ) -> Result<Box<dyn NetDevice>, OpenError> {
     if net::IDS.contains(&function.id) {
         net::open(host, dma).map_err(OpenError::Virtio)
+    } else if function.id == e1000e::ID {
+        e1000e::open(host, dma).map_err(OpenError::E1000e)
     } else {
         Err(OpenError::NoDriver)
     }

@@ -1,0 +1,143 @@
+//! An interface against a network that answers with recorded packets.
+
+mod host;
+mod packets;
+
+use alloc::{boxed::Box, sync::Arc};
+use std::{string::ToString, vec::Vec};
+
+use drivers::host::Host;
+use smoltcp::wire::Ipv4Address;
+
+use self::{
+    host::TestHost,
+    packets::{Cable, CableEnd},
+};
+use crate::{
+    Address, Pending, ResolveError,
+    job::{Inbox, promise},
+    resolve::Resolve,
+    stack::Stack,
+};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// An interface, the other end of its cable, and its time.
+struct Bench {
+    host: Arc<dyn Host>,
+    stack: Stack,
+    inbox: Inbox,
+    other: CableEnd,
+    now_ns: u64,
+}
+
+impl Bench {
+    /// An interface that has its address.
+    fn configured() -> Self {
+        let host: Arc<dyn Host> = Arc::new(TestHost);
+        let (cable, other) = Cable::new();
+        let stack = Stack::new(Box::new(cable), 42, 0).unwrap();
+        let inbox = Inbox::new(&host).unwrap();
+        let mut bench = Self { host, stack, inbox, other, now_ns: 0 };
+        bench.run(2 * SECOND_NS);
+        let address = Address {
+            own: "10.0.2.15/24".parse().unwrap(),
+            router: Some(Ipv4Address::new(10, 0, 2, 2)),
+            name_server: Some(Ipv4Address::new(10, 0, 2, 3)),
+        };
+        assert_eq!(bench.stack.status().address, Some(address));
+        bench
+    }
+
+    /// Lets time pass, and the other end answer.
+    fn run(&mut self, ns: u64) {
+        let end_ns = self.now_ns + ns;
+        while self.now_ns < end_ns {
+            let due_ns = self.stack.turn(self.now_ns, &self.inbox);
+            if !self.other.answer() {
+                self.now_ns = due_ns.max(self.now_ns + 1000).min(end_ns);
+            }
+        }
+    }
+
+    fn resolve(&mut self, name: &str) -> Pending<Result<Ipv4Address, ResolveError>> {
+        let (promise, pending) = promise(&self.host);
+        let job = Resolve { name: name.to_string(), query: None, promise };
+        self.inbox.put(Box::new(job)).unwrap();
+        pending
+    }
+
+    fn result(&mut self, name: &str, within_ns: u64) -> Option<Result<Ipv4Address, ResolveError>> {
+        let pending = self.resolve(name);
+        self.run(within_ns);
+        pending.wait(0).ok()
+    }
+}
+
+#[test]
+fn an_address_comes_by_dhcp_and_a_name_by_dns() {
+    let mut bench = Bench::configured();
+    bench.other.name_server = Some(packets::answer_with_alias);
+    let address = bench.result("www.example.org", SECOND_NS);
+    assert_eq!(address, Some(Ok(Ipv4Address::new(192, 0, 2, 80))));
+}
+
+#[test]
+fn a_name_that_nobody_knows_is_an_error() {
+    let mut bench = Bench::configured();
+    bench.other.name_server = Some(packets::unknown);
+    assert_eq!(bench.result("example.org", SECOND_NS), Some(Err(ResolveError::Unknown)));
+    bench.other.name_server = Some(packets::answer_with_alias);
+    assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok(), "the next question is as good");
+}
+
+#[test]
+fn what_is_no_name_is_not_asked_for() {
+    let mut bench = Bench::configured();
+    let asked = bench.other.questions;
+    for name in ["", "a..b", &"x".repeat(64), &"x.".repeat(128)] {
+        assert_eq!(bench.result(name, SECOND_NS), Some(Err(ResolveError::BadName)), "{name:?}");
+    }
+    assert_eq!(bench.other.questions, asked);
+}
+
+#[test]
+fn a_name_server_that_says_nothing_or_nonsense_is_not_waited_for_for_ever() {
+    let mut bench = Bench::configured();
+    for server in [packets::silence, packets::cut_off, packets::loops, packets::of_another_question] {
+        bench.other.name_server = Some(server);
+        let result = bench.result("www.example.org", 20 * SECOND_NS);
+        assert!(matches!(result, Some(Err(ResolveError::TimedOut | ResolveError::Unknown))), "{result:?}");
+    }
+}
+
+#[test]
+fn every_stump_of_a_recorded_packet_is_survived() {
+    let mut bench = Bench::configured();
+    let recorded: Vec<Vec<u8>> = bench.other.delivered.clone();
+    assert!(recorded.len() >= 2);
+    for packet in recorded {
+        for bytes in 0..packet.len() {
+            bench.other.deliver(&packet[..bytes]);
+            // Also with its end missing and its length as promised.
+            let mut torn = packet.clone();
+            torn[bytes..].fill(0xff);
+            bench.other.deliver(&torn);
+            bench.run(1000);
+        }
+    }
+    bench.other.name_server = Some(packets::answer_with_alias);
+    // What it has learnt of its neighbours is forgotten.
+    bench.run(60 * SECOND_NS);
+    assert!(bench.result("www.example.org", 10 * SECOND_NS).unwrap().is_ok());
+}
+
+#[test]
+fn nobody_who_waits_is_no_reason_to_go_on() {
+    let mut bench = Bench::configured();
+    bench.other.name_server = Some(packets::silence);
+    drop(bench.resolve("www.example.org"));
+    bench.run(1000);
+    bench.other.name_server = Some(packets::answer_with_alias);
+    assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok(), "the query is free again");
+}
