@@ -112,24 +112,35 @@ fn a_name_server_that_says_nothing_or_nonsense_is_not_waited_for_for_ever() {
 }
 
 #[test]
-fn every_stump_of_a_recorded_packet_is_survived() {
+fn every_stump_of_a_recorded_packet_is_dropped() {
     let mut bench = Bench::configured();
-    let recorded: Vec<Vec<u8>> = bench.other.delivered.clone();
-    assert!(recorded.len() >= 2);
-    for packet in recorded {
+    for packet in bench.other.delivered.clone() {
         for bytes in 0..packet.len() {
             bench.other.deliver(&packet[..bytes]);
-            // Also with its end missing and its length as promised.
-            let mut torn = packet.clone();
-            torn[bytes..].fill(0xff);
-            bench.other.deliver(&torn);
             bench.run(1000);
         }
     }
     bench.other.name_server = Some(packets::answer_with_alias);
-    // What it has learnt of its neighbours is forgotten.
-    bench.run(60 * SECOND_NS);
     assert!(bench.result("www.example.org", 10 * SECOND_NS).unwrap().is_ok());
+}
+
+#[test]
+fn nonsense_from_anywhere_in_a_packet_on_is_survived() {
+    let mut bench = Bench::configured();
+    bench.other.name_server = Some(packets::answer_with_alias);
+    assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok());
+    for packet in bench.other.delivered.clone() {
+        for at in 0..packet.len() {
+            let mut torn = packet.clone();
+            torn[at..].fill(0xff);
+            bench.other.deliver(&torn);
+            // Somebody asks meanwhile. What a lease says can be anything, so that there may be nobody to answer.
+            let pending = bench.resolve("www.example.org");
+            bench.run(1000);
+            drop(pending);
+        }
+    }
+    bench.run(60 * SECOND_NS);
 }
 
 #[test]

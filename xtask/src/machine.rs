@@ -280,7 +280,8 @@ mod tests {
 
     #[test]
     fn network_devices_are_behind_the_iommu_and_reachable_from_loopback_alone() {
-        let line = line(&Scenario::DEFAULT, Processor::Emulated, Console::Silent);
+        let scenario = Scenario { nics: &[Nic::Virtio, Nic::E1000e], ..Scenario::DEFAULT };
+        let line = line(&scenario, Processor::Emulated, Console::Silent);
         assert!(line.contains("-netdev user,id=net0,hostfwd=tcp:127.0.0.1:4080-:80 -device virtio-net-pci,"));
         assert!(line.contains("disable-legacy=on,romfile=,netdev=net0,bus=pcie.0,addr=0x8"));
         assert!(line.contains("hostfwd=tcp:127.0.0.1:4081-:80 -device e1000e,romfile=,netdev=net1"));

@@ -1,7 +1,7 @@
 //! The machines that `cargo xtask test` boots. A new scenario is one more entry here.
 
 use crate::qemu::Version;
-use crate::scenario::{DiskPlace, Drive, Expect, Need, Scenario};
+use crate::scenario::{DiskPlace, Drive, Expect, Need, Nic, Scenario};
 use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
@@ -206,6 +206,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "network",
         about: "64 MiB fetched by each network device, and 1,000 visitors of its web server",
+        nics: &[Nic::Virtio, Nic::E1000e],
         tests: "network::*",
         fetch_mib: 64,
         visitors: 1000,
@@ -216,6 +217,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "network-cpus-4",
         about: "the same on four CPUs",
         cpus: "4",
+        nics: &[Nic::Virtio, Nic::E1000e],
         tests: "network::*",
         fetch_mib: 64,
         visitors: 1000,

@@ -101,7 +101,7 @@ impl Scenario {
         disk: DiskPlace::RootBus,
         drive: Drive::VirtioBlk,
         hollow: false,
-        nics: &[Nic::Virtio, Nic::E1000e],
+        nics: &[Nic::Virtio],
         fetch_mib: 2,
         visitors: 20,
         qemu: &[],
