@@ -24,6 +24,9 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// Writes the aligned dword at `offset` of `function`'s configuration space; lost where nothing is.
     fn config_write32(&self, function: PciAddress, offset: u16, value: u32);
 
+    /// Writes the aligned word at `offset` of `function`'s configuration space, and leaves the word beside it alone.
+    fn config_write16(&self, function: PciAddress, offset: u16, value: u16);
+
     /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are written
     /// as they read. No other change by this call comes in between: it is the same as
     /// [`Platform::change_config`](iommu::Platform::change_config).

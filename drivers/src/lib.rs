@@ -16,6 +16,7 @@ pub mod e1000e;
 pub mod edu;
 mod faults;
 pub mod host;
+pub mod hotplug;
 pub mod lock;
 pub mod mmio;
 pub mod net;

@@ -3,13 +3,13 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use iommu::PciAddress;
+use iommu::{DmaDevice, PciAddress};
 
 use crate::{
     e1000e::{self, E1000eError},
     edu::{self, EduError},
     host::Host,
-    pci::{Device, Function, ResetError, reset_bus, reset_by_power, reset_function},
+    pci::{Config, Device, Function, ResetError, reset_bus, reset_by_power, reset_function},
     virtio::{self, TransportError},
 };
 
@@ -91,6 +91,20 @@ pub fn is_quiet(
     let found = functions.iter().find(|found| found.address == function);
     let target = Target { function, bridge: found.and_then(|found| found.parent), group };
     quieten(host, target).inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
+}
+
+/// Whether `dma`'s function was taken from its driver, who asks: then it is quiet, and there is nothing left to ask it. A
+/// function that does not answer any more is about to be taken back by whoever serves its slot; that is waited for.
+pub fn is_taken_back(host: &dyn Host, dma: &DmaDevice) -> bool {
+    const DEADLINE_NS: u64 = 5_000_000_000;
+    let deadline_ns = host.now_ns().saturating_add(DEADLINE_NS);
+    while !dma.was_taken_back() {
+        if Config::new(host, dma.function()).is_present() || host.now_ns() >= deadline_ns {
+            return false;
+        }
+        host.relax();
+    }
+    true
 }
 
 fn by_function_level(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {

@@ -10,6 +10,8 @@ use suites::power_cut::Flushing;
 pub struct Options<'a> {
     /// Power off after the tests and the demonstration, instead of starting the shell.
     pub exit: bool,
+    /// The host plugs devices in and out when the control channel asks it to.
+    pub plugs: bool,
     /// Which tests to run.
     pub tests: Selection<'a>,
     /// Which benchmarks to run.
@@ -80,6 +82,7 @@ impl Default for Options<'_> {
     fn default() -> Self {
         Self {
             exit: false,
+            plugs: false,
             tests: Selection { glob: "*", from: None, after: None },
             bench: None,
             log: LevelFilter::Info,
@@ -122,7 +125,12 @@ impl<'a> Options<'a> {
     /// Takes one word; `None` if it means nothing.
     fn take(&mut self, word: &'a str) -> Option<()> {
         let Some((key, value)) = word.split_once('=') else {
-            return (word == "exit").then(|| self.exit = true);
+            match word {
+                "exit" => self.exit = true,
+                "plugs" => self.plugs = true,
+                _ => return None,
+            }
+            return Some(());
         };
         match key {
             "test" => self.tests.glob = value,

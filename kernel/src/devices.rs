@@ -7,16 +7,18 @@ use ::net::Interface;
 use drivers::{
     block::{self, BlockDevice},
     host::Host,
+    hotplug::Hotplug,
     net,
-    pci::{BusRange, Function, enumerate},
+    pci::{Apertures, BusRange, Function, enumerate},
     quiet::is_quiet,
 };
 use iommu::{Iommu, Platform, StartError, platform::Work};
-use suites::{Memory, Parts};
+use suites::{Memory, Parts, Plugged};
 
 use crate::{
     acpi,
     arch::{apic, random},
+    boot_info::Region,
     cmdline::Options,
     console, memory,
     platform::Kernel,
@@ -53,17 +55,24 @@ impl From<SpawnError> for DevicesError {
 pub fn start(
     kernel: &Arc<Kernel>,
     tables: &acpi::Tables,
+    memory_map: &[Region],
     options: iommu::Options,
     words: &Options<'_>,
 ) -> Result<Parts, DevicesError> {
     let host: Arc<dyn Host> = kernel.clone();
     let functions = find_functions(&*host, tables)?;
+    let apertures = find_apertures(&*host, tables, memory_map, &functions)?;
     let iommu = start_iommu(kernel, tables, &functions, options)?;
     let disks = open_disks(&host, &iommu, &functions)?;
     let interfaces = open_interfaces(&host, &iommu, &functions)?;
+    let plugged = Plugged::new(&host, &iommu);
+    let hotplug = Hotplug::start(&host, &iommu, functions.clone(), apertures, plugged.clone());
     Ok(Parts {
         host,
         iommu,
+        hotplug,
+        plugged,
+        plugs: words.plugs,
         options,
         records_interrupt_faults: words.interrupt_faults,
         functions,
@@ -92,6 +101,26 @@ fn find_functions(host: &dyn Host, tables: &acpi::Tables) -> Result<Vec<Function
     functions.iter_mut().for_each(|function| function.enable_isolation(host));
     log::info!("{} PCI functions", functions.len());
     Ok(functions)
+}
+
+/// Addresses below 4 GiB that neither memory, nor configuration space, nor a function has.
+fn find_apertures(
+    host: &dyn Host,
+    tables: &acpi::Tables,
+    memory_map: &[Region],
+    functions: &[Function],
+) -> Result<Apertures, DevicesError> {
+    const BUS_BYTES: u64 = 1 << 20;
+    const FOUR_GIB: u64 = 1 << 32;
+    let below = memory_map.iter().filter(|region| region.is_ram && region.end <= FOUR_GIB);
+    let memory_end = below.map(|region| region.end).max().unwrap_or(FOUR_GIB);
+    let mapped = memory_map.iter().map(|region| (region.start, region.end - 1));
+    let configuration = tables.segments.iter().map(|segment| {
+        let at = |bus: u64| segment.base.as_u64() + bus * BUS_BYTES;
+        (at(segment.first_bus.into()), at(u64::from(segment.last_bus) + 1) - 1)
+    });
+    Apertures::find(host, functions, memory_end, mapped.chain(configuration))
+        .map_err(|_| DevicesError::OutOfMemory)
 }
 
 fn start_iommu(

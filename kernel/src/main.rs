@@ -27,7 +27,7 @@ use alloc::{boxed::Box, string::String};
 use core::fmt::Display;
 
 use arch::{ExitCode, clock};
-use boot_info::BootInfo;
+use boot_info::{BootInfo, Region};
 use cmdline::Options;
 use mm::PhysAddr;
 use platform::Kernel;
@@ -44,8 +44,8 @@ extern "C" fn kernel_main(start_info: u32) -> ! {
     start_cpu();
     threads::init();
     let command_line = String::from(boot.command_line());
-    let rsdp = boot.rsdp;
-    let main = Box::new(move || main(&command_line, rsdp));
+    let (rsdp, memory_map) = (boot.rsdp, boot.regions().to_vec());
+    let main = Box::new(move || main(&command_line, rsdp, &memory_map));
     threads::spawn("main", main).unwrap_or_else(|error| fatal(&error));
     threads::idle()
 }
@@ -80,15 +80,15 @@ fn start_cpu() {
 }
 
 /// The first thread.
-fn main(command_line: &str, rsdp: Option<PhysAddr>) {
+fn main(command_line: &str, rsdp: Option<PhysAddr>, memory_map: &[Region]) {
     let options = read_options(command_line);
     let tables = read_tables(rsdp);
     smp::start_others(&tables.cpus);
     arch::io_apic::init(&tables.io_apics);
     let kernel = Kernel::new(&tables);
     let iommu_options = read_iommu_options(options.iommu);
-    let parts =
-        devices::start(&kernel, &tables, iommu_options, &options).unwrap_or_else(|error| fatal(&error));
+    let parts = devices::start(&kernel, &tables, memory_map, iommu_options, &options)
+        .unwrap_or_else(|error| fatal(&error));
     let machine = Machine::new(parts);
 
     run_tests(&options, &machine);

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::control::Record;
+use crate::hands::{Device, Hands};
 use crate::workspace::shown;
 
 /// How many lines of the console are kept to show where a guest stopped.
@@ -91,6 +92,8 @@ pub struct Limits {
     pub interactive: bool,
     /// When the power goes, if it does.
     pub cut: Option<Cut>,
+    /// What can be plugged in when the guest asks for it. QEMU's monitor is on its standard input and output then.
+    pub devices: &'static [Device],
 }
 
 /// A power cut: QEMU is killed, with no time to write anything.
@@ -140,6 +143,8 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
     command.stderr(File::create(qemu).with_context(|| format!("cannot create {}", qemu.display()))?);
     let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
     let mut guest = Guest(child);
+    let devices = limits.map_or(&[][..], |limits| limits.devices);
+    let hands = if devices.is_empty() { None } else { Hands::start(&mut guest.0, control.clone(), devices) };
     let mut progress = Progress::new();
     let ending = loop {
         if let Some(status) = guest.0.try_wait()? {
@@ -160,7 +165,13 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
     if let Ending::Qemu(_) = ending {
         last_lines.extend(tail(&content(qemu)));
     }
-    Ok(Report { ending, record: Record::read(&content(control)), last_lines })
+    let mut record = Record::read(&content(control));
+    match hands {
+        Some(hands) => record.complaints.extend(hands.finish()),
+        None if record.requests.is_empty() => {}
+        None => record.complaints.push(format!("nobody could do what was asked for: {:?}", record.requests)),
+    }
+    Ok(Report { ending, record, last_lines })
 }
 
 /// When the guest last gave a sign of life.

@@ -8,6 +8,7 @@ const PATIENT: Limits = Limits {
     total: Duration::from_secs(60),
     interactive: false,
     cut: None,
+    devices: &[],
 };
 
 /// Runs `script` as QEMU; `$console` and `$control` are its files.

@@ -8,6 +8,8 @@
 //! fail NAME REASON...               it did not
 //! skip NAME REASON...               it was not run: the machine lacks what it needs
 //! value KEY WORDS...                a result that the host compares (see `disk`)
+//! plug NAME                         the host shall plug the device of this name in (see `hands`)
+//! unplug NAME                       it shall ask for the device's removal
 //! bench NAME MIN MEDIAN MAX UNIT    a measurement
 //! done PASSED FAILED                the run is over, with the guest's own counts
 //! ```
@@ -25,7 +27,15 @@ pub enum Event {
     Skip { name: String, reason: String },
     Value { key: String, words: Vec<String> },
     Bench(Measurement),
+    Request(Request),
     Done { passed: usize, failed: usize },
+}
+
+/// What the guest asks the host to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Plug(String),
+    Unplug(String),
 }
 
 /// One benchmark's result, over all its repetitions.
@@ -68,6 +78,8 @@ impl std::str::FromStr for Event {
                 key: key.to_string(),
                 words: rest.iter().map(|w| w.to_string()).collect(),
             }),
+            ["plug", name] => Some(Event::Request(Request::Plug(name.to_string()))),
+            ["unplug", name] => Some(Event::Request(Request::Unplug(name.to_string()))),
             ["bench", rest @ ..] => measurement(rest).map(Event::Bench),
             ["done", passed, failed] => done(passed, failed),
             _ => None,
@@ -100,6 +112,8 @@ pub struct Record {
     pub open: Option<String>,
     pub values: Vec<(String, Vec<String>)>,
     pub measurements: Vec<Measurement>,
+    /// What the host was asked for.
+    pub requests: Vec<Request>,
     /// The guest's own counts, said at the end of its run.
     pub done: Option<(usize, usize)>,
     /// Where the guest broke the protocol.
@@ -145,6 +159,7 @@ impl Record {
             Event::Fail { name, reason } => self.close(name, Err(reason)),
             Event::Skip { name, reason } => self.skipped.push((name, reason)),
             Event::Value { key, words } => self.values.push((key, words)),
+            Event::Request(request) => self.requests.push(request),
             Event::Bench(measurement) => self.measurements.push(measurement),
             Event::Done { passed, failed } => {
                 self.done = Some((passed, failed));
@@ -241,6 +256,8 @@ mod tests {
             "begin a b",
             "ok",
             "value x",
+            "plug",
+            "unplug a b",
             "done 1",
             "done x 0",
             "done -1 0",

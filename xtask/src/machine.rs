@@ -105,6 +105,10 @@ impl Machine<'_> {
         if self.console == Console::Terminal {
             list.option("-mon", "chardev=console".into());
         }
+        if !self.scenario.devices.is_empty() && self.console == Console::Silent {
+            list.option("-chardev", "stdio,id=monitor,signal=off".into());
+            list.option("-mon", "chardev=monitor,mode=control".into());
+        }
         list.file("-chardev", "file,id=control,path=", self.files.control);
         list.option("-device", format!("isa-debugcon,iobase={CONTROL_PORT},chardev=control"));
         list.option("-device", format!("isa-debug-exit,iobase={EXIT_PORT},iosize=4"));

@@ -14,6 +14,7 @@ mod control;
 mod disk;
 mod dmar;
 mod glob;
+mod hands;
 mod host_tests;
 mod judge;
 mod machine;

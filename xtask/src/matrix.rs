@@ -1,5 +1,6 @@
 //! The machines that `cargo xtask test` boots. A new scenario is one more entry here.
 
+use crate::hands::Device;
 use crate::qemu::Version;
 use crate::scenario::{DiskPlace, Drive, Expect, Need, Nic, Scenario};
 use crate::workspace::Build;
@@ -15,6 +16,42 @@ const SIXTEEN_EDUS: [&str; 32] = {
         next += 2;
     }
     arguments
+};
+
+/// A root port with an empty slot, and what the disks that are plugged into it store their blocks in: nothing, and nothing
+/// after a long time. Slots speak for themselves, not through ACPI.
+const SLOT: &[&str] = &[
+    "-global",
+    "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    "-device",
+    "pcie-root-port,id=hot,bus=pcie.0,addr=0x9,chassis=9,slot=9",
+    "-blockdev",
+    "driver=null-co,node-name=zeros,size=16777216,read-zeroes=on",
+    "-blockdev",
+    "driver=null-co,node-name=slow,size=16777216,read-zeroes=on,latency-ns=4000000000",
+];
+
+/// What is plugged into it.
+const DEVICES: &[Device] = &[
+    Device { name: "edu", properties: r#""driver":"edu","bus":"hot","dma_mask":18446744073709551615"# },
+    Device {
+        name: "disk",
+        properties: r#""driver":"virtio-blk-pci","bus":"hot","drive":"zeros","iommu_platform":true,"disable-legacy":"on""#,
+    },
+    Device {
+        name: "slow",
+        properties: r#""driver":"virtio-blk-pci","bus":"hot","drive":"slow","iommu_platform":true,"disable-legacy":"on""#,
+    },
+    Device { name: "large", properties: r#""driver":"nvme","bus":"hot","serial":"large","cmb_size_mb":16"# },
+];
+
+const HOTPLUG: Scenario = Scenario {
+    qemu: SLOT,
+    devices: DEVICES,
+    cmdline: "plugs",
+    tests: "hotplug::*",
+    expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+    ..DEFAULT
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -286,6 +323,20 @@ pub const SCENARIOS: &[Scenario] = &[
         tests: "power_cut::*",
         expect: Expect::PowerCut { keeps: false },
         ..DEFAULT
+    },
+    Scenario { name: "hotplug", about: "devices come and go in a slot", ..HOTPLUG },
+    Scenario {
+        name: "hotplug-caching-mode",
+        about: "the same with a unit that may cache entries that are not present",
+        iommu: Some("intremap=on,caching-mode=on"),
+        ..HOTPLUG
+    },
+    Scenario {
+        name: "hotplug-checked-cpus-4",
+        about: "the same on four CPUs, with the order of locks checked",
+        build: Build::Checked,
+        cpus: "4",
+        ..HOTPLUG
     },
     Scenario {
         name: "selftest-panic",

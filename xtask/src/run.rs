@@ -143,6 +143,7 @@ impl Options {
             total: self.boot.time_limit.unwrap_or(TOTAL),
             interactive,
             cut: None,
+            devices: &[],
         });
         let mut report = boot::watch(command, &logs, limits)?;
         report.last_lines = symbols::resolve(&kernel, report.last_lines);

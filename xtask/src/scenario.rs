@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 
+use crate::hands::Device;
 use crate::qemu::{Qemu, Version};
 use crate::workspace::Build;
 
@@ -31,6 +32,8 @@ pub struct Scenario {
     pub visitors: usize,
     /// Further QEMU arguments.
     pub qemu: &'static [&'static str],
+    /// What can be plugged in while the guest runs.
+    pub devices: &'static [Device],
     /// Words of the kernel's command line besides those that every test boot has.
     pub cmdline: &'static str,
     /// Which in-kernel tests run.
@@ -105,6 +108,7 @@ impl Scenario {
         fetch_mib: 2,
         visitors: 20,
         qemu: &[],
+        devices: &[],
         cmdline: "",
         tests: "*",
         lacks: &[],

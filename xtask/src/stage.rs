@@ -107,9 +107,13 @@ impl Stage<'_> {
             ports: &network.ports,
             files,
         };
-        let command = self.command(machine.arguments(), folder)?;
+        let mut command = self.command(machine.arguments(), folder)?;
+        if !scenario.devices.is_empty() {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        }
         let silence = Duration::from_secs(scenario.silence_s);
-        let limits = Limits { silence, total: self.total, interactive: false, cut };
+        let limits =
+            Limits { silence, total: self.total, interactive: false, cut, devices: scenario.devices };
         let watched =
             network.entertain(scenario, &logs.control, || boot::watch(command, &logs, Some(limits)));
         let (mut report, checks) = (watched.0?, watched.1);

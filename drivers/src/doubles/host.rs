@@ -221,6 +221,11 @@ unsafe impl Host for TestHost {
         self.config_change32(function, offset, u32::MAX, value);
     }
 
+    fn config_write16(&self, function: PciAddress, offset: u16, value: u16) {
+        assert_ne!(offset & !3, 0x04, "the command register is changed, not written");
+        self.space.write16(function, offset, value);
+    }
+
     fn config_change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
         self.space.change32(function, offset, clear, set);
         if offset == 0x04 {

@@ -18,6 +18,7 @@ use crate::{
     host::{Event, Host},
     mmio::Mmio,
     pci::{Device, Msix, MsixError},
+    quiet::is_taken_back,
 };
 
 /// Entries of the admin queues; a controller has room for at least 2.
@@ -241,6 +242,9 @@ impl Controller {
 
     /// Makes the controller quiet: when this returns `Ok`, it touches no memory. Otherwise its queues stay pinned.
     pub(super) fn turn_off(&mut self) -> Result<(), NvmeError> {
+        if is_taken_back(&*self.host, &self.dma) {
+            return Ok(());
+        }
         self.registers.configuration.write(0);
         let quiet = self.await_ready(false);
         if quiet.is_err() {

@@ -120,6 +120,40 @@ impl Bar {
         probe.decode(index)
     }
 
+    /// All BARs of a function that make sense, those in ports included.
+    pub fn all<C: ConfigSpace + ?Sized>(config: Config<'_, C>, layout: Layout) -> impl Iterator<Item = Self> {
+        // The upper half of a wide one is none.
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            while next < layout.bars() {
+                let read = Self::read(config, layout, next);
+                next += 1;
+                if let Ok(bar) = read {
+                    let is_wide = matches!(bar.kind, BarKind::Memory { wide: true, .. });
+                    next += u8::from(is_wide);
+                    return Some(bar);
+                }
+            }
+            None
+        })
+    }
+
+    /// Puts a register in memory at `base`, a multiple of its size. Whether it is there then.
+    pub(super) fn place<C: ConfigSpace + ?Sized>(&self, config: Config<'_, C>, base: u64) -> bool {
+        let at = offset::BARS + 4 * u16::from(self.index);
+        let BarKind::Memory { wide, .. } = self.kind else { return false };
+        if !wide && base > u64::from(u32::MAX) {
+            return false;
+        }
+        config.write32(at, base as u32);
+        let mut found = u64::from(config.read32(at) & !MEMORY_FLAGS);
+        if wide {
+            config.write32(at + 4, (base >> 32) as u32);
+            found |= u64::from(config.read32(at + 4)) << 32;
+        }
+        found == base
+    }
+
     /// The physical range of a memory register.
     ///
     /// # Errors

@@ -4,12 +4,14 @@ use iommu::PciAddress;
 
 use crate::host::Host;
 
-/// Configuration space by aligned dword, as every access mechanism offers it.
+/// Configuration space by aligned dword, and by word where a register must be written without its neighbour.
 pub trait ConfigSpace {
     /// Reads the dword at `offset`; all ones where nothing answers.
     fn read32(&self, function: PciAddress, offset: u16) -> u32;
     /// Writes the dword at `offset`.
     fn write32(&self, function: PciAddress, offset: u16, value: u32);
+    /// Writes the word at `offset`, and nothing else.
+    fn write16(&self, function: PciAddress, offset: u16, value: u16);
     /// Clears and sets bits of the dword at `offset`: see [`Host::config_change32`].
     fn change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32);
 }
@@ -21,6 +23,10 @@ impl<H: Host + ?Sized> ConfigSpace for H {
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         self.config_write32(function, offset, value);
+    }
+
+    fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+        self.config_write16(function, offset, value);
     }
 
     fn change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
@@ -47,6 +53,7 @@ pub(super) mod offset {
 
 /// Bits of the command register.
 pub(super) mod command {
+    pub const PORT: u16 = 1 << 0;
     pub const MEMORY: u16 = 1 << 1;
     pub const BUS_MASTER: u16 = 1 << 2;
     pub const INTX_DISABLE: u16 = 1 << 10;
@@ -104,6 +111,11 @@ impl<'a, C: ConfigSpace + ?Sized> Config<'a, C> {
         let shift = 8 * (offset & 2);
         let other = self.read32(offset) & !(0xffff << shift);
         self.write32(offset, other | u32::from(value) << shift);
+    }
+
+    /// Writes the word at the even `offset`, and nothing of the other half.
+    pub fn write_word(&self, offset: u16, value: u16) {
+        self.space.write16(self.function, offset & !1, value);
     }
 
     /// Whether a function answers: vendor 0xffff is never given out, and 0 is what broken ones return.

@@ -85,10 +85,15 @@ impl FakeSpace {
     }
 
     fn write(&self, function: PciAddress, offset: u16, value: u32) {
+        self.write_masked(function, offset, value, u32::MAX);
+    }
+
+    /// Writes the bits of `written`; the reaction sees them alone.
+    fn write_masked(&self, function: PciAddress, offset: u16, value: u32, written: u32) {
         self.writes.lock().unwrap().push((function, offset, value));
         let mut functions = self.functions.lock().unwrap();
         if let Some(fake) = functions.get_mut(&function) {
-            let mask = fake.writable.get(&offset).copied().unwrap_or(0);
+            let mask = written & fake.writable.get(&offset).copied().unwrap_or(0);
             let register = fake.registers.entry(offset).or_default();
             *register = *register & !mask | value & mask;
         }
@@ -109,6 +114,12 @@ impl ConfigSpace for FakeSpace {
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         self.change32(function, offset, u32::MAX, value);
+    }
+
+    fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+        let shift = 8 * (offset & 2);
+        let mask = 0xffff << shift;
+        self.write_masked(function, offset & !3, u32::from(value) << shift, mask);
     }
 
     fn change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {

@@ -22,6 +22,8 @@ mod msi;
 mod msix;
 mod names;
 mod reset;
+mod resources;
+mod slot;
 
 pub use bar::{Bar, BarError, BarKind};
 pub use capability::{Capabilities, Capability, ExtendedCapabilities};
@@ -34,3 +36,5 @@ pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
+pub use resources::{Apertures, Ranges, ResourceError, Window, assign};
+pub use slot::{Changes, Slot, SlotError};

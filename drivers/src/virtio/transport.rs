@@ -10,6 +10,7 @@ use crate::{
     host::{Event, Host, Interrupt, InterruptError},
     mmio::{Mmio, OutsideWindow, Register, WriteOnly},
     pci::{Device, Msix, MsixError},
+    quiet::is_taken_back,
 };
 
 /// Modern interface.
@@ -31,6 +32,7 @@ const NO_VECTOR: u16 = 0xffff;
 
 /// A virtio function in its driver's hands.
 pub struct Transport {
+    dma: DmaDevice,
     device: Device,
     common: Common,
     windows: Windows,
@@ -172,7 +174,7 @@ impl Transport {
         let windows = Windows::find(&device)?;
         let common = Common::at(&windows.common)?;
         let msix = Msix::open(&device)?;
-        let transport = Self { device, common, windows, msix };
+        let transport = Self { dma: dma.clone(), device, common, windows, msix };
         transport.reset()?;
         Ok(transport)
     }
@@ -215,7 +217,11 @@ impl Transport {
     /// # Errors
     /// It did not say so in time. What it was given must stay as it is.
     pub fn reset(&self) -> Result<(), TransportError> {
-        reset(&**self.device.host(), &self.common)
+        let host = &**self.device.host();
+        if is_taken_back(host, &self.dma) {
+            return Ok(());
+        }
+        reset(host, &self.common)
     }
 
     /// Agrees on features: those of `wanted` that the device offers, and the two that are required, and returns them.

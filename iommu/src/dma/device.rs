@@ -199,6 +199,13 @@ impl DmaDevice {
         Pool::new(self, bytes, count, self.anywhere())
     }
 
+    /// Whether the device was taken from its driver, and is quiet: it will never touch again what was mapped by this
+    /// handle, and another driver may have it by now. What is left to the old one is to give its memory back.
+    #[must_use]
+    pub fn was_taken_back(&self) -> bool {
+        self.shared.space.was_taken_back()
+    }
+
     /// Number of faults that the device has caused so far, those included that its unit has recorded but no interrupt
     /// has reported yet. A unit that had to drop records counts them against each of its devices.
     ///

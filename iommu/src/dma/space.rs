@@ -93,6 +93,11 @@ pub(crate) trait Space: Send + Sync {
     /// Copies between a mapped buffer's ends and what stands in for them.
     fn copy_ends(&self, segment: &Segment, way: Way);
 
+    /// Whether the device was taken from its driver and is quiet.
+    fn was_taken_back(&self) -> bool {
+        false
+    }
+
     /// Leaves a mapping that was dropped to the reaper. Never waits, never allocates.
     fn abandon(&self, abandoned: Abandoned);
 }

@@ -149,6 +149,10 @@ impl<B: Backend> Space for Domain<B> {
         }
     }
 
+    fn was_taken_back(&self) -> bool {
+        self.is(Standing::Quiet)
+    }
+
     fn abandon(&self, abandoned: Abandoned) {
         self.reaper.abandon(abandoned);
     }

@@ -54,6 +54,14 @@ impl ConfigSpace {
         }
     }
 
+    /// Writes the aligned word at `offset` of `function`'s configuration space, if there is one.
+    pub fn write_word(&self, function: PciAddress, offset: u16, value: u16) {
+        if let Some(at) = self.find(function, offset & !2).filter(|_| offset.is_multiple_of(2)) {
+            // SAFETY: `find` returns mapped, aligned addresses, and the word is one half of the dword there.
+            unsafe { at.cast::<u16>().add(usize::from(offset >> 1 & 1)).write_volatile(value) };
+        }
+    }
+
     /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space, one caller at a time.
     pub fn change(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
         let _one_at_a_time = self.changes.lock();

@@ -44,6 +44,10 @@ unsafe impl Host for Kernel {
         self.config.write(function, offset, value);
     }
 
+    fn config_write16(&self, function: PciAddress, offset: u16, value: u16) {
+        self.config.write_word(function, offset, value);
+    }
+
     fn config_change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
         self.config.change(function, offset, clear, set);
     }

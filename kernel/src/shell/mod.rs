@@ -68,7 +68,8 @@ fn name_of(function: &Function) -> &'static str {
 impl Shell<'_> {
     /// The function that is written like that, with its segment or without.
     fn find(&self, name: &str) -> Option<PciAddress> {
-        let mut addresses = self.machine.functions.iter().map(|function| function.address);
+        let functions = self.machine.hotplug.functions();
+        let mut addresses = functions.iter().map(|function| function.address);
         addresses.find(|address| {
             let text = alloc::format!("{address}");
             text == name || text.strip_prefix("0000:") == Some(name)
@@ -77,7 +78,12 @@ impl Shell<'_> {
 
     /// What the function at `address` is; nothing if none was found there.
     fn name_of(&self, address: PciAddress) -> &'static str {
-        self.machine.functions.iter().find(|function| function.address == address).map_or("", name_of)
+        self.machine
+            .hotplug
+            .functions()
+            .iter()
+            .find(|function| function.address == address)
+            .map_or("", name_of)
     }
 
     /// Reads lines and runs them, for ever; `exit` ends the machine.

@@ -47,6 +47,16 @@ impl<'a> Context<'a> {
         environment.downcast_ref()
     }
 
+    /// Asks the host to plug the device `name` in. What comes of it shows in the machine.
+    pub fn plug(&self, name: &str) {
+        self.machine.send(format_args!("plug {name}"));
+    }
+
+    /// Asks the host to have the device `name` taken out.
+    pub fn unplug(&self, name: &str) {
+        self.machine.send(format_args!("unplug {name}"));
+    }
+
     /// Reports a result that the host compares with its own.
     pub fn value(&self, key: &str, text: fmt::Arguments<'_>) {
         self.machine.send(format_args!("value {key} {text}"));

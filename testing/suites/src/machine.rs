@@ -11,6 +11,7 @@ use drivers::{
     block::{self, BlockDevice},
     edu::{self, Edu},
     host::Host,
+    hotplug::Hotplug,
     lock::Lock,
     nvme::{self, Controller},
     pci::Function,
@@ -20,7 +21,7 @@ use harness::{Context, Failure, failure};
 use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
 use net::Interface;
 
-use crate::reports;
+use crate::{plugged::Plugged, reports};
 
 /// What tests need of the kernel's memory.
 pub trait Memory: Send + Sync {
@@ -47,6 +48,12 @@ pub struct Parts {
     pub disks: Vec<Arc<dyn BlockDevice>>,
     /// The network interfaces that the kernel has opened.
     pub interfaces: Vec<Arc<Interface>>,
+    /// The slots, and every PCI function as things are now.
+    pub hotplug: Arc<Hotplug>,
+    /// The drivers of what was plugged in.
+    pub plugged: Arc<Plugged>,
+    /// The host plugs devices in and out when it is asked to.
+    pub plugs: bool,
     /// The kernel's memory.
     pub memory: Arc<dyn Memory>,
     /// Says how many lines the kernel has logged so far.
@@ -207,8 +214,8 @@ impl Machine {
 
     /// Takes `function` back from its driver, or out of quarantine.
     pub fn release(&self, function: PciAddress) -> Result<(), Failure> {
-        let group = self.iommu.group(function)?;
-        Ok(self.iommu.release(function, |member| is_quiet(&self.host, &self.functions, &group, member))?)
+        let (group, functions) = (self.iommu.group(function)?, self.hotplug.functions());
+        Ok(self.iommu.release(function, |member| is_quiet(&self.host, &functions, &group, member))?)
     }
 
     /// Takes `function` back, and opens it anew if it is one of the attackers or the disk. Returns whether it is.
@@ -461,6 +468,12 @@ pub mod lacks {
         let machine = Machine::of(context).ok()?;
         let none = !machine.functions.iter().any(drivers::net::is_candidate);
         none.then_some("a network device")
+    }
+
+    /// For tests that have devices plugged in.
+    pub fn plugs(context: &Context<'_>) -> Option<&'static str> {
+        let machine = Machine::of(context).ok()?;
+        (!machine.plugs).then_some("devices to plug in").or_else(|| unit(context))
     }
 
     fn remapping(context: &Context<'_>) -> Option<&'static str> {

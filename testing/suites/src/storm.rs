@@ -33,7 +33,8 @@ const LINES_MAX: u64 = 20;
 const SECTORS: u32 = 64;
 const PAGES: usize = SECTORS as usize * 512 / 4096;
 
-fn wait(machine: &Machine, what: &str, done: impl Fn() -> bool) -> Result<(), Failure> {
+/// Waits for what is about to happen.
+pub fn wait(machine: &Machine, what: &str, mut done: impl FnMut() -> bool) -> Result<(), Failure> {
     let deadline_ns = machine.host.now_ns().saturating_add(DEADLINE_NS);
     while !done() {
         check!(machine.host.now_ns() < deadline_ns, "{what} did not happen");

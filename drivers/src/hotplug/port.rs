@@ -1,0 +1,288 @@
+//! One port with a slot, and what is in it.
+
+use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
+use core::fmt;
+
+use iommu::{HotplugError, PciAddress, topology};
+
+use super::Hotplug;
+use crate::{
+    host::{Event, Host, InterruptError},
+    pci::{
+        Apertures, Bridge, BusRange, Config, Function, Msi, MsiError, Msix, MsixError, ResourceError, Slot,
+        SlotError, assign, enumerate,
+    },
+    quiet::{Target, quieten},
+};
+
+/// How long somebody else may be changing what is behind the port.
+const BUSY_DEADLINE_NS: u64 = 5_000_000_000;
+
+/// How long what is in the slot may take to come back from a reset.
+const RESET_DEADLINE_NS: u64 = 2_000_000_000;
+
+/// A port with a slot.
+pub(super) struct Port {
+    slot: Slot,
+    buses: BusRange,
+    /// Empty if nothing is in use in the slot.
+    occupants: Vec<Occupant>,
+    _interrupt: PortInterrupt,
+}
+
+/// The port's interrupt, on while it lives.
+enum PortInterrupt {
+    Msi { _msi: Msi },
+    Msix { _msix: Msix },
+}
+
+/// A function in the slot, and the address registers that tell it from another one that was put in its place.
+struct Occupant {
+    function: PciAddress,
+    registers: [u32; 6],
+}
+
+/// Why something is not done in a slot.
+#[derive(Debug)]
+pub(super) enum PortError {
+    Slot(SlotError),
+    Msi(MsiError),
+    Msix(MsixError),
+    Resources(ResourceError),
+    Iommu(HotplugError),
+    /// Nothing answers behind the port.
+    Nothing,
+    OutOfMemory,
+}
+
+impl fmt::Display for PortError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slot(error) => error.fmt(f),
+            Self::Msi(error) => error.fmt(f),
+            Self::Msix(error) => error.fmt(f),
+            Self::Resources(error) => error.fmt(f),
+            Self::Iommu(error) => error.fmt(f),
+            Self::Nothing => f.write_str("nothing answers"),
+            Self::OutOfMemory => f.write_str("no memory"),
+        }
+    }
+}
+
+impl From<SlotError> for PortError {
+    fn from(error: SlotError) -> Self {
+        Self::Slot(error)
+    }
+}
+
+impl From<MsiError> for PortError {
+    fn from(error: MsiError) -> Self {
+        Self::Msi(error)
+    }
+}
+
+impl From<MsixError> for PortError {
+    fn from(error: MsixError) -> Self {
+        Self::Msix(error)
+    }
+}
+
+impl From<InterruptError> for PortError {
+    fn from(error: InterruptError) -> Self {
+        Self::Msi(MsiError::Interrupt(error))
+    }
+}
+
+impl From<ResourceError> for PortError {
+    fn from(error: ResourceError) -> Self {
+        Self::Resources(error)
+    }
+}
+
+impl From<HotplugError> for PortError {
+    fn from(error: HotplugError) -> Self {
+        Self::Iommu(error)
+    }
+}
+
+impl From<TryReserveError> for PortError {
+    fn from(_: TryReserveError) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl PortInterrupt {
+    /// By MSI-X if the port has it, else by MSI.
+    fn enable(host: &Arc<dyn Host>, slot: &Slot, event: &Arc<dyn Event>) -> Result<Self, PortError> {
+        let interrupt = || host.allocate_interrupt(slot.port(), event.clone());
+        match Msix::open(slot.device()) {
+            Ok(mut msix) => {
+                msix.set(slot.interrupt_number(), interrupt()?)?;
+                Ok(Self::Msix { _msix: msix })
+            }
+            Err(MsixError::NoCapability) => Ok(Self::Msi { _msi: Msi::enable(slot.device(), interrupt()?)? }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Port {
+    /// The port that `function` is, if it has a slot; `functions` are all that there are. Changes signal `event`.
+    pub fn open(
+        host: &Arc<dyn Host>,
+        function: &Function,
+        functions: &[Function],
+        event: &Arc<dyn Event>,
+    ) -> Result<Option<Self>, PortError> {
+        let Some(Bridge { secondary, subordinate }) = function.bridge() else { return Ok(None) };
+        if secondary <= function.address.bus || subordinate < secondary {
+            return Ok(None);
+        }
+        let Some(slot) = Slot::open(host, function.address) else { return Ok(None) };
+        let buses = BusRange { segment: function.address.segment, first: secondary, last: subordinate };
+        let is_behind = |function: &&Function| {
+            let PciAddress { segment, bus, .. } = function.address;
+            segment == buses.segment && (buses.first..=buses.last).contains(&bus)
+        };
+        let mut occupants = Vec::new();
+        for behind in functions.iter().filter(is_behind) {
+            occupants.try_reserve(1)?;
+            occupants.push(Occupant::read(&**host, behind.address));
+        }
+        let interrupt = PortInterrupt::enable(host, &slot, event)?;
+        slot.device().enable_bus_master();
+        slot.enable_events(true)?;
+        Ok(Some(Self { slot, buses, occupants, _interrupt: interrupt }))
+    }
+
+    /// Looks at what has happened to the slot, and does what it takes.
+    pub fn serve(&mut self, hotplug: &Hotplug, apertures: &mut Apertures) {
+        let changes = self.slot.take_changes();
+        let is_occupied = self.slot.is_occupied();
+        if !self.occupants.is_empty() {
+            if !is_occupied || changes.occupant && !self.is_as_it_was(hotplug) {
+                report(self.slot.port(), "is gone", self.lose(hotplug));
+            } else if changes.button {
+                return report(self.slot.port(), "was taken out", self.let_go(hotplug));
+            } else {
+                return;
+            }
+        }
+        if is_occupied && self.occupants.is_empty() && (changes.button || changes.occupant) {
+            let result = self.take_in(hotplug, apertures);
+            if result.is_err() {
+                // Without power it harms nobody, and the next press of the button tries again.
+                let _ = self.slot.power_off();
+            }
+            report(self.slot.port(), "was plugged in", result);
+        }
+    }
+
+    /// Whether what is in the slot still is what was put to use there. A reset, in which its link may go down and its
+    /// registers are lost for a while, is waited out.
+    fn is_as_it_was(&self, hotplug: &Hotplug) -> bool {
+        let host = &*hotplug.host;
+        let is_same = |known: &Occupant| {
+            let now = Occupant::read(host, known.function);
+            Config::new(host, known.function).is_present() && now.registers == known.registers
+        };
+        let deadline_ns = host.now_ns().saturating_add(RESET_DEADLINE_NS);
+        while self.slot.is_occupied() && host.now_ns() < deadline_ns {
+            if self.occupants.iter().all(is_same) {
+                return true;
+            }
+            host.relax();
+        }
+        false
+    }
+
+    /// Makes what is in the slot ready for drivers, and has them take it.
+    fn take_in(&mut self, hotplug: &Hotplug, apertures: &mut Apertures) -> Result<(), PortError> {
+        let host = &*hotplug.host;
+        self.slot.power_on()?;
+        // Coming up is no news.
+        let _ = self.slot.take_changes();
+        let port = self.slot.port();
+        let mut found = enumerate(host, self.buses)?;
+        if found.is_empty() {
+            return Err(PortError::Nothing);
+        }
+        for function in &mut found {
+            function.enable_isolation(host);
+            function.parent = function.parent.or(Some(port));
+        }
+        assign(host, port, &found, apertures)?;
+        let mut list: Vec<topology::Function> = Vec::new();
+        list.try_reserve_exact(found.len())?;
+        list.extend(found.iter().map(Function::topology));
+        self.occupants.try_reserve(found.len())?;
+        hotplug.iommu.functions_appeared(&list)?;
+        self.occupants.extend(found.iter().map(|function| Occupant::read(host, function.address)));
+        if !hotplug.enter(&found) {
+            self.lose(hotplug)?;
+            return Err(PortError::OutOfMemory);
+        }
+        found.iter().for_each(|function| hotplug.drivers.bind(function));
+        Ok(())
+    }
+
+    /// Ends the drivers of what is in the slot, then takes it from them and switches it off.
+    fn let_go(&mut self, hotplug: &Hotplug) -> Result<(), PortError> {
+        for occupant in &self.occupants {
+            hotplug.drivers.unbind(occupant.function, false);
+        }
+        self.take_back(hotplug)
+    }
+
+    /// Takes what is gone from its drivers, and then ends them: they get all their memory back.
+    fn lose(&mut self, hotplug: &Hotplug) -> Result<(), PortError> {
+        let mut gone = Vec::new();
+        gone.try_reserve_exact(self.occupants.len())?;
+        gone.extend(self.occupants.iter().map(|occupant| occupant.function));
+        self.take_back(hotplug)?;
+        gone.into_iter().for_each(|function| hotplug.drivers.unbind(function, true));
+        Ok(())
+    }
+
+    /// Takes the slot's functions out: blocked, without power, and only then their memory back.
+    fn take_back(&mut self, hotplug: &Hotplug) -> Result<(), PortError> {
+        let host = &hotplug.host;
+        let mut functions = Vec::new();
+        functions.try_reserve_exact(self.occupants.len())?;
+        functions.extend(self.occupants.iter().map(|occupant| occupant.function));
+        let slot = &self.slot;
+        let mut is_off = None;
+        let mut is_quiet = |function: PciAddress| {
+            let is_off =
+                *is_off.get_or_insert_with(|| slot.power_off().is_ok() && slot.has_power_controller());
+            let is_behind = functions.contains(&function);
+            is_behind && (is_off || !slot.is_occupied())
+                || quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
+        };
+        let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
+        loop {
+            match hotplug.iommu.functions_gone(&functions, &mut is_quiet) {
+                Err(HotplugError::Busy) if host.now_ns() < deadline_ns => host.relax(),
+                result => break result?,
+            }
+        }
+        hotplug.forget(&functions);
+        self.occupants.clear();
+        Ok(())
+    }
+}
+
+fn report(port: PciAddress, what: &str, result: Result<(), PortError>) {
+    match result {
+        Ok(()) => log::info!("pci: what is behind {port} {what}"),
+        Err(error) => log::warn!("pci: behind {port}: {error}"),
+    }
+}
+
+impl Occupant {
+    fn read(host: &dyn Host, function: PciAddress) -> Self {
+        const BARS: u16 = 0x10;
+        let config = Config::new(host, function);
+        Self { function, registers: core::array::from_fn(|index| config.read32(BARS + 4 * index as u16)) }
+    }
+}

@@ -1,0 +1,105 @@
+//! The drivers of devices that are plugged in while the machine runs.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use drivers::{
+    block::{self, BlockDevice},
+    edu::{self, Edu},
+    host::Host,
+    hotplug::Drivers,
+    lock::Lock,
+    pci::Function,
+};
+use iommu::{Iommu, PciAddress};
+
+use crate::machine::ClaimedEdu;
+
+/// Disks and `edu` devices that were plugged in, with their drivers.
+pub struct Plugged {
+    host: Arc<dyn Host>,
+    iommu: Iommu,
+    disks: Lock<Vec<Arc<dyn BlockDevice>>>,
+    edus: Lock<Vec<ClaimedEdu>>,
+}
+
+impl Plugged {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(host: &Arc<dyn Host>, iommu: &Iommu) -> Arc<Self> {
+        let (disks, edus) = (Lock::new(host.clone(), Vec::new()), Lock::new(host.clone(), Vec::new()));
+        Arc::new(Self { host: host.clone(), iommu: iommu.clone(), disks, edus })
+    }
+
+    /// Disk number `number` of those that are there.
+    #[must_use]
+    pub fn disk(&self, number: usize) -> Option<Arc<dyn BlockDevice>> {
+        self.disks.lock().get(number).cloned()
+    }
+
+    /// An `edu` that is there. Whoever takes it is its driver, and lets go of it before another is plugged in.
+    pub fn take_edu(&self) -> Option<ClaimedEdu> {
+        self.edus.lock().pop()
+    }
+
+    /// Gives back what [`take_edu`](Self::take_edu) gave.
+    pub fn put_edu(&self, edu: ClaimedEdu) {
+        keep(&self.edus, edu);
+    }
+
+    fn open(&self, function: &Function) -> Result<(), alloc::string::String> {
+        let address = function.address;
+        let describe = |error: &dyn core::fmt::Display| alloc::format!("{error}");
+        if block::is_candidate(function) {
+            let dma = self.iommu.claim(address).map_err(|error| describe(&error))?;
+            let disk = block::open(&self.host, dma, function).map_err(|error| describe(&error))?;
+            keep(&self.disks, disk);
+        } else if function.id == edu::ID {
+            let dma = self.iommu.claim(address).map_err(|error| describe(&error))?;
+            let device = Edu::open(&self.host, address).map_err(|error| describe(&error))?;
+            keep(&self.edus, ClaimedEdu { device, dma });
+        }
+        Ok(())
+    }
+}
+
+impl Drivers for Plugged {
+    fn bind(&self, function: &Function) {
+        if let Err(error) = self.open(function) {
+            log::warn!("{}: {error}", function.address);
+        }
+    }
+
+    fn unbind(&self, function: PciAddress, _is_gone: bool) {
+        let disk = take(&self.disks, |disk| disk.dma().function() == function);
+        if let Some(disk) = disk
+            && disk.shut_down().is_err()
+        {
+            log::warn!("{function}: the disk's driver does not end");
+        }
+        drop(take(&self.edus, |edu| edu.dma.function() == function));
+    }
+}
+
+/// Adds `item`; without memory for that it is dropped.
+fn keep<T>(list: &Lock<Vec<T>>, item: T) {
+    let mut room = Vec::new();
+    let wanted = list.lock().len() + 1;
+    if room.try_reserve(wanted).is_err() {
+        return log::warn!("no memory for a device that was plugged in");
+    }
+    let mut list = list.lock();
+    if list.capacity() < wanted {
+        room.append(&mut list);
+        core::mem::swap(&mut room, &mut *list);
+    }
+    list.push(item);
+    // An old list is freed after the lock.
+    drop(list);
+    drop(room);
+}
+
+fn take<T>(list: &Lock<Vec<T>>, is_it: impl Fn(&T) -> bool) -> Option<T> {
+    let mut list = list.lock();
+    let index = list.iter().position(is_it)?;
+    Some(list.swap_remove(index))
+}

@@ -1,0 +1,179 @@
+//! Hands at the machine: they plug devices in and out when the guest asks for it (`plug NAME`, `unplug NAME` on the control
+//! channel), through QEMU's monitor protocol (QMP) on its standard input and output.
+//!
+//! The guest sees what became of it by its slots. What QEMU refuses is a complaint of the boot.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::control::{Record, Request};
+
+/// How often the guest's wishes are looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long QEMU may refuse something, and how long to wait until it is asked again.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A device that can be plugged in.
+#[derive(Debug)]
+pub struct Device {
+    /// What the guest calls it, and its id in QEMU.
+    pub name: &'static str,
+    /// Its driver and properties, as the members of a JSON object.
+    pub properties: &'static str,
+}
+
+/// A thread that does what the guest asks for.
+pub struct Hands {
+    thread: JoinHandle<Vec<String>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Hands {
+    /// Hands for `qemu`, whose monitor is on its standard input and output, if it is.
+    pub fn start(qemu: &mut Child, control: PathBuf, devices: &'static [Device]) -> Option<Hands> {
+        let (to, from) = (qemu.stdin.take()?, qemu.stdout.take()?);
+        let monitor = Monitor { to, from: BufReader::new(from) };
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let thread = thread::spawn(move || serve(monitor, control, devices, &seen));
+        Some(Hands { thread, stop })
+    }
+
+    /// Ends the thread; QEMU has ended. Returns what went wrong.
+    pub fn finish(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_else(|_| vec!["the hands at the machine panicked".into()])
+    }
+}
+
+fn serve(
+    mut monitor: Monitor,
+    control: PathBuf,
+    devices: &'static [Device],
+    stop: &AtomicBool,
+) -> Vec<String> {
+    let mut complaints = Vec::new();
+    if let Err(problem) = monitor.begin() {
+        // A QEMU that does not get as far says why itself.
+        complaints.extend((!stop.load(Ordering::Relaxed)).then(|| format!("QMP: {problem:#}")));
+        return complaints;
+    }
+    let mut done = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let bytes = std::fs::read(&control).unwrap_or_default();
+        for request in Record::read(&bytes).requests.drain(..).skip(done) {
+            done += 1;
+            if let Err(problem) = monitor.carry_out_patiently(&request, devices, stop) {
+                complaints.push(format!("{request:?}: {problem:#}"));
+            }
+        }
+        sleep(POLL);
+    }
+    complaints
+}
+
+/// QEMU's monitor.
+struct Monitor<To = ChildStdin, From = BufReader<ChildStdout>> {
+    to: To,
+    from: From,
+}
+
+impl<To: Write, From: BufRead> Monitor<To, From> {
+    fn begin(&mut self) -> Result<()> {
+        self.execute("qmp_capabilities", json!({}))
+    }
+
+    /// As [`carry_out`](Self::carry_out). A device that was pulled out in the middle of its work may need a while until
+    /// QEMU lets another one take its place.
+    fn carry_out_patiently(
+        &mut self,
+        request: &Request,
+        devices: &[Device],
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        let asked = Instant::now();
+        loop {
+            match self.carry_out(request, devices) {
+                Err(_) if asked.elapsed() < PATIENCE && !stop.load(Ordering::Relaxed) => sleep(PAUSE),
+                result => return result,
+            }
+        }
+    }
+
+    fn carry_out(&mut self, request: &Request, devices: &[Device]) -> Result<()> {
+        let (Request::Plug(name) | Request::Unplug(name)) = request;
+        let device = devices.iter().find(|device| device.name == name).context("there is no such device")?;
+        let mut arguments: Value = serde_json::from_str(&format!("{{{}}}", device.properties))?;
+        arguments["id"] = json!(device.name);
+        match request {
+            Request::Plug(_) => self.execute("device_add", arguments),
+            Request::Unplug(_) => self.execute("device_del", json!({ "id": device.name })),
+        }
+    }
+
+    /// Has QEMU execute a command, and waits for its answer. Events in between are skipped.
+    fn execute(&mut self, command: &str, arguments: Value) -> Result<()> {
+        writeln!(self.to, "{}", json!({ "execute": command, "arguments": arguments }))?;
+        self.to.flush()?;
+        loop {
+            let mut line = String::new();
+            if self.from.read_line(&mut line)? == 0 {
+                bail!("QEMU has ended");
+            }
+            let answer: Value = serde_json::from_str(&line).with_context(|| format!("not JSON: {line:?}"))?;
+            if let Some(error) = answer.get("error") {
+                bail!("{command}: {error}");
+            }
+            if answer.get("return").is_some() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICES: &[Device] = &[Device { name: "edu", properties: r#""driver":"edu","bus":"slot""# }];
+
+    /// What is sent for `request` to a monitor that says `answers`, and what comes of it.
+    fn ask(request: &Request, answers: &str) -> (Vec<Value>, Result<()>) {
+        let mut monitor = Monitor { to: Vec::new(), from: answers.as_bytes() };
+        let result = monitor.carry_out(request, DEVICES);
+        let sent = String::from_utf8(monitor.to).unwrap();
+        (sent.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), result)
+    }
+
+    #[test]
+    fn devices_are_added_and_deleted_by_their_names() {
+        let answers = "{\"event\": \"X\"}\n{\"return\": {}}\n";
+        let (sent, result) = ask(&Request::Plug("edu".into()), answers);
+        let arguments = json!({ "driver": "edu", "bus": "slot", "id": "edu" });
+        assert_eq!(sent, [json!({ "execute": "device_add", "arguments": arguments })]);
+        result.unwrap();
+        let (sent, result) = ask(&Request::Unplug("edu".into()), answers);
+        assert_eq!(sent, [json!({ "execute": "device_del", "arguments": { "id": "edu" } })]);
+        result.unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_an_error() {
+        let problem =
+            |name: &str, answers| format!("{:#}", ask(&Request::Plug(name.into()), answers).1.unwrap_err());
+        assert!(problem("edu", "{\"error\": {\"desc\": \"no bus\"}}\n").contains("no bus"));
+        assert!(problem("edu", "").contains("has ended"));
+        assert!(problem("edu", "garbage\n").contains("garbage"));
+        assert!(problem("ufo", "{\"return\": {}}\n").contains("no such device"));
+    }
+}
