@@ -10,7 +10,12 @@ use loom::thread;
 
 use super::*;
 use crate::{
-    dma::RawBuffer,
+    dma::{
+        Access, RawBuffer,
+        segment::{Ends, Segment},
+        space::Space,
+    },
+    options::Flush,
     sync::explore,
     vtd::{
         Vtd,
@@ -40,7 +45,7 @@ impl Model {
     fn new() -> Arc<Self> {
         let platform = Arc::new(FakePlatform::new(CAP, ECAP));
         let vtd = units_up(&platform);
-        let reaper = Arc::new(Reaper::new(platform.clone()));
+        let reaper = Arc::new(Reaper::new(platform.clone(), Flush::Strict));
         // As for a mapping by a driver: reserved memory, which stands for one here, has none.
         reaper.reserve().unwrap();
         let page = PhysRange::new(PhysAddr::new(PAGE), PAGE_BYTES);

@@ -38,17 +38,17 @@ fn what_two_cpus_push_is_read_once_and_in_order() {
 fn no_fault_is_left_behind_when_its_thread_sleeps() {
     explore(4, || {
         let platform = Arc::new(FakePlatform::new(0, 0));
-        let log = Arc::new(FaultLog::new());
+        let log = Arc::<FaultLog>::from(FaultLog::boxed());
         let interrupt = {
             let (platform, log) = (platform.clone(), log.clone());
-            thread::spawn(move || (0..2).for_each(|page| log.record(&*platform, fault(page), false)))
+            thread::spawn(move || (0..2).for_each(|page| log.record(&*platform, 0, fault(page), false)))
         };
         let seen = Mutex::new(vec![]);
         // Runs when it was woken, and then looks once: what comes after that has to wake it again.
         let work = || {
             let see = |fault: &Fault| seen.lock().unwrap().push(*fault);
             if platform.wakes.swap(0, Ordering::SeqCst) > 0 {
-                log.process(&*platform, see, |_| None::<&str>);
+                log.process(&*platform, see, |_, _| None::<&str>);
             }
         };
         work();

@@ -6,7 +6,7 @@ use loom::thread;
 
 use super::*;
 use crate::{
-    options::Quarantine,
+    options::{Flush, Quarantine},
     sync::explore,
     vtd::{
         Vtd,
@@ -32,7 +32,11 @@ impl Model {
             sources: vec![(FUNCTION.source_id(), 0)],
             reserved: vec![],
         };
-        let maker = DomainMaker::new(units_up(&platform), Arc::new(Reaper::new(platform)), Quarantine::Basic);
+        let maker = DomainMaker::new(
+            units_up(&platform),
+            Arc::new(Reaper::new(platform, Flush::Strict)),
+            Quarantine::Basic,
+        );
         Arc::new(Self { group: Group::new(layout), maker })
     }
 
