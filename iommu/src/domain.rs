@@ -65,6 +65,11 @@ unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     fn write_back(&self, first: *const u8, bytes: usize) {
         self.0.tables().write_back(first, bytes);
     }
+
+    #[inline]
+    fn write_back_entry(&self, entry: &AtomicU64) {
+        self.0.tables().write_back_entry(entry);
+    }
 }
 
 /// One DMA address space.

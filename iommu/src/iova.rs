@@ -135,12 +135,18 @@ impl<P: Platform> IovaSpace<P> {
     ///
     /// # Errors
     /// [`IovaError::Exhausted`], [`IovaError::OutOfMemory`], [`IovaError::NotWholePages`] for no pages.
-    #[inline]
+    #[inline(always)]
     pub fn allocate(&self, pages: u64, last: u64) -> Result<Iova, IovaError> {
         match self.pop(pages, last) {
             Some(iova) => Ok(iova),
-            None => self.allocate_missed(&IovaRequest::new(pages, last)),
+            None => self.allocate_pages_missed(pages, last),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_pages_missed(&self, pages: u64, last: u64) -> Result<Iova, IovaError> {
+        self.allocate_missed(&IovaRequest::new(pages, last))
     }
 
     /// Pages that lie as `request` says.
@@ -177,7 +183,7 @@ impl<P: Platform> IovaSpace<P> {
     /// # Errors
     /// If they are seen not to be allocated; nothing has changed then. A space that is not
     /// [checked](Self::new_checked) sees that only of ranges beyond the magazines.
-    #[inline]
+    #[inline(always)]
     pub fn free(&self, iova: Iova, pages: u64) -> Result<(), FreeError> {
         if let Some(kind) = Kind::of_block(iova.as_u64(), pages)
             && !self.has_exceptions.load(Ordering::Relaxed)
@@ -221,7 +227,7 @@ impl<P: Platform> IovaSpace<P> {
     }
 
     /// The block on top of this CPU's magazine, if there is one and it fits.
-    #[inline]
+    #[inline(always)]
     fn pop(&self, pages: u64, last: u64) -> Option<Iova> {
         let kind = Kind::for_request(pages, last)?;
         let interrupts = InterruptsOff::new(&*self.platform);
@@ -287,6 +293,7 @@ impl<P: Platform> IovaSpace<P> {
 
     /// [`free`](Self::free), when there is no room on top of this CPU's magazine.
     #[cold]
+    #[inline(never)]
     fn free_missed(&self, iova: Iova, pages: u64) -> Result<(), FreeError> {
         let error = FreeError::NotAllocated { iova, pages };
         let run = whole_pages(iova.as_u64(), pages.saturating_mul(PAGE_BYTES)).map_err(|_| error)?;

@@ -72,6 +72,7 @@ fn start_cpu() {
         arch::gdt::load(stacks);
         arch::idt::use_interrupt_stacks();
     }
+    arch::cache::init();
     arch::legacy_pic::disable();
     let (tsc_hz, source) = clock::init();
     arch::apic::init().unwrap_or_else(|error| fatal(&error));

@@ -25,6 +25,9 @@ fn time_stamp() -> u64 {
     unsafe { rdtsc() }
 }
 
+/// The interrupt flag where RFLAGS has it: far above any number of guards.
+const WERE_ON: u32 = 1 << 9;
+
 /// The data of one CPU. The GS base points to it.
 ///
 /// Only its own CPU writes it, with interrupts off, where nothing else is said; atomics say so to the compiler at no
@@ -35,8 +38,8 @@ pub struct Cpu {
     this: AtomicPtr<Cpu>,
     index: AtomicUsize,
     apic_id: AtomicU32,
-    guard_depth: AtomicU32,
-    were_on: AtomicBool,
+    /// Number of interrupt guards, and [`WERE_ON`] if the first of them found interrupts on.
+    guards: AtomicU32,
     interrupt_depth: AtomicU32,
     /// A scheduling decision is due when the current interrupt ends.
     reschedule: AtomicBool,
@@ -78,8 +81,7 @@ impl Cpu {
             this: AtomicPtr::new(ptr::null_mut()),
             index: AtomicUsize::new(0),
             apic_id: AtomicU32::new(0),
-            guard_depth: AtomicU32::new(0),
-            were_on: AtomicBool::new(false),
+            guards: AtomicU32::new(0),
             interrupt_depth: AtomicU32::new(0),
             reschedule: AtomicBool::new(false),
             fault_resume: AtomicUsize::new(0),
@@ -161,6 +163,22 @@ impl Cpu {
         self.index.load(Relaxed)
     }
 
+    /// [`index`](Self::index) of the CPU that this runs on; as of [`current`](Self::current), the answer may be outdated.
+    #[inline]
+    pub fn current_index() -> usize {
+        let index: usize;
+        // SAFETY: as in `current`; the offset is that of an initialised word of the same structure.
+        unsafe {
+            asm!(
+                "mov {}, gs:[{}]",
+                out(reg) index,
+                const mem::offset_of!(Self, index),
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        index
+    }
+
     /// The id that interrupts are addressed to.
     pub fn apic_id(&self) -> u32 {
         self.apic_id.load(Relaxed)
@@ -218,32 +236,42 @@ impl Cpu {
         due
     }
 
+    /// Counts an interrupt guard of this CPU, whose interrupts are off now; `flags` are those from before.
+    ///
+    /// Interrupts that were on mean that there was no guard, so that the flag and the count come with one addition.
     #[inline]
-    pub(super) fn enter_guard(&self, were_on: bool) {
-        let depth = self.guard_depth.load(Relaxed);
-        if depth == 0 {
-            self.were_on.store(were_on, Relaxed);
+    pub(super) fn enter_guard(flags: u64) {
+        let added = flags as u32 & WERE_ON | 1;
+        // SAFETY: as in `current`; one instruction changes a word of the same structure that no other CPU writes.
+        unsafe {
+            asm!("add gs:[{}], {:e}", const mem::offset_of!(Self, guards), in(reg) added, options(nostack));
         }
-        self.guard_depth.store(depth + 1, Relaxed);
     }
 
-    /// Whether interrupts have to be turned on again.
+    /// Uncounts one. Whether interrupts have to be turned on again.
     #[inline]
-    pub(super) fn leave_guard(&self) -> bool {
-        let depth = self.guard_depth.load(Relaxed);
-        debug_assert!(depth > 0, "more interrupt guards dropped than made");
-        self.guard_depth.store(depth - 1, Relaxed);
-        depth == 1 && self.were_on.load(Relaxed)
+    pub(super) fn leave_guard() -> bool {
+        let guards = &Self::current().guards;
+        debug_assert!(guards.load(Relaxed) & !WERE_ON != 0, "more interrupt guards dropped than made");
+        let left = guards.load(Relaxed) - 1;
+        guards.store(left, Relaxed);
+        let is_last = left == WERE_ON;
+        if is_last {
+            guards.store(0, Relaxed);
+        }
+        is_last
     }
 
     /// Whether interrupts come back when the last guard goes: a property of the running thread, which the scheduler
     /// carries over a switch.
     pub fn interrupts_were_on(&self) -> bool {
-        self.were_on.load(Relaxed)
+        self.guards.load(Relaxed) & WERE_ON != 0
     }
 
-    /// See [`interrupts_were_on`](Self::interrupts_were_on).
+    /// See [`interrupts_were_on`](Self::interrupts_were_on). There is a guard.
     pub fn set_interrupts_were_on(&self, were_on: bool) {
-        self.were_on.store(were_on, Relaxed);
+        let guards = self.guards.load(Relaxed) & !WERE_ON;
+        debug_assert!(guards != 0, "no interrupt guard remembers what interrupts were");
+        self.guards.store(guards | if were_on { WERE_ON } else { 0 }, Relaxed);
     }
 }

@@ -18,9 +18,9 @@ impl InterruptGuard {
     /// Turns interrupts off.
     #[inline]
     pub fn new() -> Self {
-        let were_on = are_enabled();
+        let flags = flags();
         disable();
-        Cpu::current().enter_guard(were_on);
+        Cpu::enter_guard(flags);
         Self { _not_send: PhantomData }
     }
 
@@ -34,7 +34,7 @@ impl InterruptGuard {
 impl Drop for InterruptGuard {
     #[inline]
     fn drop(&mut self) {
-        if Cpu::current().leave_guard() {
+        if Cpu::leave_guard() {
             // SAFETY: the last guard of this CPU is gone, and interrupts were on when the first one was made.
             unsafe { enable() }
         }
@@ -44,10 +44,16 @@ impl Drop for InterruptGuard {
 /// Whether this CPU takes interrupts.
 #[inline]
 pub fn are_enabled() -> bool {
+    flags() & (1 << 9) != 0
+}
+
+/// RFLAGS.
+#[inline]
+fn flags() -> u64 {
     let flags: u64;
     // SAFETY: reads the flags through the stack; no other memory is touched.
     unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
-    flags & (1 << 9) != 0
+    flags
 }
 
 /// Turns interrupts off on this CPU, with nothing to turn them on again.

@@ -3,7 +3,7 @@
 pub mod apic;
 pub mod backtrace;
 mod boot;
-mod cache;
+pub mod cache;
 pub mod clock;
 pub mod context;
 mod cpu;
@@ -19,7 +19,6 @@ pub mod random;
 pub mod trampoline;
 mod traps;
 
-pub use cache::write_back;
 pub use cpu::Cpu;
 pub use exit::{ExitCode, exit, halt_for_ever};
 pub use interrupt_guard::{InterruptGuard, are_enabled, disable, enable, enable_and_halt};

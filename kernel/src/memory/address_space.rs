@@ -7,7 +7,12 @@
 //! | [`layout::STACKS`]          | stacks                                   | writable, no execution       |
 //! | [`layout::KERNEL_BASE`]     | code; constants; variables, boot stack   | execute; read; write         |
 
-use core::{fmt, ops::Range, ptr::NonNull};
+use core::{
+    fmt,
+    ops::Range,
+    ptr::{self, NonNull},
+    sync::atomic::AtomicU64,
+};
 
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
@@ -21,6 +26,7 @@ use x86::{controlregs, cpuid::CpuId};
 
 use super::{RangeSet, frames, layout};
 use crate::{
+    arch::cache,
     smp,
     sync::{IrqMutex, Rank},
 };
@@ -56,7 +62,12 @@ unsafe impl TableMemory for KernelTables {
     }
 
     fn write_back(&self, first: *const u8, bytes: usize) {
-        crate::arch::write_back(first, bytes);
+        cache::write_back(first, bytes);
+    }
+
+    #[inline]
+    fn write_back_entry(&self, entry: &AtomicU64) {
+        cache::write_back_line(ptr::from_ref(entry).cast());
     }
 }
 

@@ -39,7 +39,7 @@ impl Processor for Processors {
     }
 
     fn cpu(&self) -> usize {
-        Cpu::current().index()
+        Cpu::current_index()
     }
 
     fn lock_taken(&self, class: LockClass) {

@@ -79,7 +79,7 @@ unsafe impl Host for Kernel {
     }
 
     fn cpu(&self) -> usize {
-        Cpu::current().index()
+        Cpu::current_index()
     }
 
     fn spawn(&self, name: &'static str, body: Box<dyn FnOnce() + Send>) -> Result<(), SpawnError> {

@@ -112,7 +112,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn cpu(&self) -> usize {
-        Cpu::current().index()
+        Cpu::current_index()
     }
 
     fn interrupt_guard(&self) -> InterruptGuard {

@@ -2,6 +2,7 @@
 //! format of a unit that does not snoop (ECAP.C is 0), and no invalidation.
 
 use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
 
 use harness::{Bencher, Failure, bench};
 use iommu::{
@@ -53,12 +54,13 @@ impl Bare {
             let mapped = bare
                 .map(1, &[PhysRange::new(MEMORY, PAGE_BYTES)])
                 .ok_or_else(|| Failure::new("no memory"))?;
-            others.push(mapped.iova);
-            core::mem::forget(mapped);
+            others.push(mapped.into_iova());
         }
         Ok((bare, others))
     }
 
+    /// In the caller's frame, as a domain would do it.
+    #[inline(always)]
     fn map(&self, pages: u64, segments: &[PhysRange]) -> Option<Mapped<'_>> {
         let iova = self.iovas.allocate(pages, u64::MAX).ok()?;
         // SAFETY: the range was just allocated, and no device walks the table.
@@ -70,19 +72,33 @@ impl Bare {
         }
         Some(Mapped { bare: self, iova, pages })
     }
+
+    /// # Safety
+    /// The pages were mapped, and are unmapped once.
+    #[inline(always)]
+    unsafe fn unmap(&self, iova: Iova, pages: u64) {
+        // SAFETY: the range is the caller's, and no device walks the table.
+        let Ok(stale) = (unsafe { self.table.unmap(iova.as_u64(), pages * PAGE_BYTES) }) else {
+            return;
+        };
+        // SAFETY: no hardware walks the table.
+        self.table.redeem(unsafe { stale.assume_flushed() });
+        // What was never given back shows as a space that fills up.
+        let _ = self.iovas.free(iova, pages);
+    }
+}
+
+impl Mapped<'_> {
+    /// The address, for [`Bare::unmap`].
+    fn into_iova(self) -> Iova {
+        ManuallyDrop::new(self).iova
+    }
 }
 
 impl Drop for Mapped<'_> {
     fn drop(&mut self) {
-        // SAFETY: the range is this mapping's, and no device walks the table.
-        let Ok(stale) = (unsafe { self.bare.table.unmap(self.iova.as_u64(), self.pages * PAGE_BYTES) })
-        else {
-            return;
-        };
-        // SAFETY: no hardware walks the table.
-        self.bare.table.redeem(unsafe { stale.assume_flushed() });
-        // What was never given back shows as a space that fills up.
-        let _ = self.bare.iovas.free(self.iova, self.pages);
+        // SAFETY: the mapping ends with this.
+        unsafe { self.bare.unmap(self.iova, self.pages) }
     }
 }
 
@@ -120,7 +136,15 @@ fn measure_unmap(
     memory: &[PhysRange],
 ) -> Result<(), Failure> {
     let (bare, _others) = Bare::with_others(others)?;
-    bencher.measure_with(|| bare.map(pages, memory), drop);
+    bencher.measure_with(
+        || bare.map(pages, memory).map(Mapped::into_iova),
+        |iova| {
+            if let Some(iova) = iova {
+                // SAFETY: mapped in the line above, for this one time.
+                unsafe { bare.unmap(iova, pages) }
+            }
+        },
+    );
     Ok(())
 }
 

@@ -32,7 +32,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// # Safety
     /// - No other call maps, unmaps or protects any part of the input range at the same time.
     /// - Nobody relies on the mapping any more.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn unmap(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
         if bytes == PAGE_BYTES {
             match self.unmap_page(input) {

@@ -9,31 +9,33 @@ use crate::machine::{AtomicU64, Ordering};
 use crate::{PAGE_SHIFT, PhysAddr};
 
 /// Bits of the word that say which table of level 2 it is: its first input, without the bits that are always 0. That is
-/// enough for five levels. The table's frame number stands above.
-const PLACE_BITS: u32 = 27;
+/// enough for five levels, whose inputs have 57 bits, and one bit more. The table's frame number stands above.
+const PLACE_BITS: u32 = 28;
 const PLACE: u64 = (1 << PLACE_BITS) - 1;
 
-/// The hint: place and frame in one word, so that they belong together. Frame 0 is none.
+/// No hint. No input has this place: its bit 57 is 0, or the same as bit 56.
+const NONE: u64 = 1 << (PLACE_BITS - 1);
+
+/// The hint: place and frame in one word, so that they belong together.
 pub struct Hint(AtomicU64);
 
 impl Hint {
     pub fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(AtomicU64::new(NONE))
     }
 
-    /// The table of level 2 that translates `input`, if it is the one that the hint is for.
+    /// The table of level 2 that translates `input`, which is one that the tree covers, if it is the one that the hint is for.
     #[inline]
     pub fn get(&self, input: u64) -> Option<PhysAddr> {
         let raw = self.0.load(Ordering::Acquire);
-        let frame = raw >> PLACE_BITS;
         let is_here = (raw ^ input >> level_shift(3)) & PLACE == 0;
-        (is_here && frame != 0).then_some(PhysAddr::new(frame << PAGE_SHIFT))
+        is_here.then_some(PhysAddr::new(raw >> PLACE_BITS << PAGE_SHIFT))
     }
 
     /// Notes `table`, of level 2, which translates `input` and below which the caller has pinned a table.
     pub fn set(&self, input: u64, table: PhysAddr) {
         let frame = table.as_u64() >> PAGE_SHIFT;
-        // Beyond 512 TiB there is no room for the frame number; such tables do without.
+        // Beyond 256 TiB there is no room for the frame number; such tables do without.
         if frame >> (u64::BITS - PLACE_BITS) == 0 {
             self.0.store(frame << PLACE_BITS | input >> level_shift(3) & PLACE, Ordering::Release);
         }
@@ -41,6 +43,6 @@ impl Hint {
 
     /// Forgets the hint.
     pub fn clear(&self) {
-        self.0.store(0, Ordering::Release);
+        self.0.store(NONE, Ordering::Release);
     }
 }

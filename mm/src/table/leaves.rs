@@ -6,6 +6,9 @@ use crate::{PAGE_BYTES, PhysRange};
 /// Entries in a cache line.
 const LINE: usize = 8;
 
+/// Entries that a loop without a question takes at a time.
+const LINES: usize = 2 * LINE;
+
 /// Writes `raw`, `raw + step`, `raw + 2 * step` ... into `entries`, up to the first that is in use. Returns how many were
 /// written. The caller may know that all are unused.
 #[inline(always)]
@@ -22,13 +25,36 @@ pub fn fill_run(entries: &[AtomicU64], raw: u64, step: u64, all_unused: bool) ->
 }
 
 /// Writes `leaf` plus the start of a segment into each of `entries`, up to the first segment that is not one page or has
-/// a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written.
+/// a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written. The caller
+/// may know that all are unused.
 #[inline(always)]
-pub fn fill_scattered(entries: &[AtomicU64], segments: &[PhysRange], leaf: u64, no_output: u64) -> usize {
+pub fn fill_scattered(
+    entries: &[AtomicU64],
+    segments: &[PhysRange],
+    leaf: u64,
+    no_output: u64,
+    all_unused: bool,
+) -> usize {
+    if all_unused {
+        fill_segments::<true>(entries, segments, leaf, no_output)
+    } else {
+        fill_segments::<false>(entries, segments, leaf, no_output)
+    }
+}
+
+/// A function of its own, so that its loop has the registers that it needs.
+#[inline(never)]
+fn fill_segments<const ALL_UNUSED: bool>(
+    entries: &[AtomicU64],
+    segments: &[PhysRange],
+    leaf: u64,
+    no_output: u64,
+) -> usize {
     let mut written = 0;
     for (entry, PhysRange { start, bytes }) in entries.iter().zip(segments) {
         let start = start.as_u64();
-        if *bytes != PAGE_BYTES || start & no_output != 0 || entry.load(Ordering::Relaxed) != 0 {
+        let is_simple = *bytes == PAGE_BYTES && start & no_output == 0;
+        if !is_simple || !ALL_UNUSED && entry.load(Ordering::Relaxed) != 0 {
             break;
         }
         entry.store(leaf + start, Ordering::Release);
@@ -39,7 +65,6 @@ pub fn fill_scattered(entries: &[AtomicU64], segments: &[PhysRange], leaf: u64, 
 
 #[inline(always)]
 fn fill_lines(entries: &[AtomicU64], mut raw: u64, step: u64) {
-    const LINES: usize = 2 * LINE;
     let (lines, rest) = entries.as_chunks::<LINES>();
     for lines in lines {
         fill_line(lines, raw, step);
@@ -84,17 +109,25 @@ fn fill_each(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
 }
 
 /// Empties `entries`. Returns how many of them were in use.
-#[inline]
+#[inline(always)]
 pub fn clear(entries: &[AtomicU64]) -> u64 {
-    let (lines, rest) = entries.as_chunks::<LINE>();
-    let mut used = 0;
+    let (lines, rest) = entries.as_chunks::<LINES>();
+    let mut used = clear_each(rest);
     for line in lines {
-        for entry in line {
-            used += u64::from(entry.load(Ordering::Relaxed) != 0);
-            entry.store(0, Ordering::Release);
+        // Leaves of one mapping have permission bits in common: that none is 0 can be seen of all at once.
+        if line.iter().fold(u64::MAX, |common, entry| common & entry.load(Ordering::Relaxed)) != 0 {
+            line.iter().for_each(|entry| entry.store(0, Ordering::Release));
+            used += LINES as u64;
+        } else {
+            used += clear_each(line);
         }
     }
-    for entry in rest {
+    used
+}
+
+fn clear_each(entries: &[AtomicU64]) -> u64 {
+    let mut used = 0;
+    for entry in entries {
         used += u64::from(entry.load(Ordering::Relaxed) != 0);
         entry.store(0, Ordering::Release);
     }

@@ -34,16 +34,14 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// The table of level 2 on the way to `input`, if that is the address of a page, and there is such a table. The caller
     /// has read the count of departures before.
     #[inline(always)]
-    fn level_2(&self, input: u64) -> Option<&Table> {
+    fn level_2(&self, input: u64) -> Option<PhysAddr> {
         if input & (PAGE_BYTES - 1) != 0 || !self.format.covers(input, input) {
             return None;
         }
-        let page = match self.hint.get(input) {
-            Some(page) => page,
-            None => self.find_level_2(input)?,
-        };
-        // SAFETY: a table of an upper level, found through a link.
-        Some(unsafe { self.table(page) })
+        match self.hint.get(input) {
+            Some(page) => Some(page),
+            None => self.find_level_2(input),
+        }
     }
 
     /// Finds the table of level 2 on the way to `input`, from the root. It becomes the hint.
@@ -69,7 +67,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     pub(super) fn pin_lowest(&self, input: u64) -> Option<Pinned<'_>> {
         let departures = self.departures.load(Ordering::Acquire);
         let level_2 = self.level_2(input)?;
-        self.pin_below(level_2, input, departures)
+        // SAFETY: a table of an upper level, found through a link.
+        self.pin_below(unsafe { self.table(level_2) }, input, departures)
     }
 
     /// Pins the lowest table for `input` that `level_2` points to.
@@ -104,12 +103,13 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             return false;
         }
         entry.store(self.format.encode_leaf(1, output, access), Ordering::Release);
-        self.write_back(core::slice::from_ref(entry));
+        self.write_back_entry(entry);
         true
     }
 
     /// Leaves the lowest table for `input`, which the caller has pinned, as it was.
     #[cold]
+    #[inline(never)]
     pub(super) fn retreat(&self, link: &AtomicU64, input: u64) {
         if link::unpin(link, 1) == 0 {
             self.emptied_without_token(Place::new(input, 1));
@@ -126,7 +126,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             return Unmapped::Not;
         }
         entry.store(0, Ordering::Release);
-        self.write_back(core::slice::from_ref(entry));
+        self.write_back_entry(entry);
         self.let_go(link, input, 1)
     }
 

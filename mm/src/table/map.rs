@@ -98,7 +98,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// # Safety
     /// - No other call maps, unmaps or protects any part of the input range at the same time.
     /// - Whoever walks the table can access the segments with `access`.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn map(
         &self,
         input: u64,
@@ -109,21 +109,36 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             [PhysRange { start, bytes: PAGE_BYTES }] if self.map_page(input, *start, access) => {
                 if self.all_flushed() { Ok(None) } else { self.mapped_beside_unflushed(input, segments) }
             }
-            _ => self.map_segments(input, segments, access),
+            [segment] => self.map_run(input, segment, access),
+            _ => self.map_list(input, segments, access),
         }
     }
 
     #[inline(never)]
-    fn map_segments(
+    fn map_run(&self, input: u64, segment: &PhysRange, access: F::Access) -> Result<Option<Stale>, MapError> {
+        let filled = self.fill_one(input, segment, access);
+        self.map_unless_filled(input, core::slice::from_ref(segment), access, filled)
+    }
+
+    #[inline(never)]
+    fn map_list(
         &self,
         input: u64,
         segments: &[PhysRange],
         access: F::Access,
     ) -> Result<Option<Stale>, MapError> {
-        let filled = match segments {
-            [segment] => self.fill_one(input, segment, access),
-            _ => self.fill_list(input, segments, access),
-        };
+        let filled = self.fill_list(input, segments, access);
+        self.map_unless_filled(input, segments, access, filled)
+    }
+
+    #[inline(always)]
+    fn map_unless_filled(
+        &self,
+        input: u64,
+        segments: &[PhysRange],
+        access: F::Access,
+        filled: Filled,
+    ) -> Result<Option<Stale>, MapError> {
         if filled.pages != 0 && filled.segments == segments.len() {
             return if self.all_flushed() { Ok(None) } else { self.mapped_beside_unflushed(input, segments) };
         }
@@ -162,11 +177,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let leaf = self.format.encode_leaf(1, PhysAddr::new(0), access);
         let (mut free, mut rest) = (entries, segments);
         loop {
-            let pages = leaves::fill_scattered(free, rest, leaf, self.no_output);
+            let pages = leaves::fill_scattered(free, rest, leaf, self.no_output, pinned.was_empty);
             (free, rest) = (&free[pages..], &rest[pages..]);
             let Some((segment, after)) = rest.split_first() else { break };
             let Some(run) = self.simple_run(segment, free) else { break };
-            let written = leaves::fill_run(run, leaf + segment.start.as_u64(), PAGE_BYTES, false);
+            let written = leaves::fill_run(run, leaf + segment.start.as_u64(), PAGE_BYTES, pinned.was_empty);
             free = &free[written..];
             if written != run.len() {
                 break;
@@ -333,7 +348,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                     let Some((page, new)) = self.build(job, level - 1) else { return 0 };
                     if entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                         if linked {
-                            self.write_back(core::slice::from_ref(entry));
+                            self.write_back_entry(entry);
                             job.uses_spare = false;
                         }
                         return 1;

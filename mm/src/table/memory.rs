@@ -39,6 +39,12 @@ pub unsafe trait TableMemory: Send + Sync {
     /// Writes the cache lines that hold `bytes` bytes from `first` back to memory, for walkers that do not snoop the
     /// CPU's caches, and orders that before every later store. `bytes` is not 0.
     fn write_back(&self, first: *const u8, bytes: usize);
+
+    /// The same for one `entry` of a table, which lies in one line: a host may have a shorter way for it.
+    #[inline]
+    fn write_back_entry(&self, entry: &AtomicU64) {
+        self.write_back(core::ptr::from_ref(entry).cast(), size_of::<AtomicU64>());
+    }
 }
 
 // SAFETY: every call is passed on unchanged.
@@ -59,5 +65,9 @@ unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
 
     fn write_back(&self, first: *const u8, bytes: usize) {
         (**self).write_back(first, bytes);
+    }
+
+    fn write_back_entry(&self, entry: &AtomicU64) {
+        (**self).write_back_entry(entry);
     }
 }

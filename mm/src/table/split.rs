@@ -106,7 +106,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                     // One store turns the leaf into a table that says the same. Who owns another part of the superpage
                     // may come first, and hardware may set a bit in the leaf: then the exchange fails.
                     if entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                        self.write_back(core::slice::from_ref(entry));
+                        self.write_back_entry(entry);
                         was_split = true;
                     } else {
                         self.clear_split(page);

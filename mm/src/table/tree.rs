@@ -255,6 +255,14 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
+    /// The same for one entry.
+    #[inline]
+    pub(super) fn write_back_entry(&self, entry: &AtomicU64) {
+        if !self.format.is_coherent() {
+            self.memory.write_back_entry(entry);
+        }
+    }
+
     /// Replaces `link`, last seen as `raw`, which points to an empty table at `place`, by `new`, and puts the table,
     /// `page`, on the list. If the link has changed, returns what it says now.
     pub(super) fn unlink(
@@ -270,7 +278,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             self.unflushed.fetch_sub(1, Ordering::Relaxed);
             return Err(now);
         }
-        self.write_back(core::slice::from_ref(link));
+        self.write_back_entry(link);
         self.set_aside(page, place, detached);
         Ok(())
     }
