@@ -18,7 +18,7 @@ const ORDERS: usize = 10;
 /// Pages in the largest of them.
 const LARGEST: u64 = 1 << (ORDERS - 1);
 
-/// Kinds of blocks: each size for devices that reach addresses below 4 GiB only, then each size for all others.
+/// Kinds of blocks: each size for devices that reach addresses below 4 GiB only, and for all others.
 pub(super) const KINDS: usize = 2 * ORDERS;
 
 /// Blocks in a magazine.
@@ -66,7 +66,7 @@ impl Kind {
 
     #[inline]
     pub fn index(self) -> usize {
-        self.order as usize + if self.wide { ORDERS } else { 0 }
+        2 * self.order as usize + usize::from(self.wide)
     }
 
     pub fn pages(self) -> u64 {
@@ -96,7 +96,7 @@ impl Kind {
 
     /// All kinds, by index.
     pub fn all() -> impl Iterator<Item = Self> {
-        [false, true].into_iter().flat_map(|wide| (0..ORDERS as u32).map(move |order| Self { order, wide }))
+        (0..ORDERS as u32).flat_map(|order| [false, true].map(|wide| Self { order, wide }))
     }
 }
 

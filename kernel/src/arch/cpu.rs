@@ -253,8 +253,17 @@ impl Cpu {
     pub(super) fn leave_guard() -> bool {
         let guards = &Self::current().guards;
         debug_assert!(guards.load(Relaxed) & !WERE_ON != 0, "more interrupt guards dropped than made");
-        let left = guards.load(Relaxed) - 1;
-        guards.store(left, Relaxed);
+        let left: u32;
+        // SAFETY: as in `enter_guard`.
+        unsafe {
+            asm!(
+                "dec dword ptr gs:[{guards}]",
+                "mov {:e}, gs:[{guards}]",
+                out(reg) left,
+                guards = const mem::offset_of!(Self, guards),
+                options(nostack),
+            );
+        }
         let is_last = left == WERE_ON;
         if is_last {
             guards.store(0, Relaxed);

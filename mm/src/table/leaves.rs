@@ -25,26 +25,12 @@ pub fn fill_run(entries: &[AtomicU64], raw: u64, step: u64, all_unused: bool) ->
 }
 
 /// Writes `leaf` plus the start of a segment into each of `entries`, up to the first segment that is not one page or has
-/// a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written. The caller
-/// may know that all are unused.
-#[inline(always)]
-pub fn fill_scattered(
-    entries: &[AtomicU64],
-    segments: &[PhysRange],
-    leaf: u64,
-    no_output: u64,
-    all_unused: bool,
-) -> usize {
-    if all_unused {
-        fill_segments::<true>(entries, segments, leaf, no_output)
-    } else {
-        fill_segments::<false>(entries, segments, leaf, no_output)
-    }
-}
-
-/// A function of its own, so that its loop has the registers that it needs.
+/// a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written. The caller may
+/// know that `ALL_UNUSED`.
+///
+/// A function of its own, so that the loop has the registers that it needs.
 #[inline(never)]
-fn fill_segments<const ALL_UNUSED: bool>(
+pub fn fill_scattered<const ALL_UNUSED: bool>(
     entries: &[AtomicU64],
     segments: &[PhysRange],
     leaf: u64,
@@ -64,6 +50,11 @@ fn fill_segments<const ALL_UNUSED: bool>(
 }
 
 #[inline(always)]
+fn is_unused(line: &[AtomicU64; LINE]) -> bool {
+    line.iter().fold(0, |any, entry| any | entry.load(Ordering::Relaxed)) == 0
+}
+
+#[inline(always)]
 fn fill_lines(entries: &[AtomicU64], mut raw: u64, step: u64) {
     let (lines, rest) = entries.as_chunks::<LINES>();
     for lines in lines {
@@ -80,7 +71,7 @@ fn fill_lines(entries: &[AtomicU64], mut raw: u64, step: u64) {
 fn fill_unused(entries: &[AtomicU64], mut raw: u64, step: u64) -> usize {
     let (lines, rest) = entries.as_chunks::<LINE>();
     for (index, line) in lines.iter().enumerate() {
-        if line.iter().fold(0, |any, entry| any | entry.load(Ordering::Relaxed)) != 0 {
+        if !is_unused(line) {
             return index * LINE + fill_each(line, raw, step);
         }
         fill_line(line, raw, step);

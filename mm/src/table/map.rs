@@ -175,22 +175,41 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let Some(pinned) = self.pin_lowest(input) else { return Filled { pages: 0, segments: 0 } };
         let entries = &pinned.table[index(input, 1)..];
         let leaf = self.format.encode_leaf(1, PhysAddr::new(0), access);
-        let (mut free, mut rest) = (entries, segments);
-        loop {
-            let pages = leaves::fill_scattered(free, rest, leaf, self.no_output, pinned.was_empty);
-            (free, rest) = (&free[pages..], &rest[pages..]);
-            let Some((segment, after)) = rest.split_first() else { break };
-            let Some(run) = self.simple_run(segment, free) else { break };
-            let written = leaves::fill_run(run, leaf + segment.start.as_u64(), PAGE_BYTES, pinned.was_empty);
-            free = &free[written..];
+        let pages = if pinned.was_empty {
+            leaves::fill_scattered::<true>(entries, segments, leaf, self.no_output)
+        } else {
+            leaves::fill_scattered::<false>(entries, segments, leaf, self.no_output)
+        };
+        let mut filled = Filled { pages, segments: pages };
+        if pages != segments.len() {
+            filled = self.fill_mixed(entries, segments, leaf, filled);
+        }
+        self.settle_lowest(pinned.link, &entries[..filled.pages], input);
+        filled
+    }
+
+    /// Goes on after `filled` with `segments`, of which the next one is not just a page, in `entries`.
+    #[inline(never)]
+    fn fill_mixed(
+        &self,
+        entries: &[AtomicU64],
+        segments: &[PhysRange],
+        leaf: u64,
+        mut filled: Filled,
+    ) -> Filled {
+        while let Some((segment, rest)) = segments[filled.segments..].split_first()
+            && let Some(run) = self.simple_run(segment, &entries[filled.pages..])
+        {
+            let written = leaves::fill_run(run, leaf + segment.start.as_u64(), PAGE_BYTES, false);
+            filled.pages += written;
             if written != run.len() {
                 break;
             }
-            rest = after;
+            let pages = leaves::fill_scattered::<false>(&entries[filled.pages..], rest, leaf, self.no_output);
+            filled.pages += pages;
+            filled.segments += 1 + pages;
         }
-        let pages = entries.len() - free.len();
-        self.settle_lowest(pinned.link, &entries[..pages], input);
-        Filled { pages, segments: segments.len() - rest.len() }
+        filled
     }
 
     /// The entries at the start of `entries` that `segment` takes, unless it is anything but pages that fit.
