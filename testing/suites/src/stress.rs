@@ -1,5 +1,6 @@
 //! Many threads on all CPUs, for a while: mapping, unmapping and dropping in shared and in separate domains, while devices
-//! move data. At the end everything is as it was.
+//! move data, one changes hands again and again, and an interrupt moves from CPU to CPU. At the end everything is as it
+//! was.
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{
@@ -10,7 +11,7 @@ use core::sync::atomic::{
 use drivers::{host::Host, lock::Lock, nvme::Controller};
 use harness::{Failure, check, check_eq, test};
 use iommu::{
-    Bidirectional, DmaDevice, DmaError, FromDevice, Iova, Mapping, PageBuffer, PciAddress, Rejected,
+    Bidirectional, DmaDevice, DmaError, FromDevice, Iommu, Iova, Mapping, PageBuffer, PciAddress, Rejected,
 };
 
 use crate::{
@@ -28,6 +29,9 @@ const PAGES_MAX: u64 = 12;
 const EDU_BYTES: usize = 256;
 /// The fast attacker's rounds for one of `edu`, which takes 0.1 s.
 const ROUNDS_PER_SAMPLE: u64 = 200;
+/// How long a driver keeps the function that changes hands, in turns that it leaves to others.
+const TENANCY_ROUNDS: usize = 4;
+const INTERRUPT_DEADLINE_NS: u64 = 5 * NS_PER_S;
 /// Frames that may be kept for the next time: tables, nodes and stores of three domains, and threads' stacks.
 const FRAMES_KEPT_MAX: u64 = 4096;
 
@@ -37,6 +41,8 @@ struct Common {
     stop: AtomicBool,
     running: AtomicUsize,
     operations: AtomicUsize,
+    /// How often the function of [`Tenancy`] was claimed and taken back.
+    tenancies: AtomicUsize,
     problem: Lock<Option<String>>,
 }
 
@@ -88,43 +94,116 @@ impl Common {
     }
 }
 
+/// Random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    /// A number below `limit`.
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
 /// A thread that maps and unmaps for one device, at random.
 struct Mapper {
     dma: DmaDevice,
     held: Vec<(Mapping<PageBuffer, Bidirectional>, u64)>,
-    random: u64,
+    random: Random,
 }
 
 impl Mapper {
     fn new(dma: DmaDevice, seed: u64) -> Self {
-        Self { dma, held: Vec::with_capacity(HELD_MAX), random: seed }
-    }
-
-    /// A number below `limit` (xorshift).
-    fn below(&mut self, limit: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random % limit
+        Self { dma, held: Vec::with_capacity(HELD_MAX), random: Random(seed) }
     }
 
     fn step(&mut self) -> Result<(), Failure> {
         let full = self.held.len() == HELD_MAX;
-        if self.held.is_empty() || !full && self.below(2) == 0 {
-            let (pages, seed) = (1 + self.below(PAGES_MAX), self.below(1 << 40));
+        if self.held.is_empty() || !full && self.random.below(2) == 0 {
+            let (pages, seed) = (1 + self.random.below(PAGES_MAX), self.random.below(1 << 40));
             let buffer = pattern::pages(pages as usize, seed)?;
             self.held.push((self.dma.dma_map(buffer, Bidirectional)?, seed));
             return Ok(());
         }
-        let victim = self.below(self.held.len() as u64) as usize;
+        let victim = self.random.below(self.held.len() as u64) as usize;
         let (mapping, seed) = self.held.swap_remove(victim);
-        match self.below(4) {
+        match self.random.below(4) {
             // Left to the reaper.
             0 => drop(mapping),
             _ => pattern::expect(&mapping.unmap()?, seed, "a buffer that no device was told of")?,
         }
         Ok(())
     }
+}
+
+/// A function that changes hands while threads of its drivers map and unmap.
+struct Tenancy {
+    iommu: Iommu,
+    function: PciAddress,
+    /// Of the driver that has it now, or had it last.
+    dma: Lock<Option<DmaDevice>>,
+}
+
+impl Tenancy {
+    /// One driver: the function is attached to a new domain, used for a moment, and taken back with all that is mapped.
+    fn change_hands(&self, common: &Common) -> Result<(), Failure> {
+        *self.dma.lock() = Some(self.iommu.claim(self.function)?);
+        (0..TENANCY_ROUNDS).for_each(|_| common.host.relax());
+        // Nobody has made the device do anything, so it is quiet.
+        self.iommu.release(self.function, |_| true)?;
+        common.tenancies.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// One thing that a driver does, who may find that the function is not its own any more.
+    fn use_up(&self, random: &mut Random, common: &Common) -> Result<(), Failure> {
+        let Some(dma) = self.dma.lock().clone() else {
+            common.host.relax();
+            return Ok(());
+        };
+        let seed = random.below(1 << 40);
+        let buffer = pattern::pages(1 + random.below(PAGES_MAX) as usize, seed)?;
+        let mapping = match dma.dma_map(buffer, Bidirectional) {
+            Ok(mapping) => mapping,
+            Err(Rejected { error: DmaError::Revoked, .. }) => return Ok(()),
+            Err(rejected) => return Err(rejected.into()),
+        };
+        if random.below(4) == 0 {
+            common.host.relax();
+        }
+        match random.below(4) {
+            0 => drop(mapping),
+            _ => match mapping.unmap() {
+                Ok(buffer) => pattern::expect(&buffer, seed, "a buffer of a driver that came and went")?,
+                // The reaper frees it.
+                Err(DmaError::Revoked) => {}
+                Err(error) => return Err(error.into()),
+            },
+        }
+        Ok(())
+    }
+}
+
+/// Starts a thread that has `function` change hands, and two that use it.
+fn spawn_tenancy(common: &Arc<Common>, iommu: &Iommu, function: PciAddress) -> Result<(), Failure> {
+    let dma = Lock::new(common.host.clone(), None);
+    let tenancy = Arc::new(Tenancy { iommu: iommu.clone(), function, dma });
+    for seed in 1..=2 {
+        let (tenancy, common, mut random) = (tenancy.clone(), common.clone(), Random(seed << 20));
+        common.clone().spawn(move || tenancy.use_up(&mut random, &common))?;
+    }
+    let shared = common.clone();
+    common.spawn(move || tenancy.change_hands(&shared))
+}
+
+/// Moves the interrupt of `edu` to `cpu` while one is on its way: it arrives.
+fn steer(edu: &mut ClaimedEdu, cpu: usize) -> Result<(), Failure> {
+    edu.device.send_interrupt();
+    edu.device.retarget_interrupt(cpu)?;
+    check!(edu.device.await_interrupt(INTERRUPT_DEADLINE_NS), "an interrupt that moved to CPU {cpu} is lost");
+    Ok(())
 }
 
 /// The same address for one buffer after the other: the device reaches the newer one, never the older. False if another
@@ -170,11 +249,15 @@ fn balance(machine: &Machine, functions: &[PciAddress]) -> (usize, Vec<(u64, u64
 test! {
     /// As long as `stress=` says, 5 s otherwise.
     deadline_ms = 300_000,
-    lacks = |context| lacks::two_isolated_edus(context).or_else(|| lacks::isolated_nvme(context)),
+    lacks = |context| {
+        let lacks = lacks::two_isolated_edus(context).or_else(|| lacks::idle_edu(context));
+        lacks.or_else(|| lacks::isolated_nvme(context))
+    },
     fn everything_at_once(context) {
         let machine = Machine::of(context)?;
-        let (mut slow, other, mut nvme) = (machine.edu(0)?, machine.edu(1)?, machine.nvme()?);
-        let functions = [slow.dma.function(), other.dma.function(), nvme.dma().function()];
+        let (mut slow, mut other, mut nvme) = (machine.edu(0)?, machine.edu(1)?, machine.nvme()?);
+        let idle = machine.idle_edu().ok_or_else(|| Failure::new("no unclaimed edu"))?;
+        let functions = [slow.dma.function(), other.dma.function(), nvme.dma().function(), idle];
         let before = balance(machine, &functions);
         let frames = machine.memory.free_frames();
         let common = Arc::new(Common {
@@ -182,6 +265,7 @@ test! {
             stop: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             operations: AtomicUsize::new(0),
+            tenancies: AtomicUsize::new(0),
             problem: Lock::new(machine.host.clone(), None),
         });
         let handles = [&slow.dma, &other.dma, nvme.dma(), nvme.dma()].map(DmaDevice::clone);
@@ -190,10 +274,11 @@ test! {
             common.spawn(move || mapper.step())?;
         }
         drop(handles);
+        spawn_tenancy(&common, &machine.iommu, idle)?;
 
         let end_ns = machine.host.now_ns() + machine.stress_s * NS_PER_S;
         let mut page = machine.fresh_page();
-        let (mut rounds, mut attacks) = (0, 0);
+        let (mut rounds, mut attacks, mut moves) = (0, 0, 0);
         while machine.host.now_ns() < end_ns && !common.stop.load(Relaxed) {
             let result = match rounds % ROUNDS_PER_SAMPLE {
                 0 => sample(&mut slow, rounds).map(|()| true),
@@ -202,6 +287,10 @@ test! {
             match result {
                 Ok(true) => attacks += 1,
                 Ok(false) => page = machine.fresh_page(),
+                Err(problem) => common.fail(&problem),
+            }
+            match steer(&mut other, moves % machine.host.cpus()) {
+                Ok(()) => moves += 1,
                 Err(problem) => common.fail(&problem),
             }
             rounds += 1;
@@ -213,7 +302,9 @@ test! {
         let kept = frames.saturating_sub(machine.memory.free_frames());
         check!(kept <= FRAMES_KEPT_MAX, "{kept} frames are gone");
         let operations = common.operations.load(Relaxed);
-        check!(operations > 0 && attacks > 0, "{operations} operations, {attacks} attacks");
-        log::info!("{operations} operations beside {attacks} attacks; {kept} frames kept");
+        let tenancies = common.tenancies.load(Relaxed);
+        let done = format!("{operations} operations, {tenancies} claims and releases, {attacks} attacks, {moves} moves");
+        check!(operations > 0 && tenancies > 0 && attacks > 0 && moves > 0, "{done}");
+        log::info!("{done}; {kept} frames kept");
     }
 }
