@@ -65,6 +65,8 @@
 //! Debug builds tell the platform of each lock, so that it can check their order.
 #![no_std]
 #![warn(missing_docs)]
+// For loom some lengths are as small as they can be.
+#![cfg_attr(loom, allow(clippy::modulo_one))]
 
 extern crate alloc;
 #[cfg(any(test, loom))]

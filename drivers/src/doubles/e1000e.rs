@@ -60,6 +60,9 @@ pub struct E1000e {
     host: Weak<TestHost>,
 }
 
+/// Start of what is summed, and where the sum goes.
+type Checksum = (u8, u8);
+
 pub struct State {
     pub behaviour: Behaviour,
     /// It does not end its requests.
@@ -69,9 +72,8 @@ pub struct State {
     pub mac: [u8; 6],
     pub link: bool,
     /// What it has sent, with the checksum that it was to complete.
-    pub sent: Vec<(Vec<u8>, Option<(u8, u8)>)>,
-    /// Start of what is summed, and where the sum goes.
-    context: (u8, u8),
+    pub sent: Vec<(Vec<u8>, Option<Checksum>)>,
+    context: Checksum,
     registers: Vec<u32>,
     cause: u32,
     mask: u32,

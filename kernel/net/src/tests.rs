@@ -4,7 +4,7 @@ mod host;
 mod packets;
 
 use alloc::{boxed::Box, sync::Arc};
-use std::{string::ToString, vec::Vec};
+use std::string::ToString;
 
 use drivers::host::Host;
 use smoltcp::wire::Ipv4Address;

@@ -33,6 +33,8 @@ unsafe impl Host for TestHost {
 
     fn config_write32(&self, _function: PciAddress, _offset: u16, _value: u32) {}
 
+    fn config_write16(&self, _function: PciAddress, _offset: u16, _value: u16) {}
+
     fn config_change32(&self, _function: PciAddress, _offset: u16, _clear: u32, _set: u32) {}
 
     fn map_mmio(&self, _base: PhysAddr, _bytes: usize) -> Option<Mmio> {
