@@ -144,10 +144,11 @@ mod tests {
         let lines: Vec<String> = lints(&Workspace::locate().unwrap()).iter().map(shown).collect();
         let clippy: Vec<&String> = lines.iter().filter(|line| line.contains("clippy")).collect();
         assert!(
-            clippy.len() == 3 && clippy.iter().all(|line| line.ends_with("--deny warnings")),
+            clippy.len() == 4 && clippy.iter().all(|line| line.ends_with("--deny warnings")),
             "{lines:?}"
         );
-        assert!(clippy[1].contains("--package mm --no-default-features"));
-        assert!(clippy[2].contains("--target x86_64-unknown-none"));
+        assert!(clippy[1].contains("--package interleavings"));
+        assert!(clippy[2].contains("--package mm --no-default-features"));
+        assert!(clippy[3].contains("--target x86_64-unknown-none"));
     }
 }

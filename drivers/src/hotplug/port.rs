@@ -52,6 +52,9 @@ pub(super) enum PortError {
     Iommu(HotplugError),
     /// Nothing answers behind the port.
     Nothing,
+    /// Functions answer behind the port, while the slot says that it is empty: somebody else, as a rule firmware by ACPI,
+    /// runs it.
+    NotReported,
     OutOfMemory,
 }
 
@@ -64,6 +67,7 @@ impl fmt::Display for PortError {
             Self::Resources(error) => error.fmt(f),
             Self::Iommu(error) => error.fmt(f),
             Self::Nothing => f.write_str("nothing answers"),
+            Self::NotReported => f.write_str("it says that it is empty, but functions answer behind it"),
             Self::OutOfMemory => f.write_str("no memory"),
         }
     }
@@ -148,6 +152,10 @@ impl Port {
         for behind in functions.iter().filter(is_behind) {
             occupants.try_reserve(1)?;
             occupants.push(Occupant::read(&**host, behind.address));
+        }
+        let answers = |occupant: &Occupant| Config::new(&**host, occupant.function).is_present();
+        if !slot.is_occupied() && occupants.iter().any(answers) {
+            return Err(PortError::NotReported);
         }
         let interrupt = PortInterrupt::enable(host, &slot, event)?;
         slot.device().enable_bus_master();
