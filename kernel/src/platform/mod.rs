@@ -17,9 +17,9 @@ use spin::Once;
 
 use crate::{
     acpi,
-    arch::{self, Cpu, InterruptGuard, apic, clock},
+    arch::{self, Cpu, InterruptGuard, clock},
     memory::{self, KernelTables},
-    smp, sync,
+    sync,
     threads::{self, SpawnError},
 };
 use config::ConfigSpace;
@@ -142,7 +142,7 @@ unsafe impl Platform for Kernel {
                 iommu.handle_event(event);
             }
         }))?;
-        let message = apic::message(smp::next_cpu(apic::has_message).apic_id(), vector.number())?;
+        let message = interrupts::event_message(&vector)?;
         // Units stay for as long as the kernel runs, and so do their vectors.
         core::mem::forget(vector);
         Some(message)

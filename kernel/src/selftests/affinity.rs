@@ -1,6 +1,6 @@
-//! Interrupts that move while they arrive.
+//! Interrupts that move while they arrive, and the CPUs that they go to.
 
-use alloc::{boxed::Box, sync::Arc};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use drivers::host::{Interrupt, InterruptError};
@@ -10,14 +10,14 @@ use iommu::{
     interrupts::{Destination, MessageInterrupts, MessageSource},
     platform::MsiMessage,
 };
-use suites::{Machine, lacks};
+use suites::{Machine, lacks, reports};
 
 use crate::{
     arch::{
-        clock,
+        Cpu, apic, clock,
         interrupts::{self, Vector},
     },
-    platform::interrupts::cpus,
+    platform::interrupts::{cpus, event_message},
 };
 
 /// Vectors that an interrupt changes between.
@@ -97,5 +97,40 @@ test! {
         check_eq!(interrupts::unexpected(), unexpected);
         let share = COUNT / VECTORS / 2;
         check!(arrived.iter().all(|count| count.load(SeqCst) > share), "the vectors did not change: {arrived:?}");
+    }
+}
+
+test! {
+    /// Drivers get interrupts on one CPU after the other: of as many as there are CPUs, each CPU gets one.
+    lacks = lacks::remapped_edu,
+    fn drivers_interrupts_go_to_the_cpus_in_turn(context) {
+        let machine = Machine::of(context)?;
+        let function = machine.edu(0)?.device.function();
+        let on_each = || -> Vec<usize> {
+            let entries = reports::interrupts(&machine.iommu);
+            let on = |cpu: &Cpu| entries.iter().filter(|entry| entry.apic == cpu.apic_id()).count();
+            cpus().map(on).collect()
+        };
+        let before = on_each();
+        let interrupts: Result<Vec<_>, _> =
+            cpus().map(|_| machine.host.allocate_interrupt(function, machine.host.event())).collect();
+        let interrupts = interrupts?;
+        check_eq!(on_each(), before.iter().map(|count| count + 1).collect::<Vec<_>>());
+        drop(interrupts);
+        check_eq!(on_each(), before);
+    }
+}
+
+test! {
+    /// Fault events of units go to one CPU after the other, as far as messages that are not remapped reach.
+    fn units_events_go_to_the_cpus_in_turn(_context) {
+        let vector = interrupts::allocate(Box::new(|| {})).ok_or_else(|| failure!("no vector is free"))?;
+        let reachable: Vec<u32> = cpus().map(Cpu::apic_id).filter(|&id| apic::has_message(id)).collect();
+        let messages: Option<Vec<MsiMessage>> = reachable.iter().map(|_| event_message(&vector)).collect();
+        let messages = messages.ok_or_else(|| failure!("a unit reaches no CPU"))?;
+        for id in reachable {
+            let to_it = apic::message(id, vector.number()).ok_or_else(|| failure!("APIC id {id:#x}"))?;
+            check_eq!(messages.iter().filter(|&&message| message == to_it).count(), 1, "APIC id {id:#x}");
+        }
     }
 }

@@ -239,6 +239,14 @@ impl Machine {
         let State { units, world } = &mut *state;
         units[ioapic.unit].interrupt(world, ioapic.source, message)
     }
+
+    /// Sends the message of a timer of an HPET, by its place in the configuration, under function number `function`.
+    pub fn hpet_interrupt(&self, hpet: usize, function: u8, message: MsiMessage) -> InterruptOutcome {
+        let hpet = self.config().hpets[hpet];
+        let mut state = self.state();
+        let State { units, world } = &mut *state;
+        units[hpet.unit].interrupt(world, hpet.source & !7 | u16::from(function & 7), message)
+    }
 }
 
 /// A request of function `index`, by way of its own TLB if it uses ATS.

@@ -45,6 +45,10 @@ impl MachineConfig {
             let (bus, devfn) = ((ioapic.source >> 8) as u8, ioapic.source as u8);
             body.extend(scope(3, ioapic.id, bus, &[(devfn >> 3, devfn & 7)]));
         }
+        for hpet in self.hpets.iter().filter(|hpet| hpet.unit == index) {
+            let (bus, devfn) = ((hpet.source >> 8) as u8, hpet.source as u8);
+            body.extend(scope(4, hpet.id, bus, &[(devfn >> 3, devfn & 7)]));
+        }
         let named = self.functions.iter().filter(|f| !all && f.unit == index && f.address.bus == 0);
         for function in named {
             let kind = if function.kind.buses().is_some() { 2 } else { 1 };

@@ -46,7 +46,8 @@ pub use buffer::ModelBuffer;
 pub use clock::Clock;
 pub use complaints::{Complaint, Complaints, Rule};
 pub use config::{
-    FunctionConfig, FunctionKind, IoApicConfig, Leftovers, MachineConfig, ReservedMemory, UnitConfig,
+    FunctionConfig, FunctionKind, HpetConfig, IoApicConfig, Leftovers, MachineConfig, ReservedMemory,
+    UnitConfig,
 };
 pub use device::Device;
 pub use iotlb::Translation;

@@ -12,7 +12,8 @@ use iommu::{
     vtd::RouteError,
 };
 use vtd_model::{
-    FunctionConfig, FunctionKind, InterruptOutcome, IoApicConfig, MachineConfig, Reason, UnitConfig,
+    FunctionConfig, FunctionKind, HpetConfig, InterruptOutcome, IoApicConfig, MachineConfig, Reason,
+    UnitConfig,
 };
 
 /// Where something arrived: vector and APIC id.
@@ -161,6 +162,32 @@ fn messages_in_a_row_come_out_on_vectors_in_a_row_and_move_apart() {
 }
 
 #[test]
+fn a_row_of_entries_changes_hands_only_when_the_unit_has_forgotten_it() {
+    const COUNT: u16 = 32;
+    let driven = start(machine(), Options::default());
+    let row = |index, vector| {
+        let interrupts = driven.iommu.message_interrupts(source(&driven, index), COUNT).expect("entries");
+        let message = interrupts.route_all(Destination { apic: 1, vector }).expect("a route");
+        (interrupts, message)
+    };
+    let raise = |index, message: MsiMessage, number| {
+        send(&driven, index, MsiMessage { data: message.data | u32::from(number), ..message })
+    };
+    let (first, message) = row(0, 0x40);
+    let entry = first.first_entry();
+    // Each arrives on a vector of its own, and is cached by the unit from then on.
+    (0..COUNT).for_each(|number| assert_eq!(raise(0, message, number), Ok((0x40 + number as u8, 1))));
+    first.release().expect("a unit that works");
+    let (second, again) = row(1, 0x80);
+    assert_eq!((second.first_entry(), again), (entry, message), "the row is free again");
+    for number in 0..COUNT {
+        assert_eq!(raise(0, message, number), Err(Reason::InterruptSourceRefused));
+        assert_eq!(raise(1, again, number), Ok((0x80 + number as u8, 1)));
+    }
+    driven.assert_content("a row that changed hands");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     for options in [Options::default(), Options { interrupt_remapping: false, ..Options::default() }] {
         let driven = start(machine(), options);
@@ -202,6 +229,24 @@ fn a_wire_is_raised_by_its_io_apic_alone() {
     assert_eq!(arrival(driven.machine.ioapic_interrupt(0, message)), Err(Reason::InterruptNotPresent));
     assert_eq!(driven.iommu.wired_interrupt(9).err(), Some(InterruptError::UnknownIoApic { id: 9 }));
     driven.assert_content("released");
+}
+
+#[test]
+fn a_timer_is_raised_by_its_hpet_alone_whatever_function_it_sends_under() {
+    const HPET: HpetConfig = HpetConfig { id: 0, unit: 0, source: 0xfe00 };
+    let driven = start(MachineConfig { hpets: vec![HPET], ..machine() }, Options::default());
+    let timer = driven.iommu.message_interrupts(MessageSource::Hpet { id: HPET.id }, 1).expect("an entry");
+    let message = timer.route(0, HERE).expect("a route");
+    for function in [0, 3, 7] {
+        assert_eq!(arrival(driven.machine.hpet_interrupt(0, function, message)), Ok((0x31, 0)));
+    }
+    assert_eq!(send(&driven, 0, message), Err(Reason::InterruptSourceRefused));
+    let io_apic = driven.machine.ioapic_interrupt(0, message);
+    assert_eq!(arrival(io_apic), Err(Reason::InterruptSourceRefused));
+    let unknown = MessageSource::Hpet { id: 1 };
+    let refused = driven.iommu.message_interrupts(unknown, 1).map(drop);
+    assert!(matches!(refused, Err(InterruptError::Unknown(source)) if source == unknown), "{refused:?}");
+    driven.assert_content("a timer");
 }
 
 #[test]

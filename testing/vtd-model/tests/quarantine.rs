@@ -3,7 +3,10 @@
 
 mod driver;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    thread,
+};
 
 use driver::Driven;
 use iommu::{
@@ -12,7 +15,9 @@ use iommu::{
     interrupts::{Destination, MessageSource},
     policy::Limits,
 };
-use vtd_model::{Access, Device, InterruptOutcome, MachineConfig, ModelBuffer, ReservedMemory};
+use vtd_model::{
+    Access, Device, InterruptOutcome, MachineConfig, ModelBuffer, ReservedMemory, UnitConfig, become_cpu,
+};
 
 /// An address that nothing is mapped at.
 const NOWHERE: u64 = 0x7000_0000;
@@ -76,6 +81,66 @@ fn a_storm_ends_in_quarantine_at_the_threshold_and_harms_nobody_else() {
         driven.machine.audit();
         driven.assert_content("after a storm");
     }
+}
+
+#[test]
+fn two_units_that_storm_at_once_cost_their_own_offenders_alone() {
+    let threshold = Limits::default().quarantine_at();
+    for burst in [1, 7] {
+        let mut config = MachineConfig::plain(4);
+        config.relax_ns = 1_000_000;
+        config.units.push(UnitConfig::plain(0xfeda_0000));
+        config.functions[2..].iter_mut().for_each(|function| function.unit = 1);
+        let driven = Driven::start(config).expect("units that work");
+        let (wild, calm) =
+            ([0, 2].map(|index| claim(&driven, index)), [1, 3].map(|index| claim(&driven, index)));
+        let mapped =
+            calm.each_ref().map(|(handle, _)| handle.dma_map(buffer(&driven), Bidirectional).expect("room"));
+        thread::scope(|scope| {
+            for (cpu, (_, device)) in wild.iter().enumerate() {
+                let driven = &driven;
+                scope.spawn(move || {
+                    become_cpu(cpu);
+                    storm(driven, device, 2_000, burst);
+                });
+            }
+        });
+        driven.pump();
+        for (handle, device) in &wild {
+            let standing = driven.standing(handle.function());
+            assert_eq!(
+                standing.0,
+                GroupStanding::Quarantined { on_scratch_page: false, faults: threshold },
+                "burst {burst}"
+            );
+            assert!(!device.is_bus_master());
+        }
+        for ((handle, device), mapping) in calm.iter().zip(mapped) {
+            assert!(device.probe(mapping.iova().as_u64(), Access::Write).is_ok());
+            assert_eq!(driven.standing(handle.function()), (GroupStanding::Claimed, 0));
+            mapping.unmap().expect("a unit that works");
+        }
+        driven.machine.audit();
+        driven.assert_content("after two storms");
+    }
+}
+
+#[test]
+fn a_fault_before_the_host_can_take_events_is_read_by_its_first_worker() {
+    let driven = machine();
+    let (handle, device) = claim(&driven, 0);
+    let faults = || driven.standing(handle.function()).1;
+    let _ = device.write(NOWHERE, b"x");
+    // The host has no handle yet that it could tell of the event, and there is no second one before the record is read.
+    assert_eq!(driven.machine.deliver_events(|_| ()), 1);
+    let _ = device.write(NOWHERE + 0x1000, b"x");
+    assert_eq!((driven.machine.deliver_events(|_| ()), faults()), (0, 0));
+    driven.iommu.process_faults();
+    assert_eq!(faults(), 2);
+    let _ = device.write(NOWHERE + 0x2000, b"x");
+    driven.pump();
+    assert_eq!(faults(), 3, "from then on by events");
+    driven.assert_content("after early faults");
 }
 
 #[test]

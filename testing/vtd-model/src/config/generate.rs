@@ -39,6 +39,7 @@ impl MachineConfig {
             functions,
             reserved,
             ioapics,
+            hpets: Vec::new(),
             dmar_flags: u8::from(interrupts) | u8::from(interrupts && random.once_in(4)) << 1,
             drop_once_in: random.pick(&[0, 64, 512]),
             evict_once_in: random.pick(&[0, 16, 64]),

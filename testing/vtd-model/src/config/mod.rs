@@ -162,6 +162,17 @@ pub struct ReservedMemory {
     pub limit: u64,
 }
 
+/// An HPET whose timers send messages of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct HpetConfig {
+    /// Number in its ACPI table.
+    pub id: u8,
+    /// Index of the unit that remaps its interrupts.
+    pub unit: usize,
+    /// Requester id in its device scope.
+    pub source: u16,
+}
+
 /// An IOAPIC, which sends its requests through a unit.
 #[derive(Clone, Copy, Debug)]
 pub struct IoApicConfig {
@@ -190,6 +201,8 @@ pub struct MachineConfig {
     pub reserved: Vec<ReservedMemory>,
     /// The IOAPICs.
     pub ioapics: Vec<IoApicConfig>,
+    /// The HPETs.
+    pub hpets: Vec<HpetConfig>,
     /// Flags of the DMAR table: bit 0 INTR_REMAP, bit 1 X2APIC_OPT_OUT.
     pub dmar_flags: u8,
     /// A cached entry is dropped once in so many uses; 0: never.
@@ -382,6 +395,7 @@ impl MachineConfig {
             functions,
             reserved: Vec::new(),
             ioapics: Vec::new(),
+            hpets: Vec::new(),
             dmar_flags: 1,
             drop_once_in: 0,
             evict_once_in: 0,
