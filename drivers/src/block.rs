@@ -7,6 +7,7 @@
 //! A driver consists of its [`engine::Queue`]s and its [`engine::Hardware`]; threads, deadlines, faults, recovery and
 //! shutdown are the engine's.
 
+mod batch;
 mod binding;
 mod completions;
 pub(crate) mod engine;

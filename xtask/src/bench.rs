@@ -128,7 +128,12 @@ struct DiskMachine {
 fn disk_machines() -> Vec<DiskMachine> {
     let mut machines = Vec::new();
     for (drive, name) in [(Drive::Nvme, "nvme"), (Drive::VirtioBlk, "virtio")] {
-        for (isolation, cmdline) in [("off", "iommu=off disk=hollow"), ("strict", "disk=hollow")] {
+        let isolations = [
+            ("off", "iommu=off disk=hollow"),
+            ("strict", "disk=hollow"),
+            ("deferred", "iommu=deferred disk=hollow"),
+        ];
+        for (isolation, cmdline) in isolations {
             let scenario = Scenario {
                 name: "bench-disk",
                 tests: "none",

@@ -7,6 +7,7 @@ use iommu::dma::FaultCounts;
 
 use super::{
     BlockError,
+    batch::Batch,
     engine::{Channel, Phase, Queue, Refused, Running, Shared},
     flight::{Done, InFlight},
 };
@@ -18,6 +19,7 @@ pub struct Worker<Q: Queue> {
     index: usize,
     /// Requests on their way from the queue to their owners; room for all that the queue can have.
     done: Vec<Done>,
+    batch: Batch,
     _running: Running<Q>,
 }
 
@@ -33,8 +35,10 @@ impl<Q: Queue> Worker<Q> {
     /// The worker of queue number `index`.
     pub fn new(shared: &Arc<Shared<Q>>, index: usize) -> Result<Self, TryReserveError> {
         let mut done = Vec::new();
-        done.try_reserve_exact(shared.channels[index].state.lock().queue.depth())?;
-        Ok(Self { shared: shared.clone(), index, done, _running: Running::new(shared) })
+        let depth = shared.channels[index].state.lock().queue.depth();
+        done.try_reserve_exact(depth)?;
+        let batch = Batch::new(depth)?;
+        Ok(Self { shared: shared.clone(), index, done, batch, _running: Running::new(shared) })
     }
 
     /// The thread: until the device is shut down.
@@ -109,7 +113,8 @@ impl<Q: Queue> Worker<Q> {
             if result.is_ok() {
                 self.shared.fruitless_resets.store(0, Ordering::Relaxed);
             }
-            flight.finish(result);
+            self.batch.add(flight, result);
         }
+        self.batch.finish(&self.shared.dma);
     }
 }

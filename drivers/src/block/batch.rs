@@ -1,0 +1,92 @@
+//! Requests that are completed together: their buffers come back with one flush.
+
+use alloc::{collections::TryReserveError, vec::Vec};
+use core::mem;
+
+use iommu::{DmaDevice, FromDevice, Mapping, PageBuffer, ToDevice, dma::Direction};
+
+use super::{
+    BlockError,
+    completions::Promise,
+    flight::{InFlight, Job},
+};
+
+type Outcome = Result<(), BlockError>;
+
+/// Requests that the device has finished, until [`finish`](Self::finish) completes them.
+pub struct Batch {
+    reads: Way<FromDevice>,
+    writes: Way<ToDevice>,
+}
+
+/// Those that move data one way.
+struct Way<D: Direction> {
+    mappings: Vec<Mapping<PageBuffer, D>>,
+    /// Whom to tell what, in the same order.
+    owners: Vec<(Promise, Outcome)>,
+}
+
+impl Batch {
+    /// A batch that has room for `most` requests.
+    pub fn new(most: usize) -> Result<Self, TryReserveError> {
+        Ok(Self { reads: Way::new(most)?, writes: Way::new(most)? })
+    }
+
+    /// Adds a request that ended with `result`. One without a buffer is completed at once.
+    pub fn add(&mut self, flight: InFlight, result: Outcome) {
+        match flight.job {
+            Job::Read(_, mapping) => self.reads.add(mapping, flight.promise, result),
+            Job::Write(_, mapping) => self.writes.add(mapping, flight.promise, result),
+            Job::Flush | Job::Deallocate(_) | Job::At { .. } => flight.promise.keep(result, None),
+        }
+    }
+
+    /// Gives the buffers back and completes the requests.
+    pub fn finish(&mut self, dma: &DmaDevice) {
+        self.reads.finish(dma);
+        self.writes.finish(dma);
+    }
+}
+
+impl<D: Direction> Way<D> {
+    fn new(most: usize) -> Result<Self, TryReserveError> {
+        let mut owners = Vec::new();
+        owners.try_reserve_exact(most)?;
+        Ok(Self { mappings: Vec::new(), owners })
+    }
+
+    fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) {
+        // The list of mappings goes with each batch. Without memory for a new one, or with a full batch, a buffer comes back
+        // alone.
+        if self.owners.len() == self.owners.capacity() || self.mappings.try_reserve(1).is_err() {
+            return complete_alone(mapping, promise, result);
+        }
+        self.mappings.push(mapping);
+        self.owners.push((promise, result));
+    }
+
+    fn finish(&mut self, dma: &DmaDevice) {
+        if self.mappings.is_empty() {
+            return;
+        }
+        match dma.unmap_batch(mem::take(&mut self.mappings)) {
+            Ok(buffers) => {
+                for ((promise, result), buffer) in self.owners.drain(..).zip(buffers) {
+                    promise.keep(result, Some(buffer));
+                }
+            }
+            Err(error) => {
+                for (promise, result) in self.owners.drain(..) {
+                    promise.keep(result.and(Err(BlockError::Pinned(error))), None);
+                }
+            }
+        }
+    }
+}
+
+fn complete_alone<D: Direction>(mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) {
+    match mapping.unmap() {
+        Ok(buffer) => promise.keep(result, Some(buffer)),
+        Err(error) => promise.keep(result.and(Err(BlockError::Pinned(error))), None),
+    }
+}
