@@ -414,7 +414,7 @@ impl<Q: Queue> BlockDevice for Engine<Q> {
     }
 
     fn resets(&self) -> u64 {
-        self.shared.resets.load(Ordering::Relaxed)
+        self.shared.resets.load(Ordering::Acquire)
     }
 
     fn reset(&self) {

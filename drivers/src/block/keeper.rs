@@ -123,7 +123,9 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         if self.shared.phase() != Phase::Running {
             return;
         }
-        let resets = self.shared.resets.fetch_add(1, Ordering::Relaxed) + 1;
+        // Before it is counted: who sees the count and then a request done knows that the reset is over.
+        self.shared.enter(Phase::Resetting);
+        let resets = self.shared.resets.fetch_add(1, Ordering::Release) + 1;
         // A device that misbehaves for ever fills no log.
         if resets.is_power_of_two() {
             log::warn!("{} {function}: {cause}; reset {resets}", H::NAME);
