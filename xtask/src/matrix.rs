@@ -269,6 +269,9 @@ pub const SCENARIOS: &[Scenario] = &[
         iommu: Some("intremap=on,eim=on"),
         cpus: "2,maxcpus=288,sockets=2,cores=144,threads=1",
         qemu: &[
+            // As many as there are CPUs; QEMU gives it one for each that is not plugged in by an option.
+            "-global",
+            "virtio-blk-pci.num-queues=4",
             "-device",
             "max-x86_64-cpu,socket-id=1,core-id=3,thread-id=0",
             "-device",

@@ -14,7 +14,10 @@ use iommu::{
 };
 use suites::{ClaimedEdu, Machine, lacks, reports};
 
-use crate::arch::{clock, interrupts};
+use crate::{
+    arch::{Cpu, apic, clock, interrupts},
+    platform::interrupts::cpus,
+};
 
 const COMPATIBILITY_BLOCKED: u8 = 0x25;
 
@@ -71,10 +74,11 @@ fn fate(context: &Context<'_>, machine: &Machine, send: Send, message: MsiMessag
 /// Sends messages with each of `data`.
 fn try_all(context: &Context<'_>, what: &str, send: Send, data: &[u32]) -> Result<(), Failure> {
     let machine = Machine::of(context)?;
-    let apic = crate::arch::Cpu::current().apic_id();
+    let apic = cpus().map(Cpu::apic_id).find(|&id| apic::has_message(id));
+    let apic = apic.ok_or_else(|| failure!("no CPU has an id of eight bits"))?;
     let mut arrived = 0;
     for &data in data {
-        let message = MsiMessage { address: 0xfee0_0000 | u64::from(apic as u8) << 12, data };
+        let message = MsiMessage { address: 0xfee0_0000 | u64::from(apic) << 12, data };
         match fate(context, machine, send, message)? {
             Fate::Blocked(fault) => check_eq!(fault.reason.code, COMPATIBILITY_BLOCKED, "{fault}"),
             Fate::Arrived => arrived += 1,
