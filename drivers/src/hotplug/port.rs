@@ -3,14 +3,14 @@
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
-use iommu::{HotplugError, PciAddress, topology};
+use iommu::{HotplugError, PciAddress, ReleaseError, topology};
 
 use super::Hotplug;
 use crate::{
     host::{Event, Host, InterruptError},
     pci::{
-        Apertures, Bridge, BusRange, Config, Function, Msi, MsiError, Msix, MsixError, ResourceError, Slot,
-        SlotError, assign, enumerate,
+        Apertures, Bridge, BusRange, Changes, Config, Function, Msi, MsiError, Msix, MsixError,
+        ResourceError, Slot, SlotError, assign, enumerate,
     },
     quiet::{Target, quieten},
 };
@@ -182,7 +182,11 @@ impl Port {
                 // Without power it harms nobody, and the next press of the button tries again.
                 let _ = self.slot.power_off();
             }
-            report(self.slot.port(), "was plugged in", result);
+            let is_pressed_again = matches!(result, Ok(Changes { button: true, .. }));
+            report(self.slot.port(), "was plugged in", result.map(drop));
+            if is_pressed_again {
+                report(self.slot.port(), "was taken out", self.let_go(hotplug));
+            }
         }
     }
 
@@ -204,12 +208,12 @@ impl Port {
         false
     }
 
-    /// Makes what is in the slot ready for drivers, and has them take it.
-    fn take_in(&mut self, hotplug: &Hotplug, apertures: &mut Apertures) -> Result<(), PortError> {
+    /// Makes what is in the slot ready for drivers, and has them take it. What has changed while it got power is
+    /// returned: that its link came up is no news, that somebody wants it back is.
+    fn take_in(&mut self, hotplug: &Hotplug, apertures: &mut Apertures) -> Result<Changes, PortError> {
         let host = &*hotplug.host;
         self.slot.power_on()?;
-        // Coming up is no news.
-        let _ = self.slot.take_changes();
+        let meanwhile = self.slot.take_changes();
         let port = self.slot.port();
         let mut found = enumerate(host, self.buses)?;
         if found.is_empty() {
@@ -231,7 +235,7 @@ impl Port {
             return Err(PortError::OutOfMemory);
         }
         found.iter().for_each(|function| hotplug.drivers.bind(function));
-        Ok(())
+        Ok(meanwhile)
     }
 
     /// Ends the drivers of what is in the slot, then takes it from them and switches it off.
@@ -270,7 +274,12 @@ impl Port {
         let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
         loop {
             match hotplug.iommu.functions_gone(&functions, &mut is_quiet) {
-                Err(HotplugError::Busy) if host.now_ns() < deadline_ns => host.relax(),
+                // Others come or go, or the group is just being put into quarantine.
+                Err(HotplugError::Busy | HotplugError::Release(ReleaseError::Busy { .. }))
+                    if host.now_ns() < deadline_ns =>
+                {
+                    host.relax();
+                }
                 result => break result?,
             }
         }

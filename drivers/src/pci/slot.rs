@@ -63,6 +63,9 @@ const DEADLINE_NS: u64 = 2_000_000_000;
 /// How long nobody may touch a device after its link came up.
 const SETTLE_NS: u64 = 100_000_000;
 
+/// How often in a row changes are taken, when there are new ones each time.
+const MOST_ROUNDS: usize = 16;
+
 /// Why a slot does not do what it is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SlotError {
@@ -142,16 +145,23 @@ impl Slot {
     }
 
     /// What has changed; asked again, only what has changed since.
+    ///
+    /// The port raises its interrupt when the first change comes, not for one that joins others: so this looks until it
+    /// sees none, as far as a port that never rests lets it.
     pub fn take_changes(&self) -> Changes {
-        let value = self.read();
-        if value == u32::MAX {
-            return Changes::default();
+        let mut taken = 0;
+        for _ in 0..MOST_ROUNDS {
+            let value = self.read();
+            let changes = value & bits::CHANGES & !bits::COMMAND_COMPLETED;
+            if value == u32::MAX || changes == 0 {
+                break;
+            }
+            self.clear(changes);
+            taken |= changes;
         }
-        let changes = value & bits::CHANGES & !bits::COMMAND_COMPLETED;
-        self.clear(changes);
         Changes {
-            button: changes & bits::BUTTON_PRESSED != 0,
-            occupant: changes & (bits::PRESENCE_CHANGED | bits::LINK_CHANGED) != 0,
+            button: taken & bits::BUTTON_PRESSED != 0,
+            occupant: taken & (bits::PRESENCE_CHANGED | bits::LINK_CHANGED) != 0,
         }
     }
 

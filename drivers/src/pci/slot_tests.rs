@@ -1,4 +1,10 @@
-use std::{sync::Arc, vec::Vec};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    vec::Vec,
+};
 
 use super::*;
 use crate::{
@@ -110,6 +116,28 @@ fn changes_are_told_once_and_commands_take_none_away() {
     assert_eq!(slot.take_changes(), Changes { button: false, occupant: true });
     let control = bench.host.space.read32(bench.dma.function(), SLOT) & 0xffff;
     assert_eq!(control & bits::EVENTS, bits::EVENTS, "taking changes has changed the control");
+}
+
+#[test]
+fn a_change_that_joins_others_is_not_left_for_an_interrupt_that_will_not_come() {
+    let (bench, slot) = bench(port(CAPABLE, bits::LINK_ACTIVE));
+    // The button is pressed when the change of the link is just being cleared: once, and then each time anew.
+    for presses in [1, usize::MAX] {
+        let left = AtomicUsize::new(presses);
+        bench.host.space.react(move |functions, write| {
+            obey(functions, write);
+            let (function, register, value) = write;
+            let fake = functions.get_mut(&function).unwrap();
+            if register == 0 {
+                fake.set(SLOT, fake.get(SLOT) | bits::LINK_CHANGED);
+            } else if value >> 16 != 0 && left.load(Relaxed) > 0 {
+                left.fetch_sub(1, Relaxed);
+                fake.set(SLOT, fake.get(SLOT) | bits::BUTTON_PRESSED);
+            }
+        });
+        bench.host.space.write32(bench.dma.function(), 0, 0);
+        assert_eq!(slot.take_changes(), Changes { button: true, occupant: true });
+    }
 }
 
 #[test]
