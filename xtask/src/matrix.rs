@@ -268,6 +268,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "CPUs with APIC ids above 255 among many that are not there",
         iommu: Some("intremap=on,eim=on"),
         cpus: "2,maxcpus=288,sockets=2,cores=144,threads=1",
+        // The number of the socket is above the eight bits that 144 cores take.
+        added_apic_ids: &[0x103, 0x18f],
         qemu: &[
             // As many as there are CPUs; QEMU gives it one for each that is not plugged in by an option.
             "-global",

@@ -20,6 +20,8 @@ pub struct Scenario {
     pub memory_mib: u64,
     /// How many CPUs, and what else QEMU's `-smp` is to know of them.
     pub cpus: &'static str,
+    /// APIC ids of CPUs that `qemu` adds to those.
+    pub added_apic_ids: &'static [u32],
     pub disk: DiskPlace,
     pub drive: Drive,
     /// There is no medium behind the disk: it reads as zeros and forgets what is written.
@@ -101,6 +103,7 @@ impl Scenario {
         iommu: Some("intremap=on"),
         memory_mib: 1024,
         cpus: "1",
+        added_apic_ids: &[],
         disk: DiskPlace::RootBus,
         drive: Drive::VirtioBlk,
         hollow: false,
@@ -117,6 +120,12 @@ impl Scenario {
         last_words: &[],
         silence_s: 120,
     };
+
+    /// The APIC ids of all CPUs, in order: those of `cpus` are numbered from 0 on.
+    pub fn apic_ids(&self) -> Vec<u32> {
+        let count = self.cpus.split(',').next().and_then(|count| count.parse().ok()).unwrap_or(1);
+        (0..count).chain(self.added_apic_ids.iter().copied()).collect()
+    }
 
     /// Why this QEMU on this host cannot run the scenario, if it cannot.
     pub fn obstacle(&self, qemu: &Qemu, host_memory_mib: u64) -> Result<Option<Obstacle>> {

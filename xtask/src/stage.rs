@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::boot::{self, Cut, Limits, Logs, Report};
 use crate::control::{Record, Verdict};
@@ -67,7 +67,7 @@ impl Stage<'_> {
     ) -> Result<(Report, Vec<(String, Verdict)>)> {
         let (report, mut checks) = self.run(scenario, after, folder, None)?;
         let disk = disk_within(folder);
-        checks.extend(compare_values(&report.record, &disk));
+        checks.extend(compare_values(&report.record, scenario, &disk));
         if checks.iter().all(|(_, verdict)| verdict.is_ok()) {
             fs::remove_file(&disk)?;
         }
@@ -148,12 +148,24 @@ pub fn write_log_within(folder: &Path) -> PathBuf {
     folder.join("writes.log")
 }
 
+/// Whether the CPUs that run in the guest are all that it was given.
+fn compare_cpus(running: &[String], scenario: &Scenario) -> Result<()> {
+    let given: Vec<String> = scenario.apic_ids().iter().map(u32::to_string).collect();
+    if running != given {
+        bail!("the machine has the CPUs {}", given.join(" "));
+    }
+    Ok(())
+}
+
 /// Compares every value that the guest reported with the host's side of it.
-fn compare_values(record: &Record, image: &Path) -> Vec<(String, Verdict)> {
+fn compare_values(record: &Record, scenario: &Scenario, image: &Path) -> Vec<(String, Verdict)> {
     let compare = |key: &str, words: &[String]| -> Result<(String, Result<()>)> {
         if key == "fetched" {
             let fetched = Fetched::parse(words)?;
             return Ok((fetched.to_string(), fetched.verify()));
+        }
+        if key == "apic-ids" {
+            return Ok((format!("APIC ids {}", words.join(" ")), compare_cpus(words, scenario)));
         }
         let claim = Claim::parse(key, words)?;
         Ok((claim.to_string(), claim.verify(image)))

@@ -23,6 +23,9 @@ use crate::{
 /// Vectors that an interrupt changes between.
 const VECTORS: usize = 2;
 
+/// How often something arrived on each CPU.
+type OnEachCpu = Arc<Vec<AtomicUsize>>;
+
 /// An interrupt that counts, and goes to another CPU and another vector at each move.
 struct Moving {
     message: MsiMessage,
@@ -32,15 +35,11 @@ struct Moving {
 }
 
 impl Moving {
-    fn new(
-        machine: &Machine,
-        function: PciAddress,
-        arrived: [Arc<AtomicUsize>; VECTORS],
-    ) -> Result<Self, Failure> {
+    fn new(machine: &Machine, function: PciAddress, arrived: [OnEachCpu; VECTORS]) -> Result<Self, Failure> {
         let interrupts = machine.iommu.message_interrupts(MessageSource::Function(function), 1)?;
         let [one, other] = arrived.map(|arrived| {
             interrupts::allocate(Box::new(move || {
-                arrived.fetch_add(1, SeqCst);
+                arrived[Cpu::current_index()].fetch_add(1, SeqCst);
             }))
         });
         let vectors = [one, other].map(|vector| vector.ok_or_else(|| failure!("no vector is free")));
@@ -76,8 +75,10 @@ test! {
         const BETWEEN_MOVES: usize = 10;
         let machine = Machine::of(context)?;
         let mut edu = machine.edu(0)?;
-        let arrived: [Arc<AtomicUsize>; VECTORS] = Default::default();
-        let counted = || arrived.iter().map(|count| count.load(SeqCst)).sum::<usize>();
+        let arrived: [OnEachCpu; VECTORS] =
+            core::array::from_fn(|_| Arc::new(cpus().map(|_| AtomicUsize::new(0)).collect()));
+        let counts = || arrived.iter().flat_map(|on| on.iter().map(|count| count.load(SeqCst)));
+        let counted = || counts().sum::<usize>();
         let unexpected = interrupts::unexpected();
         let moving = Moving::new(machine, edu.device.function(), arrived.clone())?;
         edu.device.use_interrupt(Box::new(moving), machine.host.event())?;
@@ -95,8 +96,8 @@ test! {
         edu.device.use_own_interrupt()?;
         check_eq!(counted(), COUNT);
         check_eq!(interrupts::unexpected(), unexpected);
-        let share = COUNT / VECTORS / 2;
-        check!(arrived.iter().all(|count| count.load(SeqCst) > share), "the vectors did not change: {arrived:?}");
+        let share = COUNT / VECTORS / cpus().count() / 2;
+        check!(counts().all(|count| count > share), "not every vector on every CPU had its share: {arrived:?}");
     }
 }
 

@@ -1,6 +1,11 @@
 //! Several CPUs at once. On a machine with one CPU these tests show the same of that one.
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    string::{String, ToString},
+    sync::Arc,
+    vec::Vec,
+};
 use core::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
@@ -101,6 +106,9 @@ test! {
         ids.sort_unstable();
         ids.dedup();
         check_eq!(ids.len(), smp::count(), "two CPUs have one APIC id");
+        // The host knows which there are.
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        context.value("apic-ids", format_args!("{}", ids.join(" ")));
     }
 }
 

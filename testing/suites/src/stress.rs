@@ -1,6 +1,6 @@
-//! Many threads on all CPUs, for a while: mapping, unmapping and dropping in shared and in separate domains, while devices
-//! move data, one changes hands again and again, and an interrupt moves from CPU to CPU. At the end everything is as it
-//! was.
+//! Many threads on all CPUs, for a while: mapping, unmapping, retiring and dropping in shared and in separate domains,
+//! while devices move data, one changes hands again and again, and an interrupt moves from CPU to CPU. At the end
+//! everything is as it was.
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{
@@ -12,6 +12,7 @@ use drivers::{host::Host, lock::Lock, nvme::Controller};
 use harness::{Failure, check, check_eq, test};
 use iommu::{
     Bidirectional, DmaDevice, DmaError, FromDevice, Iommu, Iova, Mapping, PageBuffer, PciAddress, Rejected,
+    dma::{Late, Retired},
 };
 
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
 const NS_PER_S: u64 = 1_000_000_000;
 /// Mappings that a thread holds at most.
 const HELD_MAX: usize = 24;
+/// Retired buffers that a thread has not waited for at most.
+const RETIRED_MAX: usize = 8;
 /// Pages of one mapping at most.
 const PAGES_MAX: u64 = 12;
 /// Bytes that `edu` moves in one transfer.
@@ -107,19 +110,25 @@ impl Random {
     }
 }
 
-/// A thread that maps and unmaps for one device, at random.
+/// A thread that maps, unmaps, retires and drops for one device, at random.
 struct Mapper {
     dma: DmaDevice,
     held: Vec<(Mapping<PageBuffer, Bidirectional>, u64)>,
+    /// Nobody waits for these yet.
+    retired: Vec<(Retired<PageBuffer, Bidirectional>, u64)>,
     random: Random,
 }
 
 impl Mapper {
     fn new(dma: DmaDevice, seed: u64) -> Self {
-        Self { dma, held: Vec::with_capacity(HELD_MAX), random: Random(seed) }
+        let (held, retired) = (Vec::with_capacity(HELD_MAX), Vec::with_capacity(RETIRED_MAX));
+        Self { dma, held, retired, random: Random(seed) }
     }
 
     fn step(&mut self) -> Result<(), Failure> {
+        if self.retired.len() == RETIRED_MAX || !self.retired.is_empty() && self.random.below(4) == 0 {
+            return self.take_back();
+        }
         let full = self.held.len() == HELD_MAX;
         if self.held.is_empty() || !full && self.random.below(2) == 0 {
             let (pages, seed) = (1 + self.random.below(PAGES_MAX), self.random.below(1 << 40));
@@ -129,12 +138,30 @@ impl Mapper {
         }
         let victim = self.random.below(self.held.len() as u64) as usize;
         let (mapping, seed) = self.held.swap_remove(victim);
-        match self.random.below(4) {
+        match self.random.below(8) {
             // Left to the reaper.
             0 => drop(mapping),
+            1 => drop(mapping.retire()),
+            2..4 => self.retired.push((mapping.retire(), seed)),
             _ => pattern::expect(&mapping.unmap()?, seed, "a buffer that no device was told of")?,
         }
         Ok(())
+    }
+
+    /// Waits for a retired buffer, or takes it if it happens to be there.
+    fn take_back(&mut self) -> Result<(), Failure> {
+        let (retired, seed) = self.retired.swap_remove(self.random.below(self.retired.len() as u64) as usize);
+        let buffer = match self.random.below(2) {
+            0 => retired.wait()?,
+            _ => match retired.poll()? {
+                Late::Ready(buffer) => buffer,
+                Late::Pending(retired) => {
+                    self.retired.push((retired, seed));
+                    return Ok(());
+                }
+            },
+        };
+        pattern::expect(&buffer, seed, "a retired buffer that no device was told of")
     }
 }
 
@@ -206,27 +233,35 @@ fn steer(edu: &mut ClaimedEdu, cpu: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same address for one buffer after the other: the device reaches the newer one, never the older. False if another
-/// thread was given the address in between.
-fn attack(nvme: &mut Controller, page: Iova, seed: u64) -> Result<bool, Failure> {
-    let dma = nvme.dma().clone();
-    let mut older: Option<PageBuffer> = None;
-    for turn in 0..2 {
-        let mapping = match dma.dma_map_at(pattern::pages(1, seed + 2)?, FromDevice, page) {
+/// The fast attacker: one buffer after the other at the same address. After each unmap the device writes there, and
+/// reaches the newer buffer, never the one that was unmapped.
+struct Attacker {
+    page: Iova,
+    /// What was unmapped last at `page`, and what it contains.
+    older: Option<(PageBuffer, u64)>,
+}
+
+impl Attacker {
+    /// One buffer; false if another thread was given the address in between, which ends the row.
+    fn attack(&mut self, nvme: &mut Controller, seed: u64) -> Result<bool, Failure> {
+        let mapping = match nvme.dma().dma_map_at(pattern::pages(1, seed + 2)?, FromDevice, self.page) {
             Ok(mapping) => mapping,
-            Err(Rejected { error: DmaError::IovaTaken { .. }, .. }) => return Ok(false),
+            Err(Rejected { error: DmaError::IovaTaken { .. }, .. }) => {
+                self.older = None;
+                return Ok(false);
+            }
             Err(rejected) => return Err(rejected.into()),
         };
-        nvme.write_at(page)?;
+        nvme.write_at(self.page)?;
         let mut newer = mapping.unmap()?;
-        check_eq!(newer[..2], [0x36, 0x1b], "vendor id in turn {turn}");
-        if let Some(older) = older.take() {
-            pattern::expect(&older, seed, "a buffer that was unmapped before")?;
+        check_eq!(newer[..2], [0x36, 0x1b], "vendor id");
+        if let Some((older, seed)) = &self.older {
+            pattern::expect(older, *seed, "a buffer that was unmapped before")?;
         }
         pattern::fill(&mut newer, seed);
-        older = Some(newer);
+        self.older = Some((newer, seed));
+        Ok(true)
     }
-    Ok(true)
 }
 
 /// A transfer of the slow device, into a buffer that is then unmapped.
@@ -237,13 +272,14 @@ fn sample(edu: &mut ClaimedEdu, seed: u64) -> Result<(), Failure> {
     pattern::expect(&mapping.unmap()?[..EDU_BYTES], seed, "what the slow device wrote")
 }
 
-/// What has to be the same afterwards: live mappings, and each function's mapped pages and faults.
-fn balance(machine: &Machine, functions: &[PciAddress]) -> (usize, Vec<(u64, u64)>) {
+/// What has to be the same afterwards: live mappings, domain ids in use, and each function's mapped pages and faults.
+fn balance(machine: &Machine, functions: &[PciAddress]) -> (usize, usize, Vec<(u64, u64)>) {
     let of = |&function: &PciAddress| {
         let group = reports::group(&machine.iommu, function).unwrap_or_default();
         (group.domain.map_or(0, |domain| domain.mapped_pages), group.faults)
     };
-    (machine.iommu.live_mappings(), functions.iter().map(of).collect())
+    let domains = reports::units(&machine.iommu).iter().map(|unit| unit.domains).sum();
+    (machine.iommu.live_mappings(), domains, functions.iter().map(of).collect())
 }
 
 test! {
@@ -277,16 +313,16 @@ test! {
         spawn_tenancy(&common, &machine.iommu, idle)?;
 
         let end_ns = machine.host.now_ns() + machine.stress_s * NS_PER_S;
-        let mut page = machine.fresh_page();
+        let mut attacker = Attacker { page: machine.fresh_page(), older: None };
         let (mut rounds, mut attacks, mut moves) = (0, 0, 0);
         while machine.host.now_ns() < end_ns && !common.stop.load(Relaxed) {
             let result = match rounds % ROUNDS_PER_SAMPLE {
                 0 => sample(&mut slow, rounds).map(|()| true),
-                _ => attack(&mut nvme, page, rounds),
+                _ => attacker.attack(&mut nvme, rounds),
             };
             match result {
                 Ok(true) => attacks += 1,
-                Ok(false) => page = machine.fresh_page(),
+                Ok(false) => attacker.page = machine.fresh_page(),
                 Err(problem) => common.fail(&problem),
             }
             match steer(&mut other, moves % machine.host.cpus()) {
@@ -295,10 +331,11 @@ test! {
             }
             rounds += 1;
         }
+        drop(attacker);
         common.finish()?;
 
         await_live_mappings(machine, before.0)?;
-        check_eq!(balance(machine, &functions), before, "mappings, and pages and faults of each");
+        check_eq!(balance(machine, &functions), before, "mappings, domain ids, and pages and faults of each");
         let kept = frames.saturating_sub(machine.memory.free_frames());
         check!(kept <= FRAMES_KEPT_MAX, "{kept} frames are gone");
         let operations = common.operations.load(Relaxed);
