@@ -164,7 +164,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         keep: bool,
         detached: &mut Detached,
     ) -> u64 {
-        let Seen::Table(page) = link::pin(&self.format, level, entry) else { return 0 };
+        let Seen::Table(page) = self.pin(level, entry) else { return 0 };
         // SAFETY: pinned in the line above.
         let below = self.clear(unsafe { self.table(page) }, level - 1, range, keep, detached);
         if link::unpin(entry, 1 + below.removed) == 0 {
@@ -187,7 +187,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let mut own = 0;
         let mut bytes = 0;
         for (entry, range) in entries.iter().zip(parts(level, range)) {
-            match link::pin(&self.format, level, entry) {
+            match self.pin(level, entry) {
                 Seen::Empty => {}
                 Seen::Leaf { raw, .. } => own += u64::from(self.change_leaf(entry, level, raw, access)),
                 Seen::Table(page) => {

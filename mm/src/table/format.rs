@@ -49,8 +49,8 @@ pub const fn level_bytes(level: u8) -> u64 {
 /// What the engine relies on:
 ///
 /// - An entry of zero is empty. An entry whose bits 11:0 are zero is empty to the walker in hardware.
-/// - Bits 61:52 of an entry that points to a table belong to the engine: the walker in hardware ignores them, and so
-///   does [`decode`](Self::decode).
+/// - Bits 61:52 and 10 of an entry that points to a table belong to the engine: the walker in hardware ignores them, and
+///   so does [`decode`](Self::decode).
 /// - A leaf that [`encode_leaf`](Self::encode_leaf) made is never empty, whatever the access.
 /// - The output address of a leaf stands in its own bits, so that the leaf for the next piece of memory is the entry
 ///   plus the size of the leaf.

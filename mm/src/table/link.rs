@@ -14,6 +14,10 @@ const ONE: u64 = 1 << COUNT_SHIFT;
 /// The bit above the count. It is 0 in every link, so that it tells when a count has overflowed.
 const OVERFLOW: u64 = 1 << 62;
 
+/// Set in a link that the walker in hardware, which does not snoop, may not find in memory yet. Formats do not use the bit
+/// in the entries that point to tables, and hardware ignores it there.
+pub const UNWRITTEN: u64 = 1 << 10;
+
 /// Most references that the ten bits can hold.
 const COUNT_MAX: u64 = 0x3ff;
 
@@ -42,11 +46,18 @@ pub enum Seen<A> {
     Table(PhysAddr),
 }
 
-/// Takes a reference to the table that `link`, an entry at `level`, points to.
+/// Takes a reference to the table that `link`, an entry at `level`, points to. A link that whoever set it has not written
+/// back yet is written back by `write_back`: what is entered below is of no use to the hardware before that, and what is
+/// taken away there may still be found in what the link has replaced.
 #[inline]
-pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access> {
+pub fn pin<F: Format>(
+    format: &F,
+    level: u8,
+    link: &AtomicU64,
+    write_back: impl FnOnce(&AtomicU64),
+) -> Seen<F::Access> {
     let mut raw = link.load(Ordering::Acquire);
-    loop {
+    let page = loop {
         let page = match format.decode(level, raw) {
             Entry::Empty => return Seen::Empty,
             Entry::Leaf(output, access) => return Seen::Leaf { raw, output, access },
@@ -59,20 +70,32 @@ pub fn pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Seen<F::Access
             continue;
         }
         match link.compare_exchange_weak(raw, raw + ONE, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return Seen::Table(page),
+            Ok(_) => break page,
             Err(now) => raw = now,
         }
+    };
+    if raw & UNWRITTEN != 0 {
+        // Pinned, so it stays this link.
+        set_written(link, write_back);
     }
+    Seen::Table(page)
 }
 
-/// As [`pin`] for a table. Returns its page and the number of references before. `None` if there is no table, or no
-/// reference to be had at the moment.
+/// Writes `link`, which stays what it is meanwhile, back, and says so.
+#[cold]
+pub fn set_written(link: &AtomicU64, write_back: impl FnOnce(&AtomicU64)) {
+    write_back(link);
+    link.fetch_and(!UNWRITTEN, Ordering::AcqRel);
+}
+
+/// As [`pin`] for a table. Returns its page and the number of references before. `None` if there is no table, no
+/// reference to be had at the moment, or a link that is not written back.
 #[inline]
 pub fn try_pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Option<(PhysAddr, u64)> {
     let mut raw = link.load(Ordering::Acquire);
     loop {
         let page = format.decode_table(level, raw)?;
-        if (raw + ONE) & OVERFLOW != 0 {
+        if (raw + ONE) & (OVERFLOW | UNWRITTEN) != 0 {
             return None;
         }
         match link.compare_exchange_weak(raw, raw + ONE, Ordering::AcqRel, Ordering::Acquire) {

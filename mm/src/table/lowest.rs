@@ -51,7 +51,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let mut table = self.root_table();
         let mut page = self.root();
         for level in (3..=self.format.levels()).rev() {
-            page = self.format.decode_table(level, table[index(input, level)].load(Ordering::Acquire))?;
+            let raw = table[index(input, level)].load(Ordering::Acquire);
+            // Somebody has yet to write this link back: who pins it helps.
+            if raw & link::UNWRITTEN != 0 {
+                return None;
+            }
+            page = self.format.decode_table(level, raw)?;
             // SAFETY: a table of an upper level, found through a link.
             table = unsafe { self.table(page) };
         }

@@ -365,11 +365,13 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                 Entry::Empty => {
                     let before = job.cursor;
                     let Some((page, new)) = self.build(job, level - 1) else { return 0 };
-                    if entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                        if linked {
-                            self.write_back_entry(entry);
-                            job.uses_spare = false;
-                        }
+                    let is_ours = if linked {
+                        self.link(entry, raw, new)
+                    } else {
+                        entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+                    };
+                    if is_ours {
+                        job.uses_spare &= !linked;
                         return 1;
                     }
                     // Another thread linked a table first: ours was never seen.
@@ -386,7 +388,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                     }
                 }
                 Entry::Table(_) => {
-                    let link::Seen::Table(page) = link::pin(&self.format, level, entry) else { continue };
+                    let link::Seen::Table(page) = self.pin(level, entry) else { continue };
                     // SAFETY: pinned in the line above.
                     let added = self.fill(job, unsafe { self.table(page) }, level - 1, true);
                     if added != 0 {

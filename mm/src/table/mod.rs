@@ -21,7 +21,9 @@
 //!    when it leaves the table. So the count is never below the number of entries in use.
 //! 3. **Link.** A table is put into an empty entry by compare-exchange, when the thread has written everything that it
 //!    wants to see below it, and (where the hardware does not snoop) has written that back. A thread that comes second takes
-//!    its own table apart again, which nobody has seen, and uses the winner's.
+//!    its own table apart again, which nobody has seen, and uses the winner's. Where the hardware does not snoop, the link
+//!    itself bears a mark (bit 10) until it is written back, and whoever pins the table meanwhile writes it back as well: what
+//!    he does below is of no use to the hardware, or even hidden from it by what was there before, until the link is in memory.
 //! 4. **Detach.** The thread that brings the count to 0 sees to the empty table: it stays, noted in one of a few slots,
 //!    or leaves the tree by compare-exchange of *this pointer with count 0* to empty. Nobody is inside then, and nobody can get in.
 //!    Detaching empties an entry of the table above, which has lost a reference in turn.

@@ -85,7 +85,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         for (slot, level) in steps.iter_mut().zip((1..=self.format.levels()).rev()) {
             let index = index(input, level);
             let link = &table[index];
-            let seen = link::pin(&self.format, level, link);
+            let seen = self.pin(level, link);
             let (raw, entry) = match seen {
                 Seen::Empty => (0, Entry::Empty),
                 Seen::Leaf { raw, output, access } => (raw, Entry::Leaf(output, access)),
@@ -121,7 +121,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         loop {
             let entry = &table[index(input, level)];
             let entry_last = input | (span - 1);
-            match link::pin(&self.format, level, entry) {
+            match self.pin(level, entry) {
                 Seen::Empty => {}
                 Seen::Leaf { output, access, .. } => {
                     return Some(Run { input: input & !(span - 1), output, bytes: span, access });

@@ -32,7 +32,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
 
     fn sweep_entry(&self, entry: &AtomicU64, level: u8, input: u64, detached: &mut Detached) -> u64 {
         if level > 2 {
-            let Seen::Table(below) = link::pin(&self.format, level, entry) else { return 0 };
+            let Seen::Table(below) = self.pin(level, entry) else { return 0 };
             // SAFETY: pinned in the line above.
             let removed = self.sweep(unsafe { self.table(below) }, level - 1, input, detached);
             if link::unpin(entry, 1 + removed) != 0 {
@@ -64,7 +64,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     fn reclaim(&self, table: &Table, level: u8, place: Place, detached: &mut Detached) -> u64 {
         let entry = &table[index(place.first(), level)];
         if level > place.level() + 1 {
-            let Seen::Table(below) = link::pin(&self.format, level, entry) else { return 0 };
+            let Seen::Table(below) = self.pin(level, entry) else { return 0 };
             // SAFETY: pinned in the line above.
             let removed = self.reclaim(unsafe { self.table(below) }, level - 1, place, detached);
             if link::unpin(entry, 1 + removed) != 0 {

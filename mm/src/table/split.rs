@@ -87,7 +87,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         let entry = &table[index(border, level)];
         let mut was_split = false;
         loop {
-            match link::pin(&self.format, level, entry) {
+            match self.pin(level, entry) {
                 Seen::Empty => return was_split,
                 Seen::Table(page) => {
                     // SAFETY: pinned in the match.
@@ -105,8 +105,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                     let new = self.build_split(page, level - 1, output, access, kept);
                     // One store turns the leaf into a table that says the same. Who owns another part of the superpage
                     // may come first, and hardware may set a bit in the leaf: then the exchange fails.
-                    if entry.compare_exchange(raw, new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                        self.write_back_entry(entry);
+                    if self.link(entry, raw, new) {
                         was_split = true;
                     } else {
                         self.clear_split(page);

@@ -4,6 +4,7 @@ use super::error::OutOfTables;
 use super::format::{Entry, Format, level_shift};
 use super::hint::Hint;
 use super::kept::{Kept, Place};
+use super::link::{self, Seen};
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::pages::{PageList, PageStack};
 use super::stale::{Flushed, Stale, TreeId};
@@ -261,6 +262,23 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         if !self.format.is_coherent() {
             self.memory.write_back_entry(entry);
         }
+    }
+
+    /// Pins the table behind `link`, an entry at `level` of a table that is linked.
+    #[inline]
+    pub(super) fn pin(&self, level: u8, link: &AtomicU64) -> Seen<F::Access> {
+        link::pin(&self.format, level, link, |link| self.write_back_entry(link))
+    }
+
+    /// Replaces `link`, last seen as `raw`, in a table that is linked, by `new`, which points to a table that is written
+    /// back. False if it has changed. Who comes in before the link itself is written back sees that it is not.
+    pub(super) fn link(&self, link: &AtomicU64, raw: u64, new: u64) -> bool {
+        let unwritten = if self.format.is_coherent() { 0 } else { link::UNWRITTEN };
+        let linked = link.compare_exchange(raw, new | unwritten, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if linked && unwritten != 0 {
+            link::set_written(link, |link| self.write_back_entry(link));
+        }
+        linked
     }
 
     /// Replaces `link`, last seen as `raw`, which points to an empty table at `place`, by `new`, and puts the table,

@@ -37,6 +37,8 @@ pub struct Arena {
     evicts: AtomicBool,
     held: Mutex<Option<Hold>>,
     holds_in: AtomicUsize,
+    delayed: Mutex<Option<Hold>>,
+    delays_in: AtomicUsize,
 }
 
 // SAFETY: the pages are atomics.
@@ -62,6 +64,8 @@ impl Arena {
             evicts: AtomicBool::new(false),
             held: Mutex::new(None),
             holds_in: AtomicUsize::new(0),
+            delayed: Mutex::new(None),
+            delays_in: AtomicUsize::new(0),
         }
     }
 
@@ -113,6 +117,12 @@ impl Arena {
     pub fn hold_use(&self, nth: usize, hold: impl FnOnce(&Self) + Send + 'static) {
         *self.held.lock().unwrap() = Some(Box::new(hold));
         self.holds_in.store(nth, Ordering::Release);
+    }
+
+    /// Calls `hold` before the `nth` write-back from now on.
+    pub fn delay_write_back(&self, nth: usize, hold: impl FnOnce(&Self) + Send + 'static) {
+        *self.delayed.lock().unwrap() = Some(Box::new(hold));
+        self.delays_in.store(nth, Ordering::Release);
     }
 
     /// What a walker in hardware reads: the CPU's view if it snoops, else what was written back.
@@ -210,6 +220,10 @@ unsafe impl TableMemory for Arena {
     fn write_back(&self, first: *const u8, bytes: usize) {
         let offset = first.addr() - self.pages.addr();
         assert!(bytes > 0 && offset + bytes <= self.capacity * 4096, "write-back of something else");
+        if self.delays_in.load(Ordering::Acquire) != 0 && self.delays_in.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let delayed = self.delayed.lock().unwrap().take();
+            delayed.into_iter().for_each(|hold| hold(self));
+        }
         (offset / 64..(offset + bytes).div_ceil(64)).for_each(|line| self.write_line(line));
         if self.is_watched.load(Ordering::Relaxed) {
             let watcher = self.watcher.lock().unwrap().clone();

@@ -6,6 +6,7 @@ mod basic;
 mod enumeration;
 mod format;
 mod kept;
+mod links;
 mod oracle;
 #[path = "../support/random.rs"]
 mod random;

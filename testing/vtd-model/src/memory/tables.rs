@@ -19,6 +19,8 @@ use crate::{
 const PAGE_BYTES: usize = 4096;
 const LINE_BYTES: usize = 64;
 const LINE_WORDS: usize = LINE_BYTES / 8;
+/// Lines that are on their way to memory at a time.
+const LINES_AT_ONCE: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct TablePages {
@@ -28,6 +30,9 @@ pub(crate) struct TablePages {
     written: Region,
     /// One bit a line, one word a page: the line has not reached memory since the page was given out.
     unwritten: Vec<AtomicU64>,
+    /// Held while a line goes to memory, by the number of the line: caches are coherent, so what one CPU has written back
+    /// is not overwritten by what another one saw before.
+    in_transit: [Mutex<()>; LINES_AT_ONCE],
     /// When each page was last given out, as a running number.
     numbers: Vec<AtomicU64>,
     newest: AtomicU64,
@@ -64,6 +69,7 @@ impl TablePages {
             unwritten: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             numbers: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             newest: AtomicU64::new(0),
+            in_transit: [const { Mutex::new(()) }; LINES_AT_ONCE],
             state: Mutex::new(State {
                 free,
                 live: Vec::new(),
@@ -249,6 +255,7 @@ impl TablePages {
     }
 
     fn write_line(&self, line: usize) {
+        let _in_transit = self.in_transit[line % LINES_AT_ONCE].lock().unwrap();
         for word in 0..LINE_WORDS {
             let offset = line * LINE_BYTES + word * 8;
             let value = self.cpu.word(offset).load(Ordering::Acquire);
