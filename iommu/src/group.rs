@@ -16,6 +16,7 @@ use mm::{PhysAddr, PhysRange, table::Format};
 
 use crate::{
     PciAddress, Platform, SourceId,
+    arc::{Room, TryArc},
     ats::{self, DeviceTlb},
     backend::{Backend, UnitSet},
     dma::{DmaError, Stuck, reaper::Reaper},
@@ -111,13 +112,13 @@ struct Record {
 }
 
 struct State<B: Backend> {
-    domain: Option<Arc<Domain<B>>>,
+    domain: Option<TryArc<Domain<B>>>,
     /// Claimed functions, and whom to tell what becomes of them.
     claimed: Vec<Claim>,
     /// Somebody attaches or detaches right now, without the lock: both wait for hardware.
     changing: bool,
     /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
-    revoked: Option<Arc<Domain<B>>>,
+    revoked: Option<TryArc<Domain<B>>>,
     quarantined: bool,
     /// Its functions are gone, or belong to another group: nobody gets it any more.
     retired: bool,
@@ -225,7 +226,7 @@ impl<B: Backend> Group<B> {
     }
 
     /// The domain that the group translates through, if it is not blocked.
-    pub fn domain(&self, platform: &B::Platform) -> Option<Arc<Domain<B>>> {
+    pub fn domain(&self, platform: &B::Platform) -> Option<TryArc<Domain<B>>> {
         self.state.lock(platform).domain.clone()
     }
 
@@ -259,7 +260,7 @@ impl<B: Backend> Group<B> {
         maker: &DomainMaker<B>,
         function: PciAddress,
         device_tlb: Option<DeviceTlb>,
-    ) -> Result<Arc<Domain<B>>, ClaimError> {
+    ) -> Result<TryArc<Domain<B>>, ClaimError> {
         maker.backend.check(self.layout.units()).map_err(DmaError::from)?;
         let platform = &**maker.backend.platform();
         let before = self.begin(maker, function)?;
@@ -294,7 +295,7 @@ impl<B: Backend> Group<B> {
         &self,
         maker: &DomainMaker<B>,
         function: PciAddress,
-    ) -> Result<Option<Arc<Domain<B>>>, ClaimError> {
+    ) -> Result<Option<TryArc<Domain<B>>>, ClaimError> {
         let mut state = self.state.lock(&**maker.backend.platform());
         if state.retired {
             return Err(ClaimError::Unknown { function });
@@ -322,14 +323,14 @@ impl<B: Backend> Group<B> {
     fn attached(
         &self,
         maker: &DomainMaker<B>,
-        domain: Option<Arc<Domain<B>>>,
+        domain: Option<TryArc<Domain<B>>>,
         device_tlb: Option<DeviceTlb>,
-    ) -> Result<Arc<Domain<B>>, DmaError> {
+    ) -> Result<TryArc<Domain<B>>, DmaError> {
         if let Some(domain) = domain {
             return Ok(domain);
         }
         let platform = &**maker.backend.platform();
-        let domain = Arc::new(maker.make(self.layout.units(), &self.layout.reserved)?);
+        let domain = maker.make(self.layout.units(), &self.layout.reserved)?;
         if device_tlb.is_some() {
             // What the TLB has kept, of firmware's or of a driver before, must not come to life with the entry.
             self.layout.functions.iter().for_each(|&function| ats::disable(platform, function));
@@ -375,9 +376,11 @@ impl<B: Backend> DomainMaker<B> {
         Self { backend, reaper, quarantine, next_number: AtomicU64::new(1) }
     }
 
-    fn make(&self, units: UnitSet, reserved: &[PhysRange]) -> Result<Domain<B>, DmaError> {
+    fn make(&self, units: UnitSet, reserved: &[PhysRange]) -> Result<TryArc<Domain<B>>, DmaError> {
+        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         Domain::new(number, self.backend.clone(), self.reaper.clone(), units, reserved)
+            .map(|domain| room.fill(domain))
     }
 }
 

@@ -53,9 +53,9 @@
 //!
 //! # Memory
 //!
-//! After bring-up memory is asked for so that it can be refused, and map and unmap take none from the heap. The exception
-//! are the `Arc`s that a claim, a pool and a change of the hierarchy make (stable Rust has no `Arc::try_new`): a few blocks
-//! of fixed size each time, at the bidding of the host or a driver, never of a device.
+//! After bring-up memory is asked for so that it can be refused (what is shared is in a `TryArc`, `arc.rs`), and map and unmap
+//! take none from the heap but to make room for more live mappings, or for more ends of buffers. A refusal is an error, and
+//! leaves everything as it was. What must not fail, taking a device away, goes on without: in doubt its group is blocked.
 //!
 //! # Locks
 //!
@@ -73,6 +73,7 @@ extern crate alloc;
 extern crate std;
 
 mod address;
+mod arc;
 mod ats;
 mod backend;
 mod direct;

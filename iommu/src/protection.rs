@@ -10,10 +10,11 @@ use core::sync::atomic::AtomicBool;
 
 use crate::{
     Iova, Options, PciAddress, Platform, SourceId,
+    arc::{Room, TryArc},
     ats::{self, DeviceTlb},
     backend::Backend,
     dma::{
-        DmaDevice, Stuck,
+        DmaDevice, DmaError, Stuck,
         device::{FaultCount, FaultCounts},
         reaper::Reaper,
     },
@@ -51,7 +52,7 @@ struct Shared<P: Platform> {
     /// Firmware's table: what it says of a function holds for one that comes later too.
     dmar: Vec<u8>,
     /// Threads take it out; interrupts, which must not be the last to let go of one, look at it under the lock.
-    layout: IrqLock<Arc<Layout<P>>>,
+    layout: IrqLock<TryArc<Layout<P>>>,
     /// Somebody is making the next layout.
     changing: AtomicBool,
     faults: Box<FaultLog>,
@@ -79,7 +80,7 @@ impl<P: Platform> Protection<P> {
         stop_bus_masters(&*platform, &topology, |_| true);
         let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
-        let layout = IrqLock::new(LockClass::Layout, Arc::new(Layout::new(topology)?));
+        let layout = IrqLock::new(LockClass::Layout, Layout::new(topology)?);
         let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine);
         let limits = IrqLock::new(LockClass::FaultLimits, Limits::default());
         let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
@@ -106,7 +107,7 @@ impl<P: Platform> Protection<P> {
     }
 
     /// Maps reserved memory for the groups that have any. A group for which that fails stays blocked.
-    fn map_reserved<'a>(&self, groups: impl Iterator<Item = &'a Arc<Group<Vtd<P>>>>) {
+    fn map_reserved<'a>(&self, groups: impl Iterator<Item = &'a TryArc<Group<Vtd<P>>>>) {
         for group in groups {
             if let Err(error) = group.map_reserved(&self.maker) {
                 log::error!("reserved memory of {:?}: {error}", group.layout().functions);
@@ -148,17 +149,16 @@ fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology, which: impl 
 
 impl<P: Platform> Shared<P> {
     /// The groups as they are now. Not in an interrupt.
-    fn layout(&self) -> Arc<Layout<P>> {
+    fn layout(&self) -> TryArc<Layout<P>> {
         self.layout.lock(&*self.platform).clone()
     }
 
-    fn replace_layout(&self, next: Layout<P>) {
-        let next = Arc::new(next);
+    fn replace_layout(&self, next: TryArc<Layout<P>>) {
         // What was there goes after the lock.
         let _before = core::mem::replace(&mut *self.layout.lock(&*self.platform), next);
     }
 
-    fn group(&self, function: PciAddress) -> Option<Arc<Group<Vtd<P>>>> {
+    fn group(&self, function: PciAddress) -> Option<TryArc<Group<Vtd<P>>>> {
         self.layout().group(function).cloned()
     }
 
@@ -182,7 +182,7 @@ impl<P: Platform> Shared<P> {
         });
     }
 
-    fn group_of_source(&self, source: SourceId) -> Option<Arc<Group<Vtd<P>>>> {
+    fn group_of_source(&self, source: SourceId) -> Option<TryArc<Group<Vtd<P>>>> {
         self.layout().group_of_source(source).cloned()
     }
 
@@ -231,6 +231,10 @@ impl<P: Platform> Control for Protection<P> {
             Trust::Nothing => None,
             Trust::Translations => shared.device_tlb(&group, function),
         };
+        // All that can be refused comes first: nothing can once the function is claimed.
+        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
+        let faults = DeviceFaults { shared: shared.clone(), group: group.clone(), function };
+        let faults = TryArc::try_new(faults).ok_or(DmaError::OutOfMemory)?;
         let domain = group.claim(&self.maker, function, device_tlb)?;
         // Only now may the device ask for translations. Firmware may have left ATS on.
         match device_tlb {
@@ -238,8 +242,7 @@ impl<P: Platform> Control for Protection<P> {
             None if shared.layout().topology.ats(function) == Ats::Required => {}
             None => ats::disable(&*shared.platform, function),
         }
-        let faults = DeviceFaults { shared: self.shared.clone(), group, function };
-        Ok(DmaDevice::new(function, domain, Arc::new(faults)))
+        Ok(DmaDevice::new(room, function, domain.into(), faults.into()))
     }
 
     fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
@@ -375,7 +378,7 @@ impl<P: Platform> Control for Protection<P> {
 /// The fault count of one claimed function: its group's, because its unit cannot tell them apart.
 struct DeviceFaults<P: Platform> {
     shared: Arc<Shared<P>>,
-    group: Arc<Group<Vtd<P>>>,
+    group: TryArc<Group<Vtd<P>>>,
     function: PciAddress,
 }
 

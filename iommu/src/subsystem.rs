@@ -5,8 +5,9 @@ use core::fmt;
 
 use crate::{
     Iova, Options, PciAddress, Platform,
+    arc::{Room, TryArc},
     direct::{DirectSpace, NoFaults},
-    dma::{DmaDevice, reaper::Reaper},
+    dma::{DmaDevice, DmaError, reaper::Reaper},
     dump::Visitor,
     group::{ClaimError, ReleaseError},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt},
@@ -322,8 +323,11 @@ struct Unprotected<P: Platform> {
 
 impl<P: Platform> Control for Unprotected<P> {
     fn claim(&self, function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
+        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
+        let faults = TryArc::try_new(NoFaults).ok_or(DmaError::OutOfMemory)?;
         let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
-        Ok(DmaDevice::new(function, Arc::new(space), Arc::new(NoFaults)))
+        let space = TryArc::try_new(space).ok_or(DmaError::OutOfMemory)?;
+        Ok(DmaDevice::new(room, function, space.into(), faults.into()))
     }
 
     fn reap(&self) {

@@ -1,13 +1,10 @@
 //! Many buffers that come back together.
 
-use alloc::{sync::Arc, vec, vec::Vec};
-use core::{fmt, mem, ptr};
+use alloc::{vec, vec::Vec};
+use core::{fmt, mem};
 
-use super::{
-    Direction, DmaBuffer, DmaError, Mapping,
-    segment::Segment,
-    space::{Batch, Space},
-};
+use super::{Direction, DmaBuffer, DmaError, Mapping, segment::Segment, space::Batch};
+use crate::arc::TryArc;
 
 /// The buffers of mappings that were unmapped [together](super::DmaDevice::unmap_batch), in their order. Those that are not
 /// taken out are freed with it.
@@ -49,9 +46,8 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
 
 /// How many of the first `mappings` are in one space; `None` if there are none.
 fn next_run<B: DmaBuffer, D: Direction>(mappings: &[Mapping<B, D>]) -> Option<usize> {
-    let space = |mapping: &Mapping<B, D>| Arc::as_ptr(&mapping.live().space);
-    let first: *const dyn Space = space(mappings.first()?);
-    Some(mappings.iter().take_while(|mapping| ptr::addr_eq(space(mapping), first)).count())
+    let first = &mappings.first()?.live().space;
+    Some(mappings.iter().take_while(|mapping| TryArc::ptr_eq(&mapping.live().space, first)).count())
 }
 
 /// The buffer of a mapping that was unmapped as a part of a batch.

@@ -12,18 +12,22 @@ use super::{
     limits::Limits,
     space::{Placement, Space},
 };
-use crate::{Incident, Iova, PciAddress};
+use crate::{
+    Incident, Iova, PciAddress,
+    arc::{Room, TryArc},
+};
 
 /// One claimed PCI function, as its driver holds it. Clones are the same device.
 #[derive(Clone)]
 pub struct DmaDevice {
-    shared: Arc<Shared>,
+    shared: TryArc<Shared>,
 }
 
-struct Shared {
+/// What the clones of a [`DmaDevice`] share.
+pub(crate) struct Shared {
     function: PciAddress,
-    space: Arc<dyn Space>,
-    faults: Arc<dyn FaultCount>,
+    space: TryArc<dyn Space>,
+    faults: TryArc<dyn FaultCount>,
     limits: Limits,
 }
 
@@ -46,8 +50,13 @@ pub(crate) trait FaultCount: Send + Sync {
 }
 
 impl DmaDevice {
-    pub(crate) fn new(function: PciAddress, space: Arc<dyn Space>, faults: Arc<dyn FaultCount>) -> Self {
-        Self { shared: Arc::new(Shared { function, space, faults, limits: Limits::none() }) }
+    pub(crate) fn new(
+        room: Room<Shared>,
+        function: PciAddress,
+        space: TryArc<dyn Space>,
+        faults: TryArc<dyn FaultCount>,
+    ) -> Self {
+        Self { shared: room.fill(Shared { function, space, faults, limits: Limits::none() }) }
     }
 
     /// The function.

@@ -9,8 +9,7 @@ use super::{
     segment::{Ends, List, Segment},
     space::{NotMapped, Placement, Space},
 };
-use crate::Iova;
-use alloc::sync::Arc;
+use crate::{Iova, arc::TryArc};
 
 /// Buffers that are to be mapped together. A list can be used again and again: what it needs is reserved when buffers are
 /// added, and mapping it takes nothing from the heap.
@@ -78,7 +77,7 @@ impl<B: DmaBuffer> fmt::Debug for ScatterList<B> {
 ///
 /// Dropping it leaves the flush and the freeing of all buffers to the reaper.
 pub struct ScatterMapping<B: DmaBuffer, D: Direction> {
-    space: Arc<dyn Space>,
+    space: TryArc<dyn Space>,
     list: List,
     limits: SegmentLimits,
     types: PhantomData<fn(B, D) -> B>,
@@ -95,7 +94,7 @@ pub struct DeviceSegment {
 
 impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
     pub(super) fn new(
-        space: &Arc<dyn Space>,
+        space: &TryArc<dyn Space>,
         mut buffers: ScatterList<B>,
         placement: Placement,
         limits: SegmentLimits,

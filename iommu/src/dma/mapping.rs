@@ -8,8 +8,7 @@ use super::{
     segment::Segment,
     space::{Live, MapRequest, NotMapped, Owed, Placed, Placement, Space},
 };
-use crate::Iova;
-use alloc::sync::Arc;
+use crate::{Iova, arc::TryArc};
 
 /// A buffer that a device can reach: it owns the buffer until [`unmap`](Self::unmap) gives it back.
 ///
@@ -22,7 +21,7 @@ pub struct Mapping<B: DmaBuffer, D: Direction> {
 
 impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     pub(super) fn new(
-        space: &Arc<dyn Space>,
+        space: &TryArc<dyn Space>,
         buffer: B,
         placement: Placement,
         longest: u64,

@@ -2,7 +2,7 @@
 
 mod free_list;
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 use core::{fmt, ptr::NonNull};
 
 use mm::PAGE_BYTES;
@@ -13,7 +13,10 @@ use super::{
     shared_bytes::{copy_in, copy_out},
     space::Placement,
 };
-use crate::{DmaDevice, Iova};
+use crate::{
+    DmaDevice, Iova,
+    arc::{Room, TryArc},
+};
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -52,12 +55,12 @@ const PAGES_AT_ONCE: usize = 16;
 /// }
 /// ```
 pub struct Pool<D: Direction> {
-    shared: Arc<Shared<D>>,
+    shared: TryArc<Shared<D>>,
 }
 
 /// A buffer of a [`Pool`], taken from it. Dropping it gives it back: when the device is done with it.
 pub struct PoolBuffer<D: Direction> {
-    shared: Arc<Shared<D>>,
+    shared: TryArc<Shared<D>>,
     number: usize,
 }
 
@@ -88,6 +91,7 @@ impl<D: Direction> Pool<D> {
         if count == 0 {
             return Err(DmaError::BadLength { count });
         }
+        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let free = FreeList::new(count)?;
         let (mut buffers, mut runs) = (Vec::new(), Vec::new());
         buffers.try_reserve_exact(count).map_err(|_| DmaError::OutOfMemory)?;
@@ -103,7 +107,7 @@ impl<D: Direction> Pool<D> {
             }));
             runs.push(mapping);
         }
-        Ok(Self { shared: Arc::new(Shared { free, buffers, runs, buffer_bytes: bytes }) })
+        Ok(Self { shared: room.fill(Shared { free, buffers, runs, buffer_bytes: bytes }) })
     }
 
     /// A buffer that nobody has, in O(1). It holds what was last in it. `None` if all are taken.

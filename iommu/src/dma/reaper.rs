@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Iova, Platform,
+    arc::TryArc,
     options::Flush,
     platform::{LockClass, Work},
     sync::IrqLock,
@@ -33,7 +34,7 @@ enum Dropped {
     /// A mapping, and the flush that it waits for if it was retired.
     One { live: Live, owed: Option<Owed> },
     /// Those of a list.
-    List { space: Arc<dyn Space>, list: List },
+    List { space: TryArc<dyn Space>, list: List },
 }
 
 /// Nobody reads the buffer any more.
@@ -44,7 +45,7 @@ impl Abandoned {
         Self { dropped: Dropped::One { live, owed }, release }
     }
 
-    pub(super) fn list(space: Arc<dyn Space>, list: List, release: unsafe fn(RawBuffer)) -> Self {
+    pub(super) fn list(space: TryArc<dyn Space>, list: List, release: unsafe fn(RawBuffer)) -> Self {
         Self { dropped: Dropped::List { space, list }, release }
     }
 

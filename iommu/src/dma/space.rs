@@ -1,7 +1,6 @@
 //! The one dynamic call between the API, which knows neither platform nor vendor, and a domain, which is compiled for
 //! both.
 
-use alloc::sync::Arc;
 use core::ptr::NonNull;
 
 use mm::{PAGE_BYTES, PhysRange};
@@ -11,7 +10,7 @@ use super::{
     reaper::Abandoned,
     segment::{Ends, List, Segment},
 };
-use crate::{Iova, Platform};
+use crate::{Iova, Platform, arc::TryArc};
 
 /// What [`Space::map`] is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +125,7 @@ pub(crate) enum Way {
 
 /// A live mapping without its types.
 pub(crate) struct Live {
-    pub space: Arc<dyn Space>,
+    pub space: TryArc<dyn Space>,
     pub segment: Segment,
 }
 

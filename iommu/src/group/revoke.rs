@@ -5,11 +5,10 @@
 //!
 //! In quarantine a group reaches its reserved memory. All other addresses are blocked, or lead to a scratch page.
 
-use alloc::sync::Arc;
-
 use super::{Group, Incident, ReleaseError};
 use crate::{
     PciAddress, Platform,
+    arc::TryArc,
     backend::Backend,
     dma::{DmaError, Stuck},
     domain::Domain,
@@ -153,7 +152,7 @@ impl<B: Backend> Group<B> {
 
     /// Makes the group reach its reserved memory and nothing else that matters. Its caller is the only one that changes
     /// the group.
-    fn take_back(&self, maker: &DomainMaker<B>, domain: Option<Arc<Domain<B>>>) -> Taken<B> {
+    fn take_back(&self, maker: &DomainMaker<B>, domain: Option<TryArc<Domain<B>>>) -> Taken<B> {
         let platform = &**maker.backend.platform();
         let is_reserved_only = self.state.lock(platform).claimed.is_empty();
         let Some(domain) = domain else { return self.isolate(maker, None) };
@@ -171,7 +170,7 @@ impl<B: Backend> Group<B> {
     }
 
     /// What the group, which is blocked, reaches in quarantine: after `revoked`, the domain that drivers used.
-    fn isolate(&self, maker: &DomainMaker<B>, revoked: Option<Arc<Domain<B>>>) -> Taken<B> {
+    fn isolate(&self, maker: &DomainMaker<B>, revoked: Option<TryArc<Domain<B>>>) -> Taken<B> {
         if maker.quarantine == Quarantine::ScratchPage {
             self.set_reporting(maker, false);
             match self.on_scratch_page(maker) {
@@ -221,7 +220,7 @@ impl<B: Backend> Group<B> {
     }
 
     /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.
-    fn reserved_only(&self, maker: &DomainMaker<B>) -> Option<Arc<Domain<B>>> {
+    fn reserved_only(&self, maker: &DomainMaker<B>) -> Option<TryArc<Domain<B>>> {
         self.attached(maker, None, None)
             .inspect_err(|error| log::error!("reserved memory of {:?}: {error}", self.layout.functions))
             .ok()
@@ -257,11 +256,11 @@ struct Seizure {
 /// What is left when a group was taken back.
 struct Taken<B: Backend> {
     /// The domain that it is attached to now: its reserved memory.
-    remaining: Option<Arc<Domain<B>>>,
+    remaining: Option<TryArc<Domain<B>>>,
     /// Or its scratch page.
     scratch: Option<Scratch<B>>,
     /// The domain that drivers used.
-    revoked: Option<Arc<Domain<B>>>,
+    revoked: Option<TryArc<Domain<B>>>,
     result: Result<(), Stuck>,
 }
 

@@ -3,7 +3,7 @@
 //! Nothing of what a function was allowed reaches the next one at its address: a group that goes is blocked, flushed and
 //! without interrupts, and before a new one can be claimed its units forget whatever they know, under whatever id.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 use core::{
     fmt,
     sync::atomic::{AtomicBool, Ordering},
@@ -12,6 +12,7 @@ use core::{
 use super::{MAX_LOGGED_WARNINGS, Protection, layout::Layout, stop_bus_masters};
 use crate::{
     PciAddress, Platform,
+    arc::TryArc,
     backend::Backend,
     dma::Stuck,
     dmar::Dmar,
@@ -113,7 +114,11 @@ impl<P: Platform> Protection<P> {
         Ok(())
     }
 
-    fn next_layout(&self, before: &Layout<P>, functions: &[Function]) -> Result<Layout<P>, TopologyError> {
+    fn next_layout(
+        &self,
+        before: &Layout<P>,
+        functions: &[Function],
+    ) -> Result<TryArc<Layout<P>>, TopologyError> {
         // It could be read when everything started.
         let dmar = Dmar::parse(&self.shared.dmar).ok();
         let mut topology = Topology::build(functions, dmar.as_ref())?;
@@ -144,7 +149,7 @@ impl<P: Platform> Protection<P> {
 }
 
 /// Groups whose functions are about to belong to others.
-type Ended<'a, P> = Vec<&'a Arc<Group<Vtd<P>>>>;
+type Ended<'a, P> = Vec<&'a TryArc<Group<Vtd<P>>>>;
 
 /// A list of functions with room for `more`.
 fn copy<'a>(

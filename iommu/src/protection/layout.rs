@@ -1,15 +1,16 @@
 //! Which groups there are: a snapshot, replaced as a whole when functions come and go.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 
 use crate::{
     PciAddress, Platform, SourceId,
+    arc::TryArc,
     group::{Group, GroupLayout},
     topology::{Topology, TopologyError},
     vtd::Vtd,
 };
 
-type SharedGroup<P> = Arc<Group<Vtd<P>>>;
+type SharedGroup<P> = TryArc<Group<Vtd<P>>>;
 
 /// The topology at one moment, and its groups. A group that a change does not concern is in the next one too.
 pub(super) struct Layout<P: Platform> {
@@ -20,12 +21,12 @@ pub(super) struct Layout<P: Platform> {
 
 impl<P: Platform> Layout<P> {
     /// The layout of `topology`, with groups that nobody has claimed.
-    pub fn new(topology: Topology) -> Result<Self, TopologyError> {
+    pub fn new(topology: Topology) -> Result<TryArc<Self>, TopologyError> {
         Self::build(topology, |_| None)
     }
 
     /// What becomes of this layout when the topology is `topology`.
-    pub fn next(&self, platform: &P, topology: Topology) -> Result<Self, TopologyError> {
+    pub fn next(&self, platform: &P, topology: Topology) -> Result<TryArc<Self>, TopologyError> {
         Self::build(topology, |layout| {
             let before = self.group(*layout.functions.first()?)?;
             (before.layout() == layout && !before.is_retired(platform)).then(|| before.clone())
@@ -35,14 +36,17 @@ impl<P: Platform> Layout<P> {
     fn build(
         topology: Topology,
         known: impl Fn(&GroupLayout) -> Option<SharedGroup<P>>,
-    ) -> Result<Self, TopologyError> {
+    ) -> Result<TryArc<Self>, TopologyError> {
         let mut groups = Vec::new();
         groups.try_reserve_exact(topology.groups().count())?;
         for group in topology.groups() {
-            let layout = GroupLayout::of(group)?;
-            groups.push(layout.map(|layout| known(&layout).unwrap_or_else(|| Arc::new(Group::new(layout)))));
+            let shared = |layout| {
+                let group = known(&layout).or_else(|| TryArc::try_new(Group::new(layout)));
+                group.ok_or(TopologyError::OutOfMemory)
+            };
+            groups.push(GroupLayout::of(group)?.map(shared).transpose()?);
         }
-        Ok(Self { topology, groups })
+        TryArc::try_new(Self { topology, groups }).ok_or(TopologyError::OutOfMemory)
     }
 
     /// All groups, by number.
@@ -74,7 +78,7 @@ impl<P: Platform> Layout<P> {
     pub fn not_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a SharedGroup<P>> {
         let is_kept = |group: &SharedGroup<P>| {
             let first = group.layout().functions.first();
-            first.and_then(|&first| other.group(first)).is_some_and(|there| Arc::ptr_eq(there, group))
+            first.and_then(|&first| other.group(first)).is_some_and(|there| TryArc::ptr_eq(there, group))
         };
         self.groups().filter(move |group| !is_kept(group))
     }

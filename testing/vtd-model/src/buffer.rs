@@ -9,7 +9,7 @@ use std::{
 
 use iommu::dma::{DmaBuffer, RawBuffer};
 
-use crate::machine::Machine;
+use crate::{machine::Machine, turn};
 
 /// Whole pages of the machine's memory, at a physical address of its choice.
 ///
@@ -66,6 +66,7 @@ impl ModelBuffer {
 // SAFETY: the memory belongs to the buffer, stays in place, and is plain bytes.
 unsafe impl DmaBuffer for ModelBuffer {
     fn into_raw(self) -> RawBuffer {
+        let _turn = turn::take();
         self.machine.memory.buffers.set_lent(self.physical, true);
         let (first, bytes) = (self.first(), self.bytes);
         let this = std::mem::ManuallyDrop::new(self);
@@ -77,6 +78,7 @@ unsafe impl DmaBuffer for ModelBuffer {
     }
 
     unsafe fn from_raw(raw: RawBuffer) -> Self {
+        let _turn = turn::take();
         // SAFETY: the cookie is the pointer that `into_raw` made, used once.
         let machine = unsafe { Weak::<Machine>::from_raw(std::ptr::with_exposed_provenance(raw.cookie)) };
         let machine = machine.upgrade().expect("a machine outlives its mappings");
@@ -90,6 +92,7 @@ unsafe impl DmaBuffer for ModelBuffer {
 
 impl Drop for ModelBuffer {
     fn drop(&mut self) {
+        let _turn = turn::take();
         self.machine.memory.buffers.free(self.physical);
     }
 }

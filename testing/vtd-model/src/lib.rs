@@ -39,6 +39,7 @@ mod platform;
 mod random;
 mod reason;
 mod registers;
+mod turn;
 mod unit;
 mod world;
 
@@ -57,4 +58,5 @@ pub use misbehaviour::Misbehaviour;
 pub use platform::{InterruptGuard, ModelPlatform, ModelRegisters, ModelTables, become_cpu, in_interrupt};
 pub use random::Random;
 pub use reason::Reason;
+pub use turn::in_model;
 pub use unit::{Access, Delivered, Denied, InterruptOutcome, Reach};

@@ -15,6 +15,7 @@ use mm::{
 use crate::{
     complaints::Rule,
     machine::{Machine, State},
+    turn,
 };
 
 thread_local! {
@@ -84,18 +85,22 @@ pub struct ModelRegisters {
 // SAFETY: pages come zeroed from an arena, each given out once until it is freed.
 unsafe impl TableMemory for ModelTables {
     fn allocate(&self) -> Option<PhysAddr> {
+        let _turn = turn::take();
         self.machine.memory.tables.allocate().map(PhysAddr::new)
     }
 
     unsafe fn free(&self, page: PhysAddr) {
+        let _turn = turn::take();
         self.machine.free_table(page.as_u64());
     }
 
     unsafe fn table(&self, page: PhysAddr) -> &Table {
+        let _turn = turn::take();
         self.machine.memory.tables.table(page.as_u64())
     }
 
     fn write_back(&self, first: *const u8, bytes: usize) {
+        let _turn = turn::take();
         let mut state = self.machine.state();
         self.machine.stir(&mut state);
         // Before the lines leave the cache: what is linked already but not written shows now.
@@ -115,15 +120,18 @@ unsafe impl Platform for ModelPlatform {
     }
 
     fn allocate_contiguous(&self, pages: usize) -> Option<PhysAddr> {
+        let _turn = turn::take();
         self.machine.memory.tables.allocate_contiguous(pages).map(PhysAddr::new)
     }
 
     fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<ModelRegisters> {
+        let _turn = turn::take();
         let unit = self.machine.config().units.iter().position(|unit| unit.base == base.as_u64())?;
         Some(ModelRegisters { machine: self.machine.clone(), unit, bytes })
     }
 
     fn now_ns(&self) -> u64 {
+        let _turn = turn::take();
         // Reading a clock takes time: a loop that only looks at it comes to an end.
         const READ_NS: u64 = 5;
         self.machine.clock().advance(READ_NS)
@@ -152,6 +160,7 @@ unsafe impl Platform for ModelPlatform {
     }
 
     fn relax(&self) {
+        let _turn = turn::take();
         // Seldom enough that a machine with one CPU does not lose its host's at every turn.
         const YIELD_ONCE_IN: u32 = 64;
         self.machine.relax();
@@ -163,36 +172,44 @@ unsafe impl Platform for ModelPlatform {
     }
 
     fn allocate_vector(&self, event: Event) -> Option<MsiMessage> {
+        let _turn = turn::take();
         self.machine.allocate_vector(event)
     }
 
     fn read_config(&self, function: PciAddress, offset: u16) -> u32 {
+        let _turn = turn::take();
         self.machine.read_config(function, offset)
     }
 
     fn write_config(&self, function: PciAddress, offset: u16, value: u32) {
+        let _turn = turn::take();
         self.machine.write_config(function, offset, value);
     }
 
     fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32) {
+        let _turn = turn::take();
         self.machine.change_config(function, offset, clear, set);
     }
 
     fn wake(&self, work: Work) {
+        let _turn = turn::take();
         self.machine.wake(work);
     }
 
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
+        let _turn = turn::take();
         self.machine.memory.physical(first, bytes).map(PhysAddr::new)
     }
 
     fn is_own_memory(&self, range: PhysRange) -> bool {
+        let _turn = turn::take();
         self.machine.config().memory.is_kernels(range)
     }
 }
 
 impl ModelRegisters {
     fn read(&self, offset: usize, width: usize) -> u64 {
+        let _turn = turn::take();
         self.check(offset, width);
         self.machine.clock().access();
         let mut state = self.machine.state();
@@ -201,6 +218,7 @@ impl ModelRegisters {
     }
 
     fn write(&self, offset: usize, width: usize, value: u64) {
+        let _turn = turn::take();
         self.check(offset, width);
         self.machine.clock().access();
         self.machine.clock().progress();
