@@ -45,10 +45,8 @@ impl Short {
 
 /// Calls the driver as if nothing were short, inside a call for which something is.
 pub fn with_enough<R>(call: impl FnOnce() -> R) -> R {
-    let before = SUPPLY.replace(Supply::Endless);
-    let result = call();
-    SUPPLY.set(before);
-    result
+    let _before = Replaced::by(Supply::Endless);
+    call()
 }
 
 struct Refusing;
@@ -74,11 +72,25 @@ thread_local! {
 
 /// Returns also how many pieces were refused.
 fn supplied<R>(supply: Supply, call: impl FnOnce() -> R) -> (R, u64) {
-    SUPPLY.set(supply);
+    let _before = Replaced::by(supply);
     REFUSED.set(0);
     let result = call();
-    SUPPLY.set(Supply::Endless);
     (result, REFUSED.get())
+}
+
+/// The supply of before, which comes back when this goes: whatever the driver panics about, the test has to say it.
+struct Replaced(Supply);
+
+impl Replaced {
+    fn by(supply: Supply) -> Self {
+        Self(SUPPLY.replace(supply))
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        SUPPLY.set(self.0);
+    }
 }
 
 fn is_refused() -> bool {
