@@ -231,7 +231,7 @@ impl<P: Platform> Control for Protection<P> {
             Trust::Nothing => None,
             Trust::Translations => shared.device_tlb(&group, function),
         };
-        // All that can be refused comes first: nothing can once the function is claimed.
+        // What can be refused comes first: once the function is claimed nothing fails any more.
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let faults = DeviceFaults { shared: shared.clone(), group: group.clone(), function };
         let faults = TryArc::try_new(faults).ok_or(DmaError::OutOfMemory)?;
