@@ -293,9 +293,11 @@ pub struct Refused {
 }
 
 impl<Q: Queue> Shared<Q> {
-    /// Hands a job to the device: by the queue of this CPU, or by another one that has room.
-    pub fn start(&self, job: Job, promise: Promise, deadline_ns: u64) -> Result<(), Refused> {
-        let mut flight = InFlight { job, promise, deadline_ns, faults: self.faults.last() };
+    /// Hands a job to the device: by the queue of this CPU, or by another one that has room. Until `repeat_until_ns` it is
+    /// done again if it is in doubt.
+    pub fn start(&self, job: Job, promise: Promise, repeat_until_ns: u64) -> Result<(), Refused> {
+        let (deadline_ns, faults) = (self.deadline_ns(), self.faults.last());
+        let mut flight = InFlight { job, promise, deadline_ns, repeat_until_ns, faults };
         let mut reason = Reason::Gone;
         let here = self.host.cpu();
         for offset in 0..self.channels.len() {

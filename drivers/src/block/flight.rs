@@ -72,6 +72,14 @@ impl Job {
         }
     }
 
+    /// Gives the buffer back and completes the request. A buffer that cannot be given back makes it fail.
+    pub fn finish(self, promise: Promise, result: Result<(), BlockError>) {
+        match self.reclaim() {
+            Ok(buffer) => promise.keep(result, buffer),
+            Err(error) => promise.keep(result.and(Err(error)), None),
+        }
+    }
+
     /// What to ask the device for.
     pub fn kind(&self) -> Kind {
         match self {
@@ -125,8 +133,10 @@ pub struct NotMapped {
 pub struct InFlight {
     pub job: Job,
     pub promise: Promise,
-    /// When it must be done.
+    /// When the device must have done it.
     pub deadline_ns: u64,
+    /// Until when it is done again if it is in doubt.
+    pub repeat_until_ns: u64,
     /// The device's fault counts when it was submitted.
     pub faults: FaultCounts,
 }
@@ -134,10 +144,7 @@ pub struct InFlight {
 impl InFlight {
     /// Gives the buffer back and completes the request. A buffer that cannot be given back makes it fail.
     pub fn finish(self, result: Result<(), BlockError>) {
-        match self.job.reclaim() {
-            Ok(buffer) => self.promise.keep(result, buffer),
-            Err(error) => self.promise.keep(result.and(Err(error)), None),
-        }
+        self.job.finish(self.promise, result);
     }
 
     /// Completes the request of a device that may still reach the buffer: the buffer stays mapped and pinned.

@@ -101,10 +101,12 @@ impl<Q: Queue> Worker<Q> {
         for Done { flight, result } in self.done.drain(..) {
             let result = match Doubt::of(flight.faults, faults) {
                 Doubt::None => result,
-                Doubt::Repeat if flight.deadline_ns > now_ns => {
-                    let InFlight { job, promise, deadline_ns, .. } = flight;
-                    if let Err(Refused { job, promise, .. }) = self.shared.start(job, promise, deadline_ns) {
-                        InFlight { job, promise, deadline_ns, faults }.finish(Err(BlockError::Blocked));
+                Doubt::Repeat if flight.repeat_until_ns > now_ns => {
+                    let InFlight { job, promise, repeat_until_ns, .. } = flight;
+                    if let Err(Refused { job, promise, .. }) =
+                        self.shared.start(job, promise, repeat_until_ns)
+                    {
+                        job.finish(promise, Err(BlockError::Blocked));
                     }
                     continue;
                 }
