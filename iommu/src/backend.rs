@@ -14,6 +14,7 @@ use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
     dma::{Access, DmaError, Silent, Stuck, Unflushed},
+    stale_ranges::StaleRanges,
     walk::Path,
 };
 
@@ -125,6 +126,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes newly mapped leaves visible: nothing at all on most hardware.
     fn publish(&self, tags: &Self::Tags, first: Iova, bytes: u64) -> Result<(), Unflushed>;
 
-    /// Removes `stale` from every cache that may hold it. This is the only place where a [`Flushed`] comes from.
+    /// Removes `stale` from every cache that may hold it. This and the next are the only places where a [`Flushed`] comes from.
     fn flush(&self, tags: &Self::Tags, stale: Stale) -> Result<Flushed, Unflushed>;
+
+    /// As [`flush`](Self::flush), of several ranges at once: one submission to each unit, and one wait.
+    fn flush_ranges(
+        &self,
+        tags: &Self::Tags,
+        stale: StaleRanges,
+    ) -> Result<impl Iterator<Item = Flushed>, Unflushed>;
 }

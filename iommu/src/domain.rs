@@ -34,6 +34,7 @@ use crate::{
     dump::{MappingReport, Visitor},
     iova::{IovaError, IovaRequest, IovaSpace},
     platform::Work,
+    stale_ranges::StaleRanges,
 };
 
 #[cfg(all(test, loom))]
@@ -284,6 +285,16 @@ impl<B: Backend> Domain<B> {
         fence(Ordering::SeqCst);
         let flushed = self.backend.flush(&self.tags, stale)?;
         self.table.redeem(flushed);
+        Ok(())
+    }
+
+    /// As [`flush`](Self::flush), for what was unmapped together.
+    fn flush_ranges(&self, stale: StaleRanges) -> Result<(), Unflushed> {
+        if stale.is_empty() {
+            return Ok(());
+        }
+        fence(Ordering::SeqCst);
+        self.backend.flush_ranges(&self.tags, stale)?.for_each(|flushed| self.table.redeem(flushed));
         Ok(())
     }
 

@@ -91,6 +91,7 @@ pub mod platform;
 pub mod policy;
 mod protection;
 mod scratch;
+mod stale_ranges;
 mod strangers;
 mod subsystem;
 mod sync;

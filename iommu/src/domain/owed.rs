@@ -1,20 +1,24 @@
 //! What retired mappings owe: the flush that has to come before their memory is anybody's again.
 //!
-//! Tokens of retired mappings are merged into one, the *open flush*, which has a number. Whoever carries it out (the
+//! Tokens of retired mappings are gathered in the *open flush*, which has a number. Whoever carries it out (the
 //! reaper thread, or a thread that waits for a buffer) takes it, opens the next one, and says when it is over. One at a
 //! time, so that numbers are over in their order; what is retired meanwhile goes into the open one.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    mem,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use mm::table::{PageTable, Stale};
+use mm::table::Stale;
 
-use super::{Domain, PlatformTables};
+use super::Domain;
 use crate::{
     Platform,
     backend::Backend,
     dma::{DmaError, Unflushed, space::Owed},
     options::Flush,
     platform::{LockClass, Work},
+    stale_ranges::StaleRanges,
     sync::IrqLock,
 };
 
@@ -34,7 +38,7 @@ pub(super) struct OwedFlushes {
 /// The flush that gathers what is retired now.
 struct Open {
     number: u64,
-    stale: Option<Stale>,
+    stale: StaleRanges,
     retired: u32,
     /// When the first was retired.
     since_ns: u64,
@@ -44,18 +48,10 @@ struct Open {
     failed: Option<Unflushed>,
 }
 
-/// How a thread that wants a flush finds it.
-enum Found {
-    /// It is this thread's to carry out.
-    Mine(u64, Option<Stale>),
-    /// Somebody else is at it.
-    InProgress,
-    Failed(Unflushed),
-}
-
 impl OwedFlushes {
     pub fn new() -> Self {
-        let open = Open { number: 1, stale: None, retired: 0, since_ns: 0, in_progress: false, failed: None };
+        let stale = StaleRanges::new();
+        let open = Open { number: 1, stale, retired: 0, since_ns: 0, in_progress: false, failed: None };
         Self { open: IrqLock::new(LockClass::Owed, open), over: AtomicU64::new(0) }
     }
 
@@ -68,18 +64,18 @@ impl OwedFlushes {
         self.open.lock(platform).failed
     }
 
-    /// Takes the open flush.
-    fn take<P: Platform>(&self, platform: &P) -> Found {
+    /// Takes the open flush, to carry it out; `None` while somebody is at the one before.
+    fn take<P: Platform>(&self, platform: &P) -> Result<Option<(u64, StaleRanges)>, Unflushed> {
         let mut open = self.open.lock(platform);
         if let Some(failed) = open.failed {
-            return Found::Failed(failed);
+            return Err(failed);
         }
         if open.in_progress {
-            return Found::InProgress;
+            return Ok(None);
         }
         (open.in_progress, open.retired) = (true, 0);
         open.number += 1;
-        Found::Mine(open.number - 1, open.stale.take())
+        Ok(Some((open.number - 1, mem::replace(&mut open.stale, StaleRanges::new()))))
     }
 
     /// Says how the flush with `number` came out.
@@ -100,7 +96,7 @@ impl<B: Backend> Domain<B> {
         // Tables that left the tree make whoever maps flush, until they are flushed themselves.
         let holds_tables = stale.holds_tables();
         let mut open = self.owed.open.lock(platform);
-        add(&self.table, &mut open.stale, stale);
+        open.stale.add(&self.table, stale);
         open.retired += 1;
         if open.retired == 1 {
             open.since_ns = platform.now_ns();
@@ -126,13 +122,12 @@ impl<B: Backend> Domain<B> {
     pub(super) fn pay(&self, owed: Owed) -> Result<(), Unflushed> {
         let platform = &**self.backend.platform();
         while !self.owed.is_over(owed) {
-            match self.owed.take(platform) {
-                Found::Mine(number, stale) => {
-                    let result = stale.map_or(Ok(()), |stale| self.flush(stale));
+            match self.owed.take(platform)? {
+                Some((number, stale)) => {
+                    let result = self.flush_ranges(stale);
                     self.owed.end(platform, number, result);
                 }
-                Found::InProgress => platform.relax(),
-                Found::Failed(failed) => return Err(failed),
+                None => platform.relax(),
             }
         }
         Ok(())
@@ -153,10 +148,12 @@ impl<B: Backend> Domain<B> {
     /// Carries out the open flush if it is due at `now_ns`; tells the reaper when it will be, otherwise.
     pub fn pay_what_is_due(&self, now_ns: u64) {
         let open = self.owed.open.lock(&**self.backend.platform());
-        let Some(stale) = &open.stale else { return };
+        if open.stale.is_empty() {
+            return;
+        }
         let delay_ns = if self.reaper.flush() == Flush::Strict { 0 } else { MAX_DELAY_NS };
         let due_ns = open.since_ns.saturating_add(delay_ns);
-        let is_due = due_ns <= now_ns || open.retired >= MAX_RETIRED || stale.holds_tables();
+        let is_due = due_ns <= now_ns || open.retired >= MAX_RETIRED || open.stale.holds_tables();
         let owed = Owed(open.number);
         drop(open);
         if !is_due {
@@ -168,25 +165,5 @@ impl<B: Backend> Domain<B> {
                 DmaError::from(unflushed)
             );
         }
-    }
-}
-
-/// Merges `stale` into `all`.
-fn add<F, P>(table: &PageTable<F, PlatformTables<P>>, all: &mut Option<Stale>, stale: Stale)
-where
-    F: mm::table::Format,
-    P: Platform,
-{
-    match all {
-        // Both are of this table, so they merge.
-        Some(all) => drop(table.merge(all, stale)),
-        None => *all = Some(stale),
-    }
-}
-
-impl<B: Backend> Domain<B> {
-    /// Merges `stale` into `all`: one flush for both.
-    pub(super) fn gather(&self, all: &mut Option<Stale>, stale: Stale) {
-        add(&self.table, all, stale);
     }
 }

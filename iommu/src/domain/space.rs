@@ -14,6 +14,7 @@ use crate::{
         segment::{Ends, List, Segment},
         space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
     },
+    stale_ranges::StaleRanges,
 };
 
 impl<B: Backend> Domain<B> {
@@ -87,15 +88,15 @@ impl<B: Backend> Space for Domain<B> {
 
     fn unmap_all(&self, batch: &dyn Batch, access: Access) -> Result<(), DmaError> {
         self.admit_return()?;
-        let (mut all, mut result) = (None, Ok(()));
+        let (mut all, mut result) = (StaleRanges::new(), Ok(()));
         for index in 0..batch.len() {
             let (iova, bytes) = batch.segment(index).pages();
             match self.clear(iova, bytes) {
-                Ok(stale) => self.gather(&mut all, stale),
+                Ok(stale) => all.add(&self.table, stale),
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        all.map_or(Ok(()), |stale| self.flush(stale))?;
+        self.flush_ranges(all)?;
         result?;
         for index in 0..batch.len() {
             self.give_back(batch.segment(index), access);

@@ -1,6 +1,6 @@
 //! Making the units, and the devices with TLBs of their own, see what changed.
 
-use core::sync::atomic::Ordering;
+use core::{iter, sync::atomic::Ordering};
 
 use super::{
     hardware::Vtd,
@@ -13,13 +13,6 @@ use crate::{
     dma::{Silent, Stuck, Unflushed},
     platform::Work,
 };
-
-/// Inputs that some caches have to forget; both ends inclusive.
-pub(super) struct IovaRange {
-    pub first: Iova,
-    pub last: Iova,
-    pub only_leaves: bool,
-}
 
 impl<P: Platform> Vtd<P> {
     /// What a unit with caching mode or a write buffer needs before it sees a context entry that was not present before:
@@ -48,13 +41,13 @@ impl<P: Platform> Vtd<P> {
     /// What units with caching mode or a write buffer need before they see new leaves.
     #[cold]
     pub(super) fn publish_slowly(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Unflushed> {
-        let range = IovaRange { first, last: Iova::new(first.as_u64() + (bytes - 1)), only_leaves: false };
+        let range = iter::once((first, Iova::new(first.as_u64() + (bytes - 1))));
         let list = *tags.list.lock(&*self.platform);
         for tag in list.units.iter().flatten() {
             let unit = &self.units[tag.unit].unit;
             if unit.capability().caches_not_present() {
                 // No device TLB holds what was not present.
-                self.invalidate_range(tags, &[Some(*tag)], None, &range)?;
+                self.invalidate_ranges(tags, &[Some(*tag)], None, false, range.clone())?;
             } else {
                 unit.flush_write_buffer(&*self.platform).map_err(|error| self.failed(tag.unit, error))?;
             }
@@ -62,22 +55,41 @@ impl<P: Platform> Vtd<P> {
         Ok(())
     }
 
-    /// Starts the invalidation of a range at each of `units`, and at the `device` behind one of them, then waits for all
+    /// Makes every cache that may hold a translation of one of `ranges`, both ends inclusive, forget it; unless
+    /// `only_leaves`, also what it knows of the upper levels on the way there. When this returns `Ok`, every unit that
+    /// knows the domain, and its device if that has a TLB, has confirmed it. No other had a tag of the domain when the
+    /// entries changed, if they did before the call.
+    pub(super) fn forget_ranges(
+        &self,
+        tags: &Tags,
+        only_leaves: bool,
+        ranges: impl Iterator<Item = (Iova, Iova)> + Clone,
+    ) -> Result<(), Unflushed> {
+        let list = *tags.list.lock(&*self.platform);
+        // A device that did not answer once may hold anything, until it is blocked: nobody waits for it again.
+        if list.device.is_some() {
+            tags.check_devices().map_err(Unflushed::Device)?;
+        }
+        self.invalidate_ranges(tags, &list.units, list.device, only_leaves, ranges)
+    }
+
+    /// Starts the invalidation of `ranges` at each of `units`, and at the `device` behind one of them, then waits for all
     /// of them.
-    pub(super) fn invalidate_range(
+    fn invalidate_ranges(
         &self,
         tags: &Tags,
         units: &[Option<Tag>],
         device: Option<DeviceTag>,
-        range: &IovaRange,
+        only_leaves: bool,
+        ranges: impl Iterator<Item = (Iova, Iova)> + Clone,
     ) -> Result<(), Unflushed> {
         let [Some(tag), others @ ..] = units else { return Ok(()) };
         let unit = &self.units[tag.unit].unit;
         let behind = device.filter(|device| device.unit == tag.unit).map(|device| device.device);
-        let mut plan = Plan::new(tag.domain, range.only_leaves, unit.capability()).with_device(behind);
-        plan.add(range.first, range.last);
+        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability()).with_device(behind);
+        ranges.clone().for_each(|(first, last)| plan.add(first, last));
         let submitted = unit.submit(&*self.platform, plan.invalidations());
-        let result = self.invalidate_range(tags, others, device, range);
+        let result = self.invalidate_ranges(tags, others, device, only_leaves, ranges);
         let completed = submitted.and_then(|ticket| ticket.wait(&*self.platform));
         completed.map_err(|error| self.unflushed(tags, tag.unit, error)).and(result)
     }

@@ -4,7 +4,10 @@ mod bring_up;
 mod interrupts;
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::{
+    iter,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use mm::{
     PhysAddr,
@@ -16,7 +19,6 @@ use super::{
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
-    flush::IovaRange,
     queue::{CachingDevice, ContextScope, Invalidation, IotlbScope, QueueReport},
     spec::{AddressWidth, ContextEntry, DomainId, TranslationType},
     tables::ContextTables,
@@ -31,6 +33,7 @@ use crate::{
     dump::{UnitReport, Visitor},
     fault::Fault,
     platform::Work,
+    stale_ranges::StaleRanges,
     sync::IrqLock,
     walk::Path,
 };
@@ -345,20 +348,20 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Unflushed> {
-        let range = IovaRange {
-            first: Iova::new(stale.first()),
-            last: Iova::new(stale.last()),
-            only_leaves: stale.only_leaves(),
-        };
-        let list = *tags.list.lock(&*self.platform);
-        // A device that did not answer once may hold anything, until it is blocked: nobody waits for it again.
-        if list.device.is_some() {
-            self.check_devices(tags).map_err(Unflushed::Device)?;
-        }
-        self.invalidate_range(tags, &list.units, list.device, &range)?;
-        // SAFETY: every unit that knows the domain, and its device if that has a TLB, has confirmed that it holds nothing
-        // of the range any more, and no other ever had a tag of it when the leaves were cleared.
+        let range = (Iova::new(stale.first()), Iova::new(stale.last()));
+        self.forget_ranges(tags, stale.only_leaves(), iter::once(range))?;
+        // SAFETY: `forget_ranges` was told of the token's range, and of what changed in it.
         Ok(unsafe { stale.assume_flushed() })
+    }
+
+    fn flush_ranges(
+        &self,
+        tags: &Tags,
+        stale: StaleRanges,
+    ) -> Result<impl Iterator<Item = Flushed>, Unflushed> {
+        self.forget_ranges(tags, stale.only_leaves(), stale.ranges())?;
+        // SAFETY: as in `flush`, for the range of each token.
+        Ok(stale.into_iter().map(|stale| unsafe { stale.assume_flushed() }))
     }
 }
 

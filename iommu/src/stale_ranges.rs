@@ -1,0 +1,92 @@
+//! What several changes of one table left stale, for one flush.
+
+use core::array;
+
+use mm::table::{Format, PageTable, Stale, TableMemory};
+
+use crate::Iova;
+
+/// Ranges that are kept apart. More would seldom be named one by one: each takes a page-selective invalidation or two, of
+/// which a plan has as many.
+const MAX_RANGES: usize = 8;
+
+/// Tokens of one table, whose ranges are in ascending order and neither overlap nor touch. When there are too many, the
+/// two with the narrowest gap between them become one.
+pub(crate) struct StaleRanges {
+    /// The first `count` are there. One more than are kept: the one that was just added.
+    tokens: [Option<Stale>; MAX_RANGES + 1],
+    count: usize,
+}
+
+impl StaleRanges {
+    /// Nothing is stale.
+    pub const fn new() -> Self {
+        Self { tokens: [const { None }; MAX_RANGES + 1], count: 0 }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether table pages wait in one of the tokens.
+    pub fn holds_tables(&self) -> bool {
+        self.tokens().any(Stale::holds_tables)
+    }
+
+    /// Whether nothing but leaves changed.
+    pub fn only_leaves(&self) -> bool {
+        self.tokens().all(Stale::only_leaves)
+    }
+
+    /// The ranges, both ends inclusive.
+    pub fn ranges(&self) -> impl Iterator<Item = (Iova, Iova)> + Clone {
+        self.tokens().map(|stale| (Iova::new(stale.first()), Iova::new(stale.last())))
+    }
+
+    /// Adds `stale`, which is of `table` like the others.
+    pub fn add<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
+        let first = stale.first();
+        let at = self.tokens().take_while(|held| held.first() <= first).count();
+        self.tokens[self.count] = Some(stale);
+        self.count += 1;
+        self.tokens[at..self.count].rotate_right(1);
+        while let Some((gap, index)) = self.narrowest_gap()
+            && (gap == 0 || self.count > MAX_RANGES)
+        {
+            self.join(table, index);
+        }
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &Stale> + Clone {
+        self.tokens[..self.count].iter().flatten()
+    }
+
+    /// The bytes between the two neighbours that are closest, and the index of the lower one.
+    fn narrowest_gap(&self) -> Option<(u64, usize)> {
+        let gaps = self.tokens().zip(self.tokens().skip(1)).map(|(low, high)| {
+            // One behind the last byte of the address space there is nothing.
+            high.first().saturating_sub(low.last().saturating_add(1))
+        });
+        gaps.zip(0..).min()
+    }
+
+    /// Makes one of the tokens at `index` and behind it.
+    fn join<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, index: usize) {
+        self.tokens[index + 1..self.count].rotate_left(1);
+        self.count -= 1;
+        if let (Some(other), [.., Some(stale)]) = (self.tokens[self.count].take(), &mut self.tokens[..=index])
+        {
+            // Both are of this table, so they merge.
+            drop(table.merge(stale, other));
+        }
+    }
+}
+
+impl IntoIterator for StaleRanges {
+    type Item = Stale;
+    type IntoIter = core::iter::Flatten<array::IntoIter<Option<Stale>, { MAX_RANGES + 1 }>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.tokens.into_iter().flatten()
+    }
+}
