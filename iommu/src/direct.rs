@@ -7,10 +7,10 @@ use alloc::sync::Arc;
 use crate::{
     Incident, Iova, Platform,
     dma::{
-        Access, DmaError,
+        Access, DmaError, RawBuffer,
         device::{FaultCount, FaultCounts},
         reaper::{Abandoned, Reaper},
-        segment::{Ends, List, Segment},
+        segment::{Cut, Ends, List, Place, Segment},
         space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
     },
 };
@@ -59,8 +59,26 @@ impl<P: Platform> Space for DirectSpace<P> {
             let memory = physical(&*self.platform, segment.buffer.first, segment.buffer.bytes)?;
             segment.iova = place(memory, placement)?;
         }
-        Ok(self.reaper.reserve()?)
+        Ok(self.reserve(list, 0, placement)?)
     }
+
+    fn reserve(&self, list: &mut List, bytes: u64, _placement: Placement) -> Result<(), DmaError> {
+        self.reaper.reserve()?;
+        list.place = Some(Place::reserved(Iova::new(0), bytes));
+        Ok(())
+    }
+
+    fn link(&self, list: &mut List, _access: Access, placement: Placement) -> Result<(), NotMapped> {
+        let (Some(segment), Some(all)) = (list.segments.last_mut(), &mut list.place) else { return Ok(()) };
+        let RawBuffer { first, bytes, .. } = segment.buffer;
+        let pages_bytes = Cut::of(first, bytes).mapped_bytes();
+        all.next(pages_bytes)?;
+        segment.iova = place(physical(&*self.platform, first, bytes)?, placement)?;
+        all.mapped_bytes += pages_bytes;
+        Ok(())
+    }
+
+    fn sync(&self, _list: &List) {}
 
     fn unmap_list(&self, _list: &List, _access: Access) -> Result<(), DmaError> {
         self.reaper.release();

@@ -246,7 +246,8 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    fn map_leaves(
+    /// Writes the leaves of a range; a unit need not see them before they are [published](Self::publish).
+    fn write_leaves(
         &self,
         iova: Iova,
         memory: &[PhysRange],
@@ -257,12 +258,31 @@ impl<B: Backend> Domain<B> {
         let mapped = unsafe { self.table.map(iova.as_u64(), memory, self.backend.access(access)) };
         let emptied = mapped.map_err(|error| self.undo(iova, error))?;
         self.mapped_pages.fetch_add(bytes / PAGE_BYTES, Ordering::Relaxed);
-        // A unit or device that does not answer in one of the next two steps is dead, and stopped. The mapping stands:
-        // the next map is refused, and the unmap of this one pins the buffer.
+        // A unit or device that does not answer here, or when the leaves are published, is dead, and stopped. The mapping
+        // stands: the next map is refused, and the unmap of this one pins the buffer.
         if let Some(stale) = emptied {
             let _ = self.flush(stale);
         }
+        Ok(())
+    }
+
+    /// Makes every unit see leaves that were written, where that takes anything.
+    #[inline]
+    fn publish(&self, iova: Iova, bytes: u64) {
+        // Why nobody has to know is said in `write_leaves`.
         let _ = self.backend.publish(&self.tags, iova, bytes);
+    }
+
+    #[inline]
+    fn map_leaves(
+        &self,
+        iova: Iova,
+        memory: &[PhysRange],
+        bytes: u64,
+        access: Access,
+    ) -> Result<(), NotMapped> {
+        self.write_leaves(iova, memory, bytes, access)?;
+        self.publish(iova, bytes);
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use mm::PAGE_BYTES;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    Coherent, Direction, DmaBuffer, DmaError, Mapping, Pool, Rejected, ScatterList, ScatterMapping,
-    SegmentLimits, Unmapped,
+    Coherent, Direction, DmaBuffer, DmaError, Mapping, Pool, Rejected, Reservation, ScatterList,
+    ScatterMapping, SegmentLimits, Unmapped,
     limits::Limits,
     space::{Placement, Space},
 };
@@ -165,6 +165,22 @@ impl DmaDevice {
     ) -> Result<ScatterMapping<B, D>, Rejected<ScatterList<B>>> {
         let limits = &self.shared.limits;
         ScatterMapping::new(&self.shared.space, list, limits.anywhere(), limits.segment())
+    }
+
+    /// A range of addresses of `bytes` bytes, made whole pages, for buffers that the driver comes to one by one, with room
+    /// for `pieces` of them: see [`Reservation`]. Each takes the pages that it touches.
+    ///
+    /// # Errors
+    /// [`DmaError::BadLength`] for no bytes, or more than there can be; [`DmaError::NoIova`]; [`DmaError::OutOfMemory`];
+    /// and what says that nothing can be mapped for the device any more.
+    pub fn dma_reserve<B: DmaBuffer, D: Direction>(
+        &self,
+        pieces: usize,
+        bytes: usize,
+        _direction: D,
+    ) -> Result<Reservation<B, D>, DmaError> {
+        let limits = &self.shared.limits;
+        Reservation::new(&self.shared.space, pieces, bytes, limits.anywhere(), limits.segment())
     }
 
     /// Takes many buffers back for one doorbell and one wait. When this returns, no unit can translate an address of any

@@ -43,6 +43,13 @@ pub enum DmaError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A piece takes more pages than are left of its [`Reservation`](super::Reservation).
+    BeyondReservation {
+        /// Length of its pages in bytes.
+        bytes: u64,
+        /// What is left, in bytes.
+        left_bytes: u64,
+    },
     /// Too many buffers of the domain that are not whole pages are mapped at the same time: there is no page left to stand
     /// in for their ends.
     NoBounceSlot,
@@ -139,6 +146,9 @@ impl fmt::Display for DmaError {
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::TooLong { bytes, limit } => {
                 write!(f, "{bytes} bytes are more than the device's limit of {limit}")
+            }
+            Self::BeyondReservation { bytes, left_bytes } => {
+                write!(f, "{bytes} bytes do not fit into the {left_bytes} that are left of the reservation")
             }
             Self::NoBounceSlot => f.write_str("too many buffers that are not whole pages"),
             Self::BadLength { count } => write!(f, "{count} is not a valid length"),

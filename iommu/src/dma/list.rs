@@ -77,10 +77,10 @@ impl<B: DmaBuffer> fmt::Debug for ScatterList<B> {
 ///
 /// Dropping it leaves the flush and the freeing of all buffers to the reaper.
 pub struct ScatterMapping<B: DmaBuffer, D: Direction> {
-    space: TryArc<dyn Space>,
-    list: List,
-    limits: SegmentLimits,
-    types: PhantomData<fn(B, D) -> B>,
+    pub(super) space: TryArc<dyn Space>,
+    pub(super) list: List,
+    pub(super) limits: SegmentLimits,
+    pub(super) types: PhantomData<fn(B, D) -> B>,
 }
 
 /// A run of addresses, for one entry of a device's own list.
@@ -149,6 +149,7 @@ impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
         match result {
             Ok(()) => {
                 list.segments.iter_mut().for_each(|segment| segment.ends = Ends::NONE);
+                list.place = None;
                 Ok(ScatterList { list, types: PhantomData })
             }
             // What is in the list stays pinned; the list itself owns nothing that a drop would free.
@@ -160,7 +161,7 @@ impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
 impl<B: DmaBuffer, D: Direction> Drop for ScatterMapping<B, D> {
     fn drop(&mut self) {
         let list = mem::take(&mut self.list);
-        if !list.segments.is_empty() {
+        if list.place.is_some() {
             self.space.abandon(Abandoned::list(self.space.clone(), list, release::<B>));
         }
     }

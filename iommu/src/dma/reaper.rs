@@ -82,7 +82,7 @@ impl Abandoned {
     fn iova(&self) -> Iova {
         match &self.dropped {
             Dropped::One { live, .. } => live.segment.iova,
-            Dropped::List { list, .. } => list.pages().0,
+            Dropped::List { list, .. } => list.place.map_or(Iova::new(0), |place| place.first),
         }
     }
 }

@@ -48,6 +48,32 @@ pub(crate) struct List {
     pub segments: Vec<Segment>,
     /// Room for their physical memory, while they are mapped: at most [`Self::RANGES`] each.
     pub ranges: Vec<PhysRange>,
+    /// Where they lie in the address space, while they are mapped or a range is reserved for them.
+    pub place: Option<Place>,
+}
+
+/// A range of addresses, and how much of it is mapped from its first page on. Lengths are in bytes of whole pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub first: Iova,
+    pub reserved_bytes: u64,
+    pub mapped_bytes: u64,
+}
+
+impl Place {
+    /// A range with nothing in it.
+    pub fn reserved(first: Iova, bytes: u64) -> Self {
+        Self { first, reserved_bytes: bytes, mapped_bytes: 0 }
+    }
+
+    /// Where `bytes` more bytes are mapped, if they fit.
+    pub fn next(&self, bytes: u64) -> Result<Iova, DmaError> {
+        let left_bytes = self.reserved_bytes - self.mapped_bytes;
+        if bytes > left_bytes {
+            return Err(DmaError::BeyondReservation { bytes, left_bytes });
+        }
+        Ok(Iova::new(self.first.as_u64() + self.mapped_bytes))
+    }
 }
 
 impl List {
@@ -61,13 +87,6 @@ impl List {
         self.ranges
             .try_reserve(self.segments.len() * Self::RANGES + ranges)
             .map_err(|_| DmaError::OutOfMemory)
-    }
-
-    /// The pages that a mapped list takes in the address space: where they start, and their length in bytes.
-    pub fn pages(&self) -> (Iova, u64) {
-        let mut pages = self.segments.iter().map(Segment::pages);
-        let Some((first, bytes)) = pages.next() else { return (Iova::new(0), 0) };
-        (first, pages.fold(bytes, |sum, (_, bytes)| sum + bytes))
     }
 }
 

@@ -86,7 +86,19 @@ pub(crate) trait Space: Send + Sync {
     /// Maps all buffers of `list` into one range of addresses. They come without addresses, and have them if it returns `Ok`.
     fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped>;
 
-    /// Undoes [`map_list`](Self::map_list), as [`unmap`](Self::unmap).
+    /// Takes a range of `bytes` bytes, whole pages, for the buffers of an empty `list`, and what giving it back will need.
+    fn reserve(&self, list: &mut List, bytes: u64, placement: Placement) -> Result<(), DmaError>;
+
+    /// Maps the last buffer of `list` behind the others into its range. It comes without an address, and has one if this
+    /// returns `Ok`. No unit need see it before [`sync`](Self::sync). The `placement` is that of the range, for a space in
+    /// which a buffer lies where its memory does.
+    fn link(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped>;
+
+    /// Makes all units see what was [linked](Self::link).
+    fn sync(&self, list: &List);
+
+    /// Undoes [`map_list`](Self::map_list), or [`reserve`](Self::reserve) and what was linked since, as
+    /// [`unmap`](Self::unmap).
     fn unmap_list(&self, list: &List, access: Access) -> Result<(), DmaError>;
 
     /// Copies between a mapped buffer's ends and what stands in for them.

@@ -1,5 +1,7 @@
 //! Buffers that are not whole pages, and lists of buffers.
 
+use core::slice;
+
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 
 use super::Domain;
@@ -8,7 +10,7 @@ use crate::{
     backend::Backend,
     dma::{
         Access, DmaError, RawBuffer,
-        segment::{Cut, Ends, List, Segment},
+        segment::{Cut, Ends, List, Place, Segment},
         space::{MapRequest, NotMapped, Placed, Placement, Way, physical},
     },
 };
@@ -57,14 +59,17 @@ impl<B: Backend> Domain<B> {
         access: Access,
         placement: Placement,
     ) -> Result<(), NotMapped> {
-        let List { segments, ranges } = list;
+        let List { segments, ranges, place } = list;
         ranges.clear();
         let mapped = self.stand_in_all(segments, ranges).map_err(NotMapped::from).and_then(|bytes| {
             let iova = self.allocate(placement, bytes)?;
-            self.map_at(iova, ranges, bytes, access)
+            self.map_at(iova, ranges, bytes, access)?;
+            Ok(Place { first: iova, reserved_bytes: bytes, mapped_bytes: bytes })
         });
         match mapped {
-            Ok(first) => {
+            Ok(mapped) => {
+                *place = Some(mapped);
+                let first = mapped.first;
                 let mut page = first.as_u64();
                 for segment in segments {
                     let cut = Cut::of(segment.buffer.first, segment.buffer.bytes);
@@ -77,6 +82,32 @@ impl<B: Backend> Domain<B> {
                 for segment in segments {
                     self.give_unexposed(core::mem::take(&mut segment.ends), error);
                 }
+                Err(error)
+            }
+        }
+    }
+
+    /// Maps the last buffer of a list behind the others.
+    pub(super) fn link_last(&self, list: &mut List, access: Access) -> Result<(), NotMapped> {
+        let List { segments, ranges, place } = list;
+        let (Some(segment), Some(place)) = (segments.last_mut(), place) else { return Ok(()) };
+        let cut = Cut::of(segment.buffer.first, segment.buffer.bytes);
+        let bytes = cut.mapped_bytes();
+        let page = place.next(bytes)?;
+        ranges.clear();
+        let stood_in = self.stand_in_all(slice::from_mut(segment), ranges).map_err(NotMapped::from);
+        let linked = stood_in.and_then(|_| self.write_leaves(page, ranges, bytes, access));
+        if let Ok(()) | Err(NotMapped::Exposed(_)) = linked {
+            // What a unit may still translate is not forgotten: the range stays pinned with it.
+            place.mapped_bytes += bytes;
+        }
+        match linked {
+            Ok(()) => {
+                segment.iova = Iova::new(page.as_u64() + cut.offset as u64);
+                Ok(())
+            }
+            Err(error) => {
+                self.give_unexposed(core::mem::take(&mut segment.ends), error);
                 Err(error)
             }
         }

@@ -11,7 +11,7 @@ use crate::{
     dma::{
         Access, DmaError,
         reaper::Abandoned,
-        segment::{Ends, List, Segment},
+        segment::{Ends, List, Place, Segment},
         space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
     },
     stale_ranges::StaleRanges,
@@ -50,11 +50,6 @@ impl<B: Backend> Domain<B> {
             self.settle(segment, access);
         }
         let (iova, bytes) = segment.pages();
-        self.give_back_addresses(iova, bytes);
-    }
-
-    #[inline]
-    fn give_back_addresses(&self, iova: Iova, bytes: u64) {
         let pages = bytes / PAGE_BYTES;
         self.free(iova, pages);
         self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);
@@ -130,15 +125,39 @@ impl<B: Backend> Space for Domain<B> {
         self.place_list(list, access, placement).inspect_err(|_| self.reaper.release())
     }
 
+    fn reserve(&self, list: &mut List, bytes: u64, placement: Placement) -> Result<(), DmaError> {
+        self.admit()?;
+        self.reaper.reserve()?;
+        let first = self.allocate(placement, bytes).inspect_err(|_| self.reaper.release())?;
+        list.place = Some(Place::reserved(first, bytes));
+        Ok(())
+    }
+
+    fn link(&self, list: &mut List, access: Access, _placement: Placement) -> Result<(), NotMapped> {
+        self.admit()?;
+        self.link_last(list, access)
+    }
+
+    fn sync(&self, list: &List) {
+        if let Some(Place { first, mapped_bytes, .. }) = list.place
+            && mapped_bytes > 0
+        {
+            self.publish(first, mapped_bytes);
+        }
+    }
+
     fn unmap_list(&self, list: &List, access: Access) -> Result<(), DmaError> {
         self.admit_return()?;
-        let (iova, bytes) = list.pages();
-        let stale = self.clear(iova, bytes)?;
-        self.flush(stale)?;
+        let Some(Place { first, reserved_bytes, mapped_bytes }) = list.place else { return Ok(()) };
+        if mapped_bytes > 0 {
+            let stale = self.clear(first, mapped_bytes)?;
+            self.flush(stale)?;
+        }
         for segment in list.segments.iter().filter(|segment| segment.ends != Ends::NONE) {
             self.settle(segment, access);
         }
-        self.give_back_addresses(iova, bytes);
+        self.free(first, reserved_bytes / PAGE_BYTES);
+        self.mapped_pages.fetch_sub(mapped_bytes / PAGE_BYTES, Ordering::Relaxed);
         self.reaper.release();
         Ok(())
     }

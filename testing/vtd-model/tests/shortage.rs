@@ -141,6 +141,28 @@ impl Bench {
         Ok(Box::new(move |drops| if drops { drop(mapping) } else { drop(mapping.unmap().expect("works")) }))
     }
 
+    /// Parts of pages among the pieces, and more of them than were announced.
+    fn link(&self, syncs: bool) -> Result<Undo<'_>, DmaError> {
+        let pieces = [100, 5000, 8192].map(|bytes| vec![0x5a_u8; bytes]);
+        let request = self.call(|| {
+            let mut request = self.handle.dma_reserve(1, 12 << 12, FromDevice)?;
+            for piece in pieces {
+                if let Err(rejected) = request.link(piece) {
+                    assert!(rejected.buffer.is_some_and(|piece| piece[0] == 0x5a));
+                    drop(request.unlink().expect("a unit that works"));
+                    return Err(rejected.error);
+                }
+            }
+            Ok(request)
+        })?;
+        Ok(Box::new(move |drops| match (syncs, drops) {
+            (true, true) => drop(request.sync()),
+            (true, false) => drop(request.sync().unmap().expect("works")),
+            (false, true) => drop(request),
+            (false, false) => drop(request.unlink().expect("works")),
+        }))
+    }
+
     fn retire(&self) -> Result<Undo<'_>, DmaError> {
         let buffer = self.buffer(1);
         let mapping =
@@ -232,7 +254,7 @@ fn config() -> MachineConfig {
 
 /// Each operation that takes memory on a new machine: whether table pages, and how many pieces of the heap at
 /// least.
-const OPERATIONS: [(&str, bool, u64, Operation); 13] = [
+const OPERATIONS: [(&str, bool, u64, Operation); 15] = [
     // The first mapping of all makes room for the reaper.
     ("map of a page", true, 1, |bench| bench.map(bench.buffer(1))),
     ("map of a run", true, 1, |bench| bench.map(bench.buffer(33))),
@@ -242,6 +264,9 @@ const OPERATIONS: [(&str, bool, u64, Operation); 13] = [
     // A list of what stands in for ends, one of what is free of it, and the first of it.
     ("map of a part of pages", true, 3, |bench| bench.map(vec![0x5a_u8; 5000])),
     ("map of a list", true, 7, |bench| bench.map_list()),
+    // Room for the list, for the reaper, for a longer list, and what stands in for ends.
+    ("pieces that are linked", true, 6, |bench| bench.link(false)),
+    ("pieces that are linked and synced", true, 6, |bench| bench.link(true)),
     ("map that is retired", true, 1, |bench| bench.retire()),
     ("coherent memory", true, 2, |bench| bench.coherent()),
     ("pool", true, 7, |bench| bench.pool()),
