@@ -50,8 +50,12 @@ impl<P: Platform> Space for DirectSpace<P> {
         Ok(Owed(0))
     }
 
-    fn redeem(&self, segment: &Segment, access: Access, _owed: Owed, _waits: bool) -> Result<bool, DmaError> {
-        self.unmap(segment, access).map(|()| true)
+    fn is_pending(&self, _owed: Owed) -> bool {
+        false
+    }
+
+    fn redeem(&self, segment: &Segment, access: Access, _owed: Owed) -> Result<(), DmaError> {
+        self.unmap(segment, access)
     }
 
     fn map_list(&self, list: &mut List, _access: Access, placement: Placement) -> Result<(), NotMapped> {

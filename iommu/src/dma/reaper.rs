@@ -54,7 +54,7 @@ impl Abandoned {
     fn reap(self) -> Option<Self> {
         let result = match &self.dropped {
             Dropped::One { live: Live { space, segment }, owed: Some(owed) } => {
-                space.redeem(segment, UNREAD, *owed, true).map(drop)
+                space.redeem(segment, UNREAD, *owed)
             }
             Dropped::One { live: Live { space, segment }, owed: None } => space.unmap(segment, UNREAD),
             Dropped::List { space, list } => space.unmap_list(list, UNREAD),

@@ -71,7 +71,10 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
     /// # Errors
     /// Those of [`Mapping::unmap`](super::Mapping::unmap), with the same consequences.
     pub fn poll(self) -> Result<Late<B, D>, DmaError> {
-        self.redeem(false)
+        if self.owed.is_some_and(|owed| self.live.space.is_pending(owed)) {
+            return Ok(Late::Pending(self));
+        }
+        self.wait().map(Late::Ready)
     }
 
     /// Waits for the buffer. The flush is carried out now if nobody has begun it.
@@ -79,29 +82,18 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
     /// # Errors
     /// Those of [`Mapping::unmap`](super::Mapping::unmap), with the same consequences.
     pub fn wait(self) -> Result<B, DmaError> {
-        match self.redeem(true)? {
-            Late::Ready(buffer) => Ok(buffer),
-            // Not after waiting; if it were, the buffer would be the reaper's.
-            Late::Pending(_) => Err(DmaError::Revoked),
-        }
-    }
-
-    fn redeem(self, waits: bool) -> Result<Late<B, D>, DmaError> {
-        let (space, segment) = (&self.live.space, &self.live.segment);
-        let result = match self.owed {
-            Some(owed) => space.redeem(segment, D::ACCESS, owed, waits),
-            None => space.unmap(segment, D::ACCESS).map(|()| true),
-        };
-        if result == Ok(false) {
-            return Ok(Late::Pending(self));
-        }
         let owed = self.owed;
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `self` is not dropped, so this is the only time that the value is taken.
         let live = unsafe { ManuallyDrop::take(&mut this.live) };
+        let (space, segment) = (&live.space, &live.segment);
+        let result = match owed {
+            Some(owed) => space.redeem(segment, D::ACCESS, owed),
+            None => space.unmap(segment, D::ACCESS),
+        };
         match result {
             // SAFETY: the buffer was taken apart by the mapping, and the space flushed every translation to it.
-            Ok(_) => Ok(Late::Ready(unsafe { B::from_raw(live.segment.buffer) })),
+            Ok(()) => Ok(unsafe { B::from_raw(live.segment.buffer) }),
             Err(error) => {
                 if error == DmaError::Revoked {
                     abandon::<B>(live, owed);
@@ -139,7 +131,7 @@ pub(super) fn part(live: &Live, offset: usize, bytes: usize) -> NonNull<u8> {
 
 impl<B: DmaBuffer, D: Direction> Drop for Retired<B, D> {
     fn drop(&mut self) {
-        // SAFETY: the value is not used after `drop`, and `redeem` prevents a drop when it takes it.
+        // SAFETY: the value is not used after `drop`, and `wait` prevents a drop.
         let live = unsafe { ManuallyDrop::take(&mut self.live) };
         abandon::<B>(live, self.owed);
     }

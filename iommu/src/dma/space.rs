@@ -79,9 +79,11 @@ pub(crate) trait Space: Send + Sync {
     /// gets it. Errors are those of [`unmap`](Self::unmap).
     fn retire(&self, segment: &Segment) -> Result<Owed, DmaError>;
 
-    /// Ends what [`retire`](Self::retire) began, if the flush is over, or after waiting for it. `Ok(true)` is what `Ok` is to
-    /// [`unmap`](Self::unmap).
-    fn redeem(&self, segment: &Segment, access: Access, owed: Owed, waits: bool) -> Result<bool, DmaError>;
+    /// Whether [`redeem`](Self::redeem) would wait for a flush.
+    fn is_pending(&self, owed: Owed) -> bool;
+
+    /// Ends what [`retire`](Self::retire) began, after waiting for the flush. Results are those of [`unmap`](Self::unmap).
+    fn redeem(&self, segment: &Segment, access: Access, owed: Owed) -> Result<(), DmaError>;
 
     /// Maps all buffers of `list` into one range of addresses. They come without addresses, and have them if it returns `Ok`.
     fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped>;

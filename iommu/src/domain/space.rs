@@ -106,17 +106,18 @@ impl<B: Backend> Space for Domain<B> {
         self.owe(self.clear(iova, bytes)?)
     }
 
-    fn redeem(&self, segment: &Segment, access: Access, owed: Owed, waits: bool) -> Result<bool, DmaError> {
+    fn is_pending(&self, owed: Owed) -> bool {
+        // Of a domain that was revoked, and of a flush that failed, `redeem` says so at once. Once the devices are quiet
+        // nothing translates through the domain, and the flush is nothing to wait for.
+        self.is(Standing::InUse) && self.is_paid(owed) == Ok(false)
+    }
+
+    fn redeem(&self, segment: &Segment, access: Access, owed: Owed) -> Result<(), DmaError> {
         self.admit_return()?;
-        // Once the devices are quiet nothing translates through the domain, and the flush is nothing to wait for.
-        if waits || self.is(Standing::Quiet) {
-            self.pay(owed)?;
-        } else if !self.is_paid(owed)? {
-            return Ok(false);
-        }
+        self.pay(owed)?;
         self.give_back(segment, access);
         self.reaper.release();
-        Ok(true)
+        Ok(())
     }
 
     fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped> {
