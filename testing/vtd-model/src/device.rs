@@ -86,9 +86,15 @@ impl Device {
         attempts.extend(addresses.iter().map(|&address| (self.index, address)));
     }
 
-    /// Takes the function out of its slot, or puts it back.
+    /// Takes the function out of its slot, or puts one like it there. Without power it knows nothing any more, and ends
+    /// what it had begun.
     pub fn set_unplugged(&self, unplugged: bool) {
-        self.machine.state().world.functions[self.index].unplugged = unplugged;
+        let mut state = self.machine.state();
+        let function = &mut state.world.functions[self.index];
+        function.unplugged = unplugged;
+        function.config.reset();
+        function.tlb.clear();
+        function.busy_with.clear();
     }
 
     /// Reads memory.

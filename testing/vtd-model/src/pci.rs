@@ -126,8 +126,8 @@ impl ConfigSpace {
         if ats_before && !self.ats_enabled() { Effect::AtsOff } else { Effect::None }
     }
 
-    /// A function-level reset clears bus mastering and ATS.
-    fn reset(&mut self) {
+    /// A function-level reset, or a loss of power, clears bus mastering and ATS.
+    pub fn reset(&mut self) {
         self.words[usize::from(COMMAND) / 4] &= !0xffff;
         self.words[usize::from(DEVICE_CONTROL) / 4] = 0;
         if self.ats {

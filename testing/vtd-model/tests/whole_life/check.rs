@@ -2,7 +2,7 @@
 
 use vtd_model::{Access, Denied, Device, Random, Reach};
 
-use crate::oracle::{Expected, Mapped, Oracle};
+use crate::oracle::{Expected, Mapped, Oracle, State};
 
 /// Compares one address of one device, read and write.
 pub fn address(device: &Device, oracle: &Oracle, address: u64) -> Result<(), String> {
@@ -11,6 +11,7 @@ pub fn address(device: &Device, oracle: &Oracle, address: u64) -> Result<(), Str
         let got = device.probe(address, access);
         let fine = match expected {
             Expected::Nothing => got.is_err(),
+            Expected::Scratch(page) => got.is_ok_and(|physical| physical & !0xfff == page) || got.is_err(),
             Expected::Mapped(mapped, offset) => agrees(&mapped, offset, access, got),
         };
         if !fine {
@@ -26,7 +27,7 @@ fn agrees(mapped: &Mapped, offset: u64, access: Access, got: Result<u64, Denied>
     let allowed = if access == Access::Write { mapped.write } else { mapped.read };
     match got {
         Ok(physical) => allowed && mapped.physical.is_none_or(|first| first + offset == physical),
-        Err(_) => !allowed || mapped.fading,
+        Err(_) => !allowed || mapped.state != State::InUse,
     }
 }
 
@@ -66,7 +67,7 @@ pub fn some_address(oracle: &Oracle, address_bits: u32, random: &mut Random) -> 
 pub fn whole(device: &Device, oracle: &Oracle) -> Result<(), String> {
     let reach = device.reach_of_tables().ok_or_else(|| format!("{device:?} passes through"))?;
     let mut reached: u64 = reach.iter().map(|run| run.bytes).sum();
-    for (first, mapped) in oracle.ranges() {
+    for (first, mapped) in oracle.ranges().filter(|(_, mapped)| is_in_tables(mapped)) {
         covered(&reach, first, &mapped).map_err(|error| format!("{device:?}: {error}"))?;
         reached -= mapped.bytes;
     }
@@ -88,6 +89,16 @@ pub fn whole(device: &Device, oracle: &Oracle) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether the tables have the range.
+fn is_in_tables(mapped: &Mapped) -> bool {
+    matches!(mapped.state, State::InUse | State::Dropped)
+}
+
+/// A device on a scratch page: whatever is cached for it, it gets to that page or to its reserved memory.
+pub fn on_scratch_page(device: &Device, oracle: &Oracle) -> Result<(), String> {
+    device.cached_translations().into_iter().try_for_each(|(first, _)| address(device, oracle, first))
 }
 
 /// A device reaches nothing, whatever its TLB holds.

@@ -5,22 +5,30 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use iommu::{ClaimError, DmaDevice, DmaError, PciAddress, policy::Limits};
+use iommu::{ClaimError, DmaDevice, DmaError, Options, PciAddress, platform::MsiMessage, policy::Limits};
 use vtd_model::{Device, Machine, MachineConfig, Random};
 
 use crate::{
     check,
     driver::Driven,
-    oracle::{Mapped, Oracle},
+    oracle::{Mapped, Oracle, State},
     step::{Kind, Step},
 };
+use late::LiveRetired;
 use memory::{Live, LiveCoherent};
+use pools::LivePool;
+use vectors::LiveInterrupts;
 
 mod ending;
+mod held;
+mod late;
 mod memory;
+mod plug;
+mod pools;
 mod revoke;
 mod traffic;
 mod trouble;
+mod vectors;
 
 const PAGE: u64 = 4096;
 /// Steps between two checks of everything.
@@ -34,6 +42,10 @@ struct Function {
     hardware: Device,
     handle: Option<DmaDevice>,
     address_bits: u32,
+    /// It was pulled out.
+    gone: bool,
+    /// Addresses that the one that was pulled out of its place could reach.
+    remembered: Vec<u64>,
 }
 
 /// A group of functions that share their reach.
@@ -48,10 +60,20 @@ struct Group {
 
 pub struct Life {
     driven: Driven,
+    options: Options,
     functions: Vec<Function>,
     groups: Vec<Group>,
     live: Vec<Live>,
+    retired: Vec<LiveRetired>,
+    /// Group, address and memory of retired mappings that were dropped, until they are reaped.
+    forgotten: Vec<(usize, u64, u64)>,
     coherent: Vec<LiveCoherent>,
+    pools: Vec<LivePool>,
+    interrupts: Vec<LiveInterrupts>,
+    /// Function, entry and message of interrupts that were given up.
+    old_messages: VecDeque<(usize, u16, MsiMessage)>,
+    /// The last addresses that groups were given.
+    addresses: VecDeque<(usize, u64)>,
     /// Handles of drivers that lost their devices.
     old_handles: VecDeque<DmaDevice>,
     random: Random,
@@ -64,9 +86,9 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn begin(config: MachineConfig) -> Result<Self, String> {
+    pub fn begin(config: MachineConfig, options: Options) -> Result<Self, String> {
         let seed = config.seed;
-        let driven = Driven::start(config).map_err(|error| format!("bring-up: {error}"))?;
+        let driven = Driven::start_with(config, options).map_err(|error| format!("bring-up: {error}"))?;
         // Its devices fault all the time, and are to go on.
         driven.iommu.set_fault_limits(Limits::none());
         let groups = driven.groups();
@@ -83,6 +105,8 @@ impl Life {
                 hardware: driven.device(function.address),
                 handle: None,
                 address_bits: config.units[function.unit].mgaw.into(),
+                gone: false,
+                remembered: Vec::new(),
             })
             .collect();
         if functions.iter().any(|function| function.group == usize::MAX) {
@@ -93,10 +117,17 @@ impl Life {
         let tables_at_first = driven.machine.live_table_pages();
         let mut life = Self {
             driven,
+            options,
             functions,
             groups,
             live: Vec::new(),
+            retired: Vec::new(),
+            forgotten: Vec::new(),
             coherent: Vec::new(),
+            pools: Vec::new(),
+            interrupts: Vec::new(),
+            old_messages: VecDeque::new(),
+            addresses: VecDeque::new(),
             old_handles: VecDeque::new(),
             random,
             steps: 0,
@@ -114,7 +145,7 @@ impl Life {
     fn reserved_only(&self, group: usize) -> Result<Oracle, String> {
         let mut oracle = Oracle::default();
         for reserved in &self.driven.machine.config().reserved {
-            let is_of_group = |f: &Function| f.address == reserved.function && f.group == group;
+            let is_of_group = |f: &Function| f.address == reserved.function && f.group == group && !f.gone;
             if !self.functions.iter().any(is_of_group) {
                 continue;
             }
@@ -123,7 +154,7 @@ impl Life {
                 physical: Some(reserved.base),
                 read: true,
                 write: true,
-                fading: false,
+                state: State::InUse,
             };
             let inserted = oracle.insert(reserved.base, mapped);
             inserted.map_err(|at| format!("reserved memory overlaps {at:#x}"))?;
@@ -145,17 +176,7 @@ impl Life {
     /// Does one step and checks everything that it may have touched.
     pub fn run(&mut self, step: &Step) -> Result<(), String> {
         let touched = self.perform(step)?;
-        if let Some((group, first, bytes)) = touched {
-            for function in self.functions.iter().filter(|f| f.group == group) {
-                check::around(
-                    &function.hardware,
-                    &self.groups[group].oracle,
-                    first,
-                    bytes,
-                    &mut self.random,
-                )?;
-            }
-        }
+        touched.map_or(Ok(()), |touched| self.check_around(touched))?;
         for function in &self.functions {
             let oracle = &self.groups[function.group].oracle;
             for _ in 0..RANDOM_ADDRESSES {
@@ -168,6 +189,14 @@ impl Life {
             self.check_everything()?;
         }
         self.expect_no_complaint()
+    }
+
+    fn check_around(&mut self, (group, first, bytes): (usize, u64, u64)) -> Result<(), String> {
+        let Group { oracle, .. } = &self.groups[group];
+        for function in self.functions.iter().filter(|function| function.group == group) {
+            check::around(&function.hardware, oracle, first, bytes, &mut self.random)?;
+        }
+        Ok(())
     }
 
     fn expect_no_complaint(&self) -> Result<(), String> {
@@ -188,8 +217,11 @@ impl Life {
 
     fn check_whole(&self, function: &Function) -> Result<(), String> {
         let Group { oracle, .. } = &self.groups[function.group];
+        if oracle.scratch.is_some() {
+            return check::on_scratch_page(&function.hardware, oracle);
+        }
         // What a device that was stopped has kept in its TLB does it no good.
-        if function.handle.is_none() && function.hardware.uses_ats() {
+        if function.handle.is_none() && function.hardware.uses_ats() && !function.gone {
             return check::blocked(&function.hardware);
         }
         check::whole(&function.hardware, oracle)
@@ -248,6 +280,25 @@ impl Life {
             Kind::ResetFails => self.reset_fails(step),
             Kind::Quarantine => self.quarantine(step),
             Kind::FaultsTooMuch => self.faults_too_much(step),
+            Kind::MapList => self.map_list(step),
+            Kind::MapRagged => self.map_ragged(step),
+            Kind::UnmapBatch => self.unmap_batch(step),
+            Kind::Retire => Ok(self.pick_live(step.a).and_then(|index| self.retire(index))),
+            Kind::Redeem => self.redeem(step),
+            Kind::MakePool => self.make_pool(step),
+            Kind::UsePool => self.use_pool(step),
+            Kind::DropPool if self.pools.is_empty() => Ok(None),
+            Kind::DropPool => Ok(self.drop_pool(step.a as usize % self.pools.len())),
+            Kind::AllocateInterrupts => self.allocate_interrupts(step).map(|()| None),
+            Kind::RouteInterrupt => self.route_interrupt(step).map(|()| None),
+            Kind::RaiseInterrupt => self.raise_interrupt(step).map(|()| None),
+            Kind::ReleaseInterrupts => self.release_interrupts(step).map(|()| None),
+            Kind::LateStatuses => {
+                self.late_statuses(step);
+                Ok(None)
+            }
+            Kind::Unplug => self.unplug(step),
+            Kind::Plug => self.plug(step),
             Kind::MapThroughOldHandle => self.map_through_old_handle(step).map(|()| None),
         }
     }
@@ -256,7 +307,8 @@ impl Life {
         let index = step.a as usize % self.functions.len();
         let Function { address, group, .. } = self.functions[index];
         let kind = self.driven.machine.config().functions[index].kind;
-        if self.functions[index].handle.is_some() || kind.buses().is_some() {
+        let Function { gone, .. } = self.functions[index];
+        if gone || self.functions[index].handle.is_some() || kind.buses().is_some() {
             return Ok(None);
         }
         // What it has kept in its TLB from an earlier driver it tries on the next one's tables.
@@ -304,6 +356,12 @@ impl Life {
         Ok(())
     }
 
+    fn note_address(&mut self, group: usize, iova: u64) {
+        const KEPT: usize = 16;
+        self.addresses.push_front((group, iova & !(PAGE - 1)));
+        self.addresses.truncate(KEPT);
+    }
+
     /// The `number`th function of those that are claimed.
     fn pick_claimed(&self, number: u64) -> Option<usize> {
         let claimed = || (0..self.functions.len()).filter(|&i| self.functions[i].handle.is_some());
@@ -322,7 +380,12 @@ impl Life {
     /// Interrupts and threads run; the reaper is one of them, but it may have been woken or not.
     fn pump(&mut self) {
         self.driven.pump();
+        let now_ns = self.driven.machine.clock().now_ns();
         self.driven.iommu.reap();
-        self.groups.iter_mut().for_each(|group| group.oracle.forget_faded());
+        self.groups.iter_mut().for_each(|group| group.oracle.forget_dropped());
+        for (group, iova, _) in std::mem::take(&mut self.forgotten) {
+            self.groups[group].oracle.remove(iova);
+        }
+        self.settle_retired(now_ns);
     }
 }

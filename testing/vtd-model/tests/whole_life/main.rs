@@ -19,6 +19,10 @@ use std::{
     thread,
 };
 
+use iommu::{
+    Options,
+    options::{Flush, Quarantine},
+};
 use life::Life;
 use step::Step;
 use vtd_model::{MachineConfig, Random, become_cpu};
@@ -34,7 +38,9 @@ const DEATH_EVERY: u64 = 4;
 /// Runs one life; a panic of the driver is a failure like any other.
 fn live(seed: u64, steps: &[Step]) -> Result<(), String> {
     let result = catch_unwind(AssertUnwindSafe(|| {
-        let mut life = Life::begin(MachineConfig::random(seed))?;
+        let config = MachineConfig::random(seed);
+        let options = options_of(seed, &config);
+        let mut life = Life::begin(config, options)?;
         let machine = life.machine();
         for (number, step) in steps.iter().enumerate() {
             life.run(step).map_err(|error| format!("step {number}, {step:?}: {error}"))?;
@@ -58,6 +64,23 @@ fn steps_of(seed: u64) -> Vec<Step> {
     let mut random = Random::new(seed ^ 0x5eed_0f57_e950);
     let count = random.between(200, 2_000);
     (0..count).map(|_| Step::random(&mut random)).collect()
+}
+
+/// The options that belong to a seed: most units do what they can.
+fn options_of(seed: u64, config: &MachineConfig) -> Options {
+    // From this version on units have nothing but the queue.
+    const QUEUE_ALONE: u8 = 0x60;
+    let mut random = Random::new(seed ^ 0x0971_0125);
+    Options {
+        queued_invalidation: !random.once_in(5)
+            || config.units.iter().any(|unit| unit.version >= QUEUE_ALONE),
+        interrupt_remapping: !random.once_in(6),
+        superpages: !random.once_in(4),
+        snoop: !random.once_in(4),
+        flush: random.pick(&[Flush::Strict, Flush::Deferred]),
+        quarantine: random.pick(&[Quarantine::Basic, Quarantine::ScratchPage]),
+        ..Options::default()
+    }
 }
 
 /// Shortens a failed life and tells about it.

@@ -10,14 +10,27 @@ pub struct Mapped {
     pub physical: Option<u64>,
     pub read: bool,
     pub write: bool,
+    pub state: State,
+}
+
+/// How far a range is on its way back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    InUse,
     /// Dropped and not yet reaped: it may be gone or not.
-    pub fading: bool,
+    Dropped,
+    /// Retired, and its flush may be over or not: the tables do not have it any more, caches may.
+    Retired,
+    /// Its flush is over. Nobody reaches it, and its addresses are still taken.
+    Withheld,
 }
 
 /// One group's address space.
 #[derive(Debug, Default)]
 pub struct Oracle {
     ranges: BTreeMap<u64, Mapped>,
+    /// The page that all other addresses lead to, in quarantine.
+    pub scratch: Option<u64>,
 }
 
 /// What the oracle says of an address.
@@ -25,6 +38,8 @@ pub struct Oracle {
 pub enum Expected {
     Nothing,
     Mapped(Mapped, u64),
+    /// This page, unless the unit does not translate such an address.
+    Scratch(u64),
 }
 
 impl Oracle {
@@ -44,23 +59,23 @@ impl Oracle {
         self.ranges.remove(&first);
     }
 
-    pub fn fade(&mut self, first: u64) {
+    pub fn set_state(&mut self, first: u64, state: State) {
         if let Some(mapped) = self.ranges.get_mut(&first) {
-            mapped.fading = true;
+            mapped.state = state;
         }
     }
 
-    /// The ranges that faded are gone.
-    pub fn forget_faded(&mut self) {
-        self.ranges.retain(|_, mapped| !mapped.fading);
+    /// The ranges that were dropped are gone.
+    pub fn forget_dropped(&mut self) {
+        self.ranges.retain(|_, mapped| mapped.state != State::Dropped);
     }
 
     pub fn expected(&self, address: u64) -> Expected {
         match self.ranges.range(..=address).next_back() {
-            Some((&first, mapped)) if address - first < mapped.bytes => {
+            Some((&first, mapped)) if address - first < mapped.bytes && mapped.state != State::Withheld => {
                 Expected::Mapped(*mapped, address - first)
             }
-            _ => Expected::Nothing,
+            _ => self.scratch.map_or(Expected::Nothing, Expected::Scratch),
         }
     }
 

@@ -32,6 +32,21 @@ pub enum Kind {
     Quarantine,
     FaultsTooMuch,
     MapThroughOldHandle,
+    MapList,
+    MapRagged,
+    UnmapBatch,
+    Retire,
+    Redeem,
+    MakePool,
+    UsePool,
+    DropPool,
+    AllocateInterrupts,
+    RouteInterrupt,
+    RaiseInterrupt,
+    ReleaseInterrupts,
+    LateStatuses,
+    Unplug,
+    Plug,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +58,7 @@ pub struct Step {
 }
 
 /// How often each kind comes, in parts of their sum.
-const WEIGHTS: [(Kind, u64); 28] = [
+const WEIGHTS: [(Kind, u64); 43] = [
     (Kind::Claim, 50),
     (Kind::Map, 220),
     (Kind::MapAt, 60),
@@ -72,6 +87,21 @@ const WEIGHTS: [(Kind, u64); 28] = [
     (Kind::Quarantine, 2),
     (Kind::FaultsTooMuch, 2),
     (Kind::MapThroughOldHandle, 10),
+    (Kind::MapList, 30),
+    (Kind::MapRagged, 40),
+    (Kind::UnmapBatch, 6),
+    (Kind::Retire, 60),
+    (Kind::Redeem, 60),
+    (Kind::MakePool, 6),
+    (Kind::UsePool, 20),
+    (Kind::DropPool, 6),
+    (Kind::AllocateInterrupts, 15),
+    (Kind::RouteInterrupt, 25),
+    (Kind::RaiseInterrupt, 25),
+    (Kind::ReleaseInterrupts, 12),
+    (Kind::LateStatuses, 10),
+    (Kind::Unplug, 5),
+    (Kind::Plug, 12),
 ];
 
 impl Step {

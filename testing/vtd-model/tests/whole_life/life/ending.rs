@@ -1,17 +1,35 @@
 //! How a life ends: in peace, or with a unit that stops working.
 
-use iommu::{DmaError, ReleaseError};
+use iommu::{
+    Bidirectional, DmaError, Iova, ReleaseError,
+    dump::{DomainReport, Visitor},
+};
 
-use super::{Life, memory::Standing};
+use super::{Group, Life, PAGE, memory::Standing};
+
+#[derive(Default)]
+struct Pages(u64);
+
+impl Visitor for Pages {
+    fn domain(&mut self, domain: &DomainReport) {
+        self.0 += domain.mapped_pages;
+    }
+}
 
 impl Life {
     /// Takes everything back and looks at what is left.
     pub fn end(mut self) -> Result<(), String> {
         self.driven.machine.set_shortage(None);
         self.short_of_memory = false;
+        self.plug_all()?;
         self.release_quarantined()?;
         self.check_everything()?;
         self.unmap_all()?;
+        self.redeem_where(|_, _| true)?;
+        while !self.pools.is_empty() {
+            self.drop_pool(0);
+        }
+        self.release_all_interrupts()?;
         while let Some(coherent) = self.coherent.pop() {
             self.drop_coherent(coherent);
         }
@@ -21,6 +39,8 @@ impl Life {
             return Err(format!("{left} mappings are left at the end, not {}", self.pinned));
         }
         self.check_everything()?;
+        self.expect_only_reserved_pages()?;
+        self.expect_free_addresses()?;
         self.release_claimed()?;
         self.check_everything()?;
         self.expect_no_tables()?;
@@ -30,11 +50,14 @@ impl Life {
     /// A unit stops working, in one way or another: what it may still reach stays pinned, and everything else goes on.
     pub fn end_by_death(mut self) -> Result<(), String> {
         self.driven.machine.set_shortage(None);
+        self.short_of_memory = false;
         self.release_quarantined()?;
         self.reap();
+        self.redeem_where(|_, _| true)?;
+        self.release_all_interrupts()?;
         let units = &self.driven.machine.config().units;
         let dead = self.random.index(units.len());
-        let queued = units[dead].queued;
+        let queued = self.driven.units()[dead].queues_invalidations();
         let way = self.random.below(3);
         self.driven.machine.clock().set_relax_ns(1_000_000);
         self.driven.machine.misbehave(dead, |unit| match (way, queued) {
@@ -50,7 +73,9 @@ impl Life {
                 Err(DmaError::Stuck(stuck))
                     if pinned && stuck.unit == dead && live.standing == Standing::InUse => {}
                 Ok(_) if live.standing == Standing::Quiet => {}
-                Ok(_) if !pinned => self.groups[group].oracle.remove(live.iova),
+                Ok(_) if !pinned => {
+                    live.pieces.iter().for_each(|&(iova, ..)| self.groups[group].oracle.remove(iova));
+                }
                 other => {
                     return Err(format!("unmap of {:#x} behind unit {dead} ({way}): {other:?}", live.iova));
                 }
@@ -58,6 +83,9 @@ impl Life {
         }
         while let Some(coherent) = self.coherent.pop() {
             self.drop_coherent(coherent);
+        }
+        while !self.pools.is_empty() {
+            self.drop_pool(0);
         }
         self.pump();
         if self.random.once_in(2) {
@@ -75,6 +103,33 @@ impl Life {
             }
         }
         self.expect_no_complaint()
+    }
+
+    /// What the domains say they map is the reserved memory.
+    fn expect_only_reserved_pages(&self) -> Result<(), String> {
+        let mut pages = Pages::default();
+        self.driven.iommu.visit(&mut pages);
+        let reserved =
+            |group: &Group| group.oracle.ranges().map(|(_, mapped)| mapped.bytes / PAGE).sum::<u64>();
+        let expected: u64 = self.groups.iter().map(reserved).sum();
+        if pages.0 == expected {
+            Ok(())
+        } else {
+            Err(format!("{} pages are mapped, not {expected}", pages.0))
+        }
+    }
+
+    /// The last addresses that were given out are free again.
+    fn expect_free_addresses(&mut self) -> Result<(), String> {
+        for (group, iova) in std::mem::take(&mut self.addresses) {
+            let mut functions = self.functions.iter().filter(|function| function.group == group);
+            let Some(handle) = functions.find_map(|function| function.handle.clone()) else { continue };
+            let buffer = self.driven.machine.allocate_buffer(1, 1).ok_or("no buffer is left")?;
+            let mapped = handle.dma_map_at(buffer, Bidirectional, Iova::new(iova));
+            let mapping = mapped.map_err(|rejected| format!("{iova:#x} is not free: {}", rejected.error))?;
+            mapping.unmap().map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// Whether the driver knows that a unit does not work.

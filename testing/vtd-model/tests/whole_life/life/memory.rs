@@ -2,19 +2,18 @@
 
 use iommu::{
     Bidirectional, Coherent, DmaDevice, DmaError, FromDevice, Iova, Mapping, Rejected, ToDevice,
-    dma::Direction,
+    dma::{Direction, ScatterList},
 };
 use vtd_model::ModelBuffer;
 
-use super::{Function, Life, PAGE};
-use crate::{oracle::Mapped, step::Step};
-
-/// A mapping in one of the three directions.
-pub(super) enum Held {
-    To(Mapping<ModelBuffer, ToDevice>),
-    From(Mapping<ModelBuffer, FromDevice>),
-    Both(Mapping<ModelBuffer, Bidirectional>),
-}
+use super::{
+    Function, Life, PAGE,
+    held::{Held, Ragged, Returned},
+};
+use crate::{
+    oracle::{Mapped, State},
+    step::Step,
+};
 
 /// Where the device stands for which something was mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +30,10 @@ pub(super) struct Live {
     pub function: usize,
     pub iova: u64,
     pub bytes: u64,
-    pub physical: u64,
+    /// The buffers that are lent with it.
+    pub memory: Vec<u64>,
+    /// The oracle's ranges of it.
+    pub pieces: Vec<Piece>,
     pub held: Held,
     pub standing: Standing,
     /// Bytes that the device wrote, and where.
@@ -44,7 +46,11 @@ pub(super) struct LiveCoherent {
     pub memory: Coherent<u64>,
 }
 
-type Touched = Option<(usize, u64, u64)>;
+/// A group, and a range that it reaches or reached.
+pub(super) type Touched = Option<(usize, u64, u64)>;
+
+/// First address, length in bytes, and the memory if it is known.
+pub(super) type Piece = (u64, u64, Option<u64>);
 
 impl Life {
     pub(super) fn map(&mut self, step: &Step, at: Option<()>, mask: u32) -> Result<Touched, String> {
@@ -66,7 +72,11 @@ impl Life {
             _ => map_in(&handle, buffer, Bidirectional, at).map(Held::Both),
         };
         match held {
-            Ok(held) => self.mapped(index, held, physical, at, mask).map(Some),
+            Ok(held) => {
+                let (iova, bytes) = held.range();
+                self.mapped(index, held, vec![physical], vec![(iova, bytes, Some(physical))], at, mask)
+                    .map(Some)
+            }
             Err(Rejected { error, buffer }) => {
                 let same =
                     |buffer: ModelBuffer| buffer.physical() == physical && read_mark(&buffer) == step.c;
@@ -77,6 +87,66 @@ impl Life {
                 let near = at.map_or(0x1000, Iova::as_u64);
                 Ok(Some((self.functions[index].group, near, PAGE)))
             }
+        }
+    }
+
+    /// A list of buffers.
+    pub(super) fn map_list(&mut self, step: &Step) -> Result<Touched, String> {
+        let Some(index) = self.pick_claimed(step.a) else { return Ok(None) };
+        let count = 1 + step.b % 8;
+        let (mut list, mut lent) = (ScatterList::with_capacity(0).map_err(|e| e.to_string())?, Vec::new());
+        for number in 0..count {
+            let pages = 1 + (step.c >> (4 * number)) as u32 % 4;
+            let Some(buffer) = self.driven.machine.allocate_buffer(pages, 1) else { break };
+            lent.push((buffer.physical(), buffer.bytes() as u64));
+            list.push(buffer).map_err(|rejected| rejected.error.to_string())?;
+        }
+        if list.is_empty() {
+            return Ok(None);
+        }
+        let handle = self.functions[index].handle.clone().expect("claimed");
+        handle.set_address_bits(64);
+        match handle.dma_map_sg(list, Bidirectional) {
+            Ok(mapping) => {
+                let held = Held::List(mapping);
+                let mut at = held.range().0;
+                let pieces = lent.iter().map(|&(physical, bytes)| {
+                    at += bytes;
+                    (at - bytes, bytes, Some(physical))
+                });
+                let pieces = pieces.collect();
+                let memory = lent.iter().map(|&(physical, _)| physical).collect();
+                self.mapped(index, held, memory, pieces, None, 64).map(Some)
+            }
+            Err(Rejected { error, buffer: Some(list) }) if list.len() == lent.len() => {
+                self.excuse(error, None, 0, 64).map(|()| None)
+            }
+            Err(rejected) => Err(format!("the list did not come back: {}", rejected.error)),
+        }
+    }
+
+    /// A buffer that is not whole pages.
+    pub(super) fn map_ragged(&mut self, step: &Step) -> Result<Touched, String> {
+        let Some(index) = self.pick_claimed(step.a) else { return Ok(None) };
+        let pages = 1 + step.b as u32 % 4;
+        let all = u64::from(pages) * PAGE;
+        let offset = step.c % all.min(PAGE);
+        let bytes = 1 + (step.c >> 20) % (all - offset);
+        let Some(buffer) = self.driven.machine.allocate_buffer(pages, 1) else { return Ok(None) };
+        let ragged = Ragged::new(buffer, offset as usize, bytes as usize);
+        let (physical, place) = (ragged.physical(), ragged.pages(offset));
+        let handle = self.functions[index].handle.clone().expect("claimed");
+        handle.set_address_bits(64);
+        match handle.dma_map(ragged, Bidirectional) {
+            Ok(mapping) => {
+                let held = Held::Ragged(mapping);
+                let to_page = held.range().0 - offset;
+                let pieces = place.into_iter().map(|(at, bytes, memory)| (to_page + at, bytes, memory));
+                let pieces = pieces.collect();
+                self.mapped(index, held, vec![physical], pieces, None, 64).map(Some)
+            }
+            Err(Rejected { error, buffer: Some(_) }) => self.excuse(error, None, pages, 64).map(|()| None),
+            Err(rejected) => Err(format!("a ragged buffer did not come back: {}", rejected.error)),
         }
     }
 
@@ -96,7 +166,8 @@ impl Life {
         &mut self,
         index: usize,
         held: Held,
-        physical: u64,
+        memory: Vec<u64>,
+        pieces: Vec<Piece>,
         at: Option<Iova>,
         mask: u32,
     ) -> Result<(usize, u64, u64), String> {
@@ -110,11 +181,14 @@ impl Life {
             return Err(format!("IOVA {iova:#x} instead of {at:?}"));
         }
         let (read, write) = held.rights();
-        let mapped = Mapped { bytes, physical: Some(physical), read, write, fading: false };
-        let inserted = self.groups[group].oracle.insert(iova, mapped);
-        inserted.map_err(|other| format!("IOVA {iova:#x} given out while {other:#x} is mapped"))?;
+        for &(iova, bytes, physical) in &pieces {
+            let mapped = Mapped { bytes, physical, read, write, state: State::InUse };
+            let inserted = self.groups[group].oracle.insert(iova, mapped);
+            inserted.map_err(|other| format!("IOVA {iova:#x} given out while {other:#x} is taken"))?;
+        }
+        self.note_address(group, iova);
         let standing = Standing::InUse;
-        self.live.push(Live { function: index, iova, bytes, physical, held, standing, written: None });
+        self.live.push(Live { function: index, iova, bytes, memory, pieces, held, standing, written: None });
         Ok((group, iova, bytes))
     }
 
@@ -127,24 +201,34 @@ impl Life {
         hardware.keep_trying(&[live.iova, live.iova + self.random.below(live.bytes)]);
         let unmapped = live.held.unmap();
         hardware.keep_trying(&[]);
-        let buffer = match (unmapped, live.standing) {
+        let returned = match (unmapped, live.standing) {
             (Err(DmaError::Revoked), Standing::Revoked) => {
-                self.groups[group].waiting.push(live.physical);
+                self.groups[group].waiting.extend(&live.memory);
                 return Ok(None);
             }
-            (Ok(buffer), Standing::InUse | Standing::Quiet) => buffer,
+            (Ok(returned), Standing::InUse | Standing::Quiet) => returned,
             (other, standing) => return Err(format!("unmap of {:#x}, {standing:?}: {other:?}", live.iova)),
         };
-        if let Some((offset, data)) = &live.written
-            && &buffer.as_slice()[*offset as usize..][..data.len()] != data.as_slice()
-        {
-            return Err(format!("what the device wrote to {:#x} is not there", live.iova + offset));
-        }
+        self.expect_written(live.iova, live.written.as_ref(), returned)?;
         if live.standing == Standing::Quiet {
             return Ok(None);
         }
-        self.groups[group].oracle.remove(live.iova);
+        live.pieces.iter().for_each(|&(iova, ..)| self.groups[group].oracle.remove(iova));
         Ok(Some((group, live.iova, live.bytes)))
+    }
+
+    /// What a device wrote is in the buffer that came back from `iova`.
+    pub(super) fn expect_written(
+        &self,
+        iova: u64,
+        written: Option<&(u64, Vec<u8>)>,
+        returned: Returned,
+    ) -> Result<(), String> {
+        let (offset, data) = written.map_or((0, &[][..]), |(offset, data)| (*offset, data.as_slice()));
+        if returned.holds(offset as usize, data) {
+            return Ok(());
+        }
+        Err(format!("what the device wrote to {:#x} is not there, or more is", iova + offset))
     }
 
     pub(super) fn unmap_all(&mut self) -> Result<(), String> {
@@ -160,10 +244,12 @@ impl Life {
         drop(live.held);
         match live.standing {
             Standing::InUse => {
-                self.groups[group].oracle.fade(live.iova);
+                for &(iova, ..) in &live.pieces {
+                    self.groups[group].oracle.set_state(iova, State::Dropped);
+                }
                 return Some((group, live.iova, live.bytes));
             }
-            Standing::Revoked => self.groups[group].waiting.push(live.physical),
+            Standing::Revoked => self.groups[group].waiting.extend(&live.memory),
             Standing::Quiet => {}
         }
         None
@@ -177,7 +263,7 @@ impl Life {
         match handle.alloc_coherent::<u64>(count) {
             Ok(memory) => {
                 let (iova, bytes) = (memory.iova().as_u64(), (count as u64 * 8).next_multiple_of(PAGE));
-                let mapped = Mapped { bytes, physical: None, read: true, write: true, fading: false };
+                let mapped = Mapped { bytes, physical: None, read: true, write: true, state: State::InUse };
                 let group = self.functions[function].group;
                 let inserted = self.groups[group].oracle.insert(iova, mapped);
                 inserted.map_err(|other| format!("coherent {iova:#x} overlaps {other:#x}"))?;
@@ -196,7 +282,7 @@ impl Life {
         if coherent.standing != Standing::InUse {
             return None;
         }
-        self.groups[group].oracle.fade(iova);
+        self.groups[group].oracle.set_state(iova, State::Dropped);
         Some((group, iova, bytes))
     }
 
@@ -223,32 +309,6 @@ impl Life {
             return Err(format!("coherent memory at {} is not shared", memory.iova_of(index)));
         }
         Ok(None)
-    }
-}
-
-impl Held {
-    pub(super) fn range(&self) -> (u64, u64) {
-        match self {
-            Self::To(mapping) => (mapping.iova().as_u64(), mapping.len() as u64),
-            Self::From(mapping) => (mapping.iova().as_u64(), mapping.len() as u64),
-            Self::Both(mapping) => (mapping.iova().as_u64(), mapping.len() as u64),
-        }
-    }
-
-    pub(super) fn rights(&self) -> (bool, bool) {
-        match self {
-            Self::To(_) => (true, false),
-            Self::From(_) => (false, true),
-            Self::Both(_) => (true, true),
-        }
-    }
-
-    pub(super) fn unmap(self) -> Result<ModelBuffer, DmaError> {
-        match self {
-            Self::To(mapping) => mapping.unmap(),
-            Self::From(mapping) => mapping.unmap(),
-            Self::Both(mapping) => mapping.unmap(),
-        }
     }
 }
 

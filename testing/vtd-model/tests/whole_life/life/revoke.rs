@@ -11,19 +11,18 @@ use vtd_model::Access;
 
 use super::{
     Function, Life, PAGE,
-    memory::{Live, Standing},
+    late::LiveRetired,
+    memory::{Live, Standing, Touched},
 };
 use crate::{
-    oracle::{Expected, Oracle},
+    oracle::{Expected, Oracle, State},
     step::Step,
 };
-
-type Touched = Option<(usize, u64, u64)>;
 
 impl Life {
     /// A driver goes, or is made to go, and its device is reset. Some give back what they mapped, some keep it.
     pub(super) fn release(&mut self, step: &Step) -> Result<Touched, String> {
-        let index = self.pick_taken(step.a);
+        let Some(index) = self.pick_taken(step.a) else { return Ok(None) };
         let group = self.functions[index].group;
         self.release_group(index)?;
         match step.b % 3 {
@@ -36,7 +35,7 @@ impl Life {
 
     /// A release whose reset fails, of one function or another, is a quarantine.
     pub(super) fn reset_fails(&mut self, step: &Step) -> Result<Touched, String> {
-        let index = self.pick_taken(step.a);
+        let Some(index) = self.pick_taken(step.a) else { return Ok(None) };
         let Function { address, group, .. } = self.functions[index];
         let resettable: Vec<PciAddress> = self.endpoints_of(group).map(|function| function.address).collect();
         if resettable.is_empty() {
@@ -62,7 +61,7 @@ impl Life {
 
     /// Somebody puts a group in quarantine.
     pub(super) fn quarantine(&mut self, step: &Step) -> Result<Touched, String> {
-        let index = self.pick_taken(step.a);
+        let Some(index) = self.pick_taken(step.a) else { return Ok(None) };
         let Function { address, group, .. } = self.functions[index];
         self.provoke(group);
         let result = self.driven.iommu.quarantine(address);
@@ -141,16 +140,16 @@ impl Life {
     }
 
     /// A function that a driver has, or that is in quarantine; now and then any.
-    fn pick_taken(&self, number: u64) -> usize {
+    fn pick_taken(&self, number: u64) -> Option<usize> {
         let is_taken = |&index: &usize| {
             let Function { group, handle, .. } = &self.functions[index];
             handle.is_some() || self.groups[*group].quarantined
         };
         let taken = || (0..self.functions.len()).filter(is_taken);
-        let any = number as usize % self.functions.len();
+        let any = Some(number as usize % self.functions.len()).filter(|&any| !self.functions[any].gone);
         match number >> 60 {
             0 => any,
-            _ => taken().nth(number as usize % taken().count().max(1)).unwrap_or(any),
+            _ => taken().nth(number as usize % taken().count().max(1)).or(any),
         }
     }
 
@@ -173,7 +172,7 @@ impl Life {
     }
 
     /// The devices of a group are in the middle of something, and will not give up.
-    fn provoke(&mut self, group: usize) {
+    pub(super) fn provoke(&mut self, group: usize) {
         const MOST_ADDRESSES: usize = 8;
         let mut random = self.random.clone();
         for (index, function) in self.functions.iter().enumerate().filter(|(_, f)| f.group == group) {
@@ -213,7 +212,7 @@ impl Life {
 
     /// Before their reset the devices reach nothing of what was mapped for them, though they master the bus; and nothing
     /// of it has come back.
-    fn attack_while_blocked(&self, group: usize) -> Result<(), String> {
+    pub(super) fn attack_while_blocked(&self, group: usize) -> Result<(), String> {
         let may_master = !self.short_of_memory && !self.lacks_reserved(group)?;
         for Function { address, hardware, .. } in self.endpoints_of(group) {
             if hardware.is_bus_master() {
@@ -222,8 +221,12 @@ impl Life {
             if may_master {
                 self.driven.enable(*address);
             }
+            // Whatever comes of it: what it reaches is looked at with the probes.
+            let on_scratch_page = self.scratch_page(group)?;
             let reaches = |live: &&Live| {
-                hardware.write(live.iova, &[0; 8]).is_ok() || hardware.probe(live.iova, Access::Read).is_ok()
+                let _ = hardware.write(live.iova, &[0; 8]);
+                let got = [Access::Read, Access::Write].map(|access| hardware.probe(live.iova, access).ok());
+                got.iter().flatten().any(|&physical| Some(physical & !(PAGE - 1)) != on_scratch_page)
             };
             let hit = self.lives_of(group).find(reaches);
             self.driven.disable(*address);
@@ -231,14 +234,18 @@ impl Life {
                 return Err(format!("{address} reaches {:#x} in a release", live.iova));
             }
         }
-        let mut lent = self.lives_of(group).map(|live| live.physical);
+        let is_held = |retired: &&LiveRetired| {
+            self.functions[retired.function].group == group && retired.standing != Standing::Quiet
+        };
+        let retired = self.retired.iter().filter(is_held).map(|retired| retired.physical);
+        let mut lent = self.lives_of(group).flat_map(|live| live.memory.iter().copied()).chain(retired);
         match lent.find(|&physical| !self.driven.machine.is_lent(physical)) {
             Some(physical) => Err(format!("{physical:#x} came back before the device was quiet")),
             None => self.expect_waiting(group, true),
         }
     }
 
-    fn reset(&self, function: PciAddress) {
+    pub(super) fn reset(&self, function: PciAddress) {
         const DEVICE_CONTROL: u16 = 0x48;
         const FUNCTION_LEVEL_RESET: u32 = 1 << 15;
         self.driven.platform.write_config(function, DEVICE_CONTROL, FUNCTION_LEVEL_RESET);
@@ -257,13 +264,24 @@ impl Life {
         if self.groups[group].quarantined {
             return Ok(());
         }
-        let reserved = self.reserved_reached(group, self.short_of_memory || self.lacks_reserved(group)?)?;
+        let scratch = self.scratch_page(group)?;
+        let may_lack = scratch.is_none() && (self.short_of_memory || self.lacks_reserved(group)?);
+        let mut reserved = self.reserved_reached(group, may_lack)?;
+        reserved.scratch = scratch;
         let before = std::mem::replace(&mut self.groups[group].oracle, reserved);
         self.groups[group].quarantined = true;
         // What was dropped and not yet reaped waits like what is given up from now on.
-        let dropped = before.ranges().filter(|(_, mapped)| mapped.fading);
+        let dropped = before.ranges().filter(|(_, mapped)| mapped.state == State::Dropped);
         self.groups[group].waiting.extend(dropped.filter_map(|(_, mapped)| mapped.physical));
+        let (forgotten, others) =
+            std::mem::take(&mut self.forgotten).into_iter().partition(|&(of, ..)| of == group);
+        let forgotten: Vec<(usize, u64, u64)> = forgotten;
+        self.forgotten = others;
+        self.groups[group].waiting.extend(forgotten.iter().map(|&(_, _, physical)| physical));
         self.change_standing(group, Standing::InUse, Standing::Revoked);
+        for live in self.interrupts.iter_mut().filter(|live| self.functions[live.function].group == group) {
+            live.mute();
+        }
         for function in self.functions.iter_mut().filter(|function| function.group == group) {
             self.old_handles.extend(function.handle.take());
         }
@@ -275,9 +293,10 @@ impl Life {
     }
 
     /// The devices of a group in quarantine are quiet: what was given up comes back, and they can be claimed anew.
-    fn leave_quarantine(&mut self, group: usize) -> Result<(), String> {
+    pub(super) fn leave_quarantine(&mut self, group: usize) -> Result<(), String> {
         self.groups[group].quarantined = false;
-        if self.lacks_reserved(group)? {
+        let scratch = self.groups[group].oracle.scratch.take();
+        if scratch.is_some() || self.lacks_reserved(group)? {
             self.groups[group].oracle = self.reserved_reached(group, self.short_of_memory)?;
         }
         self.change_standing(group, Standing::Revoked, Standing::Quiet);
@@ -287,11 +306,34 @@ impl Life {
         Ok(())
     }
 
+    /// The scratch page that a group is on.
+    fn scratch_page(&self, group: usize) -> Result<Option<u64>, String> {
+        let mut functions = self.functions.iter().filter(|function| function.group == group);
+        let Some(Function { address, hardware, gone: false, .. }) = functions.next() else {
+            return Ok(None);
+        };
+        match self.driven.standing(*address).0 {
+            GroupStanding::Quarantined { on_scratch_page: true, .. } => {
+                // A device that still uses its TLB is blocked, unless it asks without it.
+                const PROBES: usize = 400;
+                let at = (0..PROBES).find_map(|_| hardware.probe(PAGE, Access::Write).ok());
+                let page =
+                    at.ok_or_else(|| format!("{address} does not reach its scratch page"))? & !(PAGE - 1);
+                let is_lent = self.driven.machine.is_lent(page);
+                if is_lent { Err(format!("the scratch page {page:#x} is a buffer")) } else { Ok(Some(page)) }
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The reserved memory of a group that nobody has. If that `may_lack` tables, the devices are blocked altogether.
-    fn reserved_reached(&self, group: usize, may_lack: bool) -> Result<Oracle, String> {
+    pub(super) fn reserved_reached(&self, group: usize, may_lack: bool) -> Result<Oracle, String> {
+        if !may_lack {
+            return self.reserved_only(group);
+        }
         let reached = self.endpoints_of(group).next().and_then(|f| f.hardware.reach_of_tables());
         let is_blocked = reached.is_some_and(|reach| reach.is_empty());
-        if is_blocked && may_lack { Ok(Oracle::default()) } else { self.reserved_only(group) }
+        if is_blocked { Ok(Oracle::default()) } else { self.reserved_only(group) }
     }
 
     fn change_standing(&mut self, group: usize, from: Standing, to: Standing) {
@@ -299,7 +341,9 @@ impl Life {
         let of_lives = self.live.iter_mut().map(|live| (live.function, &mut live.standing));
         let of_coherent =
             self.coherent.iter_mut().map(|coherent| (coherent.function, &mut coherent.standing));
-        for (function, standing) in of_lives.chain(of_coherent) {
+        let of_retired = self.retired.iter_mut().map(|retired| (retired.function, &mut retired.standing));
+        let of_pools = self.pools.iter_mut().map(|pool| (pool.function, &mut pool.standing));
+        for (function, standing) in of_lives.chain(of_coherent).chain(of_retired).chain(of_pools) {
             if functions[function].group == group && *standing == from {
                 *standing = to;
             }
@@ -328,6 +372,10 @@ impl Life {
         };
         while let Some(at) = self.live.iter().position(|live| is_its(self, live.function, live.standing)) {
             back(self, at)?;
+        }
+        self.redeem_where(|life, retired| is_its(life, retired.function, retired.standing))?;
+        while let Some(at) = self.pools.iter().position(|pool| is_its(self, pool.function, pool.standing)) {
+            self.drop_pool(at);
         }
         while let Some(at) = self.coherent.iter().position(|c| is_its(self, c.function, c.standing)) {
             let coherent = self.coherent.swap_remove(at);

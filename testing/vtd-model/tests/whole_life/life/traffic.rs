@@ -2,10 +2,15 @@
 
 use vtd_model::Denied;
 
-use super::{Function, Group, Life, PAGE, memory::Standing};
-use crate::{check, oracle::Expected, step::Step};
-
-type Touched = Option<(usize, u64, u64)>;
+use super::{
+    Function, Group, Life, PAGE,
+    memory::{Standing, Touched},
+};
+use crate::{
+    check,
+    oracle::{Expected, State},
+    step::Step,
+};
 
 impl Life {
     /// A mapping whose device reaches it.
@@ -41,12 +46,14 @@ impl Life {
     pub(super) fn posted_write(&mut self, step: &Step) -> Result<Touched, String> {
         let Some(index) = self.pick_reachable(step.a) else { return Ok(None) };
         let live = &mut self.live[index];
-        if !live.held.rights().1 {
+        // It lies in one page, wherever the buffer begins.
+        if !live.held.rights().1 || !live.iova.is_multiple_of(PAGE) {
             return Ok(None);
         }
         let hardware = &self.functions[live.function].hardware;
         let offset = (step.b % live.bytes) & !7;
-        let data = step.c.to_le_bytes().to_vec();
+        let mut data = step.c.to_le_bytes().to_vec();
+        data.truncate((live.bytes - offset) as usize);
         hardware.post_write(live.iova + offset, &data).map_err(|error| format!("posted write: {error:?}"))?;
         live.written = Some((offset, data));
         Ok(Some((self.functions[live.function].group, live.iova, live.bytes)))
@@ -60,7 +67,7 @@ impl Life {
         let address = check::some_address(oracle, function.address_bits + 1, &mut self.random) & !7;
         let writes = step.c & 1 != 0;
         if let Expected::Mapped(mapped, _) = oracle.expected(address)
-            && (mapped.fading || if writes { mapped.write } else { mapped.read })
+            && (mapped.state != State::InUse || if writes { mapped.write } else { mapped.read })
         {
             return Ok(());
         }
@@ -84,7 +91,10 @@ impl Life {
     pub(super) fn stray_of_a_free_function(&mut self, step: &Step) -> Result<(), String> {
         let index = step.a as usize % self.functions.len();
         let is_bridge = self.driven.machine.config().functions[index].kind.buses().is_some();
-        let Function { address, group, address_bits, .. } = self.functions[index];
+        let Function { address, group, address_bits, gone, .. } = self.functions[index];
+        if gone {
+            return Ok(());
+        }
         let hardware = self.functions[index].hardware.clone();
         let at = self.random.below(1 << address_bits) & !7;
         let is_claimed = self.functions.iter().any(|other| other.group == group && other.handle.is_some());

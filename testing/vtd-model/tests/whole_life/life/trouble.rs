@@ -5,11 +5,10 @@ use vtd_model::InterruptOutcome;
 
 use super::{
     Life, PAGE,
-    memory::{Live, LiveCoherent, Standing},
+    memory::{Live, LiveCoherent, Standing, Touched},
+    pools::LivePool,
 };
 use crate::step::Step;
-
-type Touched = Option<(usize, u64, u64)>;
 
 impl Life {
     /// A unit with a queue refuses a descriptor, or completes one with an error.
@@ -23,6 +22,15 @@ impl Life {
             0 => unit.refused_descriptors = 1,
             _ => unit.completion_error = true,
         });
+    }
+
+    /// Waits complete, and their statuses come late.
+    pub(super) fn late_statuses(&mut self, step: &Step) {
+        const LATEST: u64 = 50;
+        let unit = step.a as usize % self.driven.machine.config().units.len();
+        let delay_ns =
+            if step.b & 1 == 0 { 0 } else { step.c % (LATEST * self.driven.machine.config().relax_ns) };
+        self.driven.machine.misbehave(unit, |unit| unit.status_delay_ns = delay_ns);
     }
 
     /// A message in the old format goes nowhere where interrupts are remapped.
@@ -68,8 +76,12 @@ impl Life {
         if !self.live.iter().any(|live| is_of(live, index)) {
             return Ok(None);
         }
-        // What was dropped before is not lost.
+        // What was dropped or retired before is not lost.
         self.reap();
+        let group = self.functions[index].group;
+        self.redeem_where(|life, retired| {
+            life.functions[retired.function].group == group && retired.standing == Standing::InUse
+        })?;
         let (group, unit) = (self.functions[index].group, self.driven.machine.config().functions[index].unit);
         self.functions[index].hardware.set_answers_from_ns(u64::MAX);
         self.driven.machine.clock().set_relax_ns(WAIT_STEP_NS);
@@ -98,11 +110,15 @@ impl Life {
             if unmapped != lost {
                 return Err(format!("unmap of {:#x} for a silent device: {unmapped:?}", live.iova));
             }
-            self.groups[group].oracle.remove(live.iova);
+            live.pieces.iter().for_each(|&(iova, ..)| self.groups[group].oracle.remove(iova));
             self.pinned += 1;
         }
         let is_its =
             |coherent: &LiveCoherent| coherent.function == function && coherent.standing == Standing::InUse;
+        let is_its_pool = |pool: &LivePool| pool.function == function && pool.standing == Standing::InUse;
+        while let Some(at) = self.pools.iter().position(is_its_pool) {
+            self.drop_pool(at);
+        }
         while let Some(at) = self.coherent.iter().position(is_its) {
             let coherent = self.coherent.swap_remove(at);
             self.drop_coherent(coherent);
@@ -117,4 +133,4 @@ fn is_of(live: &Live, index: usize) -> bool {
 }
 
 /// Waiting for a device takes minutes: the clock goes faster meanwhile.
-const WAIT_STEP_NS: u64 = 5_000_000;
+pub(super) const WAIT_STEP_NS: u64 = 5_000_000;
