@@ -54,8 +54,8 @@
 //! # Memory
 //!
 //! After bring-up memory is asked for so that it can be refused (what is shared is in a `TryArc`, `arc.rs`), and map and unmap
-//! take none from the heap but to make room for more live mappings, or for more ends of buffers. A refusal is an error, and
-//! leaves everything as it was. What must not fail, taking a device away, goes on without: in doubt its group is blocked.
+//! take none from the heap: bookkeeping is cut from table pages (`slab.rs`). Only what stands in for the ends of buffers that
+//! are not whole pages is made when there is none to spare. A refusal is an error, and leaves everything as it was. What must not fail, taking a device away, goes on without: in doubt its group is blocked.
 //!
 //! # Locks
 //!
@@ -91,6 +91,7 @@ pub mod platform;
 pub mod policy;
 mod protection;
 mod scratch;
+mod slab;
 mod stale_ranges;
 mod strangers;
 mod subsystem;

@@ -4,6 +4,7 @@
 //! [`unmap`](Mapping::unmap) once no unit can translate its address any more; in between the CPU cannot touch it.
 //! Forgetting a mapping leaks its buffer and never exposes it; dropping one leaves the work to the reaper thread.
 
+mod backlog;
 mod batch;
 mod buffer;
 mod coherent;

@@ -7,11 +7,12 @@
 //! never longer than there are live mappings, and what waits in it keeps nobody from mapping elsewhere. A unit that does not
 //! answer costs the thread one deadline, and then fails at once: it holds the others' mappings up no longer than that.
 
-use alloc::{collections::VecDeque, sync::Arc};
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::{
     Access, DmaError, RawBuffer,
+    backlog::Backlog,
     segment::{List, Segment},
     space::{Live, Owed, Space},
 };
@@ -96,7 +97,7 @@ pub(crate) struct Reaper<P: Platform> {
     live: AtomicUsize,
     /// Slots that `queue` has room for.
     capacity: AtomicUsize,
-    queue: IrqLock<VecDeque<Abandoned>>,
+    queue: IrqLock<Backlog>,
     flush: Flush,
     /// When a domain has to be looked at for what it owes.
     due_ns: AtomicU64,
@@ -108,7 +109,8 @@ impl<P: Platform> Reaper<P> {
             platform,
             live: AtomicUsize::new(0),
             capacity: AtomicUsize::new(0),
-            queue: IrqLock::new(LockClass::Reaper, VecDeque::new()),
+            // SAFETY: the list is this reaper's alone, with the platform's table memory, and is released when it is dropped.
+            queue: IrqLock::new(LockClass::Reaper, unsafe { Backlog::new() }),
             flush,
             due_ns: AtomicU64::new(u64::MAX),
         }
@@ -159,10 +161,8 @@ impl<P: Platform> Reaper<P> {
 
     /// Queues a dropped mapping. It keeps its slot until it is reaped.
     pub fn abandon(&self, abandoned: Abandoned) {
-        let mut queue = self.queue.lock(&*self.platform);
-        debug_assert!(queue.len() < queue.capacity(), "a live mapping had no slot reserved");
-        queue.push_back(abandoned);
-        drop(queue);
+        let pushed = self.queue.lock(&*self.platform).push(abandoned);
+        debug_assert!(pushed.is_ok(), "a live mapping had no slot reserved");
         self.platform.wake(Work::Reap);
     }
 
@@ -170,12 +170,14 @@ impl<P: Platform> Reaper<P> {
     pub fn reap(&self) {
         let mut left = self.queue.lock(&*self.platform).len();
         while left > 0 {
-            let Some(abandoned) = self.queue.lock(&*self.platform).pop_front() else { return };
+            let taken = self.queue.lock(&*self.platform).pop(self.platform.tables());
+            let Some(abandoned) = taken else { return };
             // Counted until its buffer is free: who waits for the count to fall finds the memory back.
             self.live.fetch_add(1, Ordering::Relaxed);
             if let Some(waiting) = abandoned.reap() {
                 // Its slot is still its own. Whoever makes its device quiet wakes the reaper.
-                self.queue.lock(&*self.platform).push_back(waiting);
+                let pushed = self.queue.lock(&*self.platform).push(waiting);
+                debug_assert!(pushed.is_ok(), "the slot that it had is free");
             }
             self.release();
             left -= 1;
@@ -185,17 +187,19 @@ impl<P: Platform> Reaper<P> {
     /// Makes room for `live` mappings and some more, so that growing is rare.
     #[cold]
     fn grow(&self, live: usize) -> Result<(), DmaError> {
-        const FIRST_SLOTS: usize = 64;
-        let target = live.max(FIRST_SLOTS).checked_next_power_of_two().ok_or(DmaError::OutOfMemory)?;
-        let mut larger = VecDeque::new();
-        larger.try_reserve_exact(target).map_err(|_| DmaError::OutOfMemory)?;
         let mut queue = self.queue.lock(&*self.platform);
-        if queue.capacity() < larger.capacity() {
-            larger.append(&mut queue);
-            core::mem::swap(&mut *queue, &mut larger);
-            self.capacity.store(queue.capacity(), Ordering::Relaxed);
+        while self.capacity.load(Ordering::Relaxed) < live {
+            if !queue.grow(self.platform.tables()) {
+                return Err(DmaError::OutOfMemory);
+            }
+            self.capacity.fetch_add(Backlog::GROWTH, Ordering::Relaxed);
         }
-        drop(queue);
         Ok(())
+    }
+}
+
+impl<P: Platform> Drop for Reaper<P> {
+    fn drop(&mut self) {
+        self.queue.lock(&*self.platform).release(self.platform.tables());
     }
 }

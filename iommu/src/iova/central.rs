@@ -9,9 +9,9 @@ use super::{
     holes::{Holes, Run, Shape, limit},
     ledger::{Ledger, NoEntry},
     magazine::{Depot, KINDS, Kind, Magazine, Rack},
-    slab::{Slab, Slot},
 };
 use crate::Iova;
+use crate::slab::{Slab, Slot};
 
 pub(super) struct Central {
     holes: Holes,

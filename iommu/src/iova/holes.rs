@@ -17,7 +17,7 @@ use core::cell::Cell;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 use mm::{PAGE_BYTES, table::TableMemory};
 
-use super::slab::{Slab, Slot};
+use crate::slab::{Slab, Slot};
 use index::Index;
 
 /// First page above 4 GiB.

@@ -7,10 +7,8 @@
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 use mm::table::TableMemory;
 
-use super::{
-    holes::Run,
-    slab::{Slab, Slot},
-};
+use super::holes::Run;
+use crate::slab::{Slab, Slot};
 
 /// A range that is handed out.
 struct Record {

@@ -6,10 +6,8 @@
 
 use core::mem;
 
-use super::{
-    holes::{HIGH, Run},
-    slab::Slot,
-};
+use super::holes::{HIGH, Run};
+use crate::slab::Slot;
 use mm::PAGE_SHIFT;
 
 /// Block sizes that magazines hold: 1 to 512 pages (2 MiB), in powers of two.

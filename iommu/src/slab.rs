@@ -1,10 +1,10 @@
 //! Slots of one type, cut from table pages of the host kernel.
 //!
-//! The allocator's bookkeeping must not touch the heap while a driver maps or unmaps, and giving an address back must
-//! not fail. So slots are *reserved* while something can still fail, and a reserved slot is there when it is taken.
+//! The bookkeeping of IOVAs and of dropped mappings must not touch the heap while a driver maps or unmaps, and giving
+//! back must not fail. So slots are *reserved* while something can still fail, and a reserved slot is there when it is
+//! taken.
 //!
-//! Each page starts with a [`Page`] header; a slot finds its page by clearing the low bits of its own address. All of
-//! the unsafe code of the IOVA allocator is here.
+//! Each page starts with a [`Page`] header; a slot finds its page by clearing the low bits of its own address.
 
 use core::{
     cell::Cell,
@@ -18,7 +18,7 @@ use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_ada
 use mm::{PAGE_BYTES, PhysAddr, table::TableMemory};
 
 /// A slot that its holder owns, like a box. Dropping it loses the slot until the slab itself is dropped.
-pub(super) struct Slot<T>(NonNull<T>);
+pub(crate) struct Slot<T>(NonNull<T>);
 
 // SAFETY: a slot is the only way to its value, as a box is.
 unsafe impl<T: Send> Send for Slot<T> {}
@@ -74,7 +74,7 @@ struct Page {
 intrusive_adapter!(PageLink = UnsafeRef<Page>: Page { link => LinkedListLink });
 
 /// A stock of slots for values of type `T`, which are never dropped.
-pub(super) struct Slab<T> {
+pub(crate) struct Slab<T> {
     /// Pages with a free slot come first, full ones last.
     pages: LinkedList<PageLink>,
     page_count: usize,
