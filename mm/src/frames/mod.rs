@@ -133,8 +133,7 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         let guard = self.processor.guard();
         let frame = self.allocate_cached(zone);
         drop(guard);
-        // What is left may sit in other CPUs' caches.
-        let frame = frame.or_else(|| self.drain().then(|| self.allocate_block(1, 0, zone)).flatten())?;
+        let frame = frame.or_else(|| self.allocate_drained(1, 0, zone))?;
         Some(address(frame))
     }
 
@@ -172,7 +171,7 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         let frames = u32::try_from(frames).ok()?;
         let first = self
             .allocate_block(frames, order, zone)
-            .or_else(|| self.drain().then(|| self.allocate_block(frames, order, zone)).flatten())?;
+            .or_else(|| self.allocate_drained(frames, order, zone))?;
         Some(address(first))
     }
 
@@ -250,10 +249,15 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         })
     }
 
-    /// Puts the frames in all caches back into their zones, so that they can be part of larger blocks. Returns whether
-    /// there were any.
-    fn drain(&self) -> bool {
-        let mut found = false;
+    /// As [`allocate_block`](Self::allocate_block), for one that has failed: what is left may sit in the CPUs' caches. The
+    /// zone is looked at whether or not anything was found there, because somebody else may have emptied them meanwhile.
+    fn allocate_drained(&self, frames: u32, order: u8, zone: Zone) -> Option<u32> {
+        self.drain();
+        self.allocate_block(frames, order, zone)
+    }
+
+    /// Puts the frames in all caches back into their zones, so that they can be part of larger blocks.
+    fn drain(&self) {
         for cache in self.caches {
             let _guard = self.processor.guard();
             let mut magazines = cache.lock(&self.processor);
@@ -261,11 +265,9 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
                 let mut buddy = zone.lock(&self.processor);
                 while let Some(frame) = magazine.pop() {
                     buddy.free_frames(&self.map, frame, 1);
-                    found = true;
                 }
             }
         }
-        found
     }
 
     /// The frame at `address`, its record, and its zone.

@@ -6,8 +6,11 @@ mod random;
 mod refusal;
 mod threads;
 
-use core::sync::atomic::{AtomicUsize, Ordering};
-use std::vec::Vec;
+use core::{
+    cell::RefCell,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use std::{boxed::Box, sync::mpsc::channel, vec::Vec};
 
 use mm::frames::{CpuCache, FrameAllocator, FrameRecord, LockClass, Processor, Zone, record_count};
 use mm::lock_order::HeldLocks;
@@ -24,6 +27,8 @@ std::thread_local! {
     /// Guards that live: interrupts are off as long as there are any.
     static GUARDS: AtomicUsize = const { AtomicUsize::new(0) };
     static HELD: HeldLocks = const { HeldLocks::new() };
+    /// What happens on another CPU when this one is about to turn its interrupts off, that many times from now.
+    static MEANWHILE: RefCell<Option<(usize, Box<dyn FnOnce()>)>> = const { RefCell::new(None) };
 }
 
 /// Interrupts off, as far as a thread of the host has any.
@@ -43,6 +48,12 @@ impl Processor for Threads {
     type Guard = Guard;
 
     fn guard(&self) -> Guard {
+        let next = MEANWHILE.take();
+        match next {
+            Some((0, happens)) => happens(),
+            Some((left, happens)) => MEANWHILE.set(Some((left - 1, happens))),
+            None => {}
+        }
         GUARDS.with(|guards| guards.fetch_add(1, Ordering::Relaxed));
         Guard(())
     }
@@ -128,6 +139,42 @@ fn a_run_takes_no_more_than_it_needs() {
     assert_eq!(frames.statistics().free, (1 << 10) - 5);
     frames.free_run(run, 5).unwrap();
     assert_eq!(frames.statistics().largest_free, 1 << 10);
+}
+
+/// Between a CPU's miss and its look into the caches another may put all that they hold into the zone.
+#[test]
+fn what_another_cpu_has_drained_is_found() {
+    type Take = fn(&FrameAllocator<'_, Threads>) -> Option<PhysAddr>;
+    let takes: [(usize, Take); 2] =
+        [(1, |frames| frames.allocate(Zone::Any)), (2, |frames| frames.allocate_run(2, 1, Zone::Any))];
+    for (guards_before, take) in takes {
+        let setup = Setup::new(3, &[(0, 8)]);
+        let frames = setup.allocator();
+        run_as_cpu(2);
+        let one = frames.allocate(Zone::Any).unwrap();
+        assert_eq!(frames.statistics().cached, 7);
+        run_as_cpu(0);
+        std::thread::scope(|scope| {
+            let (start, started) = channel();
+            let (end, ended) = channel();
+            let frames = &frames;
+            scope.spawn(move || {
+                run_as_cpu(1);
+                started.recv().unwrap();
+                assert!(frames.allocate_run(1, 1, Zone::Any).is_some());
+                end.send(()).unwrap();
+            });
+            let drained_by_another = move || {
+                start.send(()).unwrap();
+                ended.recv().unwrap();
+            };
+            MEANWHILE.set(Some((guards_before, Box::new(drained_by_another))));
+            let taken = take(frames);
+            assert!(MEANWHILE.take().is_none(), "nothing happened meanwhile");
+            assert!(taken.is_some(), "6 frames are free");
+        });
+        frames.free(one).unwrap();
+    }
 }
 
 #[test]
