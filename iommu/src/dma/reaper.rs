@@ -52,7 +52,7 @@ impl Abandoned {
 
     /// Unmaps and frees. A buffer whose unit does not answer stays pinned; one whose device may not be quiet yet comes
     /// back, to be tried again.
-    fn reap(self) -> Option<Self> {
+    fn reap(self, pinned: &AtomicU64) -> Option<Self> {
         let result = match &self.dropped {
             Dropped::One { live: Live { space, segment }, owed: Some(owed) } => {
                 space.redeem(segment, UNREAD, *owed)
@@ -63,7 +63,16 @@ impl Abandoned {
         match result {
             Ok(()) => self.free(),
             Err(DmaError::Revoked) => return Some(self),
-            Err(error) => log::error!("dropped mapping at {} stays pinned: {error}", self.iova()),
+            Err(error) => {
+                // Behind a unit that does not answer it is all that was mapped: a line for each doubling is enough.
+                let count = pinned.fetch_add(1, Ordering::Relaxed) + 1;
+                if count.is_power_of_two() {
+                    log::error!(
+                        "{count} dropped mappings stay pinned, the last one at {}: {error}",
+                        self.iova()
+                    );
+                }
+            }
         }
         None
     }
@@ -99,6 +108,8 @@ pub(crate) struct Reaper<P: Platform> {
     capacity: AtomicUsize,
     queue: IrqLock<Backlog>,
     flush: Flush,
+    /// Dropped mappings that stay pinned for ever.
+    pinned: AtomicU64,
     /// When a domain has to be looked at for what it owes.
     due_ns: AtomicU64,
 }
@@ -112,6 +123,7 @@ impl<P: Platform> Reaper<P> {
             // SAFETY: the list is this reaper's alone, with the platform's table memory, and is released when it is dropped.
             queue: IrqLock::new(LockClass::Reaper, unsafe { Backlog::new() }),
             flush,
+            pinned: AtomicU64::new(0),
             due_ns: AtomicU64::new(u64::MAX),
         }
     }
@@ -174,7 +186,7 @@ impl<P: Platform> Reaper<P> {
             let Some(abandoned) = taken else { return };
             // Counted until its buffer is free: who waits for the count to fall finds the memory back.
             self.live.fetch_add(1, Ordering::Relaxed);
-            if let Some(waiting) = abandoned.reap() {
+            if let Some(waiting) = abandoned.reap(&self.pinned) {
                 // Its slot is still its own. Whoever makes its device quiet wakes the reaper.
                 let pushed = self.queue.lock(&*self.platform).push(waiting);
                 debug_assert!(pushed.is_ok(), "the slot that it had is free");

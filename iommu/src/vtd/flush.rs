@@ -102,8 +102,9 @@ impl<P: Platform> Vtd<P> {
         let InvalidationError::DeviceTimeout { source, .. } = error else {
             return self.failed(unit, error).into();
         };
-        log::error!("unit {unit}: {error}");
-        tags.set_silent(source);
+        if tags.set_silent(source) {
+            log::error!("unit {unit}: {error}");
+        }
         self.newly_silent.store(true, Ordering::Relaxed);
         self.platform.wake(Work::Faults);
         Unflushed::Device(Silent { source })

@@ -54,9 +54,10 @@ struct SilentDevice(AtomicU64);
 impl SilentDevice {
     const FOUND: u64 = 1 << 32;
 
-    fn set(&self, SourceId { segment, requester }: SourceId) {
+    /// Returns whether there was none before.
+    fn set(&self, SourceId { segment, requester }: SourceId) -> bool {
         let source = u64::from(segment) << 16 | u64::from(requester);
-        self.0.store(Self::FOUND | source, Ordering::Relaxed);
+        self.0.swap(Self::FOUND | source, Ordering::Relaxed) & Self::FOUND == 0
     }
 
     #[inline]
@@ -84,8 +85,9 @@ impl Tags {
         self.silent.get().map_or(Ok(()), |source| Err(Silent { source }))
     }
 
-    pub(super) fn set_silent(&self, source: SourceId) {
-        self.silent.set(source);
+    /// Notes that the device `source` did not empty its TLB. Returns whether that is news.
+    pub(super) fn set_silent(&self, source: SourceId) -> bool {
+        self.silent.set(source)
     }
 }
 
