@@ -18,7 +18,7 @@ use core::{
 use bounce::Bounce;
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
-    table::{EditError, MapError, PageTable, Stale, TableMemory},
+    table::{EditError, Format, MapError, PageTable, Stale, TableMemory},
 };
 use owed::OwedFlushes;
 
@@ -41,35 +41,45 @@ use crate::{
 mod interleavings;
 
 /// Table pages of the host kernel, as the engine takes them.
-pub(crate) struct PlatformTables<P>(pub Arc<P>);
+pub(crate) struct PlatformTables<P> {
+    platform: Arc<P>,
+    /// Bits that the address of a page may have: an entry cannot name more.
+    address_bits: u8,
+}
 
 // SAFETY: every call goes to the platform's own table memory, which keeps the contract.
 unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     #[inline]
     fn allocate(&self) -> Option<PhysAddr> {
-        self.0.tables().allocate()
+        let page = self.platform.tables().allocate()?;
+        if page.as_u64() >> self.address_bits == 0 {
+            return Some(page);
+        }
+        // SAFETY: it came from there just now, and nothing leads to it.
+        unsafe { self.platform.tables().free(page) };
+        None
     }
 
     #[inline]
     unsafe fn free(&self, page: PhysAddr) {
         // SAFETY: passed on to the caller.
-        unsafe { self.0.tables().free(page) }
+        unsafe { self.platform.tables().free(page) }
     }
 
     #[inline]
     unsafe fn table(&self, page: PhysAddr) -> &mm::table::Table {
         // SAFETY: passed on to the caller.
-        unsafe { self.0.tables().table(page) }
+        unsafe { self.platform.tables().table(page) }
     }
 
     #[inline]
     fn write_back(&self, first: *const u8, bytes: usize) {
-        self.0.tables().write_back(first, bytes);
+        self.platform.tables().write_back(first, bytes);
     }
 
     #[inline]
     fn write_back_entry(&self, entry: &AtomicU64) {
-        self.0.tables().write_back_entry(entry);
+        self.platform.tables().write_back_entry(entry);
     }
 }
 
@@ -116,7 +126,8 @@ impl<B: Backend> Domain<B> {
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
         let bounce = Bounce::new(platform.clone());
-        let table = PageTable::new(format, PlatformTables(platform)).map_err(|_| DmaError::OutOfMemory)?;
+        let tables = PlatformTables { platform, address_bits: Format::output_bits(&format) };
+        let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;
         let tags = backend.new_tags(table.root(), format);
         let domain = Self {
             number,
@@ -291,6 +302,7 @@ impl<B: Backend> Domain<B> {
     fn undo(&self, iova: Iova, error: MapError) -> NotMapped {
         let reason = match error {
             MapError::OutOfTables { .. } => DmaError::OutOfMemory,
+            MapError::OutputBeyondWidth { range, .. } => DmaError::OutOfRange { memory: range },
             _ => DmaError::IovaTaken { iova },
         };
         match error.into_undone().map(|stale| self.flush(stale)) {

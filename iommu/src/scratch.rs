@@ -13,7 +13,7 @@ use core::{mem::ManuallyDrop, sync::atomic::Ordering};
 
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
-    table::{Entry, Format, Step, TABLE_ENTRIES, Table, TableMemory, level_bytes, level_shift},
+    table::{Entry, Format, LeafSizes, Step, TABLE_ENTRIES, Table, TableMemory, level_bytes, level_shift},
 };
 
 use crate::{
@@ -136,6 +136,18 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
         }
     }
 
+    /// Whether the entry of `level` for `input`, where there is reserved memory, is a leaf: as large a one as there can be.
+    fn is_leaf(&self, level: u8, input: u64, reserved: &[PhysRange]) -> bool {
+        let sizes = self.format.leaf_sizes();
+        let possible = match level {
+            1 => return true,
+            2 => sizes.contains(LeafSizes::SIZE_2M),
+            3 => sizes.contains(LeafSizes::SIZE_1G),
+            _ => false,
+        };
+        possible && reserved.iter().any(|range| covers(range, input, level_bytes(level)))
+    }
+
     /// A table of `level` for the inputs from `first` on, some of which are reserved memory. It calls itself once a level.
     fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Option<PhysAddr> {
         let (bytes, mut entries) = (level_bytes(level), Vec::new());
@@ -144,7 +156,9 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
             let input = first + index * bytes;
             entries.push(match reserved.iter().any(|range| overlaps(range, input, bytes)) {
                 false => self.to_chain(level),
-                true if level == 1 => self.format.encode_leaf(1, PhysAddr::new(input), self.access),
+                true if self.is_leaf(level, input, reserved) => {
+                    self.format.encode_leaf(level, PhysAddr::new(input), self.access)
+                }
                 true => {
                     let below = self.carve(level - 1, input, reserved)?;
                     self.format.encode_table(below)
@@ -153,6 +167,12 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
         }
         self.memory.write_table(&self.format, |index| entries.get(index).copied())
     }
+}
+
+/// Whether `range` has all of the `bytes` bytes from `input`.
+fn covers(range: &PhysRange, input: u64, bytes: u64) -> bool {
+    let (start, end) = (range.start.as_u64(), range.start.as_u64().saturating_add(range.bytes));
+    start <= input && input < end && end - input >= bytes
 }
 
 /// Whether `range` has a part in the `bytes` bytes from `input`.

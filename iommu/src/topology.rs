@@ -88,6 +88,10 @@ pub enum Ats {
     Required,
 }
 
+/// How much reserved memory all functions together may have. More than any firmware needs; with 4 KiB leaves, it takes
+/// 32 MiB of tables.
+const MAX_RESERVED_BYTES: u64 = 16 << 30;
+
 impl Topology {
     /// Works out the topology of `functions`, in any order. Without a DMAR table no function has a unit.
     ///
@@ -119,21 +123,29 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Takes reserved regions of which `is_refused` away from their functions: each is a [`Problem`].
+    /// Takes reserved regions of which `is_refused` away from their functions, and those that are too much: each is a
+    /// [`Problem`].
     ///
     /// # Errors
     /// Not enough memory for the problems.
     pub fn refuse_reserved(&mut self, is_refused: impl Fn(PhysRange) -> bool) -> Result<(), TopologyError> {
         let Coverage { regions, reserved, .. } = &mut self.coverage;
-        for &(index, region) in &*reserved {
+        let (mut room, mut result) = (MAX_RESERVED_BYTES, Ok(()));
+        reserved.retain(|&(index, region)| {
             let (function, region) =
                 (self.hierarchy.functions()[index as usize].address, regions[region as usize]);
-            if is_refused(region) {
-                push(&mut self.problems, Problem::ReservedMemoryInUse { function, region })?;
-            }
-        }
-        reserved.retain(|&(_, region)| !is_refused(regions[region as usize]));
-        Ok(())
+            let problem = match room.checked_sub(region.bytes) {
+                _ if is_refused(region) => Problem::ReservedMemoryInUse { function, region },
+                None => Problem::TooMuchReservedMemory { function, region },
+                Some(left) => {
+                    room = left;
+                    return true;
+                }
+            };
+            result = result.and(push(&mut self.problems, problem));
+            false
+        });
+        result
     }
 
     /// All functions, sorted by address.

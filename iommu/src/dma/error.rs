@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use mm::PhysRange;
+
 use crate::{Iova, SourceId};
 
 /// Why a mapping could not be made, or not be undone.
@@ -25,6 +27,11 @@ pub enum DmaError {
     IovaTaken {
         /// First address asked for.
         iova: Iova,
+    },
+    /// The memory lies beyond the addresses that a page-table entry can name (host address width of the DMAR table).
+    OutOfRange {
+        /// The memory, as whole pages.
+        memory: PhysRange,
     },
     /// The unit has no domain id left, or the domain spans too many units.
     OutOfDomainIds {
@@ -139,6 +146,9 @@ impl fmt::Display for DmaError {
             }
             Self::NoIova { pages, last } => write!(f, "no free IOVA range of {pages} pages up to {last:#x}"),
             Self::IovaTaken { iova } => write!(f, "IOVA {iova} is not free"),
+            Self::OutOfRange { memory: PhysRange { start, bytes } } => {
+                write!(f, "{bytes:#x} bytes of memory at {start} are beyond what page tables can name")
+            }
             Self::OutOfDomainIds { unit } => write!(f, "no free domain id in remapping unit {unit}"),
             Self::NoCommonFormat => {
                 f.write_str("the device's remapping units walk no common page-table format")

@@ -110,6 +110,14 @@ pub enum Problem {
         /// The region, as whole pages.
         region: PhysRange,
     },
+    /// A function is to have memory that, with that of others, is more than all functions together may have reserved: it
+    /// does not get it.
+    TooMuchReservedMemory {
+        /// The function.
+        function: PciAddress,
+        /// The region, as whole pages.
+        region: PhysRange,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -149,6 +157,9 @@ impl fmt::Display for Problem {
                     f,
                     "{function}: {bytes:#x} bytes at {start}, reserved for it, are the kernel's: refused"
                 )
+            }
+            Self::TooMuchReservedMemory { function, region: PhysRange { start, bytes } } => {
+                write!(f, "{function}: {bytes:#x} bytes at {start}, reserved for it, are too many: refused")
             }
         }
     }

@@ -3,7 +3,7 @@
 mod driver;
 
 use driver::Driven;
-use iommu::Bidirectional;
+use iommu::{Bidirectional, Options, options::Quarantine};
 use vtd_model::{Access, MachineConfig, ReservedMemory};
 
 const PAGE: u64 = 0x1000;
@@ -60,5 +60,41 @@ fn memory_next_to_that_of_the_kernel_is_mapped() {
         let driven = Driven::start(config).expect("units that work");
         let reach = driven.device(function).reach_of_tables().expect("translated");
         assert_eq!(reach.iter().map(|run| (run.address, run.bytes)).collect::<Vec<_>>(), [(base, PAGE)]);
+    }
+}
+
+/// Firmware decides how much: without a limit it decides how many table pages the kernel has left.
+#[test]
+fn more_than_anything_needs_is_refused_and_what_is_left_is_mapped() {
+    const GIB: u64 = 1 << 30;
+    const FIRST: u64 = 16 * GIB;
+    for quarantine in [Quarantine::Basic, Quarantine::ScratchPage] {
+        let mut config = MachineConfig::plain(2);
+        config.units[0].superpages_1g = false;
+        config.memory.tables = 0x2000_0000;
+        (config.memory.buffers, config.memory.foreign) = (4 * GIB, 8 * GIB);
+        let [one, other] = [0, 1].map(|index| config.functions[index].address);
+        let whole = ReservedMemory { function: one, base: FIRST, limit: FIRST + 512 * GIB - 1 };
+        let small = ReservedMemory { function: other, base: FIRST, limit: FIRST + 4 * GIB + PAGE - 1 };
+        config.host_address_bits = 42;
+        config.reserved.extend([whole, small]);
+        let options = Options { quarantine, ..Options::default() };
+        let driven = Driven::start_with(config, options).expect("units that work");
+        let pages = driven.machine.live_table_pages();
+        driven.iommu.quarantine(one).expect("a unit that works");
+        driven.iommu.quarantine(other).expect("a unit that works");
+        driven.enable(other);
+        // One table for each GiB, none for each 2 MiB.
+        assert!(driven.machine.live_table_pages() < pages + 64);
+        let reach = |function, address| driven.device(function).probe(address, Access::Write).ok();
+        for inside in [FIRST, FIRST + 3 * GIB + 5 * PAGE, FIRST + 4 * GIB] {
+            assert_eq!(reach(other, inside), Some(inside));
+        }
+        driven.enable(one);
+        for outside in [(one, FIRST), (one, FIRST + 100 * GIB), (other, FIRST + 4 * GIB + PAGE)] {
+            assert_ne!(reach(outside.0, outside.1), Some(outside.1));
+        }
+        driven.machine.audit();
+        driven.assert_content("reserved memory");
     }
 }
