@@ -120,6 +120,9 @@ struct State<B: Backend> {
     /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
     revoked: Option<TryArc<Domain<B>>>,
     quarantined: bool,
+    /// Nobody is given interrupts of it. Set before those that were given out are taken back, for as long as it is in
+    /// quarantine.
+    muted: bool,
     /// Its functions are gone, or belong to another group: nobody gets it any more.
     retired: bool,
     /// What the group is attached to instead of a domain. `Some` in quarantine only.
@@ -155,6 +158,7 @@ impl<B: Backend> Group<B> {
             changing: false,
             revoked: None,
             quarantined: false,
+            muted: false,
             retired: false,
             scratch: None,
         };
@@ -207,6 +211,11 @@ impl<B: Backend> Group<B> {
     pub fn awaits_quarantine(&self, platform: &B::Platform) -> bool {
         let quarantined = self.state.lock(platform).quarantined;
         !quarantined && self.record.lock(platform).condemned
+    }
+
+    /// Whether nobody is given interrupts of the group.
+    pub fn is_muted(&self, platform: &B::Platform) -> bool {
+        self.state.lock(platform).muted
     }
 
     /// Tells the drivers of the group's functions what happened.

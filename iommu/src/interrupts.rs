@@ -88,8 +88,8 @@ pub(crate) trait Remapper: Send + Sync {
     /// Whether any unit does.
     fn remaps_any(&self) -> bool;
 
-    /// Hands out 2^`order` entries of unit `unit`.
-    fn allocate(&self, unit: usize, order: u8) -> Result<InterruptBlock, RouteError>;
+    /// Hands out 2^`order` entries of unit `unit` for `sender`.
+    fn allocate(&self, unit: usize, order: u8, sender: Sender) -> Result<InterruptBlock, RouteError>;
 
     /// Lets `route` through entry `offset` of `block`; when it returns, nothing goes the old way any more.
     fn route(&self, block: &InterruptBlock, offset: u16, route: &Route) -> Result<(), RouteError>;
@@ -229,7 +229,7 @@ pub(crate) fn allocate_messages<R: Remapper + 'static>(
     if !remapper.remaps(unit) {
         return compatible_messages(count);
     }
-    let block = remapper.allocate(unit, order_of(count)?)?;
+    let block = remapper.allocate(unit, order_of(count)?, sender)?;
     Ok(MessageInterrupts(Entries::remapped(remapper.clone(), block, sender)))
 }
 
@@ -241,8 +241,9 @@ pub(crate) fn allocate_wire<R: Remapper + 'static>(
 ) -> Result<WiredInterrupt, InterruptError> {
     match topology.io_apic(id) {
         Some(PlatformDevice { unit, source, .. }) if remapper.remaps(unit) => {
-            let block = remapper.allocate(unit, 0)?;
-            Ok(WiredInterrupt(Entries::remapped(remapper.clone(), block, Sender::Function(source))))
+            let sender = Sender::Function(source);
+            let block = remapper.allocate(unit, 0, sender)?;
+            Ok(WiredInterrupt(Entries::remapped(remapper.clone(), block, sender)))
         }
         // Whichever unit sees it would block it.
         None if remapper.remaps_any() => Err(InterruptError::UnknownIoApic { id }),

@@ -42,6 +42,9 @@ pub struct Options {
     pub mode: Mode,
     /// Use the invalidation queue where a unit has it.
     pub queued_invalidation: bool,
+    /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors, is what there is no word
+    /// to change: a batch takes a handful, and hardware seldom lags.
+    pub queue_order: u8,
     /// Remap interrupts where a unit can, so that a device raises only the vectors given to it.
     pub interrupt_remapping: bool,
     /// Use leaves larger than 4 KiB where a unit has them.
@@ -61,6 +64,7 @@ impl Default for Options {
         Self {
             mode: Mode::On,
             queued_invalidation: true,
+            queue_order: 0,
             interrupt_remapping: true,
             superpages: true,
             snoop: true,

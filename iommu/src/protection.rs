@@ -285,8 +285,16 @@ impl<P: Platform> Control for Protection<P> {
         source: MessageSource,
         count: u16,
     ) -> Result<MessageInterrupts, InterruptError> {
-        let layout = self.shared.layout();
-        interrupts::allocate_messages(&self.shared.backend, &layout.topology, source, count)
+        let Shared { platform, backend, .. } = &*self.shared;
+        let interrupts =
+            interrupts::allocate_messages(backend, &self.shared.layout().topology, source, count)?;
+        // Asked only now: a quarantine that began before is seen here, and one that begins later takes the entries.
+        if let MessageSource::Function(function) = source
+            && self.shared.group(function).is_some_and(|group| group.is_muted(platform))
+        {
+            return Err(InterruptError::Quarantined { function });
+        }
+        Ok(interrupts)
     }
 
     fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {

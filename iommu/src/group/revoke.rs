@@ -89,6 +89,7 @@ impl<B: Backend> Group<B> {
         }
         state.quarantined = false;
         state.retired = future == Future::None;
+        state.muted = state.retired;
         let (revoked, claimed) = (state.revoked.take(), core::mem::take(&mut state.claimed));
         drop(state);
         drop(claimed);
@@ -107,7 +108,11 @@ impl<B: Backend> Group<B> {
         })?;
         // In quarantine a driver may have turned it on again.
         self.layout.endpoints.iter().for_each(|&function| stop_bus_master(platform, function));
-        let is_new = !self.state.lock(platform).quarantined;
+        let is_new = {
+            let mut state = self.state.lock(platform);
+            state.muted = true;
+            !state.quarantined
+        };
         let mut result = Ok(());
         if is_new {
             let taken = self.take_back(maker, domain);

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::{MAX_MESSAGES, MessageSource};
-use crate::vtd::RouteError;
+use crate::{PciAddress, vtd::RouteError};
 
 /// Why interrupts could not be given out or routed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +14,11 @@ pub enum InterruptError {
     UnknownIoApic {
         /// Its id in the MADT.
         id: u8,
+    },
+    /// The group of the function is in quarantine.
+    Quarantined {
+        /// The function.
+        function: PciAddress,
     },
     /// Not a number of messages that a function can have in a row.
     BadCount {
@@ -70,6 +75,7 @@ impl fmt::Display for InterruptError {
             }
             Self::Unknown(MessageSource::Hpet { id }) => write!(f, "no remapping unit covers HPET {id}"),
             Self::UnknownIoApic { id } => write!(f, "no remapping unit covers I/O APIC {id}"),
+            Self::Quarantined { function } => write!(f, "the group of {function} is in quarantine"),
             Self::BadCount { count } => {
                 write!(f, "{count} interrupts in a row: not a power of two up to {MAX_MESSAGES}")
             }

@@ -244,6 +244,18 @@ impl Capability {
         self.ecap.device_tlb() && self.has_queue()
     }
 
+    /// CAP.AFL: faults may go to a log in memory instead of the fault recording registers.
+    #[must_use]
+    pub fn has_advanced_fault_log(&self) -> bool {
+        self.cap.advanced_fault_log()
+    }
+
+    /// ECAP.PRS: devices may ask for pages, of which the unit raises an event.
+    #[must_use]
+    pub fn has_page_requests(&self) -> bool {
+        self.ecap.page_requests()
+    }
+
     /// ECAP.DIT: a device-TLB invalidation names the physical function of a virtual one.
     #[must_use]
     pub fn names_physical_function(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use mm::PhysAddr;
+use mm::{PhysAddr, PhysRange};
 
 use super::unit::{BringUpError, DiscoverError};
 
@@ -29,6 +29,17 @@ pub enum VtdError {
         /// The address.
         base: PhysAddr,
     },
+    /// The registers of two units lie over each other.
+    OverlappingRegisters {
+        /// Index of the unit.
+        unit: usize,
+        /// Its registers.
+        own: PhysRange,
+        /// Index of the one before it.
+        other: usize,
+        /// The registers of that one.
+        theirs: PhysRange,
+    },
     /// More DRHDs than the subsystem holds.
     TooManyUnits,
     /// No memory for tables.
@@ -46,6 +57,11 @@ impl fmt::Display for VtdError {
             Self::SharedBase { unit, other, base } => {
                 write!(f, "remapping units {other} and {unit} both have their registers at {base}")
             }
+            Self::OverlappingRegisters { unit, own, other, theirs } => write!(
+                f,
+                "remapping unit {unit} has {:#x} bytes of registers at {}, over the {:#x} bytes at {} of unit {other}",
+                own.bytes, own.start, theirs.bytes, theirs.start
+            ),
             Self::TooManyUnits => f.write_str("too many remapping units"),
             Self::OutOfMemory => f.write_str("no memory for the tables of a remapping unit"),
         }

@@ -30,6 +30,7 @@ mod ticket;
 
 use mm::PAGE_BYTES;
 
+pub(super) use self::invalidation::Stage;
 pub use self::{
     error::{InvalidationError, QueueReport},
     invalidation::{CachingDevice, ContextScope, InterruptScope, Invalidation, IotlbScope},
@@ -57,8 +58,8 @@ use crate::{
     },
 };
 
-/// log2 of the number of pages of a queue: 256 entries of 128 bits. A batch takes a handful, and hardware seldom lags.
-const QUEUE_ORDER: u8 = 0;
+/// log2 of the most pages that a queue can have (IQA.QS).
+pub const MAX_QUEUE_ORDER: u8 = 7;
 
 /// Reports of errors that are kept until somebody takes them.
 const REPORTS: usize = 16;
@@ -111,11 +112,12 @@ struct Pending {
 }
 
 impl Queue {
-    /// A queue that is not yet turned on; `wide` for descriptors of 256 bits. `None` if there is no memory.
-    pub fn new<P: Platform>(platform: &P, capability: &Capability, wide: bool) -> Option<Self> {
+    /// A queue of 2^`order` pages that is not yet turned on; `wide` for descriptors of 256 bits. `None` if there is no
+    /// memory.
+    pub fn new<P: Platform>(platform: &P, capability: &Capability, order: u8, wide: bool) -> Option<Self> {
         let coherent = capability.walks_coherently();
         Some(Self {
-            ring: Ring::new(platform, QUEUE_ORDER, wide, coherent)?,
+            ring: Ring::new(platform, order.min(MAX_QUEUE_ORDER), wide, coherent)?,
             slots: Slots::new(platform, coherent)?,
             progress: IrqLock::new(
                 LockClass::Queue,

@@ -19,6 +19,7 @@ use mm::{
 };
 
 use self::blocks::FreeBlocks;
+use self::entry::sender_fields;
 pub(super) use self::entry::sender_of;
 pub use self::{
     blocks::{InterruptBlock, MAX_BLOCK_ORDER},
@@ -30,7 +31,7 @@ use super::{
     spec::{InterruptEntry, InterruptTableAddress},
     unit::Unit,
 };
-use crate::{Platform, SourceId, platform::LockClass, sync::IrqLock};
+use crate::{Platform, SourceId, interrupts::Sender, platform::LockClass, sync::IrqLock};
 
 /// Entries of the smallest table, one page, as a power of two.
 pub const MIN_TABLE_ORDER: u8 = 8;
@@ -88,7 +89,7 @@ pub enum RouteError {
         /// Index of the entry.
         index: u16,
     },
-    /// The entry is in use for another sender or kind of interrupt: it must be freed first.
+    /// The entry was allocated for another sender: it must be freed first.
     OtherSender {
         /// Index of the entry.
         index: u16,
@@ -166,7 +167,19 @@ impl InterruptTable {
         (usize::from(index) < self.entries()).then(|| self.with_entry(platform, index, load))
     }
 
-    /// Stores `entry` at `index`. An entry in use may change its destination and vector alone: these lie in one word,
+    /// Notes in the entry at `index`, which nobody has, who will use it: whoever that is can be [muted](Self::mute) from
+    /// now on. It lets nothing through.
+    fn reserve<P: Platform>(&self, platform: &P, index: u16, sender: Sender) {
+        let _changing = self.free.lock(platform);
+        self.with_entry(platform, index, |words| {
+            let (_, high) = halves(sender_fields(sender));
+            words[1].store(high, Ordering::Relaxed);
+            words[0].store(0, Ordering::Release);
+            self.write_back(platform, words);
+        });
+    }
+
+    /// Stores `entry` at `index`, which was [reserved](Self::reserve) for its sender. An entry in use may change its destination and vector alone: these lie in one word,
     /// so that the unit sees the old entry or the new one and never half of each.
     fn store<P: Platform>(&self, platform: &P, index: u16, entry: InterruptEntry) -> Result<(), RouteError> {
         let _changing = self.free.lock(platform);
@@ -175,8 +188,8 @@ impl InterruptTable {
             if old.software() == MUTED {
                 return Err(RouteError::Muted { index });
             }
-            let (low, high) = (entry.into_bits() as u64, (entry.into_bits() >> 64) as u64);
-            if old.present() && (old.into_bits() >> 64) as u64 != high {
+            let (low, high) = halves(entry);
+            if halves(old).1 != high {
                 return Err(RouteError::OtherSender { index });
             }
             words[1].store(high, Ordering::Relaxed);
@@ -196,8 +209,9 @@ impl InterruptTable {
         });
     }
 
-    /// Takes the entry at `index` out of use for good if it is in use and `is_meant` says so; until it is
-    /// [withdrawn](Self::withdraw) nothing can be stored there. Returns whether it was.
+    /// Takes the entry at `index` out of use for good if `is_meant` says so, whether or not anything was stored there; until
+    /// it is [reserved](Self::reserve) anew nothing can be. Returns whether the unit may go on using it until it is
+    /// invalidated.
     fn mute<P: Platform>(
         &self,
         platform: &P,
@@ -207,13 +221,13 @@ impl InterruptTable {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
             let entry = load(words);
-            if !entry.present() || !is_meant(entry) {
+            if entry.software() == MUTED || !is_meant(entry) {
                 return false;
             }
             let muted = entry.with_present(false).with_software(MUTED);
             words[0].store(muted.into_bits() as u64, Ordering::Release);
             self.write_back(platform, words);
-            true
+            entry.present()
         })
     }
 
@@ -256,15 +270,27 @@ fn load(words: &[AtomicU64]) -> InterruptEntry {
     InterruptEntry::from_bits(u128::from(low) | u128::from(high) << 64)
 }
 
+/// The words of `entry`, in the order of their addresses.
+fn halves(entry: InterruptEntry) -> (u64, u64) {
+    (entry.into_bits() as u64, (entry.into_bits() >> 64) as u64)
+}
+
 impl<P: Platform> Unit<P> {
-    /// Hands out 2^`order` entries in a row, aligned to their number; at most 2^[`MAX_BLOCK_ORDER`].
+    /// Hands out 2^`order` entries in a row for `sender`, aligned to their number; at most 2^[`MAX_BLOCK_ORDER`].
     ///
     /// # Errors
     /// [`RouteError::NotRemapped`], [`RouteError::NoEntries`].
-    pub fn allocate_interrupts(&self, platform: &P, order: u8) -> Result<InterruptBlock, RouteError> {
+    pub fn allocate_interrupts(
+        &self,
+        platform: &P,
+        order: u8,
+        sender: Sender,
+    ) -> Result<InterruptBlock, RouteError> {
         let table = self.interrupt_table()?;
         let block = table.free.lock(platform).take(self.index(), order);
-        block.ok_or(RouteError::NoEntries { order })
+        let block = block.ok_or(RouteError::NoEntries { order })?;
+        block.indices().for_each(|index| table.reserve(platform, index, sender));
+        Ok(block)
     }
 
     /// Lets `route` through entry `offset` of `block`. An entry in use may be given another vector and destination while
@@ -303,8 +329,8 @@ impl<P: Platform> Unit<P> {
         Ok(())
     }
 
-    /// Takes all entries that `source` may use from their owners, who can only free them. When this returns `Ok`, no
-    /// interrupt of `source` comes any more, unless somebody routes one anew.
+    /// Takes all entries that `source` may use, or could once they are routed, from their owners, who can only free them.
+    /// When this returns `Ok`, no interrupt of `source` comes any more, unless somebody allocates and routes one anew.
     ///
     /// # Errors
     /// [`RouteError::Invalidation`] if the unit does not answer.

@@ -19,7 +19,7 @@ mod tests;
 
 use core::{fmt, sync::atomic::AtomicU64};
 
-use mm::PhysAddr;
+use mm::{PhysAddr, PhysRange};
 
 pub(super) use self::hardware::Hardware;
 pub use self::{
@@ -29,7 +29,7 @@ pub use self::{
 use self::{claim::Claim, command::Command};
 use super::{
     capability::{Capability, FIRST_PAGE_BYTES},
-    queue::{Invalidation, InvalidationError, Queue, QueueReport, QueueStatistics, Ticket},
+    queue::{Invalidation, InvalidationError, Queue, QueueReport, QueueStatistics, Stage, Ticket},
     registers::Bank,
     remap::InterruptTable,
     spec::{FaultStatus, GlobalStatus},
@@ -102,6 +102,11 @@ impl<P: Platform> Unit<P> {
         self.hardware.base
     }
 
+    /// All of its registers.
+    pub fn registers(&self) -> PhysRange {
+        PhysRange::new(self.base(), self.capability().register_bytes() as u64)
+    }
+
     /// What it can do.
     pub fn capability(&self) -> &Capability {
         &self.hardware.capability
@@ -153,9 +158,11 @@ impl<P: Platform> Unit<P> {
         match &self.queue {
             Some(queue) => Ticket::submit(platform, &self.hardware, queue, batch),
             None => {
-                batch
-                    .iter()
-                    .try_for_each(|invalidation| self.invalidate_by_register(platform, invalidation))?;
+                for stage in Stage::ALL {
+                    let mut of_stage = batch.iter().filter(|invalidation| invalidation.stage() == stage);
+                    of_stage
+                        .try_for_each(|invalidation| self.invalidate_by_register(platform, invalidation))?;
+                }
                 Ok(Ticket::done())
             }
         }

@@ -9,6 +9,9 @@ pub(crate) mod status {
     pub const COMPLETION: u32 = 1 << 5;
     pub const TIME_OUT: u32 = 1 << 6;
     pub const CLEARABLE: u32 = OVERFLOW | QUEUE | COMPLETION | TIME_OUT;
+    /// Of a unit with an advanced fault log, these too.
+    pub const LOG_OVERFLOW: u32 = 1 << 2;
+    pub const LOG_PENDING: u32 = 1 << 3;
     pub const PENDING: u32 = 1 << 1;
 }
 
@@ -48,11 +51,20 @@ pub(crate) struct Faults {
     status: u32,
     /// Records say for ever that they are pending, as broken hardware might.
     pub stuck: bool,
+    /// Faults go to a log in memory, and no record is written.
+    pub to_log: bool,
 }
 
 impl Faults {
     pub fn new(records: u16) -> Self {
-        Self { records: vec![[0, 0]; records.into()], next: 0, first: 0, status: 0, stuck: false }
+        Self {
+            records: vec![[0, 0]; records.into()],
+            next: 0,
+            first: 0,
+            status: 0,
+            stuck: false,
+            to_log: false,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -76,6 +88,9 @@ impl Faults {
 
     /// Logs a fault; true if it is to raise an event.
     pub fn record(&mut self, fault: &Fault, random: &mut Random) -> bool {
+        if self.to_log {
+            return self.raise(status::LOG_PENDING);
+        }
         if self.status & status::OVERFLOW != 0 {
             return false;
         }
@@ -111,7 +126,7 @@ impl Faults {
 
     /// Write of FSTS.
     pub fn clear_status(&mut self, value: u32) {
-        self.status &= !(value & status::CLEARABLE);
+        self.status &= !(value & (status::CLEARABLE | status::LOG_OVERFLOW | status::LOG_PENDING));
     }
 
     pub fn read(&self, index: usize, half: usize) -> u64 {

@@ -31,6 +31,7 @@ pub(crate) enum Register {
     CompletionAddress,
     CompletionUpperAddress,
     QueueError,
+    PageControl,
     InterruptTable,
     InvalidateAddress,
     IotlbInvalidate,
@@ -92,6 +93,9 @@ pub(crate) fn locate(unit: &UnitConfig, offset: usize) -> Option<Located> {
     if within(faults, 16 * usize::from(unit.fault_records)) {
         let register = Register::FaultRecord((offset - faults) / 16);
         return Some(Located { register, bytes: 16, at: (offset - faults) % 16 });
+    }
+    if unit.page_requests && within(0x0e0, 4) {
+        return Some(Located { register: Register::PageControl, bytes: 4, at: offset - 0x0e0 });
     }
     let (start, bytes, register) = *FIXED.iter().find(|(start, bytes, _)| within(*start, *bytes))?;
     Some(Located { register, bytes, at: offset - start })

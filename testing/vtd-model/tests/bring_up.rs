@@ -5,7 +5,7 @@ mod driver;
 use std::collections::BTreeSet;
 
 use driver::Driven;
-use vtd_model::{Access, MachineConfig, Reach};
+use vtd_model::{Access, Leftovers, MachineConfig, Reach, UnitConfig};
 
 const MACHINES: u64 = 300;
 
@@ -64,4 +64,38 @@ fn on_every_machine_unclaimed_functions_reach_reserved_memory_and_nothing_else()
 /// The units behind which the functions of a group are.
 fn units_of(config: &MachineConfig, group: &[iommu::PciAddress]) -> BTreeSet<usize> {
     config.functions.iter().filter(|f| group.contains(&f.address)).map(|f| f.unit).collect()
+}
+
+/// What firmware left on would keep each fault from being counted, and its driver and the policy from hearing of it.
+#[test]
+fn faults_are_heard_of_although_firmware_had_a_log_of_its_own() {
+    let mut config = MachineConfig::plain(1);
+    let unit = &mut config.units[0];
+    (unit.advanced_fault_log, unit.page_requests) = (true, true);
+    unit.leftovers = Leftovers { fault_log: true, garbage: true, translation: true, ..Leftovers::default() };
+    let driven = Driven::start(config).expect("a unit that works");
+    driven.pump();
+    let function = driven.function(0);
+    driven.enable(function);
+    assert!(driven.device(function).probe(0x5000, Access::Write).is_err());
+    assert!(driven.device(function).write(0x5000, &[1]).is_err());
+    driven.pump();
+    assert_eq!(driven.standing(function).1, 1);
+    driven.assert_content("a fault");
+}
+
+/// The first unit's fault records lie in its second page, where the second unit is said to begin.
+#[test]
+fn registers_that_lie_over_each_other_are_refused_and_named() {
+    let mut config = MachineConfig::plain(1);
+    config.units.push(UnitConfig::plain(config.units[0].base + 0x1000));
+    Driven::start(config.clone()).expect("side by side");
+    config.units[0].fault_offset = 0xf8;
+    Driven::start(config.clone()).expect("8 records end with the page");
+    config.units[0].fault_offset = 0xf9;
+    let error = Driven::start(config).map(drop).expect_err("one record too many");
+    let text = error.to_string();
+    for named in ["unit 1", "unit 0", "0x1010 bytes", "0xfed90000", "0xfed91000"] {
+        assert!(text.contains(named), "{named}: {text}");
+    }
 }

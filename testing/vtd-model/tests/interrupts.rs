@@ -377,6 +377,33 @@ fn long_destinations_only_if_all_units_have_them_and_firmware_agrees() {
 }
 
 #[test]
+fn in_quarantine_nothing_is_routed_that_was_not_before_and_nothing_new_is_given_out() {
+    let driven = start(machine(), Options::default());
+    let function = driven.function(0);
+    let interrupts = driven.iommu.message_interrupts(source(&driven, 0), 2).expect("entries");
+    let (_, first) = interrupts.first_entry().expect("remapped");
+    driven.iommu.quarantine(function).expect("a unit that works");
+    // A device that ignores that it is no bus master.
+    driven.enable(function);
+    for number in 0..2 {
+        let muted = InterruptError::Route(RouteError::Muted { index: first + number });
+        assert_eq!(interrupts.route(number, HERE), Err(muted));
+    }
+    let fresh = driven.iommu.message_interrupts(source(&driven, 0), 1).map(drop);
+    assert_eq!(fresh, Err(InterruptError::Quarantined { function }));
+    assert_eq!(shown(&driven).interrupts.len(), 0);
+    let others = driven.iommu.message_interrupts(source(&driven, 1), 1).expect("an entry");
+    let other = others.route(0, HERE).expect("a route");
+    assert_eq!(send(&driven, 1, other), Ok((0x31, 0)), "others go on");
+    driven.iommu.release(function, &mut |_| true).expect("a quiet device");
+    driven.enable(function);
+    assert!(interrupts.route(0, HERE).is_err(), "what was taken from its owner stays so");
+    let again = driven.iommu.message_interrupts(source(&driven, 0), 2).expect("entries");
+    assert_eq!(send(&driven, 0, again.route(0, HERE).expect("a route")), Ok((0x31, 0)));
+    driven.assert_content("released");
+}
+
+#[test]
 fn a_group_in_quarantine_raises_nothing_whatever_its_driver_and_its_device_do() {
     let driven = start(machine(), Options::default());
     let interrupts = driven.iommu.message_interrupts(source(&driven, 0), 2).expect("entries");

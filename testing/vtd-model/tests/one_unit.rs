@@ -38,7 +38,13 @@ impl Bench {
             platform.tables().write_back(table.as_ptr().cast(), PAGE_BYTES as usize);
         }
         let interrupts = Some(InterruptSetup { entries_order: 8, x2apic: true });
-        let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts };
+        let how = BringUp {
+            root,
+            table: TranslationTable::Legacy,
+            queue: true,
+            queue_order: machine.config().queue_order,
+            interrupts,
+        };
         // SAFETY: the root table is empty, and is never freed.
         unsafe { unit.bring_up(&platform, &how) }.unwrap();
         unit.enable_translation(&platform).unwrap();
@@ -281,7 +287,8 @@ fn interrupts_go_where_their_entry_says_and_only_from_its_owner() {
         let bench = Bench::new(config);
         let [owner, other] = [0, 1].map(|index| bench.machine.config().functions[index].address);
         let (owner_device, other_device) = (bench.machine.device(owner), bench.machine.device(other));
-        let block = bench.unit.allocate_interrupts(&bench.platform, 0).unwrap();
+        let sender = |function: iommu::PciAddress| Sender::Function(function.source_id());
+        let block = bench.unit.allocate_interrupts(&bench.platform, 0, sender(owner)).unwrap();
         let message = block.message(0).unwrap();
         let send = |device: &vtd_model::Device| match device.interrupt(message) {
             InterruptOutcome::Delivered(delivered) => Ok((delivered.vector, delivered.destination)),
@@ -302,7 +309,7 @@ fn interrupts_go_where_their_entry_says_and_only_from_its_owner() {
         assert!(matches!(stolen, Err(RouteError::OtherSender { .. })));
         bench.unit.free_interrupts(&bench.platform, block).unwrap();
         assert_eq!(send(&owner_device), Err(Reason::InterruptNotPresent));
-        let block = bench.unit.allocate_interrupts(&bench.platform, 0).unwrap();
+        let block = bench.unit.allocate_interrupts(&bench.platform, 0, sender(other)).unwrap();
         bench.unit.route_interrupt(&bench.platform, &block, 0, &route(other.source_id(), 0x31, 1)).unwrap();
         assert_eq!(send(&other_device), Ok((0x31, 1)));
         bench.assert_content();

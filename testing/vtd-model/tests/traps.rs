@@ -144,7 +144,7 @@ fn an_interrupt_entry_serves_its_sender_and_nobody_else() {
         (Sender::Buses { first: 2, last: 3 }, &[0x208, 0x300]),
     ];
     for (sender, allowed) in senders {
-        let block = bench.unit.allocate_interrupts(&bench.platform, 0).expect("an entry");
+        let block = bench.unit.allocate_interrupts(&bench.platform, 0, sender).expect("an entry");
         let route = Route { sender, vector: 0x61, apic: 2, level_triggered: false };
         bench.unit.route_interrupt(&bench.platform, &block, 0, &route).expect("a route");
         let message = remappable(block.first());
@@ -176,8 +176,8 @@ fn remappable(index: u16) -> MsiMessage {
 #[test]
 fn a_moved_interrupt_goes_to_the_new_place_at_once() {
     let bench = UnitBench::new(plain());
-    let block = bench.unit.allocate_interrupts(&bench.platform, 2).expect("entries");
     let sender = Sender::Function(bench.source(0));
+    let block = bench.unit.allocate_interrupts(&bench.platform, 2, sender).expect("entries");
     for round in 0..200_u8 {
         let (offset, vector, apic) = (u16::from(round % 4), 0x30 + round % 100, u32::from(round));
         let route = Route { sender, vector, apic, level_triggered: false };
@@ -408,8 +408,8 @@ fn long_destinations_only_where_the_unit_has_them() {
         let bench = UnitBench::try_new(config, Some(setup)).expect("a unit that works");
         assert_eq!(bench.unit.interrupts().expect("a table").is_extended(), eim);
         bench.assert_content();
-        let block = bench.unit.allocate_interrupts(&bench.platform, 0).expect("an entry");
         let sender = Sender::Function(bench.source(0));
+        let block = bench.unit.allocate_interrupts(&bench.platform, 0, sender).expect("an entry");
         let far = Route { sender, vector: 0x61, apic: 0x1234, level_triggered: false };
         let routed = bench.unit.route_interrupt(&bench.platform, &block, 0, &far);
         assert_eq!(routed.is_ok(), eim, "{routed:?}");

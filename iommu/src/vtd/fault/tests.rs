@@ -21,7 +21,8 @@ fn unit(records: usize) -> (FakePlatform, Unit<FakePlatform>) {
     let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 2 };
     let mut unit = Unit::discover(&platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
-    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts: None };
+    let how =
+        BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order: 0, interrupts: None };
     // SAFETY: no device exists.
     unsafe { unit.bring_up(&platform, &how) }.unwrap();
     (platform, unit)

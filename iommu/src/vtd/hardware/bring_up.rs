@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
-use mm::PhysAddr;
+use mm::{PhysAddr, PhysRange};
 
 use super::{
     Tables, UnitState, Vtd,
@@ -71,9 +71,21 @@ fn discover<P: Platform>(platform: &P, dmar: &Dmar<'_>) -> Result<Vec<Unit<P>>, 
             return Err(VtdError::SharedBase { unit: index, other, base });
         }
         units.try_reserve(1).map_err(|_| VtdError::OutOfMemory)?;
-        units.push(Unit::discover(platform, index, Location { base, segment: drhd.segment })?);
+        let unit = Unit::discover(platform, index, Location { base, segment: drhd.segment })?;
+        // How many registers there are, only the unit says.
+        let (own, mut others) = (unit.registers(), units.iter());
+        if let Some(other) = others.find(|other| overlap(other.registers(), own)) {
+            let (other, theirs) = (other.index(), other.registers());
+            return Err(VtdError::OverlappingRegisters { unit: index, own, other, theirs });
+        }
+        units.push(unit);
     }
     Ok(units)
+}
+
+fn overlap(one: PhysRange, other: PhysRange) -> bool {
+    let ends_after = |a: PhysRange, b: PhysRange| b.start.as_u64() < a.start.as_u64() + a.bytes;
+    ends_after(one, other) && ends_after(other, one)
 }
 
 /// The width of a physical address, as far as page tables can express it.
@@ -97,6 +109,7 @@ impl<P: Platform> UnitState<P> {
             root: contexts.root(),
             table: TranslationTable::Legacy,
             queue: options.queued_invalidation,
+            queue_order: options.queue_order,
             interrupts,
         };
         // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables

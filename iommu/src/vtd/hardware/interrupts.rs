@@ -5,7 +5,7 @@ use crate::{
     Options, Platform,
     dmar::{Dmar, HeaderFlags, ScopeKind},
     dump::{InterruptReport, Visitor},
-    interrupts::{NotRemapped, Remapper, warn_of},
+    interrupts::{NotRemapped, Remapper, Sender, warn_of},
     vtd::{
         remap::{InterruptBlock, Route, RouteError, sender_of},
         unit::{InterruptSetup, Unit},
@@ -84,9 +84,9 @@ impl<P: Platform> Remapper for Vtd<P> {
         (0..self.units.len()).any(|unit| self.remaps(unit))
     }
 
-    fn allocate(&self, unit: usize, order: u8) -> Result<InterruptBlock, RouteError> {
+    fn allocate(&self, unit: usize, order: u8, sender: Sender) -> Result<InterruptBlock, RouteError> {
         let state = self.units.get(unit).ok_or(RouteError::NotRemapped { unit })?;
-        state.unit.allocate_interrupts(&*self.platform, order)
+        state.unit.allocate_interrupts(&*self.platform, order, sender)
     }
 
     fn route(&self, block: &InterruptBlock, offset: u16, route: &Route) -> Result<(), RouteError> {

@@ -108,7 +108,7 @@ pub enum InterruptScope {
 
 /// In which order invalidations must complete.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Stage {
+pub(in crate::vtd) enum Stage {
     /// Context entries: translations made by a stale one must not outlive it.
     Contexts,
     /// The unit's other caches.
@@ -117,8 +117,13 @@ pub(super) enum Stage {
     Devices,
 }
 
+impl Stage {
+    /// One after the other.
+    pub(in crate::vtd) const ALL: [Self; 3] = [Self::Contexts, Self::Translations, Self::Devices];
+}
+
 impl Invalidation {
-    pub(super) const fn stage(&self) -> Stage {
+    pub(in crate::vtd) const fn stage(&self) -> Stage {
         match self {
             Self::Context(_) => Stage::Contexts,
             Self::Iotlb(_) | Self::InterruptEntries(_) => Stage::Translations,

@@ -30,10 +30,15 @@ const DOMAIN: DomainId = DomainId::new(9);
 
 /// A unit that is up, its log empty.
 fn unit(platform: &FakePlatform) -> Unit<FakePlatform> {
+    unit_with_queue(platform, 0)
+}
+
+/// The same, with 2^`queue_order` pages of queue.
+fn unit_with_queue(platform: &FakePlatform, queue_order: u8) -> Unit<FakePlatform> {
     let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0 };
     let mut unit = Unit::discover(platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
-    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts: None };
+    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order, interrupts: None };
     // SAFETY: no device exists.
     unsafe { unit.bring_up(platform, &how) }.unwrap();
     platform.unit.take_log();

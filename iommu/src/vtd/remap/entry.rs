@@ -34,24 +34,26 @@ impl Route {
         if self.vector < FIRST_VECTOR {
             return Err(RouteError::Vector { vector: self.vector });
         }
-        let (validation, qualifier, source) = match self.sender {
-            Sender::Function(source) => (SourceValidation::Requester, SourceQualifier::All, source.requester),
-            Sender::Functions { source, ignored } => {
-                (SourceValidation::Requester, qualifier(ignored), source.requester)
-            }
-            Sender::Buses { first, last } => {
-                (SourceValidation::BusRange, SourceQualifier::All, u16::from_be_bytes([first, last]))
-            }
-        };
-        Ok(InterruptEntry::new()
+        Ok(sender_fields(self.sender)
             .with_present(true)
             .with_vector(self.vector)
             .with_apic(self.apic, extended)
-            .with_level_triggered(self.level_triggered)
-            .with_source(source)
-            .with_qualifier(qualifier)
-            .with_validation(validation))
+            .with_level_triggered(self.level_triggered))
     }
+}
+
+/// An entry that is not present and says who may use it. All of that is in its high word, and nothing else.
+pub(super) fn sender_fields(sender: Sender) -> InterruptEntry {
+    let (validation, qualifier, source) = match sender {
+        Sender::Function(source) => (SourceValidation::Requester, SourceQualifier::All, source.requester),
+        Sender::Functions { source, ignored } => {
+            (SourceValidation::Requester, qualifier(ignored), source.requester)
+        }
+        Sender::Buses { first, last } => {
+            (SourceValidation::BusRange, SourceQualifier::All, u16::from_be_bytes([first, last]))
+        }
+    };
+    InterruptEntry::new().with_source(source).with_qualifier(qualifier).with_validation(validation)
 }
 
 const fn qualifier(ignored: IgnoredBits) -> SourceQualifier {

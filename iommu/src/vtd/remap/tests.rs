@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use super::*;
 use crate::{
     SourceId,
-    interrupts::{IgnoredBits, Sender},
+    interrupts::IgnoredBits,
     platform::MsiMessage,
     vtd::{
         spec::{Descriptor, TranslationTable},
@@ -18,13 +18,14 @@ const EIM: u64 = 1 << 4;
 const COHERENT: u64 = 1;
 
 const DEVICE: SourceId = SourceId { segment: 0, requester: 0xabcd };
+const OWNER: Sender = Sender::Function(DEVICE);
 
 fn unit_with(platform: &FakePlatform, entries_order: u8) -> Unit<FakePlatform> {
     let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0 };
     let mut unit = Unit::discover(platform, 5, location).unwrap();
     let interrupts = Some(InterruptSetup { entries_order, x2apic: true });
     let root = PhysAddr::new(0x1000);
-    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts };
+    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order: 0, interrupts };
     // SAFETY: no device exists.
     unsafe { unit.bring_up(platform, &how) }.unwrap();
     platform.unit.take_log();
@@ -79,7 +80,7 @@ fn vectors_of_exceptions_are_refused() {
 fn a_routed_interrupt_is_stored_written_back_and_flushed() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
-    let block = unit.allocate_interrupts(&platform, 0).unwrap();
+    let block = unit.allocate_interrupts(&platform, 0, OWNER).unwrap();
     unit.route_interrupt(&platform, &block, 0, &route(0x31, 4)).unwrap();
     let index = block.first();
     assert_eq!(raw(&platform, index), route(0x31, 4).entry(false).unwrap().into_bits());
@@ -110,7 +111,7 @@ fn trap_an_empty_table_is_written_back_before_it_is_used() {
 fn a_live_interrupt_may_move_but_not_change_hands() {
     let platform = FakePlatform::new(CAP, ECAP | EIM);
     let unit = unit(&platform);
-    let block = unit.allocate_interrupts(&platform, 0).unwrap();
+    let block = unit.allocate_interrupts(&platform, 0, OWNER).unwrap();
     unit.route_interrupt(&platform, &block, 0, &route(0x31, 4)).unwrap();
     platform.unit.take_log();
     unit.route_interrupt(&platform, &block, 0, &route(0x55, 0x1_0000)).unwrap();
@@ -122,11 +123,34 @@ fn a_live_interrupt_may_move_but_not_change_hands() {
     assert_eq!(raw(&platform, block.first()), route(0x55, 0x1_0000).entry(true).unwrap().into_bits());
 }
 
+/// What was allocated before its sender was muted can only be freed, stored or not; what is allocated afterwards works.
+#[test]
+fn a_sender_is_muted_whether_or_not_its_entries_are_in_use() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let block = unit.allocate_interrupts(&platform, 1, OWNER).unwrap();
+    let foreign = SourceId { requester: 0xabce, ..DEVICE };
+    let others = unit.allocate_interrupts(&platform, 0, Sender::Function(foreign)).unwrap();
+    unit.route_interrupt(&platform, &block, 0, &route(0x31, 4)).unwrap();
+    unit.mute_interrupts(&platform, DEVICE).unwrap();
+    for offset in 0..2 {
+        let index = block.first() + offset;
+        let routed = unit.route_interrupt(&platform, &block, offset, &route(0x31, 4));
+        assert_eq!(routed, Err(RouteError::Muted { index }));
+        assert_eq!(raw(&platform, index) & 1, 0);
+    }
+    let other = Route { sender: Sender::Function(foreign), ..route(0x32, 4) };
+    unit.route_interrupt(&platform, &others, 0, &other).unwrap();
+    unit.free_interrupts(&platform, block).unwrap();
+    let block = unit.allocate_interrupts(&platform, 1, OWNER).unwrap();
+    unit.route_interrupt(&platform, &block, 1, &route(0x31, 4)).unwrap();
+}
+
 #[test]
 fn a_freed_block_is_withdrawn_flushed_and_only_then_free() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
-    let block = unit.allocate_interrupts(&platform, 3).unwrap();
+    let block = unit.allocate_interrupts(&platform, 3, OWNER).unwrap();
     let first = block.first();
     for offset in 0..8 {
         unit.route_interrupt(&platform, &block, offset, &route(0x31 + offset as u8, 4)).unwrap();
@@ -138,22 +162,22 @@ fn a_freed_block_is_withdrawn_flushed_and_only_then_free() {
     }
     let flushed = platform.unit.take_descriptors();
     assert_eq!(flushed[0], Descriptor::InterruptEntries { entries: Some((first, 3)) });
-    assert_eq!(unit.allocate_interrupts(&platform, 3).unwrap().first(), first, "free again");
+    assert_eq!(unit.allocate_interrupts(&platform, 3, OWNER).unwrap().first(), first, "free again");
 }
 
 #[test]
 fn trap_entries_of_a_stuck_unit_are_never_free_again() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
-    let block = unit.allocate_interrupts(&platform, 5).unwrap();
+    let block = unit.allocate_interrupts(&platform, 5, OWNER).unwrap();
     let first = block.first();
     platform.unit.behave(|manner| manner.frozen = true);
     assert!(matches!(unit.free_interrupts(&platform, block), Err(RouteError::Invalidation(_))));
     for _ in 0..7 {
-        let other = unit.allocate_interrupts(&platform, 5).unwrap();
+        let other = unit.allocate_interrupts(&platform, 5, OWNER).unwrap();
         assert_ne!(other.first(), first);
     }
-    assert_eq!(unit.allocate_interrupts(&platform, 5), Err(RouteError::NoEntries { order: 5 }));
+    assert_eq!(unit.allocate_interrupts(&platform, 5, OWNER), Err(RouteError::NoEntries { order: 5 }));
 }
 
 #[test]
@@ -188,7 +212,7 @@ fn the_largest_table_has_an_entry_for_every_handle() {
     let unit = unit_with(&platform, MAX_TABLE_ORDER);
     assert_eq!(unit.interrupts().unwrap().entries(), 1 << 16);
     assert_eq!(platform.unit.peek64(0xb8) & 0xf, 0xf);
-    let blocks: Vec<_> = (0..2048).map(|_| unit.allocate_interrupts(&platform, 5).unwrap()).collect();
+    let blocks: Vec<_> = (0..2048).map(|_| unit.allocate_interrupts(&platform, 5, OWNER).unwrap()).collect();
     let last = blocks.last().unwrap();
     assert_eq!(last.index(31), Some(0xffff));
     unit.route_interrupt(&platform, last, 31, &route(0x31, 4)).unwrap();
@@ -213,9 +237,9 @@ fn messages_name_their_entry() {
 fn offsets_outside_a_block_are_refused() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
-    let block = unit.allocate_interrupts(&platform, 1).unwrap();
+    let block = unit.allocate_interrupts(&platform, 1, OWNER).unwrap();
     let error = unit.route_interrupt(&platform, &block, 2, &route(0x31, 4)).unwrap_err();
     assert_eq!(error, RouteError::OutOfBlock { offset: 2 });
-    let error = unit.allocate_interrupts(&platform, MAX_BLOCK_ORDER + 1).unwrap_err();
+    let error = unit.allocate_interrupts(&platform, MAX_BLOCK_ORDER + 1, OWNER).unwrap_err();
     assert_eq!(error, RouteError::NoEntries { order: MAX_BLOCK_ORDER + 1 });
 }

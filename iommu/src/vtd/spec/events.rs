@@ -6,7 +6,7 @@ use bitfield_struct::bitfield;
 
 use super::register::register;
 
-/// FSTS: what went wrong. Writing 1 clears PFO, IQE, ICE and ITE; PPF and FRI follow the fault records.
+/// FSTS: what went wrong. Writing 1 clears PFO, IQE, ICE and ITE, and AFO and APF where there are any; PPF and FRI follow the fault records.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct FaultStatus {
@@ -102,3 +102,5 @@ macro_rules! event_registers {
 event_registers!("fault": FaultControl @ 0x038, FaultData @ 0x03c, FaultAddress @ 0x040, FaultUpperAddress @ 0x044);
 event_registers!("invalidation completion":
     EventControl @ 0x0a0, EventData @ 0x0a4, EventAddress @ 0x0a8, EventUpperAddress @ 0x0ac);
+event_registers!("page request":
+    PageRequestControl @ 0x0e0, PageRequestData @ 0x0e4, PageRequestAddress @ 0x0e8, PageRequestUpperAddress @ 0x0ec);

@@ -101,18 +101,18 @@ pin_bits!(GlobalStatus:
 );
 
 impl GlobalStatus {
-    /// The command that leaves everything as it is: what is on stays on, and no one-shot bit is repeated.
+    /// The command that leaves everything as it is: what is on stays on, and no one-shot bit is repeated. Except for the
+    /// advanced fault log: nothing here reads it, so that no command may leave it on.
     #[must_use]
     pub const fn unchanged(self) -> GlobalCommand {
         GlobalCommand::new()
             .with_compatibility_interrupts(self.compatibility_interrupts())
             .with_interrupt_remapping(self.interrupt_remapping())
             .with_queued_invalidation(self.queued_invalidation())
-            .with_advanced_fault_log(self.advanced_fault_log())
             .with_translation(self.translation())
     }
 }
-const _: () = assert!(GlobalStatus::from_bits(u32::MAX).unchanged().into_bits() == 0x9680_0000);
+const _: () = assert!(GlobalStatus::from_bits(u32::MAX).unchanged().into_bits() == 0x8680_0000);
 
 /// RTADDR.TTM: what the root table's entries look like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

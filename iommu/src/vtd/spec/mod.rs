@@ -36,7 +36,7 @@ pub use descriptor::{
 };
 pub use descriptor_decode::UnknownDescriptor;
 pub use events::{EventAddress, EventControl, EventData, EventUpperAddress, FaultStatus};
-pub use events::{FaultAddress, FaultControl, FaultData, FaultUpperAddress};
+pub use events::{FaultAddress, FaultControl, FaultData, FaultUpperAddress, PageRequestControl};
 pub use fault_record::{FaultRecord, FaultRecordHigh, FaultRecordLow, FaultRecordSource};
 pub use global::{
     GlobalCommand, GlobalStatus, ProtectedMemoryEnable, RootTableAddress, TranslationTable, Version,

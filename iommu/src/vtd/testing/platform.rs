@@ -1,6 +1,7 @@
 //! The host kernel.
 
 use core::ptr::NonNull;
+use std::boxed::Box;
 use std::cell::Cell;
 use std::sync::{
     Arc, Mutex,
@@ -52,6 +53,8 @@ pub struct FakePlatform {
     /// Descriptors that a lazy unit carries out each time somebody waits.
     pub pace: AtomicUsize,
     pub wakes: AtomicUsize,
+    /// What others do while somebody waits.
+    pub on_relax: Mutex<Option<Box<dyn FnMut() + Send>>>,
     pub cpu: AtomicUsize,
     pub mapped: Mutex<Vec<(u64, usize)>>,
     pub has_vectors: bool,
@@ -73,6 +76,7 @@ impl FakePlatform {
             relax_ns: AtomicU64::new(RELAX_NS),
             pace: AtomicUsize::new(0),
             wakes: AtomicUsize::new(0),
+            on_relax: Mutex::new(None),
             cpu: AtomicUsize::new(0),
             mapped: Mutex::new(Vec::new()),
             has_vectors: true,
@@ -177,6 +181,9 @@ unsafe impl Platform for FakePlatform {
         let now = self.clock_ns.fetch_add(self.relax_ns.load(Ordering::Relaxed), Ordering::SeqCst);
         self.unit.time_passes(now);
         self.unit.run(self.pace.load(Ordering::Relaxed));
+        if let Some(others) = &mut *self.on_relax.lock().unwrap() {
+            others();
+        }
         yield_now();
     }
 

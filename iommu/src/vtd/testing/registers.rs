@@ -281,7 +281,9 @@ impl FakeUnit {
         match offset {
             GCMD => state.command(value),
             FSTS => {
-                let left = state.get32(FSTS) & !(value & (1 | IQE | ICE | ITE));
+                let log = if state.get64(CAP) & 1 << 3 == 0 { 0 } else { 0b1100 };
+                assert_eq!(value & 0b1100 & !log, 0, "there is no advanced fault log");
+                let left = state.get32(FSTS) & !(value & (1 | log | IQE | ICE | ITE));
                 state.put32(FSTS, left);
                 state.run_if_eager(&self.memory);
             }

@@ -26,6 +26,8 @@ pub struct BringUp {
     pub table: TranslationTable,
     /// Use the invalidation queue if there is one.
     pub queue: bool,
+    /// log2 of the number of its pages: see [`Options::queue_order`](crate::Options::queue_order).
+    pub queue_order: u8,
     /// Remap interrupts, if the unit can.
     pub interrupts: Option<InterruptSetup>,
 }
@@ -42,7 +44,7 @@ pub struct InterruptSetup {
 impl<P: Platform> Unit<P> {
     /// Takes the unit over from firmware and makes it ready, with translation off:
     ///
-    /// fault events masked - firmware's queue, interrupt remapping and translation off - old faults forgotten - write
+    /// events masked - firmware's fault log, queue, interrupt remapping and translation off - old faults forgotten - write
     /// buffer flushed - queue on - root table set and everything cached forgotten - interrupt remapping on, if asked for -
     /// fault events on.
     ///
@@ -60,7 +62,7 @@ impl<P: Platform> Unit<P> {
         self.take_over(platform)?;
         self.flush_write_buffer(platform)?;
         if how.queue && self.capability().has_queue() {
-            self.start_queue(platform, how.table == TranslationTable::Scalable)?;
+            self.start_queue(platform, how)?;
         } else if !self.capability().has_register_invalidation() {
             return Err(BringUpError::NoInvalidation { unit: self.index() });
         }
@@ -120,6 +122,10 @@ impl<P: Platform> Unit<P> {
     fn take_over(&self, platform: &P) -> Result<(), BringUpError> {
         self.mask_events();
         let status = self.read_global_status();
+        // The first command, because every other one would change this bit too.
+        if status.advanced_fault_log() {
+            self.command(platform, Command::AdvancedFaultLogOff)?;
+        }
         if status.queued_invalidation() {
             self.drain_queue(platform);
             self.command(platform, Command::Queue(false))?;
@@ -142,8 +148,9 @@ impl<P: Platform> Unit<P> {
         wait_until(platform, COMMAND_TIMEOUT_NS, empty);
     }
 
-    fn start_queue(&mut self, platform: &P, wide: bool) -> Result<(), BringUpError> {
-        let queue = Queue::new(platform, &self.hardware.capability, wide)
+    fn start_queue(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
+        let wide = how.table == TranslationTable::Scalable;
+        let queue = Queue::new(platform, &self.hardware.capability, how.queue_order, wide)
             .ok_or(BringUpError::OutOfMemory { unit: self.index() })?;
         self.hardware.registers.write(QueueTail::new());
         self.hardware.registers.write(queue.address());

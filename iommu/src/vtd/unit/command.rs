@@ -20,6 +20,8 @@ pub(super) enum Command {
     SetRootTable,
     SetInterruptTable,
     FlushWriteBuffer,
+    /// Faults go to the fault recording registers.
+    AdvancedFaultLogOff,
 }
 
 impl Command {
@@ -33,6 +35,7 @@ impl Command {
             Self::SetRootTable => command.with_set_root_table(true),
             Self::SetInterruptTable => command.with_set_interrupt_table(true),
             Self::FlushWriteBuffer => command.with_write_buffer_flush(true),
+            Self::AdvancedFaultLogOff => command.with_advanced_fault_log(false),
         }
     }
 
@@ -45,6 +48,7 @@ impl Command {
             Self::SetRootTable => status.root_table_set(),
             Self::SetInterruptTable => status.interrupt_table_set(),
             Self::FlushWriteBuffer => !status.write_buffer_busy(),
+            Self::AdvancedFaultLogOff => !status.advanced_fault_log(),
         }
     }
 
@@ -58,6 +62,7 @@ impl Command {
             Self::SetRootTable => "RTPS",
             Self::SetInterruptTable => "IRTPS",
             Self::FlushWriteBuffer => "WBFS",
+            Self::AdvancedFaultLogOff => "AFLS",
         }
     }
 }

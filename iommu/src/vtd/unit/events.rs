@@ -6,6 +6,7 @@ use crate::{
     platform::MsiMessage,
     vtd::spec::{
         EventControl, FaultAddress, FaultControl, FaultData, FaultRecordHigh, FaultStatus, FaultUpperAddress,
+        PageRequestControl,
     },
 };
 
@@ -15,6 +16,10 @@ impl<P: Platform> Unit<P> {
         let registers = &self.hardware.registers;
         registers.write(FaultControl::new().with_masked(true));
         registers.write(EventControl::new().with_masked(true));
+        if self.capability().has_page_requests() {
+            registers.write(PageRequestControl::new().with_masked(true));
+            let _ = registers.read::<PageRequestControl>();
+        }
         // Reading back makes sure that the writes have reached the unit.
         let _ = registers.read::<FaultControl>();
         let _ = registers.read::<EventControl>();
@@ -27,12 +32,16 @@ impl<P: Platform> Unit<P> {
             let record = self.capability().fault_record(index);
             registers.write_record(record, FaultRecordHigh::new().with_fault(true));
         }
+        // Reserved where there is no such log.
+        let has_log = self.capability().has_advanced_fault_log();
         registers.write(
             FaultStatus::new()
                 .with_overflow(true)
                 .with_queue_error(true)
                 .with_completion_error(true)
-                .with_timeout_error(true),
+                .with_timeout_error(true)
+                .with_advanced_overflow(has_log)
+                .with_advanced_pending(has_log),
         );
     }
 

@@ -1,13 +1,12 @@
+mod by_register;
+
 use std::{vec, vec::Vec};
 
 use super::*;
-use crate::{
-    Iova, SourceId,
-    vtd::{
-        queue::{ContextScope, IotlbScope},
-        spec::{Descriptor, DomainId, FunctionMask, Granularity, TranslationTable},
-        testing::{Executed, FakePlatform, Manner},
-    },
+use crate::vtd::{
+    queue::IotlbScope,
+    spec::{Descriptor, Granularity, TranslationTable},
+    testing::{Executed, FakePlatform},
 };
 
 /// 48 bits, drains, PSI with MAMV 18, one record at 0x220, QI and IR, invalidation registers at 0xf0.
@@ -18,10 +17,17 @@ const IR: u64 = 1 << 3;
 const EIM: u64 = 1 << 4;
 const RWBF: u64 = 1 << 4;
 const PLMR: u64 = 1 << 5;
+const AFL: u64 = 1 << 3;
+const PRS: u64 = 1 << 29;
 const ESRTPS: u64 = 1 << 63;
 const ESIRTPS: u64 = 1 << 62;
 
+const AFO: u32 = 1 << 2;
+const APF: u32 = 1 << 3;
+
 const TE: u32 = 1 << 31;
+const SFL: u32 = 1 << 29;
+const EAFL: u32 = 1 << 28;
 const SRTP: u32 = 1 << 30;
 const WBF: u32 = 1 << 27;
 const QIE: u32 = 1 << 26;
@@ -37,7 +43,7 @@ fn discover(platform: &FakePlatform) -> Unit<FakePlatform> {
 }
 
 fn plain() -> BringUp {
-    BringUp { root: ROOT, table: TranslationTable::Legacy, queue: true, interrupts: None }
+    BringUp { root: ROOT, table: TranslationTable::Legacy, queue: true, queue_order: 0, interrupts: None }
 }
 
 fn remapping(x2apic: bool) -> BringUp {
@@ -238,6 +244,33 @@ fn what_firmware_left_on_is_turned_off_first() {
     let _ = unit.drain_faults(&platform, |fault| panic!("{fault}"));
 }
 
+/// With it on, faults would never get to the records.
+#[test]
+fn firmwares_fault_log_is_turned_off_by_a_command_of_its_own() {
+    let platform = FakePlatform::new(CAP | AFL, ECAP);
+    platform.unit.preset32(0x1c, TE | EAFL | SFL | QIE);
+    platform.unit.preset32(0x34, AFO | APF);
+    let unit = brought_up(&platform, &plain());
+    assert_eq!(commands(&platform.unit.take_log())[..3], [TE | QIE, TE, 0]);
+    assert_eq!(unit.read_fault_status().into_bits() & 0xff, 0, "what it held is forgotten");
+    let stubborn = FakePlatform::new(CAP | AFL, ECAP);
+    stubborn.unit.preset32(0x1c, EAFL);
+    stubborn.unit.behave(|manner| manner.ignores = EAFL);
+    let error = bring_up(&mut discover(&stubborn), &stubborn, &plain()).unwrap_err();
+    let timeout = CommandError::Timeout { unit: 3, register: "GSTS", bit: "AFLS" };
+    assert_eq!(error, BringUpError::Command(timeout));
+}
+
+#[test]
+fn events_of_page_requests_are_masked_where_there_are_any() {
+    for (ecap, control) in [(ECAP | PRS, 1 << 31), (ECAP, 0)] {
+        let platform = FakePlatform::new(CAP, ecap);
+        platform.unit.preset32(0xe0, 0);
+        brought_up(&platform, &plain());
+        assert_eq!(platform.unit.peek32(0xe0), control);
+    }
+}
+
 #[test]
 fn fault_events_are_programmed_as_the_host_says() {
     let platform = FakePlatform::new(CAP, ECAP);
@@ -345,98 +378,4 @@ fn a_shut_down_unit_is_off_and_takes_nothing() {
     assert!(log.iter().any(is_context) && log.iter().any(is_iotlb) && log.iter().any(is_interrupts));
     assert_eq!(platform.unit.peek32(0x38), 1 << 31);
     assert!(unit.invalidate(&platform, &[Invalidation::Iotlb(IotlbScope::Global)]).is_err());
-}
-
-fn without_queue(platform: &FakePlatform) -> Unit<FakePlatform> {
-    let unit = brought_up(platform, &BringUp { queue: false, ..plain() });
-    platform.unit.take_log();
-    unit
-}
-
-const DOMAIN: DomainId = DomainId::new(0x1234);
-const SOURCE: SourceId = SourceId { segment: 1, requester: 0x0308 };
-
-#[test]
-fn registers_invalidate_where_there_is_no_queue() {
-    let platform = FakePlatform::new(CAP, ECAP & !QI);
-    let unit = brought_up(&platform, &plain());
-    let global = [
-        Executed::ByRegister { command: 1 << 63 | 1 << 61, address: 0 },
-        Executed::ByRegister { command: 1 << 63 | 1 << 60 | 3 << 48, address: 0 },
-    ];
-    let log = platform.unit.take_log();
-    assert!(global.iter().all(|event| log.contains(event)), "after the root pointer: {log:?}");
-    let pages =
-        IotlbScope::Pages { domain: DOMAIN, first: Iova::new(0x1_2340_0000), order: 9, leaf_only: true };
-    let device = ContextScope::Device { domain: DOMAIN, source: SOURCE, mask: FunctionMask::Device };
-    let batch = [
-        Invalidation::Context(device),
-        Invalidation::Context(ContextScope::Domain(DOMAIN)),
-        Invalidation::Iotlb(pages),
-        Invalidation::Iotlb(IotlbScope::Domain(DOMAIN)),
-    ];
-    let ticket = unit.submit(&platform, &batch).unwrap();
-    assert!(ticket.is_complete(&platform));
-    ticket.wait(&platform).unwrap();
-    let by_register = |event: &Executed| match event {
-        Executed::ByRegister { command, address } => Some((*command, *address)),
-        _ => None,
-    };
-    let log = platform.unit.take_log();
-    let done: Vec<_> = log.iter().filter_map(by_register).collect();
-    assert_eq!(done[0], (1 << 63 | 3 << 61 | 3 << 32 | 0x0308 << 16 | 0x1234, 0));
-    assert_eq!(done[1], (1 << 63 | 2 << 61 | 0x1234, 0));
-    assert_eq!(done[2], (1 << 63 | 3 << 60 | 3 << 48 | 0x1234 << 32, 0x1_2340_0000 | 1 << 6 | 9));
-    assert_eq!(done[3].0, 1 << 63 | 2 << 60 | 3 << 48 | 0x1234 << 32);
-    assert_eq!(done.len(), 4);
-}
-
-#[test]
-fn a_granularity_that_is_refused_is_widened() {
-    let platform = FakePlatform::new(CAP, ECAP);
-    let unit = without_queue(&platform);
-    platform.unit.behave(|manner| manner.coarsest = Some(1));
-    let batch = [
-        Invalidation::Context(ContextScope::Domain(DOMAIN)),
-        Invalidation::Iotlb(IotlbScope::Domain(DOMAIN)),
-    ];
-    unit.invalidate(&platform, &batch).unwrap();
-    let log = platform.unit.take_log();
-    let commands: Vec<_> = log
-        .iter()
-        .filter_map(|event| match event {
-            Executed::ByRegister { command, .. } => Some(*command),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(commands, [1 << 63 | 1 << 61, 1 << 63 | 1 << 60 | 3 << 48]);
-    platform.unit.behave(|manner| manner.coarsest = Some(0));
-    assert!(unit.invalidate(&platform, &batch).is_err() && unit.is_stuck());
-}
-
-#[test]
-fn a_register_invalidation_that_never_ends_gives_the_unit_up() {
-    for batch in [Invalidation::Context(ContextScope::Global), Invalidation::Iotlb(IotlbScope::Global)] {
-        let platform = FakePlatform::new(CAP, ECAP);
-        let unit = without_queue(&platform);
-        platform.unit.behave(|manner| manner.busy = true);
-        let start = platform.now_ns();
-        let stuck = Err(InvalidationError::Stuck(Stuck { unit: 3 }));
-        assert_eq!(unit.invalidate(&platform, &[batch]), stuck);
-        let waited = platform.elapsed_since(start);
-        assert!((1_000_000_000..10_000_000_000).contains(&waited));
-        platform.unit.behave(|manner| *manner = Manner::default());
-        let start = platform.now_ns();
-        assert_eq!(unit.invalidate(&platform, &[batch]), stuck, "given up for good");
-        assert!(platform.elapsed_since(start) < 1_000_000, "and at once");
-    }
-}
-
-#[test]
-fn what_registers_cannot_invalidate_is_said() {
-    let platform = FakePlatform::new(CAP, ECAP);
-    let unit = without_queue(&platform);
-    let entries = Invalidation::InterruptEntries(crate::vtd::queue::InterruptScope::Global);
-    let error = unit.invalidate(&platform, &[entries]).unwrap_err();
-    assert_eq!(error, InvalidationError::Unsupported { unit: 3, what: "interrupt entries" });
 }

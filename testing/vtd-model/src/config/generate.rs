@@ -41,6 +41,7 @@ impl MachineConfig {
             ioapics,
             hpets: Vec::new(),
             dmar_flags: u8::from(interrupts) | u8::from(interrupts && random.once_in(4)) << 1,
+            queue_order: random.pick(&[0, 0, 0, 1, 3]),
             drop_once_in: random.pick(&[0, 64, 512]),
             evict_once_in: random.pick(&[0, 16, 64]),
             audit_once_in: 64,
@@ -60,12 +61,15 @@ impl UnitConfig {
         let page_selective = (!random.once_in(5)).then(|| random.pick(&[0, 1, 6, 9, 18, 18, 48]));
         let superpages_2m = !random.once_in(3);
         let interrupt_remapping = queued && !random.once_in(4);
+        // Gone since version 4.
+        let advanced_fault_log = version < 0x40 && random.once_in(3);
         let (fault_offset, fault_records, iotlb_offset) = random_offsets(random);
         Self {
             segment,
             base: 0xfe80_0000 + index as u64 * 0x1_0000,
             version,
             nd: random.pick(&[0, 0, 2, 4, 6]),
+            advanced_fault_log,
             write_buffer: random.once_in(4),
             caching_mode: random.once_in(3),
             sagaw,
@@ -86,6 +90,7 @@ impl UnitConfig {
             names_physical_function: random.once_in(2),
             interrupt_remapping,
             eim: interrupt_remapping && random.once_in(2),
+            page_requests: random.once_in(3),
             pass_through: !random.once_in(4),
             snoop_control: random.once_in(2),
             iotlb_offset,
@@ -93,7 +98,10 @@ impl UnitConfig {
             command_ns: random.pick(&[0, 300, 20_000]),
             descriptor_ns: random.pick(&[0, 50, 1_000]),
             tail_restarts: random.once_in(2),
-            leftovers: Leftovers::random(random, queued, interrupt_remapping),
+            leftovers: Leftovers {
+                fault_log: advanced_fault_log && random.once_in(2),
+                ..Leftovers::random(random, queued, interrupt_remapping)
+            },
         }
     }
 }
@@ -106,6 +114,7 @@ impl Leftovers {
             translation: used && random.once_in(2),
             queue,
             interrupts: queue && interrupt_remapping && random.once_in(2),
+            fault_log: false,
             protection: random.once_in(3),
             garbage: random.once_in(2),
         }

@@ -18,6 +18,8 @@ pub struct UnitConfig {
     pub version: u8,
     /// Domain ids are numbers below 2^(4 + 2 * nd).
     pub nd: u8,
+    /// Faults may go to a log in memory (AFL).
+    pub advanced_fault_log: bool,
     /// Stores wait in a write buffer until it is flushed (RWBF).
     pub write_buffer: bool,
     /// Entries that are not present are cached (CM).
@@ -58,6 +60,8 @@ pub struct UnitConfig {
     pub interrupt_remapping: bool,
     /// 32-bit APIC ids (EIM).
     pub eim: bool,
+    /// Page requests, with an event of their own (PRS).
+    pub page_requests: bool,
     /// Pass-through contexts (PT).
     pub pass_through: bool,
     /// The snoop bit of leaves (SC).
@@ -85,6 +89,8 @@ pub struct Leftovers {
     pub queue: bool,
     /// Interrupt remapping is on, with compatibility format let through.
     pub interrupts: bool,
+    /// Faults go to a log of the firmware's.
+    pub fault_log: bool,
     /// Protected memory is on.
     pub protection: bool,
     /// Registers hold garbage, fault records are pending.
@@ -203,6 +209,8 @@ pub struct MachineConfig {
     pub ioapics: Vec<IoApicConfig>,
     /// The HPETs.
     pub hpets: Vec<HpetConfig>,
+    /// log2 of the pages that the driver is to give an invalidation queue.
+    pub queue_order: u8,
     /// Flags of the DMAR table: bit 0 INTR_REMAP, bit 1 X2APIC_OPT_OUT.
     pub dmar_flags: u8,
     /// A cached entry is dropped once in so many uses; 0: never.
@@ -224,6 +232,7 @@ impl UnitConfig {
             base,
             version: 0x10,
             nd: 6,
+            advanced_fault_log: false,
             write_buffer: false,
             caching_mode: false,
             sagaw: 0b0110,
@@ -244,6 +253,7 @@ impl UnitConfig {
             names_physical_function: false,
             interrupt_remapping: true,
             eim: false,
+            page_requests: false,
             pass_through: true,
             snoop_control: true,
             iotlb_offset: 0x50,
@@ -274,6 +284,7 @@ impl UnitConfig {
     pub fn cap(&self) -> u64 {
         let bit = |set: bool, bit: u32| u64::from(set) << bit;
         u64::from(self.nd)
+            | bit(self.advanced_fault_log, 3)
             | bit(self.write_buffer, 4)
             | bit(self.protected_memory, 5)
             | bit(self.protected_memory, 6)
@@ -306,6 +317,7 @@ impl UnitConfig {
             | bit(self.snoop_control, 7)
             | u64::from(self.iotlb_offset) << 8
             | u64::from(self.interrupt_mask) << 20
+            | bit(self.page_requests, 29)
             | bit(self.device_tlb && self.names_physical_function, 41)
     }
 
@@ -396,6 +408,7 @@ impl MachineConfig {
             reserved: Vec::new(),
             ioapics: Vec::new(),
             hpets: Vec::new(),
+            queue_order: 0,
             dmar_flags: 1,
             drop_once_in: 0,
             evict_once_in: 0,

@@ -6,7 +6,8 @@ use crate::{complaints::Rule, context_cache::ContextScope, entries::bits, iotlb:
 /// Bits of GCMD that do something once and read back otherwise.
 const ONE_SHOT: u32 = global::ROOT | global::WRITE_BUFFER | global::INTERRUPT_TABLE;
 /// Bits of GCMD that stay.
-const STICKY: u32 = global::TRANSLATION | global::QUEUE | global::INTERRUPTS | global::COMPATIBILITY;
+const STICKY: u32 =
+    global::TRANSLATION | global::FAULT_LOG | global::QUEUE | global::INTERRUPTS | global::COMPATIBILITY;
 
 /// What is under way, each until some time.
 #[derive(Debug, Default)]
@@ -86,6 +87,12 @@ impl Unit {
         if turned_on(global::QUEUE) && !self.config.queued {
             wrong = Some("queue on, but there is none");
         }
+        if turned_on(global::TRANSLATION) && self.page_event.control() >> 31 == 0 {
+            wrong = Some("translation on while events of page requests go where firmware wanted them");
+        }
+        if value & global::FAULT_LOG != 0 {
+            wrong = Some("an advanced fault log, which nobody reads");
+        }
         let remapping = global::INTERRUPTS | global::INTERRUPT_TABLE | global::COMPATIBILITY;
         if turned_on(remapping) && !self.config.interrupt_remapping {
             wrong = Some("interrupt remapping, but there is none");
@@ -119,6 +126,10 @@ impl Unit {
             self.forget_handshakes();
             self.status ^= global::TRANSLATION;
             self.check_contexts(world);
+        }
+        if changed & global::FAULT_LOG != 0 && self.config.advanced_fault_log {
+            self.status ^= global::FAULT_LOG;
+            self.faults.to_log = self.is_on(global::FAULT_LOG);
         }
         if changed & global::INTERRUPTS != 0 && self.config.interrupt_remapping {
             self.handshakes.forget_interrupts();

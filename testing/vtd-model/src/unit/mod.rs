@@ -35,6 +35,8 @@ use crate::{
 pub(crate) mod global {
     pub const TRANSLATION: u32 = 1 << 31;
     pub const ROOT: u32 = 1 << 30;
+    pub const FAULT_LOG_SET: u32 = 1 << 29;
+    pub const FAULT_LOG: u32 = 1 << 28;
     pub const WRITE_BUFFER: u32 = 1 << 27;
     pub const QUEUE: u32 = 1 << 26;
     pub const INTERRUPTS: u32 = 1 << 25;
@@ -65,6 +67,7 @@ pub(crate) struct Unit {
     pub faults: Faults,
     fault_event: EventInterrupt,
     completion_event: EventInterrupt,
+    page_event: EventInterrupt,
     /// ICS.IWC.
     completed: bool,
     queue: Queue,
@@ -116,6 +119,7 @@ impl Unit {
             faults,
             fault_event: EventInterrupt::new(),
             completion_event: EventInterrupt::new(),
+            page_event: EventInterrupt::new(),
             completed: false,
             queue: Queue::default(),
             contexts: ContextCache::default(),

@@ -4,6 +4,7 @@ use super::{Unit, global};
 use crate::{
     context_cache::CachedContext,
     entries::{ContextEntry, InterruptEntry, bits},
+    faults::status,
     iotlb::Translation,
     paging_cache::CachedTable,
     world::World,
@@ -34,6 +35,11 @@ impl Unit {
             self.interrupt_table = self.interrupt_address;
             self.status |= global::INTERRUPTS | global::INTERRUPT_TABLE | global::COMPATIBILITY;
         }
+        if self.config.leftovers.fault_log {
+            self.status |= global::FAULT_LOG | global::FAULT_LOG_SET;
+            self.faults.to_log = true;
+            self.faults.raise(status::LOG_PENDING | status::LOG_OVERFLOW);
+        }
         if self.config.protected_memory {
             self.protected = [0, bits(31, 21), 1 << 32, bits(51, 21)];
             self.protection = self.config.leftovers.protection;
@@ -59,6 +65,9 @@ impl Unit {
         self.fault_event.upper_address = random.bits() as u32;
         self.completion_event.address = random.bits() as u32;
         self.completed = random.once_in(2);
+        if self.config.page_requests {
+            self.page_event.set_control(0);
+        }
         self.faults.scramble(random);
         if random.once_in(2) {
             // Firmware listened to faults: there may be a message to nobody.

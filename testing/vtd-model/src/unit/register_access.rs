@@ -89,6 +89,7 @@ impl Unit {
             Register::GlobalStatus => self.status.into(),
             Register::FaultStatus => self.faults.status().into(),
             Register::FaultControl => self.fault_event.control().into(),
+            Register::PageControl => self.page_event.control().into(),
             Register::CompletionStatus => self.completed.into(),
             Register::CompletionControl => self.completion_event.control().into(),
             Register::QueueHead => self.queue.head_register(),
@@ -145,6 +146,11 @@ impl Unit {
                 let message = self.completion_event.set_control(dword);
                 Self::send(world, message);
             }
+            Register::PageControl => {
+                self.check_control(world, dword);
+                let message = self.page_event.set_control(dword);
+                Self::send(world, message);
+            }
             Register::CompletionStatus => {
                 if dword & 1 != 0 {
                     self.completed = false;
@@ -194,7 +200,8 @@ impl Unit {
     }
 
     fn write_fault_status(&mut self, world: &World, value: u32) {
-        if value & !status::CLEARABLE != 0 {
+        let log = if self.config.advanced_fault_log { status::LOG_OVERFLOW | status::LOG_PENDING } else { 0 };
+        if value & !(status::CLEARABLE | log) != 0 {
             self.complain(
                 world,
                 Rule::FaultStatus,

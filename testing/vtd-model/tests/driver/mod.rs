@@ -46,6 +46,7 @@ impl Driven {
         let dmar = machine.config().dmar_table();
         let functions = functions_of(machine.config());
         let found = iommu::Machine { dmar: Some(&dmar), functions: &functions, io_apics, x2apic: true };
+        let options = Options { queue_order: machine.config().queue_order, ..options };
         let iommu = Iommu::start(platform.clone(), &found, options)?;
         Ok(Self { machine, platform, iommu })
     }

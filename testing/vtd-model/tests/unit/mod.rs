@@ -44,7 +44,13 @@ impl UnitBench {
         // SAFETY: just allocated.
         let table = unsafe { platform.tables().table(root) };
         platform.tables().write_back(table.as_ptr().cast(), 4096);
-        let how = BringUp { root, table: TranslationTable::Legacy, queue: true, interrupts };
+        let how = BringUp {
+            root,
+            table: TranslationTable::Legacy,
+            queue: true,
+            queue_order: machine.config().queue_order,
+            interrupts,
+        };
         // SAFETY: the root table is empty and never freed.
         unsafe { unit.bring_up(&platform, &how)? };
         Ok(Self { machine, platform, unit, root })

@@ -10,26 +10,35 @@ use std::{
 
 use super::*;
 
-const ENTRIES: usize = 256;
-
 #[test]
 fn trap_queue_tail_wraps_to_zero() {
-    let platform = FakePlatform::new(CAP, ECAP);
-    let unit = unit(&platform);
-    let mut last = None;
-    let mut wraps = [0, 0];
-    for length in [1, 2, 3, 1].into_iter().cycle().take(4 * ENTRIES) {
-        let batch: Vec<_> = (0..length).map(pages).collect();
-        unit.invalidate(&platform, &batch).unwrap();
-        let tail = doorbells(&platform.unit.take_log())[0];
-        // The unit itself panics at a tail beyond the queue.
-        let expected = last.map_or(tail, |last| (last + length as usize + 1) % ENTRIES);
-        assert_eq!(tail, expected);
-        wraps[0] += usize::from(tail == 0);
-        wraps[1] += usize::from(last.is_some_and(|last| last > tail && tail != 0));
-        last = Some(tail);
+    for (queue_order, entries) in [(0, 256), (1, 512), (3, 2048)] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit_with_queue(&platform, queue_order);
+        let mut last = None;
+        let mut wraps = [0, 0];
+        for length in [1, 2, 3, 1].into_iter().cycle().take(4 * entries) {
+            let batch: Vec<_> = (0..length).map(pages).collect();
+            unit.invalidate(&platform, &batch).unwrap();
+            let tail = doorbells(&platform.unit.take_log())[0];
+            // The unit itself panics at a tail beyond the queue.
+            let expected = last.map_or(tail, |last| (last + length as usize + 1) % entries);
+            assert_eq!(tail, expected);
+            wraps[0] += usize::from(tail == 0);
+            wraps[1] += usize::from(last.is_some_and(|last| last > tail && tail != 0));
+            last = Some(tail);
+        }
+        assert!(wraps[0] > 0 && wraps[1] > 0, "the tail met the end exactly, and went beyond it");
     }
-    assert!(wraps[0] > 0 && wraps[1] > 0, "the tail met the end exactly, and went beyond it");
+}
+
+#[test]
+fn the_unit_is_told_of_a_queue_as_large_as_can_be() {
+    for (queue_order, size) in [(0, 0), (7, 7), (8, 7), (u8::MAX, 7)] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        unit_with_queue(&platform, queue_order).invalidate(&platform, &[domain()]).unwrap();
+        assert_eq!(platform.unit.peek64(0x90) & 0xfff, size);
+    }
 }
 
 #[test]
@@ -145,7 +154,7 @@ fn a_head_that_cannot_be_is_not_believed() {
                 Ok(ticket) => tickets.push(ticket),
                 Err(error) => break error,
             }
-            assert!(tickets.len() < ENTRIES);
+            assert!(tickets.len() < 256);
         };
         assert_eq!(error, stuck());
     }
