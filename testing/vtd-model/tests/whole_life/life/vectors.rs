@@ -18,14 +18,13 @@ pub(super) struct LiveInterrupts {
     pub function: usize,
     handle: MessageInterrupts,
     routes: Vec<Option<(Destination, MsiMessage)>>,
-    /// Which of them were taken from their owner, with their function: those that were routed by then.
-    muted: Vec<bool>,
+    /// They were taken from their owner, with their function: routed or not.
+    is_muted: bool,
 }
 
 impl LiveInterrupts {
     pub(super) fn mute(&mut self) {
-        let routes = self.routes.iter().map(Option::is_some);
-        self.muted.iter_mut().zip(routes).for_each(|(muted, is_routed)| *muted |= is_routed);
+        self.is_muted = true;
     }
 }
 
@@ -50,7 +49,7 @@ impl Life {
         let handle = self.driven.iommu.message_interrupts(source, count);
         let handle = handle.map_err(|error| format!("{count} interrupts of {source:?}: {error}"))?;
         let routes = vec![None; count.into()];
-        self.interrupts.push(LiveInterrupts { function, handle, routes, muted: vec![false; count.into()] });
+        self.interrupts.push(LiveInterrupts { function, handle, routes, is_muted: false });
         Ok(())
     }
 
@@ -59,9 +58,8 @@ impl Life {
             return Ok(());
         }
         let at = step.a as usize % self.interrupts.len();
-        let LiveInterrupts { handle, routes, muted, .. } = &mut self.interrupts[at];
-        let number = step.b as usize % routes.len();
-        let is_muted = muted[number];
+        let LiveInterrupts { handle, routes, is_muted, .. } = &mut self.interrupts[at];
+        let (number, is_muted) = (step.b as usize % routes.len(), *is_muted);
         let to = Destination { apic: step.c as u32 % 0xff, vector: 0x10 + (step.c >> 32) as u8 % 0xef };
         match handle.route(number as u16, to) {
             Err(InterruptError::Route(RouteError::Muted { .. })) if is_muted => {}
@@ -112,7 +110,7 @@ impl Life {
         let owner = self.interrupts.iter().find_map(|live| {
             let (unit, first) = live.handle.first_entry()?;
             let number = usize::from(entry.checked_sub(first)?);
-            (unit == config[raiser].unit).then_some((live, number, *live.routes.get(number)?))
+            (unit == config[raiser].unit).then_some((live, *live.routes.get(number)?))
         });
         let shares = |other: usize| {
             // Behind one bridge nobody can tell them apart.
@@ -120,8 +118,8 @@ impl Life {
                 || [other, raiser].iter().all(|&index| config[index].kind == FunctionKind::Conventional)
                     && config[other].address.segment == config[raiser].address.segment
         };
-        let expected = owner.filter(|&(live, number, _)| shares(live.function) && !live.muted[number]);
-        let expected = expected.and_then(|(_, _, route)| route);
+        let expected = owner.filter(|&(live, _)| shares(live.function) && !live.is_muted);
+        let expected = expected.and_then(|(_, route)| route);
         match (hardware.interrupt(message), expected) {
             (InterruptOutcome::NotBusMaster, _) | (InterruptOutcome::Blocked(_), None) => Ok(()),
             (InterruptOutcome::Delivered(delivered), Some((to, _)))
