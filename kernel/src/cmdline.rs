@@ -64,6 +64,10 @@ pub enum Misbehaviour {
     LockOrder,
     /// It lets an interrupt come while it holds a lock. Only debug builds notice.
     UnmaskedLock,
+    /// It allocates in an interrupt. Only debug builds notice.
+    AllocatingHandler,
+    /// It logs in an interrupt. Only debug builds notice.
+    LoggingHandler,
 }
 
 /// What the disk of `xtask` has room for.
@@ -180,6 +184,8 @@ fn misbehaviour(value: &str) -> Option<Misbehaviour> {
         "triple-fault" => Misbehaviour::TripleFault,
         "lock-order" => Misbehaviour::LockOrder,
         "unmasked-lock" => Misbehaviour::UnmaskedLock,
+        "allocating-handler" => Misbehaviour::AllocatingHandler,
+        "logging-handler" => Misbehaviour::LoggingHandler,
         _ => return None,
     })
 }

@@ -9,7 +9,7 @@ use x86::io::{inb, outb};
 
 use crate::{
     arch::clock,
-    sync::{IrqMutex, Rank},
+    sync::{IrqMutex, Rank, assert_not_in_interrupt},
 };
 
 const COM1: u16 = 0x3f8;
@@ -100,6 +100,7 @@ impl log::Log for Logger {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
+            assert_not_in_interrupt("log");
             LINES.fetch_add(1, Ordering::Relaxed);
             let now_us = clock::now_ns() / 1000;
             let (s, us) = (now_us / 1_000_000, now_us % 1_000_000);

@@ -86,6 +86,9 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>, memory_map: &[Region]) {
     let tables = read_tables(rsdp);
     smp::start_others(&tables.cpus);
     arch::io_apic::init(&tables.io_apics);
+    if let Err(error) = arch::apic_errors::start_reports() {
+        log::error!("errors of local APICs are not reported: {error}");
+    }
     let kernel = Kernel::new(&tables);
     let iommu_options = read_iommu_options(options.iommu);
     let parts = devices::start(&kernel, &tables, memory_map, iommu_options, &options)

@@ -198,3 +198,13 @@ pub fn assert_in_order(rank: Rank) {
     note_taken(rank as u8);
     note_released(rank as u8);
 }
+
+/// Checks, in debug builds, that no interrupt handler runs here: what allocates, frees or logs is a thread's.
+///
+/// # Panics
+/// In debug builds, if one does.
+#[track_caller]
+#[inline]
+pub fn assert_not_in_interrupt(what: &str) {
+    debug_assert!(!Cpu::in_interrupt(), "a handler must not {what}");
+}

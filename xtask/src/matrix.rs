@@ -392,4 +392,22 @@ pub const SCENARIOS: &[Scenario] = &[
         last_words: &["while locks were held"],
         ..DEFAULT
     },
+    Scenario {
+        name: "selftest-allocating-handler",
+        about: "a test whose interrupt handler allocates",
+        build: Build::Checked,
+        cmdline: "selftest=allocating-handler",
+        expect: Expect::TheseFail(&["selftest::allocates_in_an_interrupt"]),
+        last_words: &["a handler must not allocate"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "selftest-logging-handler",
+        about: "a test whose interrupt handler logs",
+        build: Build::Checked,
+        cmdline: "selftest=logging-handler",
+        expect: Expect::TheseFail(&["selftest::logs_in_an_interrupt"]),
+        last_words: &["a handler must not log"],
+        ..DEFAULT
+    },
 ];

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use x86::{io::inb, irq::NONMASKABLE_INTERRUPT_VECTOR};
 
-use super::{apic, cpu::Cpu, idt::VECTORS};
+use super::{apic, apic_errors, cpu::Cpu, idt::VECTORS};
 use crate::{
     smp,
     sync::{IrqMutex, Rank},
@@ -99,7 +99,10 @@ pub(super) fn dispatch(vector: u8) {
         RESCHEDULE => cpu.request_reschedule(),
         FLUSH => smp::serve_flush(),
         SPURIOUS => {}
-        APIC_ERROR => log::warn!("local APIC error {:#x}", apic::take_errors()),
+        APIC_ERROR => match apic::take_errors() {
+            0 => count_unexpected(),
+            errors => apic_errors::record(errors),
+        },
         vector => run_handler(vector),
     }
     // An `int` instruction raises a vector without the APIC: acknowledging it would acknowledge another interrupt.
@@ -143,8 +146,10 @@ pub(super) fn is_stray_nmi() -> bool {
 fn run_handler(vector: u8) {
     match &*HANDLERS[usize::from(vector)].lock() {
         Some(handler) => handler(),
-        None => {
-            UNEXPECTED.fetch_add(1, Relaxed);
-        }
+        None => count_unexpected(),
     }
+}
+
+fn count_unexpected() {
+    UNEXPECTED.fetch_add(1, Relaxed);
 }

@@ -1,6 +1,7 @@
 //! The CPU and what is wired to it: entry, descriptor tables, traps, interrupts, time.
 
 pub mod apic;
+pub mod apic_errors;
 pub mod backtrace;
 mod boot;
 pub mod cache;

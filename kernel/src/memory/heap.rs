@@ -16,7 +16,7 @@ use talc::{
 };
 
 use super::{frames, layout};
-use crate::sync::{IrqMutex, Rank};
+use crate::sync::{IrqMutex, Rank, assert_not_in_interrupt};
 
 /// What the general allocator grows by, if there is that much in one piece.
 const GROWTH_PAGES: usize = 64;
@@ -69,6 +69,7 @@ fn pages(layout: Layout) -> Option<usize> {
 // aligned to its size rounded up to a power of two. Nothing here unwinds or allocates.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        assert_not_in_interrupt("allocate");
         if let Some(pages) = pages(layout) {
             return frames::allocate(pages).map_or(ptr::null_mut(), |first| layout::direct(first) as *mut u8);
         }
@@ -80,6 +81,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, first: *mut u8, layout: Layout) {
+        assert_not_in_interrupt("free");
         match (pages(layout), layout::direct_to_physical(first as u64)) {
             // SAFETY: the caller's promise: the block came from `alloc` with this layout.
             (Some(pages), Some(run)) => unsafe { frames::free(run, pages) },

@@ -3,9 +3,12 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use harness::{check, check_eq, test};
+use harness::{Failure, check, check_eq, test};
 
-use crate::arch::{apic, interrupts};
+use crate::{
+    arch::{apic, apic_errors, clock, interrupts},
+    console, threads,
+};
 
 /// Raises `vector` on this CPU by its local APIC, and waits until it was delivered.
 pub(super) fn send_to_self(vector: u8) {
@@ -15,12 +18,13 @@ pub(super) fn send_to_self(vector: u8) {
 test! {
     /// Every vector that nobody asked for is counted, and the machine goes on.
     fn unexpected_vectors_are_survived(context) {
-        let deadline = context.now_ns() + 5 * crate::arch::clock::NS_PER_S;
+        let deadline = context.now_ns() + 5 * clock::NS_PER_S;
         let mut raised = 0;
         // Those of exceptions too, from the lowest one that an APIC delivers: with an error code, without, and on a
-        // stack of its own.
+        // stack of its own. And that of the APIC's errors, without any.
         let strays = (16..interrupts::LEGACY_BASE).chain(
-            (interrupts::LEGACY_BASE..=u8::MAX).filter(|&vector| !interrupts::is_used(vector)));
+            (interrupts::LEGACY_BASE..=u8::MAX).filter(|&vector| !interrupts::is_used(vector)))
+            .chain([interrupts::APIC_ERROR]);
         for vector in strays {
             let (before, arrived) = (interrupts::unexpected(), interrupts::arrived(vector));
             send_to_self(vector);
@@ -32,6 +36,42 @@ test! {
             raised += 1;
         }
         check!(raised > 150, "only {raised} vectors were free");
+    }
+}
+
+/// Raises `vector` on this CPU `times` times, and waits for each.
+fn raise(context: &harness::Context<'_>, vector: u8, times: u64) -> Result<(), Failure> {
+    let deadline_ns = context.now_ns() + 5 * clock::NS_PER_S;
+    for _ in 0..times {
+        let arrived = interrupts::arrived(vector);
+        send_to_self(vector);
+        while interrupts::arrived(vector) == arrived {
+            check!(context.now_ns() < deadline_ns, "vector {vector:#x} does not arrive");
+            core::hint::spin_loop();
+        }
+    }
+    Ok(())
+}
+
+test! {
+    /// The APIC's error interrupt, as often as a device may raise it, without errors behind it, and errors as often as
+    /// they may come: all are counted, and the log has a line or two of them.
+    fn a_storm_of_apic_errors_is_counted_and_not_logged(context) {
+        const TIMES: u64 = 1_000;
+        /// Reports of a few intervals, and what others have to say meanwhile.
+        const LINES_MAX: u64 = 5;
+        const RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
+        let (lines, unexpected) = (console::lines(), interrupts::unexpected());
+        raise(context, interrupts::APIC_ERROR, TIMES)?;
+        check_eq!(interrupts::unexpected(), unexpected + TIMES);
+        let errors = apic_errors::count();
+        for _ in 0..TIMES {
+            apic_errors::record(RECEIVED_ILLEGAL_VECTOR);
+            threads::yield_now();
+        }
+        check_eq!(apic_errors::count(), errors + TIMES);
+        let logged = console::lines() - lines;
+        check!(logged <= LINES_MAX, "{logged} lines for {TIMES} interrupts");
     }
 }
 
@@ -48,7 +88,7 @@ test! {
 test! {
     /// A handler runs once for each interrupt, and not any more when its vector is given back.
     fn handlers_come_and_go(context) {
-        let deadline = context.now_ns() + 5 * crate::arch::clock::NS_PER_S;
+        let deadline = context.now_ns() + 5 * clock::NS_PER_S;
         let count = Arc::new(AtomicUsize::new(0));
         let handler = {
             let count = count.clone();

@@ -1,12 +1,17 @@
 //! Tests that misbehave when asked to, so that the tool that watches them can be tested.
 
+use alloc::boxed::Box;
 use core::ptr;
 
 use harness::{Context, DEFAULT_DEADLINE_MS, Failure, TestCase};
 use x86::dtables::{DescriptorTablePointer, lidt};
 
 use crate::{
-    arch::{self, clock::NS_PER_S, interrupts},
+    arch::{
+        self,
+        clock::NS_PER_S,
+        interrupts::{self, Handler},
+    },
     cmdline::Misbehaviour,
     sync::{IrqMutex, Rank},
 };
@@ -17,6 +22,8 @@ static TRIPLE_FAULTS: TestCase = case("selftest::triple_faults", triple_faults);
 static LOCK_ORDER: TestCase = case("selftest::takes_locks_out_of_order", takes_locks_out_of_order);
 static UNMASKED_LOCK: TestCase =
     case("selftest::holds_a_lock_with_interrupts_on", holds_a_lock_with_interrupts_on);
+static ALLOCATING_HANDLER: TestCase = case("selftest::allocates_in_an_interrupt", allocates_in_an_interrupt);
+static LOGGING_HANDLER: TestCase = case("selftest::logs_in_an_interrupt", logs_in_an_interrupt);
 
 const fn case(path: &'static str, run: fn(&Context<'_>) -> Result<(), Failure>) -> TestCase {
     TestCase { path, deadline_ms: DEFAULT_DEADLINE_MS, lacks: |_| None, run }
@@ -30,6 +37,8 @@ pub fn misbehaving(how: Misbehaviour) -> &'static TestCase {
         Misbehaviour::TripleFault => &TRIPLE_FAULTS,
         Misbehaviour::LockOrder => &LOCK_ORDER,
         Misbehaviour::UnmaskedLock => &UNMASKED_LOCK,
+        Misbehaviour::AllocatingHandler => &ALLOCATING_HANDLER,
+        Misbehaviour::LoggingHandler => &LOGGING_HANDLER,
     }
 }
 
@@ -65,6 +74,28 @@ fn holds_a_lock_with_interrupts_on(context: &Context<'_>) -> Result<(), Failure>
         core::hint::spin_loop();
     }
     arch::disable();
+    Ok(())
+}
+
+/// Memory is there, and nobody holds the heap's lock: it is noticed all the same.
+fn allocates_in_an_interrupt(context: &Context<'_>) -> Result<(), Failure> {
+    in_an_interrupt(context, Box::new(|| drop(core::hint::black_box(Box::new(0_u64)))))
+}
+
+/// A line is harmless: it is noticed all the same.
+fn logs_in_an_interrupt(context: &Context<'_>) -> Result<(), Failure> {
+    in_an_interrupt(context, Box::new(|| log::warn!("from a handler")))
+}
+
+/// Lets `handler` run once, in an interrupt.
+fn in_an_interrupt(context: &Context<'_>, handler: Handler) -> Result<(), Failure> {
+    let vector = interrupts::allocate(handler).ok_or_else(|| harness::failure!("no vector is free"))?;
+    let arrived = interrupts::arrived(vector.number());
+    super::interrupts::send_to_self(vector.number());
+    let deadline_ns = context.now_ns() + NS_PER_S;
+    while interrupts::arrived(vector.number()) == arrived && context.now_ns() < deadline_ns {
+        core::hint::spin_loop();
+    }
     Ok(())
 }
 

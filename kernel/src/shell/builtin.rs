@@ -7,7 +7,7 @@ use iommu::dump::{GroupReport, UnitReport, Visitor};
 
 use super::{Command, Shell, UsageError, commands};
 use crate::{
-    arch::{self, ExitCode, clock, interrupts},
+    arch::{self, ExitCode, apic_errors, clock, interrupts},
     cmdline, console, memory, println, smp, testing, threads,
 };
 
@@ -85,6 +85,7 @@ fn stats(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         println!("vector  {vector:#04x} arrived {} times", interrupts::arrived(vector));
     }
     println!("vectors that nobody had asked for: {}", interrupts::unexpected());
+    println!("errors of local APICs: {}", apic_errors::count());
     println!("mapped  {} buffers", shell.machine.iommu.live_mappings());
     let mut faults = Counts::default();
     shell.machine.iommu.visit(&mut faults);
