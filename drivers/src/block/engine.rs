@@ -18,7 +18,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
-use iommu::DmaDevice;
+use iommu::{DmaDevice, Incident};
 
 use super::{
     AtAddress, BlockDevice, BlockError, BlockInfo, Completions, Extent, NotQuiet, Operation, Reason,
@@ -102,15 +102,25 @@ pub trait Hardware: Send + 'static {
         false
     }
 
-    /// Makes the device quiet: when this returns `Ok` it has forgotten its queues and touches no memory. `for_good` says that
-    /// it will not be started again, so that it may want to put its affairs in order.
+    /// Makes the device quiet: when this returns `Ok` it has forgotten its queues and touches no memory.
     ///
     /// # Errors
     /// It did not say so in time. What it was given must stay as it is.
-    fn stop(&mut self, for_good: bool) -> Result<(), Self::Error>;
+    fn stop(&mut self, how: Stop) -> Result<(), Self::Error>;
 
     /// Takes bus mastering away.
     fn disconnect(&mut self);
+}
+
+/// How a device is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It will be started again.
+    ToRestart,
+    /// It will not be started again, so that it may want to put its affairs in order.
+    ForGood,
+    /// It reaches no memory any more: nothing can be asked of it that it would have to read or to answer there.
+    CutOff,
 }
 
 /// A queue, and the event that its interrupt signals.
@@ -136,6 +146,8 @@ pub enum Phase {
     Gone,
     /// Out of order, and it may still reach what it has been given.
     NotQuiet,
+    /// In quarantine: it reaches nothing, what it had is kept for it until its release, and it is left alone.
+    Quarantined,
 }
 
 /// What submitters, workers and the keeper share.
@@ -167,13 +179,21 @@ pub struct Attention {
     pub reset: AtomicBool,
     /// A queue is broken.
     pub broken: AtomicBool,
+    /// It is in quarantine, for good as far as this driver is concerned.
+    pub quarantined: AtomicBool,
 }
 
 impl Attention {
     /// Nothing is the matter.
     pub fn new(host: &Arc<dyn Host>) -> Arc<Self> {
         let none = || AtomicBool::new(false);
-        Arc::new(Self { wake: host.event(), status: none(), reset: none(), broken: none() })
+        Arc::new(Self {
+            wake: host.event(),
+            status: none(),
+            reset: none(),
+            broken: none(),
+            quarantined: none(),
+        })
     }
 
     /// Sets `flag`, one of these, and wakes the keeper.
@@ -185,6 +205,18 @@ impl Attention {
     /// Wakes the keeper, which finds out by itself what for.
     pub fn wake(&self) {
         self.wake.signal();
+    }
+}
+
+impl Attention {
+    /// Raises `quarantined` when `dma`'s device is put in quarantine.
+    fn watch(self: &Arc<Self>, dma: &DmaDevice) {
+        let attention = self.clone();
+        dma.on_incident(Arc::new(move |incident| {
+            if incident == Incident::Quarantined {
+                attention.raise(&attention.quarantined);
+            }
+        }));
     }
 }
 
@@ -272,6 +304,7 @@ impl<Q: Queue> Engine<Q> {
             stopped: host.event(),
             dma,
         });
+        shared.attention.watch(&shared.dma);
         // From here on whatever fails drops the keeper, which leaves the device quiet and ends the workers.
         let mut keeper = Keeper::new(&shared, hardware);
         for index in 0..shared.channels.len() {
@@ -306,6 +339,7 @@ impl<Q: Queue> Shared<Q> {
                 Phase::Running => Reason::QueueFull,
                 Phase::Resetting => Reason::Resetting,
                 Phase::Gone | Phase::NotQuiet => Reason::Gone,
+                Phase::Quarantined => Reason::Quarantined,
             };
             if state.phase != Phase::Running {
                 break;
@@ -433,6 +467,10 @@ impl<Q: Queue> BlockDevice for Engine<Q> {
         if ended {
             shared.stopped.signal();
         }
-        if ended && shared.phase() == Phase::Gone { Ok(()) } else { Err(NotQuiet) }
+        if ended && matches!(shared.phase(), Phase::Gone | Phase::Quarantined) {
+            Ok(())
+        } else {
+            Err(NotQuiet)
+        }
     }
 }

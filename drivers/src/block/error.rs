@@ -26,6 +26,8 @@ pub enum Reason {
     Resetting,
     /// The device is out of order for good, or was shut down.
     Gone,
+    /// The device is in quarantine: after its release another driver has to be started.
+    Quarantined,
     /// The blocks are not all on the medium, or are none, or are more than a request can have.
     OutOfRange {
         /// First block.
@@ -55,6 +57,7 @@ impl fmt::Display for Reason {
             Self::CompletionsFull => f.write_str("no room for another completion"),
             Self::Resetting => f.write_str("the device is being reset"),
             Self::Gone => f.write_str("the device is out of order"),
+            Self::Quarantined => f.write_str("the device is in quarantine"),
             Self::OutOfRange { first, blocks } => {
                 write!(f, "{blocks} blocks from {first} are no valid range")
             }
@@ -87,6 +90,8 @@ pub enum BlockError {
     Reset,
     /// The device was shut down, or could not be made to work again.
     Gone,
+    /// The device was put in quarantine. The buffer comes back to the system after its release.
+    Quarantined,
     /// A remapping unit does not answer, so that the buffer cannot be given back.
     Pinned(DmaError),
 }
@@ -101,6 +106,7 @@ impl fmt::Display for BlockError {
             Self::TimedOut => f.write_str("the device did not answer in time"),
             Self::Reset => f.write_str("the device was reset"),
             Self::Gone => f.write_str("the device is out of order"),
+            Self::Quarantined => f.write_str("the device is in quarantine"),
             Self::Pinned(error) => error.fmt(f),
         }
     }

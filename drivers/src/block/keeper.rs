@@ -7,7 +7,7 @@ use iommu::dma::FaultCounts;
 
 use super::{
     BlockError,
-    engine::{Hardware, Phase, Queue, Running, Shared},
+    engine::{Hardware, Phase, Queue, Running, Shared, Stop},
     flight::InFlight,
 };
 use crate::{faults::Doubt, host::Event};
@@ -65,6 +65,10 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
     /// Looks at whatever wants attention. An error is a reason to reset the device.
     fn turn(&mut self) -> Result<(), Trouble> {
         let attention = &self.shared.attention;
+        if self.shared.phase() == Phase::Running && attention.quarantined.load(Ordering::Acquire) {
+            self.seclude();
+            return Ok(());
+        }
         if attention.broken.swap(false, Ordering::AcqRel) {
             return Err(Trouble::Broken);
         }
@@ -134,6 +138,10 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         if !self.halt(Phase::Resetting) {
             return;
         }
+        if self.shared.attention.quarantined.load(Ordering::Acquire) {
+            // Starting it would turn bus mastering on.
+            return self.seclude();
+        }
         if self.shared.fruitless_resets.fetch_add(1, Ordering::Relaxed) >= FRUITLESS_RESETS {
             log::error!("{} {function}: given up after {resets} resets", H::NAME);
             self.shared.enter(Phase::Gone);
@@ -151,10 +159,25 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         }
     }
 
+    /// The device is in quarantine: what it has fails at once, whether or not it still answers, and it is not started again.
+    /// After its release another driver does that.
+    fn seclude(&mut self) {
+        let function = self.shared.dma.function();
+        self.shared.enter(Phase::Quarantined);
+        log::warn!("{} {function}: in quarantine, its requests fail", H::NAME);
+        // It reaches nothing, quiet or not, and what was mapped for it stays until its release.
+        self.take_back(|flight| flight.finish(Err(BlockError::Quarantined)));
+        if let Err(error) = self.hardware.stop(Stop::CutOff) {
+            log::warn!("{} {function}: {error}", H::NAME);
+        }
+        self.hardware.disconnect();
+    }
+
     /// Makes the device quiet and fails what it has. The phase is `next` afterwards if it is quiet, which is returned.
     fn halt(&mut self, next: Phase) -> bool {
         self.shared.enter(Phase::Resetting);
-        let quiet = self.hardware.stop(next == Phase::Gone);
+        let how = if next == Phase::Gone { Stop::ForGood } else { Stop::ToRestart };
+        let quiet = self.hardware.stop(how);
         if let Err(error) = &quiet {
             log::error!("{} {}: {error}; its memory stays pinned", H::NAME, self.shared.dma.function());
             self.hardware.disconnect();
@@ -164,23 +187,28 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         }
         let faults = self.shared.faults.check(&self.shared.dma);
         let now_ns = self.shared.host.now_ns();
-        for channel in &self.shared.channels {
-            // One at a time, because giving memory back must not happen under the lock.
-            while let Some(flight) = { channel.state.lock().queue.take_back() } {
-                match quiet {
-                    Ok(()) if next == Phase::Gone => flight.finish(Err(BlockError::Gone)),
-                    Ok(()) => {
-                        let error = failure(&flight, faults, now_ns);
-                        flight.finish(Err(error));
-                    }
-                    Err(_) => flight.pin(),
-                }
+        self.take_back(|flight| match quiet {
+            Ok(()) if next == Phase::Gone => flight.finish(Err(BlockError::Gone)),
+            Ok(()) => {
+                let error = failure(&flight, faults, now_ns);
+                flight.finish(Err(error));
             }
-        }
+            Err(_) => flight.pin(),
+        });
         if quiet.is_ok() {
             self.shared.enter(next);
         }
         quiet.is_ok()
+    }
+
+    /// Passes each request that the device has to `end`: one at a time, because giving memory back must not happen under the
+    /// lock.
+    fn take_back(&self, end: impl Fn(InFlight)) {
+        for channel in &self.shared.channels {
+            while let Some(flight) = { channel.state.lock().queue.take_back() } {
+                end(flight);
+            }
+        }
     }
 }
 

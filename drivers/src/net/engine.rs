@@ -12,7 +12,7 @@ use core::{
 };
 
 use iommu::{
-    DmaDevice, FromDevice,
+    DmaDevice, FromDevice, Incident,
     dma::{FaultCounts, PoolBuffer},
 };
 
@@ -119,12 +119,30 @@ pub struct Arrived {
 pub struct Attention {
     wake: Arc<dyn Event>,
     wanted: AtomicBool,
+    /// It is in quarantine, for good as far as this driver is concerned.
+    quarantined: AtomicBool,
 }
 
 impl Attention {
     /// The device wants none.
     pub fn new(wake: &Arc<dyn Event>) -> Arc<Self> {
-        Arc::new(Self { wake: wake.clone(), wanted: AtomicBool::new(false) })
+        let none = || AtomicBool::new(false);
+        Arc::new(Self { wake: wake.clone(), wanted: none(), quarantined: none() })
+    }
+
+    /// Raises `quarantined` when `dma`'s device is put in quarantine.
+    fn watch(self: &Arc<Self>, dma: &DmaDevice) {
+        let attention = self.clone();
+        dma.on_incident(Arc::new(move |incident| {
+            if incident == Incident::Quarantined {
+                attention.quarantined.store(true, Ordering::Release);
+                attention.wake.signal();
+            }
+        }));
+    }
+
+    fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
     }
 }
 
@@ -208,6 +226,7 @@ impl<R: Rings> Engine<R> {
             next_watch_ns: 0,
             counters: Counters::default(),
         };
+        engine.attention.watch(&engine.dma);
         // Whatever fails drops the engine, which leaves the device quiet.
         engine.rings.start().map_err(EngineError::Rings)?;
         engine.rings.refill(engine.faults);
@@ -295,6 +314,10 @@ impl<R: Rings> Engine<R> {
         if self.phase != Phase::Running {
             return;
         }
+        if self.attention.is_quarantined() {
+            // Starting it would turn bus mastering on.
+            return self.seclude();
+        }
         self.fruitless_resets += 1;
         if self.fruitless_resets > FRUITLESS_RESETS {
             log::error!("{} {function}: given up after {resets} resets", R::NAME);
@@ -306,6 +329,12 @@ impl<R: Rings> Engine<R> {
         }
         self.rings.refill(self.faults);
         self.link = self.rings.link();
+    }
+
+    /// The device is in quarantine: it is stopped, and not started again. After its release another driver does that.
+    fn seclude(&mut self) {
+        log::warn!("{} {}: in quarantine, and stopped", R::NAME, self.dma.function());
+        self.quieten(Phase::Gone);
     }
 
     /// Makes the device quiet and takes back what it has. The phase is `next` afterwards, if it is quiet.
@@ -348,9 +377,12 @@ impl<R: Rings> NetDevice for Engine<R> {
     }
 
     fn service(&mut self) {
-        if self.phase == Phase::Running
-            && let Err(cause) = self.turn()
-        {
+        if self.phase != Phase::Running {
+            return;
+        }
+        if self.attention.is_quarantined() {
+            self.seclude();
+        } else if let Err(cause) = self.turn() {
             self.recover(cause);
         }
     }

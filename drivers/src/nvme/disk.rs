@@ -14,7 +14,7 @@ use super::{
 use crate::{
     block::{
         BlockDevice, BlockInfo,
-        engine::{Attention, Engine, Hardware, Setup},
+        engine::{Attention, Engine, Hardware, Setup, Stop},
     },
     host::{Event, Host},
 };
@@ -124,11 +124,12 @@ impl Hardware for NvmeDisk {
         self.pairs.get(queue).is_some_and(|place| self.controller.abort(place.id, request))
     }
 
-    fn stop(&mut self, for_good: bool) -> Result<(), NvmeError> {
+    fn stop(&mut self, how: Stop) -> Result<(), NvmeError> {
         // A controller that works ends what it has by itself, queue by queue, rather than in the middle of it.
-        let ended = self.controller.is_running()
+        let ended = how != Stop::CutOff
+            && self.controller.is_running()
             && self.pairs.iter().all(|&place| self.controller.delete_pair(place));
-        if ended && for_good {
+        if ended && how == Stop::ForGood {
             self.controller.shut_down();
         }
         self.controller.turn_off()

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use std::{sync::Weak, time::Duration, vec::Vec};
 
-use iommu::{Iova, PageBuffer};
+use iommu::{DmaError, Iova, PageBuffer};
 
 use super::{super::NvmeError, blocks_per_request, open as open_disk};
 use crate::{
@@ -340,6 +340,38 @@ fn a_controller_that_does_not_become_quiet_keeps_its_memory() {
     std::thread::sleep(Duration::from_millis(50));
     bench.iommu.reap();
     assert_eq!(bench.iommu.live_mappings(), live, "nor does it go with the driver");
+}
+
+/// Before any time passes: neither its deadline nor the next look at the controller is waited for.
+#[test]
+fn requests_of_a_controller_in_quarantine_fail_at_once() {
+    for restless in [false, true] {
+        let (bench, device, disk) = open();
+        device.set(|state| (state.io, state.restless) = (Behaviour::Silent, restless));
+        let completions = submit_reads(&bench, &disk, 3);
+        bench.iommu.quarantine(bench.dma.function()).unwrap();
+        for done in collect(&completions, 3) {
+            assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Quarantined), false));
+        }
+        await_true(|| !bench.host.is_bus_master());
+        let refused = |operation| {
+            disk.submit(Request { tag: 0, operation }, &completions).map_err(|rejected| rejected.reason)
+        };
+        assert_eq!(refused(read(0, 1)), Err(Reason::Dma(DmaError::Revoked)));
+        assert_eq!(refused(Operation::Flush), Err(Reason::Quarantined));
+        // Nobody starts it again, whatever else happens.
+        disk.reset();
+        bench.host.advance(10 * REQUEST_DEADLINE_NS);
+        assert_eq!(disk.shut_down(), Ok(()));
+        assert_eq!((disk.resets(), bench.host.is_bus_master()), (0, false));
+        drop(disk);
+        device.set(|state| (state.io, state.restless) = (Behaviour::Honest, false));
+        bench.iommu.release(bench.dma.function(), |_| true).unwrap();
+        // The admin queue of one that did not become quiet by itself stays where it is.
+        bench.await_live_mappings(if restless { 8 } else { 0 });
+        let dma = bench.iommu.claim(bench.dma.function()).unwrap();
+        assert_works(&bench, &open_disk(&bench.as_host(), dma).unwrap());
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use drivers::{
-    block::{BlockDevice, Operation, Transfer, transfer},
+    block::{BlockDevice, Completions, Operation, Request, Transfer, transfer},
     edu::{Edu, Transfer as EduTransfer, Way},
     host::Host,
 };
@@ -32,6 +32,12 @@ const LINES_MAX: u64 = 20;
 /// Sectors that are read over and over, and pages that hold them.
 const SECTORS: u32 = 64;
 const PAGES: usize = SECTORS as usize * 512 / 4096;
+
+/// Far less than the ten seconds that a disk has for a request.
+const AT_ONCE_NS: u64 = 5_000_000_000;
+
+/// Requests that a disk has when it is taken away.
+const IN_FLIGHT: u64 = 4;
 
 /// Waits for what is about to happen.
 pub fn wait(machine: &Machine, what: &str, mut done: impl FnMut() -> bool) -> Result<(), Failure> {
@@ -216,8 +222,23 @@ test! {
         let machine = Machine::of(context)?;
         let before = read(&machine.host, &*machine.disk()?).ok_or_else(|| failure!("the disk cannot be read"))?;
         let function = machine.disk()?.dma().function();
+        let disk = machine.disk()?;
+        let completions = Completions::new(&machine.host, IN_FLIGHT as usize)?;
+        for tag in 0..IN_FLIGHT {
+            let buffer = PageBuffer::zeroed(PAGES).ok_or_else(|| failure!("no memory"))?;
+            let operation = Operation::Read(Transfer { first: 0, blocks: SECTORS, buffer });
+            disk.submit(Request { tag, operation }, &completions).map_err(|rejected| rejected.reason)?;
+        }
+        let start_ns = machine.host.now_ns();
         machine.iommu.quarantine(function)?;
-        check!(read(&machine.host, &*machine.disk()?).is_none(), "a disk in quarantine was read");
+        for _ in 0..IN_FLIGHT {
+            let done = completions.wait(start_ns + AT_ONCE_NS);
+            let done = done.ok_or_else(|| failure!("a request waits for its deadline"))?;
+            // What was done before is done; but for that, nothing succeeds.
+            check!(done.result.is_ok() || done.buffer.is_none(), "{:?} with a buffer", done.result);
+        }
+        check!(read(&machine.host, &*disk).is_none(), "a disk in quarantine was read");
+        drop(disk);
         machine.reopen_disk(0)?;
         let after = read(&machine.host, &*machine.disk()?).ok_or_else(|| failure!("the disk cannot be read again"))?;
         check!(before[..] == after[..], "the disk reads differently");

@@ -20,7 +20,7 @@ use self::{
 use crate::{
     block::{
         BlockDevice,
-        engine::{Attention, Engine, Hardware, Setup},
+        engine::{Attention, Engine, Hardware, Setup, Stop},
     },
     host::{Event, Host},
     pci::Id,
@@ -144,7 +144,7 @@ impl Hardware for VirtioBlk {
         self.transport.is_running()
     }
 
-    fn stop(&mut self, _for_good: bool) -> Result<(), TransportError> {
+    fn stop(&mut self, _how: Stop) -> Result<(), TransportError> {
         self.transport.reset()
     }
 

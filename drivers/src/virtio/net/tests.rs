@@ -276,6 +276,39 @@ fn a_device_that_never_works_is_given_up() {
 }
 
 #[test]
+fn a_device_in_quarantine_is_stopped_for_good() {
+    let (bench, device, mut net) = opened();
+    assert_works(&device, &mut *net);
+    net.transmit(&frame(9), None).unwrap();
+    let event = net.event();
+    while event.wait(0) {}
+    bench.iommu.quarantine(bench.dma.function()).unwrap();
+    assert!(event.wait(0), "its owner is woken");
+    net.service();
+    assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
+    assert_eq!((net.link(), net.room(), net.service_by_ns()), (Link::Down, 0, u64::MAX));
+    net.reset();
+    net.service();
+    assert_eq!((net.counters().resets, bench.host.is_bus_master()), (0, false));
+    assert_eq!(net.shut_down(), Ok(()));
+    bench.iommu.release(bench.dma.function(), |_| true).unwrap();
+    bench.await_live_mappings(0);
+    let dma = bench.iommu.claim(bench.dma.function()).unwrap();
+    assert_works(&device, &mut *open(&bench.as_host(), dma).unwrap());
+}
+
+/// One that was being reset when it happened is not started again.
+#[test]
+fn a_device_in_quarantine_is_not_restarted() {
+    let (bench, device, mut net) = opened();
+    device.set(|state| state.behaviour = Behaviour::WrongHead(64));
+    bench.iommu.quarantine(bench.dma.function()).unwrap();
+    net.reset();
+    assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
+    assert!(!bench.host.is_bus_master());
+}
+
+#[test]
 fn the_link_comes_and_goes() {
     let (_bench, device, mut net) = opened();
     let event = net.event();
