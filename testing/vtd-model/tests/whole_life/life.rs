@@ -83,6 +83,8 @@ pub struct Life {
     pinned: usize,
     /// Table pages in use before any driver came.
     tables_at_first: usize,
+    /// Most mappings that were live after a step.
+    most_mappings: usize,
 }
 
 impl Life {
@@ -134,6 +136,7 @@ impl Life {
             short_of_memory: false,
             pinned: 0,
             tables_at_first,
+            most_mappings: 0,
         };
         for group in 0..life.groups.len() {
             life.groups[group].oracle = life.reserved_only(group)?;
@@ -176,6 +179,7 @@ impl Life {
     /// Does one step and checks everything that it may have touched.
     pub fn run(&mut self, step: &Step) -> Result<(), String> {
         let touched = self.perform(step)?;
+        self.most_mappings = self.most_mappings.max(self.driven.iommu.live_mappings());
         touched.map_or(Ok(()), |touched| self.check_around(touched))?;
         for function in &self.functions {
             let oracle = &self.groups[function.group].oracle;

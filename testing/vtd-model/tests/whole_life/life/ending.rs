@@ -163,8 +163,11 @@ impl Life {
         Ok(())
     }
 
-    /// With no driver left no tables are left but the units' own: a context table for each bus of each unit is new.
+    /// With no driver left no tables are left but the units' own: a context table for each bus of each unit is new. So is
+    /// the room for dropped mappings, which is kept.
     fn expect_no_tables(&mut self) -> Result<(), String> {
+        /// A page has more of them.
+        const SLOTS_A_PAGE: usize = 16;
         self.old_handles.clear();
         self.reap();
         let config = self.driven.machine.config();
@@ -172,7 +175,9 @@ impl Life {
             config.functions.iter().map(|function| (function.unit, function.requester >> 8)).collect();
         buses.sort_unstable();
         buses.dedup();
-        let (left, most) = (self.driven.machine.live_table_pages(), self.tables_at_first + buses.len());
+        let room = 1 + self.most_mappings / SLOTS_A_PAGE;
+        let (left, most) =
+            (self.driven.machine.live_table_pages(), self.tables_at_first + buses.len() + room);
         // What devices that did not answer may still walk stays for ever.
         if self.pinned == 0 && left > most {
             return Err(format!("{left} table pages are left at the end, of which {most} can be explained"));
