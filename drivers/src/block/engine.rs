@@ -55,6 +55,10 @@ pub trait Queue: Send + 'static {
     ///
     /// # Errors
     /// The request comes back if there is no room.
+    #[expect(
+        clippy::result_large_err,
+        reason = "nothing is lost: what does not fit comes back, and takes no memory for that"
+    )]
     fn start(&mut self, flight: InFlight) -> Result<(), InFlight>;
 
     /// Tells the device of what was started since the last time, if it wants to know.

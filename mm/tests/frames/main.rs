@@ -22,13 +22,16 @@ pub const G4: u64 = 4 << 30;
 /// A host thread is a CPU: the one whose number it set.
 pub struct Threads;
 
+/// What happens at a moment, which is counted down to.
+type Meanwhile = (usize, Box<dyn FnOnce()>);
+
 std::thread_local! {
     static CPU: AtomicUsize = const { AtomicUsize::new(0) };
     /// Guards that live: interrupts are off as long as there are any.
     static GUARDS: AtomicUsize = const { AtomicUsize::new(0) };
     static HELD: HeldLocks = const { HeldLocks::new() };
     /// What happens on another CPU when this one is about to turn its interrupts off, that many times from now.
-    static MEANWHILE: RefCell<Option<(usize, Box<dyn FnOnce()>)>> = const { RefCell::new(None) };
+    static MEANWHILE: RefCell<Option<Meanwhile>> = const { RefCell::new(None) };
 }
 
 /// Interrupts off, as far as a thread of the host has any.
