@@ -6,7 +6,7 @@ mod unit;
 
 use driver::Driven;
 use iommu::{
-    Bidirectional, ClaimError, DmaDevice, DmaError, Options,
+    Bidirectional, ClaimError, DmaDevice, DmaError, Options, PciAddress,
     dma::Stuck,
     platform::Event,
     vtd::{
@@ -117,6 +117,28 @@ fn a_stuck_unit_keeps_what_it_owns_and_the_others_go_on() {
         fine_device.write(mapping.iova().as_u64(), b"on").expect("mapped");
         assert_eq!(&mapping.unmap().expect("a unit that works").as_slice()[..2], b"on");
         driven.assert_content(name);
+    }
+}
+
+#[test]
+fn a_unit_that_refuses_something_while_another_is_waited_for_is_not_given_up() {
+    for dead in [0, 1] {
+        let mut config = two_units();
+        // Two functions of one device: one group, one domain, two units.
+        let function = |number: u8| PciAddress::from_devfn(0, 0, 8 << 3 | number);
+        config.functions = [0_u8, 1].map(|unit| FunctionConfig::endpoint(function(unit), unit.into())).into();
+        let driven = Driven::start(config).expect("units that work");
+        let (handles, devices): (Vec<_>, Vec<_>) = (0..2).map(|index| claim(&driven, index)).unzip();
+        let mapping = handles[0].dma_map(buffer(&driven), Bidirectional).expect("room");
+        let iova = mapping.iova().as_u64();
+        assert!(devices.iter().all(|device| device.probe(iova, Access::Write).is_ok()));
+        driven.machine.misbehave(dead, |unit| unit.queue_stalled = true);
+        driven.machine.misbehave(1 - dead, |unit| unit.refused_descriptors = 1);
+        let stuck = DmaError::Stuck(Stuck { unit: dead });
+        assert_eq!(mapping.unmap().map(drop), Err(stuck), "unit {dead} is dead");
+        let alive: Vec<_> = driven.units().iter().map(|unit| unit.alive).collect();
+        assert_eq!((alive[dead], alive[1 - dead]), (false, true));
+        assert!(devices[1 - dead].probe(iova, Access::Write).is_err());
     }
 }
 

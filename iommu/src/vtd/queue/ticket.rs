@@ -229,16 +229,17 @@ impl Queue {
         !behind_device || waited_ns > DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS
     }
 
-    /// Waits for one slot.
+    /// Waits for one slot. A deadline that is over before anybody has looked for an error of the unit, because the caller
+    /// waited for another unit first, counts from that look.
     fn wait_for<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
         slot: &OwnedSlot,
-        since_ns: u64,
+        mut since_ns: u64,
         expired: impl Fn(u64) -> bool,
     ) -> Waited {
-        let mut checked_ns = since_ns;
+        let (mut checked_ns, mut has_checked) = (since_ns, false);
         loop {
             // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.
             let now = platform.now_ns();
@@ -251,10 +252,13 @@ impl Queue {
                 return Waited::Stuck;
             }
             if expired(now.saturating_sub(since_ns)) {
-                return Waited::Expired;
+                if has_checked {
+                    return Waited::Expired;
+                }
+                since_ns = now;
             }
             if now.saturating_sub(checked_ns) > ERROR_CHECK_NS {
-                checked_ns = now;
+                (checked_ns, has_checked) = (now, true);
                 self.recover(platform, hardware);
             }
             platform.relax();
