@@ -23,6 +23,7 @@ use crate::{
     domain::Domain,
     dump::GroupStanding,
     fault::Fault,
+    log_budget::LogBudget,
     options::Quarantine,
     platform::{LockClass, Work},
     policy::{History, Limits, Verdict, judge},
@@ -109,6 +110,8 @@ struct Record {
     history: History,
     /// The verdict was quarantine; from here on faults are only counted.
     condemned: bool,
+    /// What may be logged of them.
+    lines: LogBudget,
 }
 
 struct State<B: Backend> {
@@ -162,7 +165,8 @@ impl<B: Backend> Group<B> {
             retired: false,
             scratch: None,
         };
-        let record = Record { faults: 0, history: History::default(), condemned: false };
+        let record =
+            Record { faults: 0, history: History::default(), condemned: false, lines: LogBudget::ONE_SOURCE };
         Self {
             layout,
             record: IrqLock::new(LockClass::GroupRecord, record),
@@ -205,6 +209,12 @@ impl<B: Backend> Group<B> {
         record.history = history;
         record.condemned = verdict == Verdict::Quarantine;
         Some(verdict)
+    }
+
+    /// Whether a fault of the group may be logged: see [`LogBudget::take`].
+    pub fn take_line(&self, platform: &B::Platform) -> Option<u64> {
+        let now_ns = platform.now_ns();
+        self.record.lock(platform).lines.take(now_ns)
     }
 
     /// Whether the group is to be put in quarantine and is not yet.

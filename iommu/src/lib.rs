@@ -86,6 +86,7 @@ mod fault_log;
 mod group;
 pub mod interrupts;
 pub mod iova;
+mod log_budget;
 pub mod options;
 pub mod platform;
 pub mod policy;

@@ -186,6 +186,14 @@ impl<P: Platform> Shared<P> {
         self.layout().group_of_source(source).cloned()
     }
 
+    /// Whether `fault` may be logged, as far as its source is concerned: see [`LogBudget::take`](crate::log_budget).
+    fn take_line(&self, fault: &Fault) -> Option<u64> {
+        match self.group_of_source(fault.source) {
+            Some(group) => group.take_line(&self.platform),
+            None => self.strangers.take_line(&*self.platform),
+        }
+    }
+
     fn tell(&self, fault: &Fault) {
         if let Some(group) = self.group_of_source(fault.source) {
             group.tell(&self.platform, Incident::Fault(*fault));
@@ -321,6 +329,7 @@ impl<P: Platform> Control for Protection<P> {
         faults.process(
             &**platform,
             |fault| self.shared.tell(fault),
+            |fault| self.shared.take_line(fault),
             |fault, unit| self.shared.walk(fault, unit),
         );
         if backend.take_newly_silent() {

@@ -6,6 +6,7 @@
 
 use crate::{
     Platform,
+    log_budget::LogBudget,
     platform::LockClass,
     policy::{History, Limits, Verdict, judge},
     sync::IrqLock,
@@ -19,11 +20,12 @@ pub(crate) struct Strangers {
 struct Record {
     faults: u64,
     history: History,
+    lines: LogBudget,
 }
 
 impl Strangers {
     pub const fn new() -> Self {
-        let record = Record { faults: 0, history: History::NONE };
+        let record = Record { faults: 0, history: History::NONE, lines: LogBudget::ONE_SOURCE };
         Self { record: IrqLock::new(LockClass::GroupRecord, record) }
     }
 
@@ -36,6 +38,12 @@ impl Strangers {
         let (history, verdict) = judge(record.history, limits, now_ns);
         record.history = history;
         (verdict != Verdict::Quarantine).then_some(verdict)
+    }
+
+    /// Whether one of them may be logged: see [`LogBudget::take`].
+    pub fn take_line<P: Platform>(&self, platform: &P) -> Option<u64> {
+        let now_ns = platform.now_ns();
+        self.record.lock(platform).lines.take(now_ns)
     }
 
     /// Their faults so far.

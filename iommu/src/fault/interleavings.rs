@@ -48,7 +48,7 @@ fn no_fault_is_left_behind_when_its_thread_sleeps() {
         let work = || {
             let see = |fault: &Fault| seen.lock().unwrap().push(*fault);
             if platform.wakes.swap(0, Ordering::SeqCst) > 0 {
-                log.process(&*platform, see, |_, _| None::<&str>);
+                log.process(&*platform, see, |_| Some(0), |_, _| None::<&str>);
             }
         };
         work();

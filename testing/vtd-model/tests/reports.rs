@@ -3,12 +3,12 @@
 
 mod driver;
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use driver::{Driven, functions_of};
 use iommu::{
     Bidirectional, Iommu, Iova, Options, PciAddress, SourceId, ToDevice,
-    dump::{Leads, StepReport, TableKind, Visitor},
+    dump::{GroupStanding, Leads, StepReport, TableKind, Visitor},
     fault::Fault,
     options::Quarantine,
     policy::Limits,
@@ -199,4 +199,56 @@ fn nobody_is_heard_again_after_a_while() {
     assert_eq!(fault(), 0);
     driven.machine.clock().advance(QUIET_NS);
     assert_eq!(fault(), 1);
+}
+
+thread_local! {
+    /// What this test's thread has logged.
+    static LOGGED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.with_borrow_mut(|lines| lines.push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// A device that blunders now and then, too seldom for quarantine, does not keep another's fault out of the log.
+#[test]
+fn the_log_has_room_for_each_source() {
+    const GAP_NS: u64 = 51_000_000;
+    let blunders = if cfg!(miri) { 50 } else { 2_000 };
+    // Fails if another test was first: there is one logger.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(log::LevelFilter::Warn);
+    let driven = Driven::start(config()).expect("units that work");
+    let functions = [0, 1].map(|index| driven.function(index));
+    let _handles = functions.map(|function| driven.iommu.claim(function).expect("a free function"));
+    functions.iter().for_each(|&function| driven.enable(function));
+    LOGGED.take();
+    let fault = |function, page| {
+        assert!(driven.device(function).write(page * PAGE, b"x").is_err());
+        driven.pump();
+    };
+    for blunder in 0..blunders {
+        fault(functions[0], blunder + 0x1_0000);
+        driven.machine.clock().advance(GAP_NS);
+    }
+    assert!(matches!(driven.standing(functions[0]), (GroupStanding::Claimed, count) if count == blunders));
+    fault(functions[1], 0x5);
+    let logged = LOGGED.take();
+    let lines_of = |function: PciAddress| {
+        let name = function.source_id().to_string();
+        logged.iter().filter(|line| line.starts_with(&name)).count() as u64
+    };
+    let ten_seconds = blunders * GAP_NS / 10_000_000_000;
+    assert!((4..=4 + ten_seconds).contains(&lines_of(functions[0])), "{logged:#?}");
+    assert_eq!(lines_of(functions[1]), 1, "{logged:#?}");
 }

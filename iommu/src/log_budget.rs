@@ -1,0 +1,69 @@
+//! How much may be written to the log about something that a device brings about as often as it likes.
+
+/// A token bucket: some lines at once, and then one an interval.
+#[derive(Debug)]
+pub(crate) struct LogBudget {
+    burst: u32,
+    interval_ns: u64,
+    lines: u32,
+    refilled_ns: u64,
+    suppressed: u64,
+}
+
+impl LogBudget {
+    /// What all sources share.
+    pub const ALL: Self = Self::new(10, 1_000_000_000);
+
+    /// What one source has: a group, or all that belong to none. So little that the others' lines are not used up: as many
+    /// at once as a storm has news, and a tenth of what there is for all.
+    pub const ONE_SOURCE: Self = Self::new(4, 10_000_000_000);
+
+    const fn new(burst: u32, interval_ns: u64) -> Self {
+        Self { burst, interval_ns, lines: burst, refilled_ns: 0, suppressed: 0 }
+    }
+
+    /// Whether a line may be written now, and how many were not since the last one.
+    pub fn take(&mut self, now_ns: u64) -> Option<u64> {
+        let refill = now_ns.saturating_sub(self.refilled_ns) / self.interval_ns;
+        if refill > 0 {
+            self.refilled_ns = now_ns;
+            self.lines = self.lines.saturating_add(u32::try_from(refill).unwrap_or(u32::MAX)).min(self.burst);
+        }
+        if self.lines == 0 {
+            self.suppressed += 1;
+            return None;
+        }
+        self.lines -= 1;
+        Some(core::mem::take(&mut self.suppressed))
+    }
+
+    /// Counts `lines` that were allowed here and not written after all, for the next one to tell.
+    pub fn put_off(&mut self, lines: u64) {
+        self.suppressed = self.suppressed.saturating_add(lines);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_writes_a_burst_and_then_a_line_an_interval() {
+        let (faults, gap_ns) = if cfg!(miri) { (1_000, 10_000_000) } else { (1_000_000, 10_000) };
+        for (mut budget, later) in [(LogBudget::ALL, 9), (LogBudget::ONE_SOURCE, 0)] {
+            let burst = budget.burst as usize;
+            let written = (0..faults).filter(|fault| budget.take(fault * gap_ns).is_some()).count();
+            assert_eq!(written, burst + later, "ten seconds of a fault each {gap_ns} ns");
+        }
+    }
+
+    #[test]
+    fn the_line_after_a_gap_says_how_many_were_left_out() {
+        let mut budget = LogBudget { lines: 1, ..LogBudget::ALL };
+        assert_eq!(budget.take(0), Some(0));
+        assert_eq!(budget.take(1), None);
+        assert_eq!(budget.take(2), None);
+        budget.put_off(3);
+        assert_eq!(budget.take(budget.interval_ns), Some(5));
+    }
+}
