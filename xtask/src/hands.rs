@@ -4,6 +4,7 @@
 //! The guest sees what became of it by its slots. What QEMU refuses is a complaint of the boot.
 
 use std::io::{BufRead, BufReader, Write};
+use std::iter;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct Device {
     pub name: &'static str,
     /// Its driver and properties, as the members of a JSON object.
     pub properties: &'static str,
+    /// What is behind it, from the top down: the guest finds all of it at once.
+    pub behind: &'static [Device],
 }
 
 /// A thread that does what the guest asks for.
@@ -113,12 +116,22 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
     fn carry_out(&mut self, request: &Request, devices: &[Device]) -> Result<()> {
         let (Request::Plug(name) | Request::Unplug(name)) = request;
         let device = devices.iter().find(|device| device.name == name).context("there is no such device")?;
-        let mut arguments: Value = serde_json::from_str(&format!("{{{}}}", device.properties))?;
-        arguments["id"] = json!(device.name);
         match request {
-            Request::Plug(_) => self.execute("device_add", arguments),
+            Request::Plug(_) if device.behind.is_empty() => self.add(device),
+            Request::Plug(_) => {
+                self.execute("stop", json!({}))?;
+                let added = iter::once(device).chain(device.behind).try_for_each(|device| self.add(device));
+                self.execute("cont", json!({}))?;
+                added
+            }
             Request::Unplug(_) => self.execute("device_del", json!({ "id": device.name })),
         }
+    }
+
+    fn add(&mut self, device: &Device) -> Result<()> {
+        let mut arguments: Value = serde_json::from_str(&format!("{{{}}}", device.properties))?;
+        arguments["id"] = json!(device.name);
+        self.execute("device_add", arguments)
     }
 
     /// Has QEMU execute a command, and waits for its answer. Events in between are skipped.
@@ -145,7 +158,14 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
 mod tests {
     use super::*;
 
-    const DEVICES: &[Device] = &[Device { name: "edu", properties: r#""driver":"edu","bus":"slot""# }];
+    const DEVICES: &[Device] = &[
+        Device { name: "edu", properties: r#""driver":"edu","bus":"slot""#, behind: &[] },
+        Device {
+            name: "bridge",
+            properties: r#""driver":"b","bus":"slot""#,
+            behind: &[Device { name: "far", properties: r#""driver":"edu","bus":"bridge""#, behind: &[] }],
+        },
+    ];
 
     /// What is sent for `request` to a monitor that says `answers`, and what comes of it.
     fn ask(request: &Request, answers: &str) -> (Vec<Value>, Result<()>) {
@@ -165,6 +185,21 @@ mod tests {
         let (sent, result) = ask(&Request::Unplug("edu".into()), answers);
         assert_eq!(sent, [json!({ "execute": "device_del", "arguments": { "id": "edu" } })]);
         result.unwrap();
+    }
+
+    #[test]
+    fn what_is_behind_a_device_is_added_while_the_guest_is_stopped() {
+        let commands = |answers| -> Vec<String> {
+            let (sent, _) = ask(&Request::Plug("bridge".into()), answers);
+            sent.iter().map(|sent| format!("{} {}", sent["execute"], sent["arguments"]["id"])).collect()
+        };
+        let [stop, cont] = [r#""stop" null"#, r#""cont" null"#];
+        let [bridge, far] = [r#""device_add" "bridge""#, r#""device_add" "far""#];
+        assert_eq!(commands(&"{\"return\": {}}\n".repeat(4)), [stop, bridge, far, cont]);
+        // It goes on, whatever became of that.
+        let refused = "{\"return\": {}}\n{\"error\": {}}\n{\"return\": {}}\n";
+        assert_eq!(commands(refused), [stop, bridge, cont]);
+        assert!(ask(&Request::Plug("bridge".into()), refused).1.is_err());
     }
 
     #[test]

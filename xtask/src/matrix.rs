@@ -18,13 +18,13 @@ const SIXTEEN_EDUS: [&str; 32] = {
     arguments
 };
 
-/// A root port with an empty slot, and what the disks that are plugged into it store their blocks in: nothing, and nothing
+/// A root port with an empty slot and buses for two bridges in it, and what the disks that are plugged into it store their blocks in: nothing, and nothing
 /// after a long time. Slots speak for themselves, not through ACPI.
 const SLOT: &[&str] = &[
     "-global",
     "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
     "-device",
-    "pcie-root-port,id=hot,bus=pcie.0,addr=0x9,chassis=9,slot=9",
+    "pcie-root-port,id=hot,bus=pcie.0,addr=0x9,chassis=9,slot=9,bus-reserve=3",
     "-blockdev",
     "driver=null-co,node-name=zeros,size=16777216,read-zeroes=on",
     "-blockdev",
@@ -33,16 +33,50 @@ const SLOT: &[&str] = &[
 
 /// What is plugged into it.
 const DEVICES: &[Device] = &[
-    Device { name: "edu", properties: r#""driver":"edu","bus":"hot","dma_mask":18446744073709551615"# },
+    Device {
+        name: "edu",
+        properties: r#""driver":"edu","bus":"hot","dma_mask":18446744073709551615"#,
+        behind: &[],
+    },
     Device {
         name: "disk",
         properties: r#""driver":"virtio-blk-pci","bus":"hot","drive":"zeros","iommu_platform":true,"disable-legacy":"on""#,
+        behind: &[],
     },
     Device {
         name: "slow",
         properties: r#""driver":"virtio-blk-pci","bus":"hot","drive":"slow","iommu_platform":true,"disable-legacy":"on""#,
+        behind: &[],
     },
-    Device { name: "large", properties: r#""driver":"nvme","bus":"hot","serial":"large","cmb_size_mb":16"# },
+    Device {
+        name: "large",
+        properties: r#""driver":"nvme","bus":"hot","serial":"large","cmb_size_mb":16"#,
+        behind: &[],
+    },
+    Device {
+        name: "bridge",
+        properties: r#""driver":"pcie-pci-bridge","bus":"hot""#,
+        behind: &[Device {
+            name: "near-edu",
+            properties: r#""driver":"edu","bus":"bridge","addr":"0x2","dma_mask":18446744073709551615"#,
+            behind: &[],
+        }],
+    },
+    Device { name: "bridges", properties: r#""driver":"pcie-pci-bridge","bus":"hot""#, behind: BRIDGED },
+];
+
+/// What is behind a bridge that is plugged in: another one, and an attacker behind that.
+const BRIDGED: &[Device] = &[
+    Device {
+        name: "second",
+        properties: r#""driver":"pci-bridge","bus":"bridges","addr":"0x2","chassis_nr":10,"shpc":true"#,
+        behind: &[],
+    },
+    Device {
+        name: "far-edu",
+        properties: r#""driver":"edu","bus":"second","addr":"0x3","dma_mask":18446744073709551615"#,
+        behind: &[],
+    },
 ];
 
 const HOTPLUG: Scenario = Scenario {
@@ -341,6 +375,18 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "the same on four CPUs, with the order of locks checked",
         build: Build::Checked,
         cpus: "4",
+        ..HOTPLUG
+    },
+    Scenario {
+        name: "hotplug-bridge",
+        about: "a bridge comes and goes with what is behind it",
+        tests: "hotplug_bridges::one*",
+        ..HOTPLUG
+    },
+    Scenario {
+        name: "hotplug-bridges",
+        about: "two bridges, one behind the other, come and go",
+        tests: "hotplug_bridges::two*",
         ..HOTPLUG
     },
     Scenario {

@@ -10,7 +10,7 @@ use crate::{
     host::{Event, Host, InterruptError},
     pci::{
         Apertures, Bridge, BusRange, Changes, Config, Function, Msi, MsiError, Msix, MsixError,
-        ResourceError, Slot, SlotError, assign, enumerate,
+        ResourceError, Slot, SlotError, assign, enumerate, number_buses,
     },
     quiet::{Target, quieten},
 };
@@ -25,6 +25,7 @@ const RESET_DEADLINE_NS: u64 = 2_000_000_000;
 pub(super) struct Port {
     slot: Slot,
     buses: BusRange,
+    is_on_root_bus: bool,
     /// Empty if nothing is in use in the slot.
     occupants: Vec<Occupant>,
     _interrupt: PortInterrupt,
@@ -160,7 +161,8 @@ impl Port {
         let interrupt = PortInterrupt::enable(host, &slot, event)?;
         slot.device().enable_bus_master();
         slot.enable_events(true)?;
-        Ok(Some(Self { slot, buses, occupants, _interrupt: interrupt }))
+        let is_on_root_bus = function.parent.is_none();
+        Ok(Some(Self { slot, buses, is_on_root_bus, occupants, _interrupt: interrupt }))
     }
 
     /// Looks at what has happened to the slot, and does what it takes.
@@ -215,6 +217,7 @@ impl Port {
         self.slot.power_on()?;
         let meanwhile = self.slot.take_changes();
         let port = self.slot.port();
+        number_buses(host, self.buses)?;
         let mut found = enumerate(host, self.buses)?;
         if found.is_empty() {
             return Err(PortError::Nothing);
@@ -223,7 +226,9 @@ impl Port {
             function.enable_isolation(host);
             function.parent = function.parent.or(Some(port));
         }
-        assign(host, port, &found, apertures)?;
+        // Bridges above the port pass on what firmware had them pass on, and nothing taken anew.
+        let mut nothing = Apertures::nothing();
+        assign(host, port, &found, if self.is_on_root_bus { apertures } else { &mut nothing })?;
         let mut list: Vec<topology::Function> = Vec::new();
         list.try_reserve_exact(found.len())?;
         list.extend(found.iter().map(Function::topology));

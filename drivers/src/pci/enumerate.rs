@@ -39,6 +39,23 @@ pub fn enumerate<C: ConfigSpace + ?Sized>(
     Ok(walk.found)
 }
 
+/// The functions on one bus, without what is behind them and who leads to it.
+pub(super) fn on_bus<C: ConfigSpace + ?Sized>(
+    space: &C,
+    segment: u16,
+    bus: u8,
+) -> impl Iterator<Item = Function> {
+    let read =
+        move |devfn| Function::read(Config::new(space, PciAddress::from_devfn(segment, bus, devfn)), None);
+    (0..32).flat_map(move |device| {
+        let first = read(device << 3);
+        let others = first.as_ref().is_some_and(|function| function.multifunction).then_some(1..8);
+        first
+            .into_iter()
+            .chain(others.into_iter().flatten().filter_map(move |number| read(device << 3 | number)))
+    })
+}
+
 /// A bus to look at, and the bridge that leads to it.
 struct Pending {
     bus: u8,
@@ -63,35 +80,20 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
         }
         self.put(bus, None)?;
         while let Some(Pending { bus, parent }) = self.pending.pop() {
-            for device in 0..32 {
-                self.device(bus, device, parent)?;
+            for function in on_bus(self.space, self.range.segment, bus) {
+                self.take_in(Function { parent, ..function })?;
             }
         }
         Ok(())
     }
 
-    fn device(&mut self, bus: u8, device: u8, parent: Option<PciAddress>) -> Result<(), TryReserveError> {
-        if self.function(bus, device << 3, parent)? {
-            for function in 1..8 {
-                self.function(bus, device << 3 | function, parent)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes in the function if there is one. True if it says that it is one of several.
-    fn function(&mut self, bus: u8, devfn: u8, parent: Option<PciAddress>) -> Result<bool, TryReserveError> {
-        let address = PciAddress::from_devfn(self.range.segment, bus, devfn);
-        let Some(function) = Function::read(Config::new(self.space, address), parent) else {
-            return Ok(false);
-        };
+    fn take_in(&mut self, function: Function) -> Result<(), TryReserveError> {
         if let Some(bridge) = function.bridge() {
-            self.behind(address, bridge)?;
+            self.behind(function.address, bridge)?;
         }
-        let multifunction = function.multifunction;
         self.found.try_reserve(1)?;
         self.found.push(function);
-        Ok(multifunction)
+        Ok(())
     }
 
     fn behind(&mut self, address: PciAddress, bridge: Bridge) -> Result<(), TryReserveError> {

@@ -66,8 +66,8 @@ impl FakeFunction {
     }
 }
 
-pub fn at(bus: u8, device: u8, function: u8) -> PciAddress {
-    PciAddress::new(0, bus, device, function).unwrap()
+pub const fn at(bus: u8, device: u8, function: u8) -> PciAddress {
+    PciAddress::from_devfn(0, bus, device << 3 | function)
 }
 
 impl FakeSpace {

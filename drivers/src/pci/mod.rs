@@ -36,5 +36,5 @@ pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
-pub use resources::{Apertures, Ranges, ResourceError, Window, assign};
+pub use resources::{Apertures, Ranges, ResourceError, Window, assign, number_buses};
 pub use slot::{Changes, Slot, SlotError};

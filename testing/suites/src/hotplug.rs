@@ -49,8 +49,14 @@ fn await_nothing(machine: &Machine, slot: &Slot) -> Result<(), Failure> {
     wait(machine, "an empty slot", || is_empty() && !slot.is_occupied())
 }
 
-fn plug_edu(context: &Context<'_>, machine: &Machine, slot: &Slot) -> Result<ClaimedEdu, Failure> {
-    context.plug("edu");
+/// Has what is called `name` plugged in, which is an `edu` or has one behind it.
+fn plug_edu(
+    context: &Context<'_>,
+    machine: &Machine,
+    slot: &Slot,
+    name: &str,
+) -> Result<ClaimedEdu, Failure> {
+    context.plug(name);
     await_function(machine, slot)?;
     let mut edu = None;
     wait(machine, "the driver of an edu", || {
@@ -72,33 +78,43 @@ test! {
     deadline_ms = 90_000,
     lacks = lacks::plugs,
     fn the_next_device_has_none_of_the_rights_of_the_last(context) {
-        let machine = Machine::of(context)?;
-        let slot = empty_slot(machine)?;
-        let before = balance(machine);
-        let mut last = None;
-        for seed in 1..=2 {
-            let mut edu = plug_edu(context, machine, &slot)?;
-            let function = edu.dma.function();
-            check!(last.is_none_or(|(before, _)| before == function), "the device is somewhere else");
-            edu.load(seed)?;
-            if let Some((_, page)) = last {
-                let faults = edu.dma.fault_count();
-                edu.push(page, BYTES)?;
-                check!(edu.dma.fault_count() > faults, "the new device reaches the old one's page");
-            }
-            let page = machine.fresh_page();
-            let mapping = edu.dma.dma_map_at(pattern::pages(1, seed + 10)?, FromDevice, page)?;
-            edu.push(page, BYTES)?;
-            // Unmapped only after the device is gone: the unit has it cached until then.
-            machine.plugged.put_edu(edu);
-            context.unplug("edu");
-            await_nothing(machine, &slot)?;
-            pattern::expect(&mapping.unmap()?[..BYTES], seed, "the page that was written")?;
-            check_eq!(machine.iommu.claim(function).map(drop), Err(ClaimError::Unknown { function }));
-            last = Some((function, page));
-        }
-        wait(machine, "the return of all that was mapped", || balance(machine) == before)?;
+        come_and_go(context, "edu", 2, |_, _, edu| Ok(edu))?;
     }
+}
+
+/// Has `name` plugged in, an `edu` or something with one behind it, and taken out, so many times. `prepare` is shown each.
+pub fn come_and_go(
+    context: &Context<'_>,
+    name: &str,
+    times: u64,
+    prepare: impl Fn(&Machine, &Slot, ClaimedEdu) -> Result<ClaimedEdu, Failure>,
+) -> Result<(), Failure> {
+    let machine = Machine::of(context)?;
+    let slot = empty_slot(machine)?;
+    let before = balance(machine);
+    let mut last = None;
+    for seed in 1..=times {
+        let edu = plug_edu(context, machine, &slot, name)?;
+        let function = edu.dma.function();
+        check!(last.is_none_or(|(before, _)| before == function), "the device is somewhere else");
+        let mut edu = prepare(machine, &slot, edu)?;
+        edu.load(seed)?;
+        let unmapped = last.map_or_else(|| machine.fresh_page(), |(_, page)| page);
+        let faults = edu.dma.fault_count();
+        edu.push(unmapped, BYTES)?;
+        check!(edu.dma.fault_count() > faults, "the new device reaches what it has not mapped");
+        let page = machine.fresh_page();
+        let mapping = edu.dma.dma_map_at(pattern::pages(1, seed + 10)?, FromDevice, page)?;
+        edu.push(page, BYTES)?;
+        // Unmapped only after the device is gone: the unit has it cached until then.
+        machine.plugged.put_edu(edu);
+        context.unplug(name);
+        await_nothing(machine, &slot)?;
+        pattern::expect(&mapping.unmap()?[..BYTES], seed, "the page that was written")?;
+        check_eq!(machine.iommu.claim(function).map(drop), Err(ClaimError::Unknown { function }));
+        last = Some((function, page));
+    }
+    wait(machine, "the return of all that was mapped", || balance(machine) == before)
 }
 
 test! {
@@ -111,7 +127,7 @@ test! {
         let slot = empty_slot(machine)?;
         let before = balance(machine);
         for seed in 1..=2 {
-            let mut edu = plug_edu(context, machine, &slot)?;
+            let mut edu = plug_edu(context, machine, &slot, "edu")?;
             let function = edu.dma.function();
             edu.load(seed)?;
             let mapping = edu.dma.dma_map(pattern::pages(1, 20)?, FromDevice)?;

@@ -25,6 +25,7 @@ mod disk_errors;
 mod edu;
 mod faults;
 mod hotplug;
+mod hotplug_bridges;
 mod interrupts;
 mod isolation;
 mod machine;

@@ -53,6 +53,12 @@ impl Apertures {
         Ok(Self { free })
     }
 
+    /// No addresses.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self { free: Ranges::new() }
+    }
+
     /// What is free.
     pub fn free(&self) -> &Ranges {
         &self.free

@@ -1,21 +1,21 @@
 //! Addresses for what is behind a port.
 
-use alloc::{collections::TryReserveError, vec::Vec};
+use alloc::collections::TryReserveError;
 use core::fmt;
 
 use iommu::PciAddress;
 
 use super::{
     super::{
-        bar::{Bar, BarKind},
         config::{Config, ConfigSpace, command},
-        function::Function,
+        function::{Function, Layout},
     },
     Apertures, Ranges,
+    need::{Need, needs},
     window::{WINDOW_BYTES, Window},
 };
 
-/// Why functions have no addresses.
+/// Why functions have no addresses, or bridges no bus numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ResourceError {
     /// The host bridge has no room for a window of this size.
@@ -37,6 +37,30 @@ pub enum ResourceError {
         /// Index of its BAR.
         index: u8,
     },
+    /// No bus number is left for a bridge.
+    NoBus {
+        /// The bridge.
+        bridge: PciAddress,
+        /// The last bus of its port.
+        last: u8,
+    },
+    /// A bridge does not take its bus numbers.
+    NotNumbered {
+        /// The bridge.
+        bridge: PciAddress,
+    },
+    /// Too many bridges are behind each other.
+    TooDeep {
+        /// The first one that is too much.
+        bridge: PciAddress,
+    },
+    /// Too many functions are behind one port.
+    TooManyFunctions {
+        /// The port.
+        port: PciAddress,
+        /// How many.
+        functions: usize,
+    },
     /// No memory for a list.
     OutOfMemory,
 }
@@ -47,6 +71,14 @@ impl fmt::Display for ResourceError {
             Self::NoRoom { bytes } => write!(f, "no {bytes:#x} bytes of addresses are free"),
             Self::NoWindow { bridge, window } => write!(f, "{bridge} does not take a {window:?} window"),
             Self::NotPlaced { function, index } => write!(f, "BAR {index} of {function} takes no address"),
+            Self::NoBus { bridge, last } => {
+                write!(f, "no bus number is left for bridge {bridge}: its port's last is {last:#x}")
+            }
+            Self::NotNumbered { bridge } => write!(f, "bridge {bridge} does not take its bus numbers"),
+            Self::TooDeep { bridge } => write!(f, "bridge {bridge} is behind too many others"),
+            Self::TooManyFunctions { port, functions } => {
+                write!(f, "{functions} functions are behind {port}")
+            }
             Self::OutOfMemory => f.write_str("no memory for a list of addresses"),
         }
     }
@@ -60,8 +92,9 @@ impl From<TryReserveError> for ResourceError {
     }
 }
 
-/// Gives every BAR in memory of `functions`, which are all that is behind `port` and which nobody uses, an address, and
-/// has the port pass these on. BARs in I/O ports get none.
+/// Gives every BAR in memory of `functions`, which are all that is behind `port`, sorted by address, and which nobody uses,
+/// an address, every bridge among them a window that holds what is behind it, and has the port and the bridges pass these
+/// on. BARs in I/O ports get none.
 ///
 /// # Errors
 /// See [`ResourceError`]. The functions decode nothing then.
@@ -71,61 +104,65 @@ pub fn assign<C: ConfigSpace + ?Sized>(
     functions: &[Function],
     apertures: &mut Apertures,
 ) -> Result<(), ResourceError> {
+    let mut needs = needs(space, port, functions)?;
     let config = Config::new(space, port);
-    let mut wanted: Vec<Wanted> = Vec::new();
-    for function in functions {
-        let own = Config::new(space, function.address);
-        own.change_command(0, command::MEMORY | command::PORT);
-        for bar in Bar::all(own, function.layout).filter(|bar| bar.kind != BarKind::Port) {
-            wanted.try_reserve(1)?;
-            wanted.push(Wanted { function: function.address, bar });
-        }
-    }
-    // From the largest to the smallest they are packed without gaps: sizes are powers of two, and so is the alignment.
-    wanted.sort_unstable_by_key(|wanted| core::cmp::Reverse(wanted.bar.bytes));
     let read_ahead = Window::Prefetchable.read(config).is_some();
-    for window in [Window::Memory, Window::Prefetchable] {
-        let its = |wanted: &&Wanted| window_of(&wanted.bar, read_ahead) == window;
-        place(space, config, window, wanted.iter().filter(its), apertures)?;
+    let mut placed = 0;
+    while let Some(parent) = needs.get(placed).map(|need| need.parent) {
+        let (above, below) = needs.split_at_mut(placed);
+        let count = below.partition_point(|need| need.parent == parent);
+        let its = &mut below[..count];
+        if parent == port {
+            for window in [Window::Memory, Window::Prefetchable] {
+                place_behind_port(space, config, window, its, read_ahead, apertures)?;
+            }
+        } else {
+            let opened = above.iter().find_map(|need| need.window_of(parent));
+            let (first, last) =
+                opened.ok_or(ResourceError::NoWindow { bridge: parent, window: Window::Memory })?;
+            let mut free = Ranges::new();
+            free.add(first, last)?;
+            place(space, its.iter_mut(), &mut free)?;
+        }
+        placed += count;
     }
     config.change_command(command::MEMORY | command::BUS_MASTER, 0);
+    for bridge in functions.iter().filter(|function| matches!(function.layout, Layout::Bridge(_))) {
+        Config::new(space, bridge.address).change_command(command::MEMORY | command::BUS_MASTER, 0);
+    }
     Ok(())
 }
 
-/// A BAR that needs an address.
-struct Wanted {
-    function: PciAddress,
-    bar: Bar,
-}
-
-/// Only BARs of 64 bits go into the prefetchable window, because it may lie above 4 GiB.
-fn window_of(bar: &Bar, read_ahead: bool) -> Window {
-    match bar.kind {
-        BarKind::Memory { wide: true, prefetchable: true } if read_ahead => Window::Prefetchable,
-        _ => Window::Memory,
-    }
+/// Places those of `needs` that go into `window` of the port.
+fn place_behind_port<C: ConfigSpace + ?Sized>(
+    space: &C,
+    port: Config<'_, C>,
+    window: Window,
+    needs: &mut [Need],
+    read_ahead: bool,
+    apertures: &mut Apertures,
+) -> Result<(), ResourceError> {
+    let is_its = |need: &Need| need.window(read_ahead) == window;
+    let its = || needs.iter().filter(|need| is_its(need));
+    let Some(largest) = its().map(|need| need.align).max() else { return Ok(()) };
+    let bytes = its().fold(0_u64, |sum, need| sum.saturating_add(need.bytes));
+    let mut free = open(port, window, bytes, largest, apertures)?;
+    place(space, needs.iter_mut().filter(|need| is_its(need)), &mut free)
 }
 
 fn place<'a, C: ConfigSpace + ?Sized>(
     space: &C,
-    port: Config<'_, C>,
-    window: Window,
-    wanted: impl Iterator<Item = &'a Wanted> + Clone,
-    apertures: &mut Apertures,
+    needs: impl Iterator<Item = &'a mut Need>,
+    free: &mut Ranges,
 ) -> Result<(), ResourceError> {
-    let Some(largest) = wanted.clone().map(|wanted| wanted.bar.bytes).max() else { return Ok(()) };
-    let bytes = wanted.clone().fold(0_u64, |sum, wanted| sum.saturating_add(wanted.bar.bytes));
-    let mut free = open(port, window, bytes, largest, apertures)?;
-    for Wanted { function, bar } in wanted {
-        let base = free.take(bar.bytes, bar.bytes).ok_or(ResourceError::NoRoom { bytes: bar.bytes })?;
-        if !bar.place(Config::new(space, *function), base) {
-            return Err(ResourceError::NotPlaced { function: *function, index: bar.index });
-        }
+    for need in needs {
+        let base = free.take(need.bytes, need.align).ok_or(ResourceError::NoRoom { bytes: need.bytes })?;
+        need.place(space, base)?;
     }
     Ok(())
 }
 
-/// What `window` of the port offers: as it is if `bytes` bytes fit, of which the largest BAR has `largest`, else taken anew.
+/// What `window` of the port offers: as it is if `bytes` bytes fit, with `largest` as the largest alignment, else taken anew.
 fn open<C: ConfigSpace + ?Sized>(
     port: Config<'_, C>,
     window: Window,

@@ -52,6 +52,14 @@ impl Window {
     }
 }
 
+/// Closes the window for I/O ports.
+pub fn close_ports<C: ConfigSpace + ?Sized>(config: Config<'_, C>) {
+    const IO_WINDOW: u16 = 0x1c;
+    /// A base in the lower byte above the limit in the upper one; the next word is a status whose bits are cleared by ones.
+    const CLOSED: u16 = 0x00f0;
+    config.write_word(IO_WINDOW, CLOSED);
+}
+
 const BASE_HIGH: u16 = 0x28;
 const LIMIT_HIGH: u16 = 0x2c;
 
