@@ -113,7 +113,7 @@ pub(super) fn needs<C: ConfigSpace + ?Sized>(
 fn sum<'a>(needs: impl Iterator<Item = &'a Need> + Clone) -> Option<(u64, u64)> {
     let align = needs.clone().map(|need| need.align).max()?.max(WINDOW_BYTES);
     let bytes = needs.fold(0_u64, |sum, need| sum.saturating_add(need.bytes));
-    Some((bytes.checked_next_multiple_of(align).unwrap_or(u64::MAX & !(align - 1)), align))
+    Some((bytes.checked_next_multiple_of(align).unwrap_or(!(align - 1)), align))
 }
 
 /// Closes all windows of a bridge.
