@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_behind_a_device_is_added_while_the_guest_is_stopped() {
-        let commands = |answers| -> Vec<String> {
+        let commands = |answers: &str| -> Vec<String> {
             let (sent, _) = ask(&Request::Plug("bridge".into()), answers);
             sent.iter().map(|sent| format!("{} {}", sent["execute"], sent["arguments"]["id"])).collect()
         };
