@@ -59,7 +59,8 @@ pub struct Target<'a> {
 /// Makes a function quiet, whoever used it: when this returns `Ok`, nothing that it had begun touches memory any more.
 ///
 /// By the first of these that works: a function-level reset, a reset by power management, a way of its own (a virtio
-/// device's or a network controller's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A bridge begins nothing itself.
+/// device's or a network controller's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A bridge
+/// begins nothing itself.
 ///
 /// # Errors
 /// Why the first of them that it has did not work. It is left without bus mastering.

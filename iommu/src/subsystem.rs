@@ -267,8 +267,8 @@ impl Iommu {
         self.control.process_faults();
     }
 
-    /// Flushes and frees mappings that were dropped, and flushes what retired ones wait for when it is due. Runs in a thread of the host, woken for
-    /// [`Work::Reap`](crate::platform::Work::Reap).
+    /// Flushes and frees mappings that were dropped, and flushes what retired ones wait for when it is due. Runs in a thread
+    /// of the host, woken for [`Work::Reap`](crate::platform::Work::Reap).
     pub fn reap(&self) {
         self.control.reap();
     }

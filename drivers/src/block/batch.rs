@@ -66,7 +66,11 @@ impl<D: Direction> Way<D> {
     }
 
     fn finish(&mut self, dma: &DmaDevice) {
-        if self.mappings.is_empty() {
+        // One alone is no batch: it comes back without a list, whose memory stays for the next time.
+        if self.mappings.len() <= 1 {
+            if let (Some(mapping), Some((promise, result))) = (self.mappings.pop(), self.owners.pop()) {
+                complete_alone(mapping, promise, result);
+            }
             return;
         }
         match dma.unmap_batch(mem::take(&mut self.mappings)) {

@@ -179,8 +179,9 @@ impl InterruptTable {
         });
     }
 
-    /// Stores `entry` at `index`, which was [reserved](Self::reserve) for its sender. An entry in use may change its destination and vector alone: these lie in one word,
-    /// so that the unit sees the old entry or the new one and never half of each.
+    /// Stores `entry` at `index`, which was [reserved](Self::reserve) for its sender. An entry in use may change its
+    /// destination and vector alone: these lie in one word, so that the unit sees the old entry or the new one and never
+    /// half of each.
     fn store<P: Platform>(&self, platform: &P, index: u16, entry: InterruptEntry) -> Result<(), RouteError> {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
