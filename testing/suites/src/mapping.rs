@@ -224,16 +224,31 @@ impl Held {
     }
 }
 
-/// Does `work` twice, the first time to warm up, and fails unless the second time left nothing behind.
+/// Rounds of work among which one must leave nothing behind.
+const ROUNDS_MAX: usize = 8;
+
+/// Fails unless one round of `work` in [`ROUNDS_MAX`] leaves everything as it was.
+///
+/// What leaks, leaks in every round. What a round may take for good is bounded instead: a CPU that the test has not run on
+/// yet brings addresses of its own, whose table stays; and other threads take a frame now and then.
 fn leaves_nothing_behind(
     machine: &Machine,
     dma: &DmaDevice,
     mut work: impl FnMut() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    work()?;
-    let before = Held::now(machine, dma);
-    work()?;
-    check_eq!(Held::now(machine, dma), before);
+    let mut before = Held::now(machine, dma);
+    for round in 1.. {
+        work()?;
+        let after = Held::now(machine, dma);
+        if after == before {
+            break;
+        }
+        check!(
+            round < ROUNDS_MAX,
+            "each of {ROUNDS_MAX} rounds changed what is held: the last one from {before:?} to {after:?}"
+        );
+        before = after;
+    }
     Ok(())
 }
 
