@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     faults::Expected,
     machine::{Machine, lacks},
+    mapping::await_live_mappings,
     pattern,
 };
 
@@ -290,7 +291,7 @@ test! {
         }
         check_eq!(disk.resets(), resets + 1);
         await_running(machine, &*disk)?;
-        check_eq!(machine.iommu.live_mappings(), live);
+        await_live_mappings(machine, live)?;
     }
 }
 

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     disk::Hex,
     machine::{Machine, lacks},
+    mapping::await_live_mappings,
     pattern,
 };
 
@@ -167,7 +168,8 @@ test! {
         Bulk::run(machine, Pass::Write, count)?;
         transfer(&machine.host, &*disk, Operation::Flush)?;
         Bulk::run(machine, Pass::Read, count)?;
-        check_eq!((machine.iommu.live_mappings(), disk.resets()), (live, resets));
+        await_live_mappings(machine, live)?;
+        check_eq!(disk.resets(), resets);
         let mut hash = Sha256::new();
         let mut request = vec![0; REQUEST_BYTES];
         for number in 0..count {

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     disk::Hex,
     machine::{Machine, lacks},
+    mapping::await_live_mappings,
     reports,
 };
 
@@ -87,7 +88,7 @@ test! {
         for interface in interfaces(machine)? {
             let live = machine.iommu.live_mappings();
             fetch_and_report(context, &interface, machine.fetch_mib << 20)?;
-            check_eq!(machine.iommu.live_mappings(), live);
+            await_live_mappings(machine, live)?;
             check_eq!(interface.status().counters.doubtful, 0);
             check_eq!(interface.status().counters.damaged, 0);
         }
