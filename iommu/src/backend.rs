@@ -109,10 +109,6 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// keep silent; that is no error.
     fn set_reporting(&self, unit: usize, source: SourceId, reports: bool) -> Result<(), DmaError>;
 
-    /// Makes the units of `sources`, which are attached to nothing, forget whatever they know, so that nothing of an earlier
-    /// owner of one of these ids is left.
-    fn forget(&self, sources: &[(SourceId, usize)]) -> Result<(), Stuck>;
-
     /// Where the tables lead `source` at this moment.
     fn path(&self, unit: usize, source: SourceId) -> Path;
 

@@ -47,7 +47,7 @@
 //! # Functions that come and go
 //!
 //! [`Iommu::functions_gone`] takes a group from its drivers as a release does, and ends it; [`Iommu::functions_appeared`]
-//! makes units forget whatever they know under the ids of a new one, and leaves it blocked until it is claimed. Which groups
+//! stops a new one, and leaves it blocked, as its place was left, until it is claimed. Which groups
 //! there are is a snapshot (`protection/layout.rs`) that is replaced as a whole: a group that a change does not concern is
 //! the same in the next one, and one that somebody has cannot change.
 //!

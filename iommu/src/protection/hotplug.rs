@@ -1,7 +1,8 @@
 //! Functions that come and go while the machine runs.
 //!
 //! Nothing of what a function was allowed reaches the next one at its address: a group that goes is blocked, flushed and
-//! without interrupts, and before a new one can be claimed its units forget whatever they know, under whatever id.
+//! without interrupts. What a unit with caching mode notes of an empty place in the meantime, that nobody there may do
+//! anything, it forgets when the next one is attached.
 
 use alloc::vec::Vec;
 use core::{
@@ -84,7 +85,7 @@ impl<P: Platform> Protection<P> {
         stop_bus_masters(&*shared.platform, &next.topology, is_new);
         let ended = self.retire(&before, &next)?;
         for group in next.not_in(&before) {
-            shared.backend.forget(&group.layout().sources).inspect_err(|_| self.revive(&ended))?;
+            shared.backend.check(group.layout().units()).inspect_err(|_| self.revive(&ended))?;
         }
         self.map_reserved(next.not_in(&before));
         shared.replace_layout(next);

@@ -19,7 +19,7 @@ use super::{
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
-    queue::{CachingDevice, ContextScope, Invalidation, IotlbScope, QueueReport},
+    queue::{CachingDevice, Invalidation, QueueReport},
     spec::{AddressWidth, ContextEntry, DomainId, TranslationType},
     tables::ContextTables,
     tags::Tags,
@@ -306,20 +306,6 @@ impl<P: Platform> Backend for Vtd<P> {
             return Ok(());
         }
         Ok(self.publish_context(unit, source, None)?)
-    }
-
-    fn forget(&self, sources: &[(SourceId, usize)]) -> Result<(), Stuck> {
-        for &(source, unit) in sources {
-            if self.units[unit].tables.lock(&*self.platform).contexts.withdraw(source).is_some() {
-                log::error!("unit {unit}: {source} had rights that nobody gave to it");
-            }
-            self.mute(unit, source)?;
-        }
-        let units = sources.iter().fold(UnitSet::default(), |units, &(_, unit)| units.with(unit));
-        // Whose domain ids an entry was cached under, nobody knows any more.
-        let everything =
-            [Invalidation::Context(ContextScope::Global), Invalidation::Iotlb(IotlbScope::Global)];
-        units.iter().try_for_each(|unit| self.invalidate(unit, &everything))
     }
 
     fn path(&self, unit: usize, source: SourceId) -> Path {

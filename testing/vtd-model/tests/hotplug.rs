@@ -7,10 +7,15 @@ use std::sync::{Arc, Mutex};
 use driver::{Driven, functions_of};
 use iommu::{
     Bidirectional, ClaimError, DmaDevice, DmaError, HotplugError, Incident, PciAddress, ReleaseError,
+    dump::GroupStanding,
     interrupts::{Destination, MessageSource},
-    topology::{Function, TopologyError},
+    policy::Limits,
+    topology::{BridgeKind, Function, TopologyError},
 };
-use vtd_model::{Access, Device, InterruptOutcome, MachineConfig, ModelBuffer, ReservedMemory};
+use vtd_model::{
+    Access, Device, FunctionConfig, FunctionKind, InterruptOutcome, MachineConfig, ModelBuffer,
+    ReservedMemory,
+};
 
 fn machine() -> Driven {
     let mut config = MachineConfig::plain(3);
@@ -226,4 +231,64 @@ fn functions_come_and_go_while_others_map_and_fault() {
     assert_eq!(driven.iommu.live_mappings(), 0);
     driven.machine.audit();
     driven.assert_content("after a busy time");
+}
+
+#[test]
+fn a_port_goes_on_to_interrupt_when_something_appears_behind_it() {
+    let mut config = MachineConfig::plain(0);
+    let (port, below) = (PciAddress::from_devfn(0, 0, 0x1c << 3), PciAddress::from_devfn(0, 1, 0));
+    let kind = FunctionKind::RootPort { secondary: 1, subordinate: 1 };
+    config.functions = vec![
+        FunctionConfig { kind, bus_master: true, ..FunctionConfig::endpoint(port, 0) },
+        FunctionConfig::endpoint(below, 0),
+    ];
+    // Without ACS the port and what is behind it belong together: its group changes.
+    let port_alone = Function::bridge(port, BridgeKind::RootPort, 1, 1);
+    let driven = Driven::start_knowing(config, &[port_alone]).expect("units that work");
+    let interrupts = driven.iommu.message_interrupts(MessageSource::Function(port), 1).expect("one");
+    let message = interrupts.route(0, Destination { apic: 0, vector: 0x31 }).expect("a route");
+    let arrives = || matches!(driven.device(port).interrupt(message), InterruptOutcome::Delivered(_));
+    assert!(arrives());
+    driven.iommu.functions_appeared(&[Function::endpoint(below)]).expect("a unit that works");
+    assert_eq!(driven.iommu.group(below), Ok(vec![port, below]));
+    assert!(arrives(), "the port's driver would not hear of the next one");
+    driven.assert_content("with a port that goes on");
+}
+
+/// A unit with caching mode remembers who was refused, and that nobody wants to know, under an id of its own.
+#[test]
+fn what_a_unit_noted_of_an_empty_place_does_not_hinder_who_comes_next() {
+    let mut config = MachineConfig::plain(2);
+    config.relax_ns = 1_000_000;
+    config.units[0].caching_mode = true;
+    let driven = Driven::start(config).expect("units that work");
+    let (handle, device) = claim(&driven, 0);
+    let function = handle.function();
+    // Quarantine, in which nothing that it does is recorded.
+    for page in 0..2 * u64::from(Limits::default().quarantine_at()) {
+        let _ = device.write(0x7000_0000 + page * 0x1000, b"x");
+        driven.pump();
+    }
+    assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { .. }));
+    driven.enable(function);
+    let tries = |device: &Device| {
+        assert!(device.write(0x7000_0000, b"x").is_err());
+        let is_recorded = driven.machine.has_pending_faults(0);
+        driven.pump();
+        is_recorded
+    };
+    assert!(!tries(&device), "it is noted now that it is blocked, and muted");
+    pull(&driven, 0);
+    device.set_unplugged(false);
+    driven.enable(function);
+    assert!(tries(&device), "whoever is there is a stranger, and heard");
+    plug(&driven, 0);
+    driven.enable(function);
+    assert!(tries(&device), "it is noted now that it is blocked, and heard");
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    assert!(device.probe(mapping.iova().as_u64(), Access::Write).is_ok(), "refused for what was noted");
+    mapping.unmap().expect("a unit that works");
+    driven.machine.audit();
+    driven.assert_content("with caching mode");
 }

@@ -33,19 +33,30 @@ impl Driven {
 
     pub fn start_on(machine: Arc<Machine>, options: Options) -> Result<Self, iommu::StartError> {
         let io_apics: Vec<u8> = machine.config().ioapics.iter().map(|ioapic| ioapic.id).collect();
-        Self::start_as(machine, &io_apics, options)
+        let functions = functions_of(machine.config());
+        Self::start_as(machine, &functions, &io_apics, options)
+    }
+
+    /// On a machine of which the kernel has found these functions, and the others come later.
+    pub fn start_knowing(config: MachineConfig, functions: &[Function]) -> Result<Self, iommu::StartError> {
+        Self::start_as(Machine::new(config), functions, &[], Options::default())
     }
 
     /// On a machine whose MADT has these I/O APICs, whatever its DMAR table says.
     pub fn start_with_io_apics(config: MachineConfig, io_apics: &[u8]) -> Result<Self, iommu::StartError> {
-        Self::start_as(Machine::new(config), io_apics, Options::default())
+        let functions = functions_of(&config);
+        Self::start_as(Machine::new(config), &functions, io_apics, Options::default())
     }
 
-    fn start_as(machine: Arc<Machine>, io_apics: &[u8], options: Options) -> Result<Self, iommu::StartError> {
+    fn start_as(
+        machine: Arc<Machine>,
+        functions: &[Function],
+        io_apics: &[u8],
+        options: Options,
+    ) -> Result<Self, iommu::StartError> {
         let platform = Arc::new(ModelPlatform::new(&machine));
         let dmar = machine.config().dmar_table();
-        let functions = functions_of(machine.config());
-        let found = iommu::Machine { dmar: Some(&dmar), functions: &functions, io_apics, x2apic: true };
+        let found = iommu::Machine { dmar: Some(&dmar), functions, io_apics, x2apic: true };
         let options = Options { queue_order: machine.config().queue_order, ..options };
         let iommu = Iommu::start(platform.clone(), &found, options)?;
         Ok(Self { machine, platform, iommu })
