@@ -20,7 +20,6 @@ use crate::{
     Platform, SourceId,
     backend::{Backend, UnitSet},
     dma::{Access, DmaBuffer, DmaError, PageBuffer, RawBuffer, Stuck},
-    reach::{HostWidth, TableError, TableKind},
     walk::{MAX_LEVELS, Steps},
 };
 
@@ -53,11 +52,8 @@ impl<B: Backend> Scratch<B> {
         let address = first.as_ptr().addr();
         let page = physical.ok_or(DmaError::NotMappable { address, bytes })?;
         let access = backend.access(Access { read: true, write: true });
-        if page.as_u64() >> format.output_bits() != 0 {
-            return Err(DmaError::OutOfRange { memory: PhysRange::new(page, PAGE_BYTES) });
-        }
         let mut builder = Builder { memory: &mut memory, format, access, page, chain: [page; MAX_LEVELS] };
-        let root = builder.root(reserved)?;
+        let root = builder.root(reserved).ok_or(DmaError::OutOfMemory)?;
         let tags = backend.new_tags(root, format);
         Ok(Self { backend, tags, format, root, memory: ManuallyDrop::new(memory) })
     }
@@ -118,16 +114,16 @@ struct Builder<'a, P: Platform, F: Format> {
 }
 
 impl<P: Platform, F: Format> Builder<'_, P, F> {
-    /// The root of the whole.
-    fn root(&mut self, reserved: &[PhysRange]) -> Result<PhysAddr, TableError> {
+    /// The root of the whole. `None` if there is not enough memory.
+    fn root(&mut self, reserved: &[PhysRange]) -> Option<PhysAddr> {
         let levels = self.format.levels();
         for level in 1..=levels {
             let entry = self.to_chain(level);
-            let table = self.memory.write_table(&self.format, |_| entry)?;
-            self.chain[usize::from(level) - 1] = table;
+            let table = self.memory.write_table(&self.format, |_| Some(entry))?;
+            *self.chain.get_mut(usize::from(level) - 1)? = table;
         }
         match reserved {
-            [] => Ok(self.chain[usize::from(levels) - 1]),
+            [] => self.chain.get(usize::from(levels) - 1).copied(),
             _ => self.carve(levels, 0, reserved),
         }
     }
@@ -153,9 +149,9 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
     }
 
     /// A table of `level` for the inputs from `first` on, some of which are reserved memory. It calls itself once a level.
-    fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Result<PhysAddr, TableError> {
+    fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Option<PhysAddr> {
         let (bytes, mut entries) = (level_bytes(level), Vec::new());
-        entries.try_reserve_exact(TABLE_ENTRIES).map_err(|_| TableError::OutOfMemory)?;
+        entries.try_reserve_exact(TABLE_ENTRIES).ok()?;
         for index in 0..TABLE_ENTRIES as u64 {
             let input = first + index * bytes;
             entries.push(match reserved.iter().any(|range| overlaps(range, input, bytes)) {
@@ -169,7 +165,7 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
                 }
             });
         }
-        self.memory.write_table(&self.format, |index| entries[index])
+        self.memory.write_table(&self.format, |index| entries.get(index).copied())
     }
 }
 
@@ -190,19 +186,19 @@ impl<P: Platform> Memory<P> {
     fn write_table<F: Format>(
         &mut self,
         format: &F,
-        entry: impl Fn(usize) -> u64,
-    ) -> Result<PhysAddr, TableError> {
-        self.tables.try_reserve(1).map_err(|_| TableError::OutOfMemory)?;
-        let page = HostWidth(format.output_bits()).page(self.platform.tables(), TableKind::PageTable)?;
+        entry: impl Fn(usize) -> Option<u64>,
+    ) -> Option<PhysAddr> {
+        self.tables.try_reserve(1).ok()?;
+        let page = self.platform.tables().allocate()?;
         self.tables.push(page);
         let table = self.table(page);
         for (index, slot) in table.iter().enumerate() {
-            slot.store(entry(index), Ordering::Relaxed);
+            slot.store(entry(index)?, Ordering::Relaxed);
         }
         if !format.is_coherent() {
             self.platform.tables().write_back(table.as_ptr().cast(), PAGE_BYTES as usize);
         }
-        Ok(page)
+        Some(page)
     }
 
     fn table(&self, page: PhysAddr) -> &Table {

@@ -1,6 +1,5 @@
 //! Simulated physical memory: table pages behind a cache, firmware's, and what devices are lent.
 
-mod beyond;
 mod buffers;
 mod region;
 mod tables;
@@ -10,7 +9,6 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use beyond::Beyond;
 use buffers::{Buffers, Foreign};
 use region::Region;
 pub(crate) use tables::TablePages;
@@ -39,7 +37,6 @@ pub struct MemoryMap {
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub tables: TablePages,
-    pub beyond: Beyond,
     pub buffers: Buffers,
     firmware: Region,
     foreign: Foreign,
@@ -54,15 +51,9 @@ pub(crate) enum NotForDevices {
 }
 
 impl Memory {
-    pub fn new(
-        map: &MemoryMap,
-        host_address_bits: u8,
-        random: &mut Random,
-        complaints: Arc<Complaints>,
-    ) -> Self {
+    pub fn new(map: &MemoryMap, random: &mut Random, complaints: Arc<Complaints>) -> Self {
         Self {
             tables: TablePages::new(map.tables, map.table_pages, random, complaints),
-            beyond: Beyond::new(host_address_bits),
             buffers: Buffers::new(map.buffers, map.buffer_bytes),
             firmware: Region::new(map.firmware, map.firmware_bytes),
             foreign: Foreign::new(map.foreign),
