@@ -142,8 +142,9 @@ pub enum GroupStanding {
     Quarantined {
         /// Its other addresses lead to a scratch page of its own. Else they are blocked.
         on_scratch_page: bool,
-        /// What its faults counted for ([`policy`](crate::policy)) when that was decided.
-        faults: u32,
+        /// How many faults had been recorded of it when its faults brought that about ([`policy`](crate::policy)), that one
+        /// included; of the same count as [`GroupReport::faults`]. `None` if it was asked for.
+        condemned_at: Option<u64>,
     },
 }
 

@@ -108,8 +108,8 @@ pub(crate) struct Group<B: Backend> {
 struct Record {
     faults: u64,
     history: History,
-    /// The verdict was quarantine; from here on faults are only counted.
-    condemned: bool,
+    /// The verdict was quarantine, after so many faults; from here on they are only counted.
+    condemned: Option<u64>,
     /// What may be logged of them.
     lines: LogBudget,
 }
@@ -166,7 +166,7 @@ impl<B: Backend> Group<B> {
             scratch: None,
         };
         let record =
-            Record { faults: 0, history: History::default(), condemned: false, lines: LogBudget::ONE_SOURCE };
+            Record { faults: 0, history: History::default(), condemned: None, lines: LogBudget::ONE_SOURCE };
         Self {
             layout,
             record: IrqLock::new(LockClass::GroupRecord, record),
@@ -189,9 +189,9 @@ impl<B: Backend> Group<B> {
             let state = self.state.lock(platform);
             (state.quarantined, state.scratch.is_some(), state.claimed.len())
         };
-        let faults = self.record.lock(platform).history.count();
+        let condemned_at = self.record.lock(platform).condemned;
         match (quarantined, claims) {
-            (true, _) => GroupStanding::Quarantined { on_scratch_page, faults },
+            (true, _) => GroupStanding::Quarantined { on_scratch_page, condemned_at },
             (false, 0) => GroupStanding::Free,
             (false, _) => GroupStanding::Claimed,
         }
@@ -202,12 +202,12 @@ impl<B: Backend> Group<B> {
         let now_ns = platform.now_ns();
         let mut record = self.record.lock(platform);
         record.faults += 1;
-        if record.condemned {
+        if record.condemned.is_some() {
             return None;
         }
         let (history, verdict) = judge(record.history, limits, now_ns);
         record.history = history;
-        record.condemned = verdict == Verdict::Quarantine;
+        record.condemned = (verdict == Verdict::Quarantine).then_some(record.faults);
         Some(verdict)
     }
 
@@ -220,7 +220,7 @@ impl<B: Backend> Group<B> {
     /// Whether the group is to be put in quarantine and is not yet.
     pub fn awaits_quarantine(&self, platform: &B::Platform) -> bool {
         let quarantined = self.state.lock(platform).quarantined;
-        !quarantined && self.record.lock(platform).condemned
+        !quarantined && self.record.lock(platform).condemned.is_some()
     }
 
     /// Whether nobody is given interrupts of the group.
@@ -331,7 +331,7 @@ impl<B: Backend> Group<B> {
         let platform = &**maker.backend.platform();
         let mut state = self.state.lock(platform);
         state.changing = false;
-        if self.record.lock(platform).condemned {
+        if self.record.lock(platform).condemned.is_some() {
             // A quarantine that found the group changing hands has to be tried again.
             platform.wake(Work::Faults);
         }
@@ -366,7 +366,8 @@ impl<B: Backend> Group<B> {
     /// Condemns the group to quarantine if a device of it did not empty its TLB.
     pub fn condemn_if_silent(&self, platform: &B::Platform) {
         if self.domain(platform).is_some_and(|domain| domain.is_silent()) {
-            self.record.lock(platform).condemned = true;
+            let mut record = self.record.lock(platform);
+            record.condemned = record.condemned.or(Some(record.faults));
         }
     }
 

@@ -38,6 +38,12 @@ impl Limits {
         Self { throttle_at: u32::MAX, quarantine_at: u32::MAX, quiet_ns: NonZeroU64::MIN }
     }
 
+    /// The same, but that no quiet period is long enough: each fault counts for ever.
+    #[must_use]
+    pub const fn without_decay(self) -> Self {
+        Self { quiet_ns: NonZeroU64::MAX, ..self }
+    }
+
     /// The count at which a group is quarantined: no storm gets more faults than this recorded before.
     #[must_use]
     pub const fn quarantine_at(self) -> u32 {

@@ -77,7 +77,7 @@ impl<B: Backend> Group<B> {
                 self.map_reserved_again(maker);
             }
             let mut record = self.record.lock(platform);
-            (record.history, record.condemned) = (History::default(), false);
+            (record.history, record.condemned) = (History::default(), None);
         }
         let mut state = self.end(maker);
         if let Err(error) = quiet {

@@ -102,22 +102,16 @@ pub struct Lent<'a, T> {
     device: Option<T>,
     slot: &'a Slot<T>,
     /// Whoever has it may attack as it likes.
-    _tolerance: Option<Tolerance<'a>>,
+    _tolerance: Option<FaultLimits<'a>>,
 }
 
-/// While it lives no device is put in quarantine, whatever it does.
-struct Tolerance<'a> {
+/// Other limits of what faults are put up with, for as long as it lives.
+pub struct FaultLimits<'a> {
     iommu: &'a Iommu,
     before: Limits,
 }
 
-impl<'a> Tolerance<'a> {
-    fn new(iommu: &'a Iommu) -> Self {
-        Self { iommu, before: iommu.set_fault_limits(Limits::none()) }
-    }
-}
-
-impl Drop for Tolerance<'_> {
+impl Drop for FaultLimits<'_> {
     fn drop(&mut self) {
         self.iommu.set_fault_limits(self.before);
     }
@@ -203,13 +197,19 @@ impl Machine {
     /// The NVMe controller, to attack with: it does so too fast for what is put up with else.
     pub fn nvme(&self) -> Result<Lent<'_, Controller>, Failure> {
         let mut nvme = self.nvme_as_any_device()?;
-        nvme._tolerance = Some(Tolerance::new(&self.iommu));
+        nvme._tolerance = Some(self.with_fault_limits(Limits::none()));
         Ok(nvme)
     }
 
     /// The NVMe controller, under the limits that hold for everybody.
     pub fn nvme_as_any_device(&self) -> Result<Lent<'_, Controller>, Failure> {
         self.nvme.as_ref().ok_or_else(|| Failure::new("no NVMe controller"))?.lend()
+    }
+
+    /// Makes `limits` hold for all devices, until the result is dropped.
+    #[must_use]
+    pub fn with_fault_limits(&self, limits: Limits) -> FaultLimits<'_> {
+        FaultLimits { iommu: &self.iommu, before: self.iommu.set_fault_limits(limits) }
     }
 
     /// Takes `function` back from its driver, or out of quarantine.

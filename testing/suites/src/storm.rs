@@ -16,6 +16,7 @@ use iommu::{
 
 use crate::{
     edu::BYTES,
+    faults::Expected,
     machine::{Machine, lacks},
     pattern, reports,
 };
@@ -107,6 +108,9 @@ test! {
     lacks = lacks::isolated_nvme_and_disk,
     fn the_offender_is_quarantined_and_the_disk_goes_on(context) {
         let machine = Machine::of(context)?;
+        // The host may pause the machine between any two faults for longer than the quiet period.
+        let limits = Limits::default().without_decay();
+        let _limits = machine.with_fault_limits(limits);
         let (live, logged) = (machine.iommu.live_mappings(), (machine.lines_logged)());
         let mut nvme = machine.nvme_as_any_device()?;
         let dma = nvme.dma().clone();
@@ -124,11 +128,20 @@ test! {
         for edu in &mut edus {
             edu.device.start(EduTransfer { way: Way::ToMemory, iova: machine.fresh_page(), offset: 0, bytes: BYTES })?;
         }
+        let before = dma.fault_counts().own;
         let finished = nvme.flood(machine.fresh_page(), FLOOD)?;
         wait(machine, "quarantine", || told.load(Ordering::Relaxed) != 0)?;
-        let faults = Limits::default().quarantine_at();
-        let on_scratch_page = machine.options.quarantine == Quarantine::ScratchPage;
-        check_eq!(standing(machine, function), Some(GroupStanding::Quarantined { on_scratch_page, faults }));
+        let Some(GroupStanding::Quarantined { on_scratch_page, condemned_at: Some(condemned_at) }) =
+            standing(machine, function)
+        else {
+            return Err(failure!("condemned for no fault: {:?}", standing(machine, function)));
+        };
+        check_eq!(on_scratch_page, machine.options.quarantine == Quarantine::ScratchPage);
+        let put_up_with = condemned_at - before;
+        check!(
+            (1..=u64::from(limits.quarantine_at())).contains(&put_up_with),
+            "{put_up_with} faults were recorded before the verdict"
+        );
         check!(finished < FLOOD, "the flood was not stopped");
         check_eq!(told.load(Ordering::Relaxed), 1);
         // Nothing more for it, and nothing back yet.
@@ -151,6 +164,37 @@ test! {
         check_eq!(nvme.identify()?.model(), "QEMU NVMe Ctrl");
         check_eq!(standing(machine, function), Some(GroupStanding::Claimed));
         wait(machine, "the return of all that was mapped", || machine.iommu.live_mappings() <= live)?;
+    }
+}
+
+test! {
+    /// Several devices fault at once, more than the unit has records for. It says so, which puts the requests of all its
+    /// devices in doubt, and goes on recording: the next fault is there.
+    deadline_ms = 60_000,
+    lacks = lacks::two_isolated_edus,
+    fn an_overflow_of_the_records_is_counted_and_ends(context) {
+        let machine = Machine::of(context)?;
+        let _limits = machine.with_fault_limits(Limits::none());
+        let mut edus = (0..machine.edus()).map(|index| machine.edu(index)).collect::<Result<alloc::vec::Vec<_>, _>>()?;
+        let counts = edus[0].dma.fault_counts();
+        // How close their transfers come to each other is the host's to say.
+        wait(machine, "an overflow", || {
+            for edu in &mut edus {
+                let transfer = EduTransfer { way: Way::ToMemory, iova: machine.fresh_page(), offset: 0, bytes: BYTES };
+                let _ = edu.device.start(transfer);
+            }
+            edus.iter_mut().for_each(|edu| {
+                let _ = edu.device.finish();
+            });
+            edus[0].dma.fault_counts().unattributed > counts.unattributed
+        })?;
+        for edu in &mut edus {
+            let (page, before) = (machine.fresh_page(), edu.dma.fault_counts());
+            edu.push(page, BYTES)?;
+            Expected::write(edu.device.function(), page).await_recorded(machine)?;
+            let after = edu.dma.fault_counts();
+            check_eq!((after.own, after.unattributed), (before.own + 1, before.unattributed));
+        }
     }
 }
 

@@ -52,16 +52,17 @@ fn storm(driven: &Driven, device: &Device, count: u64, burst: u64) {
 
 #[test]
 fn a_storm_ends_in_quarantine_at_the_threshold_and_harms_nobody_else() {
-    let threshold = Limits::default().quarantine_at();
+    let threshold = u64::from(Limits::default().quarantine_at());
     for burst in [1, 3, 100] {
         let driven = machine();
+        driven.iommu.set_fault_limits(Limits::default().without_decay());
         let ((wild, wild_device), (calm, calm_device)) = (claim(&driven, 0), claim(&driven, 1));
         let mapped = wild.dma_map(buffer(&driven), Bidirectional).expect("room");
         let other = calm.dma_map(buffer(&driven), Bidirectional).expect("room");
         storm(&driven, &wild_device, 4_000, burst);
         assert_eq!(
             driven.standing(wild.function()).0,
-            GroupStanding::Quarantined { on_scratch_page: false, faults: threshold },
+            GroupStanding::Quarantined { on_scratch_page: false, condemned_at: Some(threshold) },
             "burst {burst}"
         );
         assert!(!wild_device.is_bus_master());
@@ -85,7 +86,7 @@ fn a_storm_ends_in_quarantine_at_the_threshold_and_harms_nobody_else() {
 
 #[test]
 fn two_units_that_storm_at_once_cost_their_own_offenders_alone() {
-    let threshold = Limits::default().quarantine_at();
+    let threshold = u64::from(Limits::default().quarantine_at());
     for burst in [1, 7] {
         let mut config = MachineConfig::plain(4);
         config.relax_ns = 1_000_000;
@@ -110,7 +111,7 @@ fn two_units_that_storm_at_once_cost_their_own_offenders_alone() {
             let standing = driven.standing(handle.function());
             assert_eq!(
                 standing.0,
-                GroupStanding::Quarantined { on_scratch_page: false, faults: threshold },
+                GroupStanding::Quarantined { on_scratch_page: false, condemned_at: Some(threshold) },
                 "burst {burst}"
             );
             assert!(!device.is_bus_master());
@@ -185,7 +186,7 @@ fn memory_comes_back_when_the_device_is_quiet_and_not_before() {
     driven.iommu.quarantine(function).expect("a unit that works");
     assert!(matches!(
         driven.standing(function).0,
-        GroupStanding::Quarantined { on_scratch_page: false, faults: 0 }
+        GroupStanding::Quarantined { on_scratch_page: false, condemned_at: None }
     ));
     drop(dropped);
     driven.pump();
