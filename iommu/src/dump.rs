@@ -65,6 +65,8 @@ pub struct UnitReport {
     pub domains: usize,
     /// Whether it still answers.
     pub alive: bool,
+    /// How often its fault event came so often that it was masked, until the records were found empty.
+    pub fault_storms: u64,
     /// Doorbells of its invalidation queue so far; 0 without a queue.
     pub doorbells: u64,
     /// Descriptors behind these doorbells.

@@ -5,9 +5,9 @@ use core::fmt;
 
 use crate::{
     Platform,
+    budget::Budget,
     dump::Visitor,
     fault::{BoundedRing, FAULT_RING_ENTRIES, Fault},
-    log_budget::LogBudget,
     platform::{LockClass, Work},
     sync::IrqLock,
 };
@@ -36,14 +36,14 @@ struct State {
     history: [Option<Fault>; HISTORY],
     /// Where the next one goes.
     next: usize,
-    budget: LogBudget,
+    budget: Budget,
 }
 
 impl FaultLog {
     /// A log on the heap. With a frame of its own: some 20 KiB are too much for a stack on which the caller goes on.
     #[inline(never)]
     pub fn boxed() -> Box<Self> {
-        let state = State { history: [None; HISTORY], next: 0, budget: LogBudget::ALL };
+        let state = State { history: [None; HISTORY], next: 0, budget: Budget::ALL };
         Box::new(Self { ring: BoundedRing::new(), state: IrqLock::new(LockClass::FaultLog, state) })
     }
 
@@ -55,7 +55,7 @@ impl FaultLog {
 
     /// Shows `each` what has been recorded, logs the news as far as the budgets allow, each with what `explain` says of it and
     /// of its unit, and keeps the last ones to show. `admit` is the budget of a fault's source: its answer is that of
-    /// [`LogBudget::take`].
+    /// [`Budget::take`].
     pub fn process<P: Platform, E: fmt::Display>(
         &self,
         platform: &P,

@@ -19,11 +19,11 @@ use crate::{
     arc::{Room, TryArc},
     ats::{self, DeviceTlb},
     backend::{Backend, UnitSet},
+    budget::Budget,
     dma::{DmaError, Stuck, reaper::Reaper},
     domain::Domain,
     dump::GroupStanding,
     fault::Fault,
-    log_budget::LogBudget,
     options::Quarantine,
     platform::{LockClass, Work},
     policy::{History, Limits, Verdict, judge},
@@ -111,7 +111,7 @@ struct Record {
     /// The verdict was quarantine, after so many faults; from here on they are only counted.
     condemned: Option<u64>,
     /// What may be logged of them.
-    lines: LogBudget,
+    lines: Budget,
 }
 
 struct State<B: Backend> {
@@ -166,7 +166,7 @@ impl<B: Backend> Group<B> {
             scratch: None,
         };
         let record =
-            Record { faults: 0, history: History::default(), condemned: None, lines: LogBudget::ONE_SOURCE };
+            Record { faults: 0, history: History::default(), condemned: None, lines: Budget::ONE_SOURCE };
         Self {
             layout,
             record: IrqLock::new(LockClass::GroupRecord, record),
@@ -211,7 +211,7 @@ impl<B: Backend> Group<B> {
         Some(verdict)
     }
 
-    /// Whether a fault of the group may be logged: see [`LogBudget::take`].
+    /// Whether a fault of the group may be logged: see [`Budget::take`].
     pub fn take_line(&self, platform: &B::Platform) -> Option<u64> {
         let now_ns = platform.now_ns();
         self.record.lock(platform).lines.take(now_ns)

@@ -162,31 +162,29 @@ impl<P: Platform> Shared<P> {
         self.layout().group(function).cloned()
     }
 
-    /// Reads the fault records of `unit` into the log. Callable in an interrupt.
-    fn drain(&self, unit: usize) {
-        self.backend.drain_faults(unit, |fault| {
-            let layout = self.layout.lock(&*self.platform);
-            let limits = *self.limits.lock(&*self.platform);
-            let verdict = match layout.group_of_source(fault.source) {
-                Some(group) => group.enter_fault(&self.platform, limits),
-                None => self.strangers.enter_fault(&*self.platform, limits),
-            };
-            drop(layout);
-            match verdict {
-                Some(verdict) => {
-                    self.faults.record(&*self.platform, unit, fault, verdict != Verdict::Throttle);
-                }
-                // A group whose quarantine is decided, or a flood of nobody's: counted, and nothing new.
-                None => self.platform.wake(Work::Faults),
+    /// Enters a fault that `unit` has recorded. Callable in an interrupt.
+    fn enter(&self, unit: usize, fault: Fault) {
+        let layout = self.layout.lock(&*self.platform);
+        let limits = *self.limits.lock(&*self.platform);
+        let verdict = match layout.group_of_source(fault.source) {
+            Some(group) => group.enter_fault(&self.platform, limits),
+            None => self.strangers.enter_fault(&*self.platform, limits),
+        };
+        drop(layout);
+        match verdict {
+            Some(verdict) => {
+                self.faults.record(&*self.platform, unit, fault, verdict != Verdict::Throttle);
             }
-        });
+            // A group whose quarantine is decided, or a flood of nobody's: counted, and nothing new.
+            None => self.platform.wake(Work::Faults),
+        }
     }
 
     fn group_of_source(&self, source: SourceId) -> Option<TryArc<Group<Vtd<P>>>> {
         self.layout().group_of_source(source).cloned()
     }
 
-    /// Whether `fault` may be logged, as far as its source is concerned: see [`LogBudget::take`](crate::log_budget).
+    /// Whether `fault` may be logged, as far as its source is concerned: see [`Budget::take`](crate::budget).
     fn take_line(&self, fault: &Fault) -> Option<u64> {
         match self.group_of_source(fault.source) {
             Some(group) => group.take_line(&self.platform),
@@ -316,16 +314,20 @@ impl<P: Platform> Control for Protection<P> {
     fn handle_event(&self, event: Event) {
         match event {
             Event::Fault { unit } => {
-                self.shared.drain(unit);
+                self.shared.backend.answer_faults(unit, |fault| self.shared.enter(unit, fault));
                 self.shared.platform.wake(Work::Faults);
             }
         }
     }
 
     fn process_faults(&self) {
-        let Shared { platform, backend, faults, .. } = &*self.shared;
+        let shared = &self.shared;
+        let Shared { platform, backend, faults, .. } = &**shared;
         // One lap a unit: a unit whose records fill up faster than that wakes this thread again.
-        backend.take_undrained().for_each(|unit| self.shared.drain(unit));
+        backend
+            .take_undrained()
+            .for_each(|unit| backend.answer_faults(unit, |fault| shared.enter(unit, fault)));
+        (0..backend.count()).for_each(|unit| backend.look_at_faults(unit, |fault| shared.enter(unit, fault)));
         faults.process(
             &**platform,
             |fault| self.shared.tell(fault),
@@ -344,6 +346,10 @@ impl<P: Platform> Control for Protection<P> {
         while let Some(stuck) = self.shared.backend.take_newly_stuck() {
             self.shared.stop_behind(stuck);
         }
+    }
+
+    fn next_faults_ns(&self) -> u64 {
+        self.shared.backend.next_look_ns()
     }
 
     fn reap(&self) {
@@ -405,7 +411,7 @@ impl<P: Platform> FaultCount for DeviceFaults<P> {
         let mut last_unit = None;
         for &(_, unit) in &self.group.layout().sources {
             if last_unit.replace(unit) != Some(unit) {
-                self.shared.drain(unit);
+                self.shared.backend.drain_faults(unit, |fault| self.shared.enter(unit, fault));
                 unattributed += self.shared.backend.lost_faults(unit);
             }
         }

@@ -6,7 +6,7 @@
 
 use crate::{
     Platform,
-    log_budget::LogBudget,
+    budget::Budget,
     platform::LockClass,
     policy::{History, Limits, Verdict, judge},
     sync::IrqLock,
@@ -20,12 +20,12 @@ pub(crate) struct Strangers {
 struct Record {
     faults: u64,
     history: History,
-    lines: LogBudget,
+    lines: Budget,
 }
 
 impl Strangers {
     pub const fn new() -> Self {
-        let record = Record { faults: 0, history: History::NONE, lines: LogBudget::ONE_SOURCE };
+        let record = Record { faults: 0, history: History::NONE, lines: Budget::ONE_SOURCE };
         Self { record: IrqLock::new(LockClass::GroupRecord, record) }
     }
 
@@ -40,7 +40,7 @@ impl Strangers {
         (verdict != Verdict::Quarantine).then_some(verdict)
     }
 
-    /// Whether one of them may be logged: see [`LogBudget::take`].
+    /// Whether one of them may be logged: see [`Budget::take`].
     pub fn take_line<P: Platform>(&self, platform: &P) -> Option<u64> {
         let now_ns = platform.now_ns();
         self.record.lock(platform).lines.take(now_ns)

@@ -100,6 +100,10 @@ pub(crate) trait Control: Send + Sync {
 
     fn process_faults(&self) {}
 
+    fn next_faults_ns(&self) -> u64 {
+        u64::MAX
+    }
+
     fn reap(&self) {}
 
     fn next_reap_ns(&self) -> u64 {
@@ -265,6 +269,13 @@ impl Iommu {
     /// [`Work::Faults`](crate::platform::Work::Faults).
     pub fn process_faults(&self) {
         self.control.process_faults();
+    }
+
+    /// When [`process_faults`](Self::process_faults) has to run next although nobody asks for it, on the platform's clock;
+    /// `u64::MAX` for never. The thread that runs it looks at this before it goes to sleep.
+    #[must_use]
+    pub fn next_faults_ns(&self) -> u64 {
+        self.control.next_faults_ns()
     }
 
     /// Flushes and frees mappings that were dropped, and flushes what retired ones wait for when it is due. Runs in a thread

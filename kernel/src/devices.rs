@@ -138,7 +138,8 @@ fn start_iommu(
     let iommu = Iommu::start(kernel.clone(), &machine, options).map_err(DevicesError::Iommu)?;
     kernel.use_iommu(iommu.clone());
     let handle = iommu.clone();
-    kernel.start_worker(Work::Faults, move || handle.process_faults(), || u64::MAX)?;
+    let clock = iommu.clone();
+    kernel.start_worker(Work::Faults, move || handle.process_faults(), move || clock.next_faults_ns())?;
     // Faults may have come while nobody took events.
     kernel.wake(Work::Faults);
     let handle = iommu.clone();

@@ -2,6 +2,12 @@
 //!
 //! While a record, the overflow bit or a queue error is pending, a unit sends no further fault event. So draining leaves
 //! none of them behind, or says that it did.
+//!
+//! How often a unit may interrupt for faults is limited ([`EventRate`]): not every source of faults can be stopped, and a
+//! device must not keep a CPU in the handler. Past the limit the event is masked, and the records are looked at now and then
+//! by a thread.
+
+mod rate;
 
 use core::sync::atomic::Ordering;
 
@@ -10,27 +16,85 @@ use super::{
     unit::Unit,
 };
 use crate::{Platform, fault::Fault};
+pub(super) use rate::EventRate;
 
 /// What draining left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a unit that still has something pending sends no further event"]
 pub enum Drained {
-    /// Nothing: the next fault raises an event.
+    /// Nothing that asks for anybody: the next fault raises an event, or while events are masked the next
+    /// [look](Unit::look_at_faults) finds it.
     All,
     /// Faults came in faster than they were read. Drain again, in a thread: there will be no event.
     More,
 }
 
+/// What a lap of the records came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Lap {
+    /// Something had been recorded, or lost.
+    any: bool,
+    /// Faults came in meanwhile.
+    more: bool,
+}
+
+impl Lap {
+    const NOTHING: Self = Self { any: false, more: false };
+}
+
 impl<P: Platform> Unit<P> {
+    /// As [`drain_faults`](Self::drain_faults), for whoever was called because there are faults: by the unit's event, or
+    /// because draining has left some. Too many such calls mask the event.
+    pub fn answer_faults(&self, platform: &P, mut sink: impl FnMut(Fault)) -> Drained {
+        let now_ns = platform.now_ns();
+        let mut rate = self.draining.lock(platform);
+        if rate.enter(now_ns) {
+            self.set_fault_events(false);
+        }
+        let lap = self.drain_lap(platform, &mut sink);
+        rate.judge(lap.more)
+    }
+
+    /// While events are masked and it is time for it: drains the records, and lets events through again if there was
+    /// nothing. Not in an interrupt.
+    pub fn look_at_faults(&self, platform: &P, mut sink: impl FnMut(Fault)) {
+        let now_ns = platform.now_ns();
+        let mut rate = self.draining.lock(platform);
+        if !rate.is_look_due(now_ns) {
+            return;
+        }
+        let lap = self.drain_lap(platform, &mut sink);
+        if rate.looked(now_ns, lap.any) && !self.is_stuck() {
+            self.set_fault_events(true);
+        }
+    }
+
+    /// When [`look_at_faults`](Self::look_at_faults) has something to do next; `u64::MAX` for never.
+    pub fn next_look_ns(&self, platform: &P) -> u64 {
+        self.draining.lock(platform).next_look_ns()
+    }
+
+    /// How often events had to be masked so far.
+    pub fn event_storms(&self, platform: &P) -> u64 {
+        self.draining.lock(platform).storms()
+    }
+
     /// Passes each recorded fault to `sink` and clears it; errors of the queue are dealt with too. Callable in an
     /// interrupt: at most one lap of the records is read, and `sink` must neither wait nor allocate.
     pub fn drain_faults(&self, platform: &P, mut sink: impl FnMut(Fault)) -> Drained {
-        let _draining = self.draining.lock(platform);
-        let Some(status) = self.read_live_fault_status() else { return Drained::All };
+        let rate = self.draining.lock(platform);
+        let lap = self.drain_lap(platform, &mut sink);
+        rate.judge(lap.more)
+    }
+
+    /// The caller has the lock.
+    fn drain_lap(&self, platform: &P, sink: &mut impl FnMut(Fault)) -> Lap {
+        let Some(status) = self.read_live_fault_status() else { return Lap::NOTHING };
         let mut found = 0;
         if status.pending() {
-            found = self.drain_lap(usize::from(status.first_record()), &mut sink);
+            found = self.read_lap(usize::from(status.first_record()), sink);
         }
+        let any = found > 0 || status.overflow();
         if status.overflow() {
             self.overflows.fetch_add(1, Ordering::Relaxed);
             // After the records: until it is cleared, nothing takes their place.
@@ -39,10 +103,9 @@ impl<P: Platform> Unit<P> {
         if let Some(queue) = &self.queue {
             queue.recover(platform, &self.hardware);
         }
-        let Some(status) = self.read_live_fault_status() else { return Drained::All };
+        let Some(status) = self.read_live_fault_status() else { return Lap { any, more: false } };
         // A unit that says that a record is pending, and has none, would have us try for ever.
-        let more = (status.pending() && found > 0) || status.overflow();
-        if more { Drained::More } else { Drained::All }
+        Lap { any, more: (status.pending() && found > 0) || status.overflow() }
     }
 
     /// How often the records were full, so that faults of unknown sources went unrecorded.
@@ -61,7 +124,7 @@ impl<P: Platform> Unit<P> {
     }
 
     /// Reads each record once, from `first` on and around the end, until one is empty. Returns how many held a fault.
-    fn drain_lap(&self, first: usize, sink: &mut impl FnMut(Fault)) -> usize {
+    fn read_lap(&self, first: usize, sink: &mut impl FnMut(Fault)) -> usize {
         let count = self.capability().fault_records();
         let mut found = 0;
         for index in (0..count).map(|offset| (first + offset) % count) {

@@ -79,7 +79,31 @@ impl<P: Platform> Vtd<P> {
     /// Reads the fault records of unit `unit`. Callable in an interrupt.
     pub fn drain_faults(&self, unit: usize, sink: impl FnMut(Fault)) {
         let Some(state) = self.units.get(unit) else { return };
-        if state.unit.drain_faults(&*self.platform, sink) == Drained::More {
+        self.after_draining(state, state.unit.drain_faults(&*self.platform, sink));
+    }
+
+    /// The same for whoever was called because there are some: see [`Unit::answer_faults`].
+    pub fn answer_faults(&self, unit: usize, sink: impl FnMut(Fault)) {
+        let Some(state) = self.units.get(unit) else { return };
+        self.after_draining(state, state.unit.answer_faults(&*self.platform, sink));
+    }
+
+    /// The same for the thread that looks while the unit's events are masked: see [`Unit::look_at_faults`].
+    pub fn look_at_faults(&self, unit: usize, sink: impl FnMut(Fault)) {
+        let Some(state) = self.units.get(unit) else { return };
+        state.unit.look_at_faults(&*self.platform, sink);
+        self.after_draining(state, Drained::All);
+    }
+
+    /// When [`look_at_faults`](Self::look_at_faults) has something to do next for some unit.
+    pub fn next_look_ns(&self) -> u64 {
+        let looks = self.units.iter().map(|state| state.unit.next_look_ns(&*self.platform));
+        looks.min().unwrap_or(u64::MAX)
+    }
+
+    fn after_draining(&self, state: &UnitState<P>, drained: Drained) {
+        let unit = state.unit.index();
+        if drained == Drained::More {
             state.more_faults.store(true, Ordering::Relaxed);
             self.platform.wake(Work::Faults);
         }
@@ -369,6 +393,7 @@ impl<P: Platform> UnitState<P> {
             address_bits: capability.fitting_width().map_or(0, |width| u32::from(width.bits())),
             domains: self.tables.lock(platform).ids.in_use(),
             alive: !self.unit.is_stuck(),
+            fault_storms: self.unit.event_storms(platform),
             doorbells: queue.batches,
             descriptors: queue.descriptors,
         }

@@ -29,6 +29,7 @@ pub use self::{
 use self::{claim::Claim, command::Command};
 use super::{
     capability::{Capability, FIRST_PAGE_BYTES},
+    fault::EventRate,
     queue::{Invalidation, InvalidationError, Queue, QueueReport, QueueStatistics, Stage, Ticket},
     registers::Bank,
     remap::InterruptTable,
@@ -57,7 +58,7 @@ pub struct Unit<P: Platform> {
     pub(super) queue: Option<Queue>,
     interrupts: Option<InterruptTable>,
     /// Held by whoever drains the fault records.
-    pub(super) draining: IrqLock<()>,
+    pub(super) draining: IrqLock<EventRate>,
     /// How often the fault records were full.
     pub(super) overflows: AtomicU64,
 }
@@ -82,7 +83,7 @@ impl<P: Platform> Unit<P> {
             commands: Claim::new(),
             queue: None,
             interrupts: None,
-            draining: IrqLock::new(LockClass::FaultRecords, ()),
+            draining: IrqLock::new(LockClass::FaultRecords, EventRate::new()),
             overflows: AtomicU64::new(0),
         })
     }

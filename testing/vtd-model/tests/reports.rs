@@ -3,9 +3,9 @@
 
 mod driver;
 
-use std::{cell::RefCell, sync::Arc};
+use std::cell::RefCell;
 
-use driver::{Driven, functions_of};
+use driver::Driven;
 use iommu::{
     Bidirectional, Iommu, Iova, Options, PciAddress, SourceId, ToDevice,
     dump::{GroupStanding, Leads, StepReport, TableKind, Visitor},
@@ -13,7 +13,7 @@ use iommu::{
     options::Quarantine,
     policy::Limits,
 };
-use vtd_model::{Access, Machine, MachineConfig, ModelPlatform, ReservedMemory};
+use vtd_model::{Access, MachineConfig, ReservedMemory};
 
 const PAGE: u64 = 0x1000;
 
@@ -134,17 +134,6 @@ fn on_a_scratch_page_every_way_ends_at_it() {
     }
 }
 
-/// A machine whose first function was not enumerated, though its requests reach the unit.
-fn with_a_stranger() -> Driven {
-    let machine = Machine::new(config());
-    let platform = Arc::new(ModelPlatform::new(&machine));
-    let dmar = machine.config().dmar_table();
-    let functions = functions_of(machine.config());
-    let found = iommu::Machine { dmar: Some(&dmar), functions: &functions[1..], io_apics: &[], x2apic: true };
-    let iommu = Iommu::start(platform.clone(), &found, Options::default()).expect("units that work");
-    Driven { machine, platform, iommu }
-}
-
 fn shown(driven: &Driven) -> Shown {
     let mut shown = Shown::default();
     driven.iommu.visit(&mut shown);
@@ -154,7 +143,7 @@ fn shown(driven: &Driven) -> Shown {
 #[test]
 fn faults_of_nobody_are_counted_and_leave_room_for_those_of_others() {
     const FLOOD: u64 = 2_000;
-    let driven = with_a_stranger();
+    let driven = Driven::start_with_a_stranger(config()).expect("units that work");
     let stranger = driven.device(driven.function(0));
     let handle = driven.iommu.claim(driven.function(1)).expect("a free function");
     driven.enable(driven.function(0));
@@ -163,6 +152,8 @@ fn faults_of_nobody_are_counted_and_leave_room_for_those_of_others() {
     // No thread comes to take them out of the ring meanwhile.
     for fault in 0..FLOOD {
         assert!(stranger.write(fault * PAGE, b"x").is_err());
+        // Slow enough for the unit to be heard each time.
+        driven.machine.clock().advance(2_000_000);
         driven.machine.deliver_events(|event| driven.iommu.handle_event(event));
     }
     assert!(device.write(0x1234_5000, b"x").is_err());
@@ -185,7 +176,7 @@ fn faults_of_nobody_are_counted_and_leave_room_for_those_of_others() {
 #[test]
 fn nobody_is_heard_again_after_a_while() {
     const QUIET_NS: u64 = 1 << 40;
-    let driven = with_a_stranger();
+    let driven = Driven::start_with_a_stranger(config()).expect("units that work");
     let stranger = driven.device(driven.function(0));
     driven.enable(driven.function(0));
     let fault = || {

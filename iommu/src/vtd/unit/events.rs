@@ -51,6 +51,12 @@ impl<P: Platform> Unit<P> {
         registers.write(FaultData::new().with_data(message.data as u16));
         registers.write(FaultAddress::new().with_dword(message.address as u32 >> 2));
         registers.write(FaultUpperAddress::new().with_address((message.address >> 32) as u32));
-        registers.write(FaultControl::new().with_masked(false));
+        self.set_fault_events(true);
+    }
+
+    /// Whether faults send their event. One that comes while they do not sends it when they do again, unless its record was
+    /// cleared meanwhile.
+    pub(in crate::vtd) fn set_fault_events(&self, on: bool) {
+        self.hardware.registers.write(FaultControl::new().with_masked(!on));
     }
 }

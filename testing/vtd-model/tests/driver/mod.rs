@@ -42,6 +42,12 @@ impl Driven {
         Self::start_as(Machine::new(config), functions, &[], Options::default())
     }
 
+    /// On a machine whose first function was not enumerated, though its requests reach the unit.
+    pub fn start_with_a_stranger(config: MachineConfig) -> Result<Self, iommu::StartError> {
+        let functions = functions_of(&config);
+        Self::start_knowing(config, &functions[1..])
+    }
+
     /// On a machine whose MADT has these I/O APICs, whatever its DMAR table says.
     pub fn start_with_io_apics(config: MachineConfig, io_apics: &[u8]) -> Result<Self, iommu::StartError> {
         let functions = functions_of(&config);
