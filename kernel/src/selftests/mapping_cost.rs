@@ -175,25 +175,70 @@ map_and_unmap! {
     map_4k_beside_100000, unmap_4k_beside_100000: 100_000, 1, run(1);
 }
 
+/// An IOVA; dropping it frees it.
+struct Held<'a> {
+    bare: &'a Bare,
+    iova: Iova,
+    pages: u64,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let _ = self.bare.iovas.free(self.iova, self.pages);
+    }
+}
+
+/// A size that magazines hold.
+const HIT: u64 = 1;
+/// 4 MiB, which they do not.
+const MISS: u64 = 1024;
+
+/// `before` comes before each of the allocations, and does not count.
+fn measure_allocate(bencher: &mut Bencher<'_>, pages: u64, before: fn(&Bare)) -> Result<(), Failure> {
+    let bare = Bare::new()?;
+    let allocate = || bare.iovas.allocate(pages, u64::MAX);
+    bencher.measure_with(|| before(&bare), |()| allocate().map(|iova| Held { bare: &bare, iova, pages }));
+    Ok(())
+}
+
+fn measure_free(bencher: &mut Bencher<'_>, pages: u64) -> Result<(), Failure> {
+    let bare = Bare::new()?;
+    let allocate = || bare.iovas.allocate(pages, u64::MAX).ok();
+    bencher.measure_with(allocate, |iova| {
+        if let Some(iova) = iova {
+            let _ = bare.iovas.free(iova, pages);
+        }
+    });
+    Ok(())
+}
+
 bench! {
-    /// What a magazine serves.
-    fn iova_hit(bencher) {
-        let bare = Bare::new()?;
-        bencher.measure_with(|| (), |()| {
-            let iova = bare.iovas.allocate(1, u64::MAX);
-            iova.map(|iova| bare.iovas.free(iova, 1))
-        });
+    fn iova_allocate_hit(bencher) {
+        measure_allocate(bencher, HIT, |_| ())?;
     }
 }
 
 bench! {
-    /// What no magazine serves: 4 MiB.
-    fn iova_miss(bencher) {
-        const PAGES: u64 = 1024;
-        let bare = Bare::new()?;
-        bencher.measure_with(|| (), |()| {
-            let iova = bare.iovas.allocate(PAGES, u64::MAX);
-            iova.map(|iova| bare.iovas.free(iova, PAGES))
-        });
+    fn iova_free_hit(bencher) {
+        measure_free(bencher, HIT)?;
+    }
+}
+
+bench! {
+    fn iova_allocate_miss(bencher) {
+        measure_allocate(bencher, MISS, |_| ())?;
+    }
+}
+
+bench! {
+    fn iova_free_miss(bencher) {
+        measure_free(bencher, MISS)?;
+    }
+}
+
+bench! {
+    /// A page, while all magazines are empty: a new one is filled.
+    fn iova_allocate_refill(bencher) {
+        measure_allocate(bencher, HIT, |bare| bare.iovas.trim())?;
     }
 }
