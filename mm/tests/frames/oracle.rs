@@ -6,7 +6,7 @@ use std::vec::Vec;
 use super::random::Random;
 use super::{FRAME, G4, Setup, Zone, run_as_cpu};
 
-const OPERATIONS: u32 = if cfg!(miri) { 200 } else { 300_000 };
+const OPERATIONS: u32 = if cfg!(miri) { 200 } else { 1_000_000 };
 
 /// By how much the memory is smaller under Miri, for which each look at a record is a look at all of them.
 const SHRINK: u64 = if cfg!(miri) { 16 } else { 1 };

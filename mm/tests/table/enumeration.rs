@@ -1,12 +1,14 @@
 //! Every number of levels, set of leaf sizes, alignment of input and output: the leaves that come out are the ones that
 //! a plain rule says.
 
-use mm::table::LeafSizes;
+use mm::PhysAddr;
+use mm::table::x86::{X86Access, X86Format};
+use mm::table::{Format, LeafSizes, PageTable};
 
 use super::arena::Arena;
 use super::format::{READ, Remap};
 use super::walker::Walker;
-use super::{G1, K4, M2, finish, flush, range, tree};
+use super::{G1, K4, M2, finish, flush, range};
 
 const SIZES: [LeafSizes; 4] = [
     LeafSizes::SIZE_4K,
@@ -24,23 +26,25 @@ fn expected_leaf(sizes: LeafSizes, input: u64, output: u64, rest: u64) -> u64 {
     allowed.into_iter().find(|(size, flag)| sizes.contains(*flag) && fits(*size)).unwrap().0
 }
 
-/// Maps one range, sees that hardware finds what the rule says at each leaf, and unmaps it again.
-fn check(format: Remap, input: u64, output: u64, bytes: u64) {
+/// Maps one range, sees that hardware finds what the rule says at each leaf, and unmaps it again. `access` is such that of
+/// the low bits only the lowest, which says that a leaf is present, is set.
+fn check<F: Format>(format: F, access: F::Access, input: u64, output: u64, bytes: u64) {
     let memory = Arena::new(64);
-    let tree = tree(format, &memory);
+    let tree = PageTable::new(format, &memory).unwrap();
+    let present = format.encode_table(PhysAddr::new(0)) & 3;
     let walker =
-        Walker { root: tree.root(), levels: format.levels.into(), snoops: format.coherent, present: 3 };
+        Walker { root: tree.root(), levels: format.levels().into(), snoops: format.is_coherent(), present };
     // SAFETY: no other thread changes the tree.
-    unsafe { assert!(tree.map(input, &[range(output, bytes)], READ).unwrap().is_none()) };
+    unsafe { assert!(tree.map(input, &[range(output, bytes)], access).unwrap().is_none()) };
     let mut done = 0;
     while done < bytes {
         let found = walker.walk(&memory, input + done).expect("mapped");
-        let leaf = expected_leaf(format.sizes, input + done, output + done, bytes - done);
+        let leaf = expected_leaf(format.leaf_sizes(), input + done, output + done, bytes - done);
         assert_eq!((found.output, found.leaf_bytes, found.bits), (output + done, leaf, 1));
         done += leaf;
     }
-    for outside in [input.wrapping_sub(1), input + bytes] {
-        if outside >> (12 + 9 * u32::from(format.levels)) == 0 {
+    for outside in [input.wrapping_sub(1), input.wrapping_add(bytes)] {
+        if format.covers(outside, outside) {
             assert_eq!(walker.walk(&memory, outside), None);
         }
     }
@@ -48,9 +52,18 @@ fn check(format: Remap, input: u64, output: u64, bytes: u64) {
     let stale = unsafe { tree.unmap(input, bytes) }.unwrap();
     assert_eq!(stale.changed_bytes(), bytes);
     tree.redeem(flush(stale));
-    assert_eq!(tree.runs(0, u64::MAX >> (64 - 12 - 9 * u32::from(format.levels))).count(), 0);
-    assert!([input, input + bytes - 1].into_iter().all(|input| walker.walk(&memory, input).is_none()));
+    // All inputs, or the two halves of the canonical ones.
+    let last = u64::MAX >> (64 - 12 - 9 * u32::from(format.levels()));
+    assert_eq!(
+        [(0, last), (0, last >> 1), (!(last >> 1), u64::MAX)].map(|(a, b)| tree.runs(a, b).count()),
+        [0; 3]
+    );
+    assert!([input, input + (bytes - 1)].into_iter().all(|input| walker.walk(&memory, input).is_none()));
     finish(tree);
+}
+
+fn x86(levels: u8, sizes: LeafSizes) -> X86Format {
+    X86Format::new(levels, sizes, 46).unwrap()
 }
 
 #[test]
@@ -72,7 +85,11 @@ fn every_level_size_and_alignment() {
                                 checks += 1;
                                 continue;
                             }
-                            check(format, border + offset, 16 * G1 + output, bytes);
+                            check(format, READ, border + offset, 16 * G1 + output, bytes);
+                            if levels > 3 {
+                                let format = x86(levels as u8, sizes);
+                                check(format, X86Access::empty(), border + offset, 16 * G1 + output, bytes);
+                            }
                             checks += 1;
                         }
                     }
@@ -85,18 +102,23 @@ fn every_level_size_and_alignment() {
 
 #[test]
 fn whole_gibibytes() {
+    fn check_all<F: Format>(format: F, access: F::Access) {
+        check(format, access, 3 * G1, G1, G1);
+        check(format, access, 3 * G1, G1, 2 * G1 + M2);
+        if !cfg!(miri) {
+            check(format, access, 3 * G1 - M2, G1 - M2, G1 + 2 * M2);
+            check(format, access, 3 * G1 + M2, G1 + M2, 2 * G1);
+            check(format, access, 3 * G1, G1 + M2, G1);
+        }
+    }
     for levels in 3..=5 {
         for sizes in SIZES.into_iter().skip(1) {
-            let format = Remap { levels, sizes, output_bits: 46, coherent: false };
             if !sizes.contains(LeafSizes::SIZE_2M) || cfg!(miri) && !sizes.contains(LeafSizes::SIZE_1G) {
                 continue;
             }
-            check(format, 3 * G1, G1, G1);
-            check(format, 3 * G1, G1, 2 * G1 + M2);
-            if !cfg!(miri) {
-                check(format, 3 * G1 - M2, G1 - M2, G1 + 2 * M2);
-                check(format, 3 * G1 + M2, G1 + M2, 2 * G1);
-                check(format, 3 * G1, G1 + M2, G1);
+            check_all(Remap { levels, sizes, output_bits: 46, coherent: false }, READ);
+            if levels > 3 {
+                check_all(x86(levels, sizes), X86Access::empty());
             }
         }
     }
@@ -108,7 +130,15 @@ fn the_last_entry_of_every_table() {
         let top = 1 << (12 + 9 * u32::from(levels));
         for bytes in [K4, 2 * K4, M2, M2 + K4, G1, G1 + M2] {
             let format = Remap { levels, sizes: LeafSizes::all(), output_bits: 46, coherent: false };
-            check(format, top - bytes, (1 << 46) - bytes, bytes);
+            let output = (1 << 46) - bytes;
+            check(format, READ, top - bytes, output, bytes);
+            if levels > 3 {
+                // The ends of both halves of the canonical addresses.
+                for end in [top / 2, 0] {
+                    let input = u64::wrapping_sub(end, bytes);
+                    check(x86(levels, LeafSizes::all()), X86Access::empty(), input, output, bytes);
+                }
+            }
         }
     }
 }

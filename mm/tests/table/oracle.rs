@@ -10,7 +10,7 @@ use super::random::Random;
 use super::walker::Walker;
 use super::{G1, K4, M2, Tree, finish, flush, range};
 
-/// Operations in each of the four tests.
+/// Operations in each of the five tests.
 const OPERATIONS: u32 = if cfg!(miri) { 120 } else { 300_000 };
 
 /// What is mapped: first input to length, output and rights.
@@ -229,7 +229,7 @@ impl<F: Format> Play<'_, F> {
         let last = u64::MAX >> (64 - 12 - 9 * self.walkers[0].levels);
         let runs: Vec<_> = self
             .tree
-            .runs(0, if self.walkers[0].levels == 4 { last >> 1 } else { last })
+            .runs(0, if self.tree.format().covers(0, last) { last } else { last >> 1 })
             .map(|run| (run.input, run.output.as_u64(), run.bytes, (self.rights)(run.access)))
             .collect();
         assert_eq!(runs, self.spans.merged());
@@ -280,10 +280,9 @@ fn five_levels_with_4k_leaves_only() {
     play_remap(format, &[((1 << 48) - 2 * M2, (1 << 48) + 2 * M2), ((1 << 57) - 300 * K4, 1 << 57)], 3);
 }
 
-#[test]
-fn x86_four_levels() {
+fn play_x86(levels: u8, places: &[(u64, u64)], seed: u64) {
     let memory = Arena::new(if cfg!(miri) { 2048 } else { 8192 });
-    let tree = PageTable::new(X86Format::new(4, LeafSizes::all(), 46).unwrap(), &memory).unwrap();
+    let tree = PageTable::new(X86Format::new(levels, LeafSizes::all(), 46).unwrap(), &memory).unwrap();
     let access = |rights: u8| match Rights(rights) {
         READ => X86Access::NO_EXECUTE,
         WRITE => X86Access::WRITE | X86Access::USER,
@@ -293,13 +292,13 @@ fn x86_four_levels() {
         }
     };
     Play {
-        walkers: vec![Walker { root: tree.root(), levels: 4, snoops: true, present: 1 }],
+        walkers: vec![Walker { root: tree.root(), levels: levels.into(), snoops: true, present: 1 }],
         tree,
         memory: &memory,
         spans: Spans::default(),
         waiting: Vec::new(),
-        random: Random::new(4),
-        places: vec![(M2, 5 * M2), ((1 << 39) - 2 * G1, (1 << 39) + 2 * G1)],
+        random: Random::new(seed),
+        places: places.to_vec(),
         access,
         rights: |found| match found {
             X86Access::NO_EXECUTE => READ.0,
@@ -308,4 +307,15 @@ fn x86_four_levels() {
         },
     }
     .run(OPERATIONS);
+}
+
+#[test]
+fn x86_four_levels() {
+    play_x86(4, &[(M2, 5 * M2), ((1 << 39) - 2 * G1, (1 << 39) + 2 * G1)], 4);
+}
+
+/// Both sides of a border between entries of the root, and the end of the lower half of the canonical addresses.
+#[test]
+fn x86_five_levels() {
+    play_x86(5, &[((1 << 48) - 2 * G1, (1 << 48) + 2 * G1), ((1 << 56) - 300 * K4, 1 << 56)], 5);
 }
