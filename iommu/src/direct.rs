@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 
 use crate::{
     Incident, Iova, Platform,
+    checks::Origin,
     dma::{
         Access, DmaError, RawBuffer,
         device::{FaultCount, FaultCounts},
@@ -58,7 +59,13 @@ impl<P: Platform> Space for DirectSpace<P> {
         self.unmap(segment, access)
     }
 
-    fn map_list(&self, list: &mut List, _access: Access, placement: Placement) -> Result<(), NotMapped> {
+    fn map_list(
+        &self,
+        list: &mut List,
+        _access: Access,
+        placement: Placement,
+        _origin: Origin,
+    ) -> Result<(), NotMapped> {
         for segment in &mut list.segments {
             let memory = physical(&*self.platform, segment.buffer.first, segment.buffer.bytes)?;
             segment.iova = place(memory, placement)?;
@@ -72,7 +79,13 @@ impl<P: Platform> Space for DirectSpace<P> {
         Ok(())
     }
 
-    fn link(&self, list: &mut List, _access: Access, placement: Placement) -> Result<(), NotMapped> {
+    fn link(
+        &self,
+        list: &mut List,
+        _access: Access,
+        placement: Placement,
+        _origin: Origin,
+    ) -> Result<(), NotMapped> {
         let (Some(segment), Some(all)) = (list.segments.last_mut(), &mut list.place) else { return Ok(()) };
         let RawBuffer { first, bytes, .. } = segment.buffer;
         let pages_bytes = Cut::of(first, bytes).mapped_bytes();

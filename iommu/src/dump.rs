@@ -4,7 +4,7 @@ use core::fmt;
 
 use mm::{PhysAddr, PhysRange};
 
-use crate::{Iova, PciAddress, SourceId, fault::Fault, interrupts::Sender};
+use crate::{Iova, PciAddress, SourceId, checks::Misuse, fault::Fault, interrupts::Sender};
 
 /// Takes what [`Iommu::visit`](crate::Iommu::visit) shows. Each method does nothing unless it is overridden. They are
 /// called without a lock held, and may print and wait.
@@ -38,6 +38,12 @@ pub trait Visitor {
 
     /// Faults of sources that belong to no group, those not shown included.
     fn stranger_faults(&mut self, _count: u64) {}
+
+    /// One of the last things that a driver did wrong, oldest first: with `iommu=debug` only.
+    fn misuse(&mut self, _misuse: &Misuse) {}
+
+    /// How many of them were found, those not shown included, and how many pieces of mappings could not be checked.
+    fn checks(&mut self, _found: u64, _unchecked: u64) {}
 }
 
 /// One remapping unit.

@@ -77,6 +77,7 @@ mod arc;
 mod ats;
 mod backend;
 mod budget;
+pub mod checks;
 mod direct;
 pub mod dma;
 pub mod dmar;

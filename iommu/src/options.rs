@@ -57,6 +57,8 @@ pub struct Options {
     pub quarantine: Quarantine,
     /// Log every group at bring-up: its functions, requester ids and reserved memory.
     pub verbose: bool,
+    /// Check what drivers map: see [`checks`](crate::checks).
+    pub debug: bool,
 }
 
 impl Default for Options {
@@ -71,6 +73,7 @@ impl Default for Options {
             flush: Flush::Strict,
             quarantine: Quarantine::Basic,
             verbose: false,
+            debug: false,
         }
     }
 }
@@ -96,6 +99,7 @@ const WORDS: &[Word] = &[
     ("quarantine=basic", |options| options.quarantine = Quarantine::Basic),
     ("quarantine=scratch-page", |options| options.quarantine = Quarantine::ScratchPage),
     ("verbose", |options| options.verbose = true),
+    ("debug", |options| options.debug = true),
 ];
 
 impl Options {
@@ -144,6 +148,7 @@ mod tests {
             ("quarantine=scratch-page", Options { quarantine: Quarantine::ScratchPage, ..base }),
             ("quarantine=scratch-page,quarantine=basic", base),
             ("verbose", Options { verbose: true, ..base }),
+            ("debug", Options { debug: true, ..base }),
             ("no-qinval,qinval", base),
             ("off,on", base),
         ];

@@ -3,7 +3,7 @@
 //! One instance of [`Platform`] is handed over at bring-up; the crate has no global of its own. Everything below the
 //! DMA API is compiled for the platform's type, so that none of these calls is dynamic.
 
-use core::ptr::NonNull;
+use core::{fmt, ptr::NonNull};
 
 use mm::{PhysAddr, PhysRange, table::TableMemory};
 
@@ -84,6 +84,13 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// not memory that may be shared with a device (stack, kernel image).
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr>;
 
+    /// What lies in the `bytes` bytes at `first`, for which [`physical`](Self::physical) says `None`: asked when a driver
+    /// wants to map them and [`checks`](crate::checks) are on.
+    fn unshareable(&self, first: NonNull<u8>, bytes: usize) -> Unshareable {
+        let _ = (first, bytes);
+        Unshareable::Other
+    }
+
     /// Whether the kernel has any of `range` as memory of its own: in use, or to be handed out. Firmware may say that a
     /// device needs such memory (RMRR); it does not get it.
     fn is_own_memory(&self, range: PhysRange) -> bool;
@@ -110,6 +117,8 @@ pub enum LockClass {
     Bounce,
     /// What retired mappings wait for.
     Owed,
+    /// What is checked of drivers.
+    Checks,
     /// The interrupt-remapping table of a unit.
     Remapping,
     /// The fault records of a unit.
@@ -131,6 +140,33 @@ pub enum LockClass {
 impl LockClass {
     /// Number of classes.
     pub const COUNT: u8 = Self::FaultLog as u8 + 1;
+}
+
+/// What no device may have, by what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unshareable {
+    /// Code of the kernel.
+    Code,
+    /// Constants of the kernel.
+    Constants,
+    /// Variables of the kernel.
+    Variables,
+    /// A stack.
+    Stack,
+    /// Something else: not memory, not in one piece, or not the kernel's to give.
+    Other,
+}
+
+impl fmt::Display for Unshareable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Code => "code of the kernel",
+            Self::Constants => "constants of the kernel",
+            Self::Variables => "variables of the kernel",
+            Self::Stack => "a stack",
+            Self::Other => "which is no memory to share",
+        })
+    }
 }
 
 /// Highest number of CPUs, and so of per-CPU caches.

@@ -13,6 +13,7 @@ use crate::{
     arc::{Room, TryArc},
     ats::{self, DeviceTlb},
     backend::Backend,
+    checks::{Checks, Frame},
     dma::{
         DmaDevice, DmaError, Stuck,
         device::{FaultCount, FaultCounts},
@@ -43,6 +44,8 @@ const MAX_LOGGED_WARNINGS: usize = 16;
 pub(crate) struct Protection<P: Platform> {
     shared: Arc<Shared<P>>,
     maker: DomainMaker<Vtd<P>>,
+    /// With `iommu=debug`.
+    checks: Option<Arc<Checks<P>>>,
 }
 
 /// What a device handle shares with the subsystem.
@@ -87,7 +90,8 @@ impl<P: Platform> Protection<P> {
         let (faults, strangers) = (FaultLog::boxed(), Strangers::new());
         let shared =
             Arc::new(Shared { platform, backend, dmar, layout, changing, faults, strangers, limits });
-        let protection = Self { shared, maker };
+        let checks = options.debug.then(|| Arc::new(Checks::new(shared.platform.clone())));
+        let protection = Self { shared, maker, checks };
         protection.map_reserved(protection.shared.layout().groups());
         protection.shared.backend.enable_translation()?;
         protection.log_start(options);
@@ -239,6 +243,7 @@ impl<P: Platform> Control for Protection<P> {
         };
         // What can be refused comes first: once the function is claimed nothing fails any more.
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
+        let frame = Frame::new(self.checks.as_ref())?;
         let faults = DeviceFaults { shared: shared.clone(), group: group.clone(), function };
         let faults = TryArc::try_new(faults).ok_or(DmaError::OutOfMemory)?;
         let domain = group.claim(&self.maker, function, device_tlb)?;
@@ -248,7 +253,7 @@ impl<P: Platform> Control for Protection<P> {
             None if shared.layout().topology.ats(function) == Ats::Required => {}
             None => ats::disable(&*shared.platform, function),
         }
-        Ok(DmaDevice::new(room, function, domain.into(), faults.into()))
+        Ok(DmaDevice::new(room, function, frame.around(function, domain.into()), faults.into()))
     }
 
     fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
@@ -361,10 +366,12 @@ impl<P: Platform> Control for Protection<P> {
             }
         }
         reaper.reap();
+        self.checks.iter().for_each(|checks| checks.look());
     }
 
     fn next_reap_ns(&self) -> u64 {
-        self.maker.reaper.due_ns()
+        let checks_ns = self.checks.as_ref().map_or(u64::MAX, |checks| checks.due_ns());
+        self.maker.reaper.due_ns().min(checks_ns)
     }
 
     fn live_mappings(&self) -> usize {
@@ -395,6 +402,7 @@ impl<P: Platform> Control for Protection<P> {
         }
         self.shared.faults.visit(&*self.shared.platform, visitor);
         visitor.stranger_faults(self.shared.strangers.faults(&*self.shared.platform));
+        self.checks.iter().for_each(|checks| checks.visit(visitor));
     }
 }
 

@@ -6,6 +6,7 @@ use core::fmt;
 use crate::{
     Iova, Options, PciAddress, Platform,
     arc::{Room, TryArc},
+    checks::{Checks, Frame},
     direct::{DirectSpace, NoFaults},
     dma::{DmaDevice, DmaError, reaper::Reaper},
     dump::Visitor,
@@ -137,7 +138,8 @@ impl Iommu {
         let control: Arc<dyn Control> = match (options.mode, machine.dmar) {
             (Mode::Off, _) => {
                 interrupts::warn_of(NotRemapped::NoUnit);
-                Arc::new(Unprotected { platform, reaper })
+                let checks = options.debug.then(|| Arc::new(Checks::new(platform.clone())));
+                Arc::new(Unprotected { platform, reaper, checks })
             }
             (Mode::On, None) => {
                 interrupts::warn_of(NotRemapped::NoUnit);
@@ -330,6 +332,8 @@ impl Control for NoUnit {
 struct Unprotected<P: Platform> {
     platform: Arc<P>,
     reaper: Arc<Reaper<P>>,
+    /// With `iommu=debug`.
+    checks: Option<Arc<Checks<P>>>,
 }
 
 impl<P: Platform> Control for Unprotected<P> {
@@ -338,11 +342,21 @@ impl<P: Platform> Control for Unprotected<P> {
         let faults = TryArc::try_new(NoFaults).ok_or(DmaError::OutOfMemory)?;
         let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
         let space = TryArc::try_new(space).ok_or(DmaError::OutOfMemory)?;
-        Ok(DmaDevice::new(room, function, space.into(), faults.into()))
+        let frame = Frame::new(self.checks.as_ref())?;
+        Ok(DmaDevice::new(room, function, frame.around(function, space.into()), faults.into()))
     }
 
     fn reap(&self) {
         self.reaper.reap();
+        self.checks.iter().for_each(|checks| checks.look());
+    }
+
+    fn next_reap_ns(&self) -> u64 {
+        self.checks.as_ref().map_or(u64::MAX, |checks| checks.due_ns())
+    }
+
+    fn visit(&self, visitor: &mut dyn Visitor) {
+        self.checks.iter().for_each(|checks| checks.visit(visitor));
     }
 
     fn live_mappings(&self) -> usize {

@@ -339,6 +339,13 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "debug",
+        about: "drivers are checked: the disk's does nothing wrong, and one that does is found out",
+        cmdline: "iommu=debug",
+        tests: "d*",
+        ..DEFAULT
+    },
+    Scenario {
         name: "power-cut",
         about: "what a flush has confirmed is there after the power went",
         cmdline: "power-cut=flushed",

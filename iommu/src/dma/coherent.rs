@@ -22,6 +22,7 @@ pub struct Coherent<T> {
 }
 
 impl<T: FromBytes + IntoBytes + Copy> Coherent<T> {
+    #[track_caller]
     pub(super) fn new(device: &DmaDevice, count: usize, placement: Placement) -> Result<Self, DmaError> {
         const { assert!(size_of::<T>() > 0 && align_of::<T>() <= PAGE_BYTES as usize) };
         let bad_length = DmaError::BadLength { count };

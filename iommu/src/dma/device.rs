@@ -49,6 +49,12 @@ pub(crate) trait FaultCount: Send + Sync {
     fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>);
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.space.let_go();
+    }
+}
+
 impl DmaDevice {
     pub(crate) fn new(
         room: Room<Shared>,
@@ -104,6 +110,7 @@ impl DmaDevice {
     ///     mapping.unmap()
     /// }
     /// ```
+    #[track_caller]
     pub fn dma_map<B: DmaBuffer, D: Direction>(
         &self,
         buffer: B,
@@ -116,6 +123,7 @@ impl DmaDevice {
     ///
     /// # Errors
     /// Also [`DmaError::IovaTaken`].
+    #[track_caller]
     pub fn dma_map_at<B: DmaBuffer, D: Direction>(
         &self,
         buffer: B,
@@ -129,6 +137,7 @@ impl DmaDevice {
     ///
     /// # Errors
     /// [`DmaError::BadLength`] for a count of zero, and the errors of [`dma_map`](Self::dma_map).
+    #[track_caller]
     pub fn alloc_coherent<T: FromBytes + IntoBytes + Copy>(
         &self,
         count: usize,
@@ -158,6 +167,7 @@ impl DmaDevice {
     ///     mapping.unmap()
     /// }
     /// ```
+    #[track_caller]
     pub fn dma_map_sg<B: DmaBuffer, D: Direction>(
         &self,
         list: ScatterList<B>,
@@ -215,6 +225,7 @@ impl DmaDevice {
     /// # Errors
     /// [`DmaError::BadLength`] for no buffers, buffers of no bytes, or more than there can be, and the errors of
     /// [`dma_map`](Self::dma_map).
+    #[track_caller]
     pub fn dma_pool<D: Direction>(
         &self,
         bytes: usize,
@@ -263,6 +274,7 @@ impl DmaDevice {
         self.shared.faults.listen(listener);
     }
 
+    #[track_caller]
     pub(super) fn map_at<B: DmaBuffer, D: Direction>(
         &self,
         buffer: B,

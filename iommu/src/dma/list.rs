@@ -1,6 +1,6 @@
 //! Scatter-gather: buffers here and there that a device finds in one range of addresses.
 
-use core::{fmt, marker::PhantomData, mem};
+use core::{fmt, marker::PhantomData, mem, panic::Location};
 
 use super::{
     Direction, DmaBuffer, DmaError, Rejected, SegmentLimits,
@@ -93,6 +93,7 @@ pub struct DeviceSegment {
 }
 
 impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
+    #[track_caller]
     pub(super) fn new(
         space: &TryArc<dyn Space>,
         mut buffers: ScatterList<B>,
@@ -102,7 +103,7 @@ impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
         if buffers.is_empty() {
             return Err(Rejected { error: DmaError::BadLength { count: 0 }, buffer: Some(buffers) });
         }
-        match space.map_list(&mut buffers.list, D::ACCESS, placement) {
+        match space.map_list(&mut buffers.list, D::ACCESS, placement, Location::caller()) {
             Ok(()) => {
                 let list = mem::take(&mut buffers.list);
                 Ok(Self { space: space.clone(), list, limits, types: PhantomData })

@@ -1,6 +1,6 @@
 //! A buffer in the hands of a device.
 
-use core::{fmt, marker::PhantomData, mem::ManuallyDrop};
+use core::{fmt, marker::PhantomData, mem::ManuallyDrop, panic::Location};
 
 use super::{
     Direction, DmaBuffer, DmaError, RawBuffer, Rejected, Retired, Synced,
@@ -20,6 +20,7 @@ pub struct Mapping<B: DmaBuffer, D: Direction> {
 }
 
 impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
+    #[track_caller]
     pub(super) fn new(
         space: &TryArc<dyn Space>,
         buffer: B,
@@ -33,7 +34,8 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
             let buffer = unsafe { B::from_raw(raw) };
             return Err(Rejected { error, buffer: Some(buffer) });
         }
-        let request = MapRequest { first: raw.first, bytes: raw.bytes, access: D::ACCESS, placement };
+        let (access, origin) = (D::ACCESS, Location::caller());
+        let request = MapRequest { first: raw.first, bytes: raw.bytes, access, placement, origin };
         match space.map(&request) {
             Ok(Placed { iova, ends }) => {
                 let segment = Segment { iova, buffer: raw, ends };
@@ -71,8 +73,9 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     /// Takes what the device has to leave alone for a while: the CPU has access until
     /// [`sync_for_device`](Synced::sync_for_device), and there is no address meanwhile that could be given to the device.
     #[must_use]
+    #[track_caller]
     pub fn sync_for_cpu(self) -> Synced<B, D> {
-        Synced::new(self)
+        Synced::new(self, Location::caller())
     }
 
     /// Takes the buffer back. When this returns, no unit can translate its address any more.

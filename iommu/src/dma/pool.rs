@@ -80,6 +80,7 @@ struct Place {
 }
 
 impl<D: Direction> Pool<D> {
+    #[track_caller]
     pub(super) fn new(
         device: &DmaDevice,
         bytes: usize,

@@ -1,6 +1,6 @@
 //! Addresses first, buffers later: for drivers that come to the pieces of a request one by one.
 
-use core::{fmt, marker::PhantomData};
+use core::{fmt, marker::PhantomData, panic::Location};
 
 use mm::PAGE_BYTES;
 
@@ -71,6 +71,7 @@ impl<B: DmaBuffer, D: Direction> Reservation<B, D> {
     /// # Errors
     /// [`DmaError::BeyondReservation`] if its pages do not fit any more, and the errors of
     /// [`dma_map`](super::DmaDevice::dma_map). The buffer comes back, and what was linked before stays.
+    #[track_caller]
     pub fn link(&mut self, buffer: B) -> Result<(), Rejected<B>> {
         let ScatterMapping { space, list, .. } = &mut self.mapping;
         if let Err(error) = list.reserve(1) {
@@ -78,7 +79,8 @@ impl<B: DmaBuffer, D: Direction> Reservation<B, D> {
         }
         let segment = Segment { iova: Iova::new(0), buffer: buffer.into_raw(), ends: Ends::NONE };
         list.segments.push(segment);
-        let Err(failure) = space.link(list, D::ACCESS, self.placement) else { return Ok(()) };
+        let linked = space.link(list, D::ACCESS, self.placement, Location::caller());
+        let Err(failure) = linked else { return Ok(()) };
         let refused = list.segments.pop();
         match failure {
             NotMapped::Untouched(error) => {

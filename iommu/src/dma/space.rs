@@ -10,7 +10,7 @@ use super::{
     reaper::Abandoned,
     segment::{Ends, List, Segment},
 };
-use crate::{Iova, Platform, arc::TryArc};
+use crate::{Iova, Platform, arc::TryArc, checks::Origin};
 
 /// What [`Space::map`] is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct MapRequest {
     pub access: Access,
     /// Where the mapping may lie.
     pub placement: Placement,
+    /// Where in a driver it is asked for.
+    pub origin: Origin,
 }
 
 /// Where a mapping may lie.
@@ -85,8 +87,15 @@ pub(crate) trait Space: Send + Sync {
     /// Ends what [`retire`](Self::retire) began, after waiting for the flush. Results are those of [`unmap`](Self::unmap).
     fn redeem(&self, segment: &Segment, access: Access, owed: Owed) -> Result<(), DmaError>;
 
-    /// Maps all buffers of `list` into one range of addresses. They come without addresses, and have them if it returns `Ok`.
-    fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped>;
+    /// Maps all buffers of `list` into one range of addresses, as `origin` asks for. They come without addresses, and have
+    /// them if it returns `Ok`.
+    fn map_list(
+        &self,
+        list: &mut List,
+        access: Access,
+        placement: Placement,
+        origin: Origin,
+    ) -> Result<(), NotMapped>;
 
     /// Takes a range of `bytes` bytes, whole pages, for the buffers of an empty `list`, and what giving it back will need.
     fn reserve(&self, list: &mut List, bytes: u64, placement: Placement) -> Result<(), DmaError>;
@@ -94,7 +103,13 @@ pub(crate) trait Space: Send + Sync {
     /// Maps the last buffer of `list` behind the others into its range. It comes without an address, and has one if this
     /// returns `Ok`. No unit need see it before [`sync`](Self::sync). The `placement` is that of the range, for a space in
     /// which a buffer lies where its memory does.
-    fn link(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped>;
+    fn link(
+        &self,
+        list: &mut List,
+        access: Access,
+        placement: Placement,
+        origin: Origin,
+    ) -> Result<(), NotMapped>;
 
     /// Makes all units see what was [linked](Self::link).
     fn sync(&self, list: &List);
@@ -106,10 +121,26 @@ pub(crate) trait Space: Send + Sync {
     /// Copies between a mapped buffer's ends and what stands in for them.
     fn copy_ends(&self, segment: &Segment, way: Way);
 
+    /// Makes what a device with this `access` wrote ready for the CPU, which has the buffer from now on, as `origin` asks for.
+    fn to_cpu(&self, segment: &Segment, access: Access, origin: Origin) {
+        let _ = origin;
+        if access.write {
+            self.copy_ends(segment, Way::Out);
+        }
+    }
+
+    /// Makes what the CPU wrote ready for the device, which has the buffer from now on.
+    fn to_device(&self, segment: &Segment) {
+        self.copy_ends(segment, Way::In);
+    }
+
     /// Whether the device was taken from its driver and is quiet.
     fn was_taken_back(&self) -> bool {
         false
     }
+
+    /// The driver's last handle of the device is gone.
+    fn let_go(&self) {}
 
     /// Leaves a mapping that was dropped to the reaper. Never waits, never allocates.
     fn abandon(&self, abandoned: Abandoned);

@@ -6,8 +6,8 @@ use super::{
     DeviceReads, DeviceWrites, Direction, DmaBuffer, Mapping,
     retired::part,
     shared_bytes::{copy_in, copy_out},
-    space::Way,
 };
+use crate::checks::Origin;
 
 /// A buffer that stays mapped while the CPU works on it: [`Mapping::sync_for_cpu`] makes one.
 ///
@@ -33,11 +33,9 @@ pub struct Synced<B: DmaBuffer, D: Direction> {
 }
 
 impl<B: DmaBuffer, D: Direction> Synced<B, D> {
-    pub(super) fn new(mapping: Mapping<B, D>) -> Self {
-        if D::ACCESS.write {
-            let live = mapping.live();
-            live.space.copy_ends(&live.segment, Way::Out);
-        }
+    pub(super) fn new(mapping: Mapping<B, D>, origin: Origin) -> Self {
+        let live = mapping.live();
+        live.space.to_cpu(&live.segment, D::ACCESS, origin);
         Self { mapping }
     }
 
@@ -52,7 +50,7 @@ impl<B: DmaBuffer, D: Direction> Synced<B, D> {
     #[must_use]
     pub fn sync_for_device(self) -> Mapping<B, D> {
         let live = self.mapping.live();
-        live.space.copy_ends(&live.segment, Way::In);
+        live.space.to_device(&live.segment);
         self.mapping
     }
 }

@@ -8,6 +8,7 @@ use super::{Domain, Standing};
 use crate::{
     Iova, Platform,
     backend::Backend,
+    checks::Origin,
     dma::{
         Access, DmaError,
         reaper::Abandoned,
@@ -120,7 +121,13 @@ impl<B: Backend> Space for Domain<B> {
         Ok(())
     }
 
-    fn map_list(&self, list: &mut List, access: Access, placement: Placement) -> Result<(), NotMapped> {
+    fn map_list(
+        &self,
+        list: &mut List,
+        access: Access,
+        placement: Placement,
+        _origin: Origin,
+    ) -> Result<(), NotMapped> {
         self.admit()?;
         self.reaper.reserve()?;
         self.place_list(list, access, placement).inspect_err(|_| self.reaper.release())
@@ -134,7 +141,13 @@ impl<B: Backend> Space for Domain<B> {
         Ok(())
     }
 
-    fn link(&self, list: &mut List, access: Access, _placement: Placement) -> Result<(), NotMapped> {
+    fn link(
+        &self,
+        list: &mut List,
+        access: Access,
+        _placement: Placement,
+        _origin: Origin,
+    ) -> Result<(), NotMapped> {
         self.admit()?;
         self.link_last(list, access)
     }

@@ -11,8 +11,9 @@ pub mod layout;
 mod ranges;
 pub mod stacks;
 
-use core::{fmt, ptr::NonNull};
+use core::{fmt, ops::Range, ptr::NonNull};
 
+use iommu::platform::Unshareable;
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use spin::Once;
 
@@ -155,6 +156,25 @@ pub fn physical(first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
     let start = layout::direct_to_physical(first.as_ptr() as u64)?;
     let range = checked_range(start, bytes)?;
     RAM.get()?.contains(range).then_some(start)
+}
+
+/// What lies in the `bytes` bytes at `first`, which are not for devices.
+pub fn unshareable(first: NonNull<u8>, bytes: usize) -> Unshareable {
+    let start = first.as_ptr() as u64;
+    let last = start.saturating_add(bytes.saturating_sub(1) as u64);
+    let touches = |range: Range<u64>| start < range.end && range.start <= last;
+    let is_stack = |address| stacks::containing(address).is_some();
+    if touches(layout::text()) {
+        Unshareable::Code
+    } else if touches(layout::rodata()) {
+        Unshareable::Constants
+    } else if is_stack(start) || is_stack(last) {
+        Unshareable::Stack
+    } else if touches(layout::data()) {
+        Unshareable::Variables
+    } else {
+        Unshareable::Other
+    }
 }
 
 /// Whether any of `range` is the kernel's: its image, RAM that it uses or hands out, or the page that CPUs start at.

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 
 use iommu::{
     Iommu, PciAddress, Platform,
-    platform::{Event, LockClass, MsiMessage, Work},
+    platform::{Event, LockClass, MsiMessage, Unshareable, Work},
 };
 use mm::{PhysAddr, PhysRange};
 use spin::Once;
@@ -166,6 +166,10 @@ unsafe impl Platform for Kernel {
 
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
         memory::physical(first, bytes)
+    }
+
+    fn unshareable(&self, first: NonNull<u8>, bytes: usize) -> Unshareable {
+        memory::unshareable(first, bytes)
     }
 
     fn is_own_memory(&self, range: PhysRange) -> bool {
