@@ -366,6 +366,7 @@ impl<P: Platform> Control for Protection<P> {
             }
         }
         reaper.reap();
+        // After that: what was dropped is no leak.
         self.checks.iter().for_each(|checks| checks.look());
     }
 

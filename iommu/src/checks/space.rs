@@ -188,8 +188,7 @@ impl<P: Platform> Space for CheckedSpace<P> {
     }
 
     fn abandon(&self, abandoned: Abandoned) {
-        // What was dropped is no leak, however long the reaper takes.
-        abandoned.segments().iter().for_each(|segment| self.leave(segment));
+        // It unmaps by this space too, before leaks are looked for.
         self.inner.abandon(abandoned);
     }
 }

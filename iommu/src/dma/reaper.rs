@@ -8,10 +8,7 @@
 //! answer costs the thread one deadline, and then fails at once: it holds the others' mappings up no longer than that.
 
 use alloc::sync::Arc;
-use core::{
-    slice,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
-};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::{
     Access, DmaError, RawBuffer,
@@ -89,14 +86,6 @@ impl Abandoned {
         match self.dropped {
             Dropped::One { live, .. } => free(live.segment),
             Dropped::List { list, .. } => list.segments.into_iter().for_each(free),
-        }
-    }
-
-    /// The buffers.
-    pub fn segments(&self) -> &[Segment] {
-        match &self.dropped {
-            Dropped::One { live, .. } => slice::from_ref(&live.segment),
-            Dropped::List { list, .. } => &list.segments,
         }
     }
 
