@@ -30,8 +30,8 @@ pub(crate) use space::Frame;
 
 use crate::{
     Iova, Platform,
+    budget::Budget,
     dump::Visitor,
-    log_budget::LogBudget,
     platform::{LockClass, Work},
     sync::IrqLock,
 };
@@ -61,7 +61,7 @@ struct State {
     found: u64,
     /// Pieces of mappings that found no record.
     unchecked: u64,
-    lines: LogBudget,
+    lines: Budget,
 }
 
 /// A claim whose last handle went.
@@ -81,7 +81,7 @@ impl<P: Platform> Checks<P> {
             kept: [None; KEPT],
             found: 0,
             unchecked: 0,
-            lines: LogBudget::ALL,
+            lines: Budget::ALL,
         };
         Self {
             platform,
