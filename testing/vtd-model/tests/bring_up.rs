@@ -1,10 +1,8 @@
 //! The driver comes up on every machine, and blocks everything but reserved memory.
 
-mod driver;
-
 use std::collections::BTreeSet;
 
-use driver::Driven;
+use driven::Driven;
 use vtd_model::{Access, Leftovers, MachineConfig, Reach, UnitConfig};
 
 const MACHINES: u64 = 300;

@@ -1,8 +1,6 @@
 //! Functions with TLBs of their own (ATS): who may have one, and what unmapping means then.
 
-mod driver;
-
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, Options, PciAddress, Platform, SourceId,
     dma::{Silent, Stuck},

@@ -1,8 +1,6 @@
 //! Mappings far apart that go together: what lies between them stays in the caches, and nothing of them does.
 
-mod driver;
-
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, Iova, Mapping, Options,
     dma::{Late, Retired},

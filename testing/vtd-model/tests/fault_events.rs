@@ -1,8 +1,6 @@
 //! No source of faults keeps a CPU in the fault interrupt, and none is unheard for it.
 
-mod driver;
-
-use driver::Driven;
+use driven::Driven;
 use iommu::{DmaDevice, policy::Limits};
 use vtd_model::{Device, MachineConfig};
 

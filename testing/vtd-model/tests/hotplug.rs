@@ -1,10 +1,8 @@
 //! Functions that are pulled out and plugged in while the machine runs.
 
-mod driver;
-
 use std::sync::{Arc, Mutex};
 
-use driver::{Driven, functions_of};
+use driven::{Driven, functions_of};
 use iommu::{
     Bidirectional, ClaimError, DmaDevice, DmaError, HotplugError, Incident, PciAddress, ReleaseError,
     dump::GroupStanding,

@@ -1,8 +1,6 @@
 //! The interrupts that a kernel asks the subsystem for, with remapping and without.
 
-mod driver;
-
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Options, PciAddress, SourceId,
     dump::{InterruptReport, Visitor},

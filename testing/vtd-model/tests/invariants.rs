@@ -1,10 +1,9 @@
 //! The invariants of the design that need hardware to fail: 4, 5, 6, 11 and 12. The one about status slots (10) is held
 //! by `traps::a_late_answer_completes_nothing_that_came_after`.
 
-mod driver;
 mod unit;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, ClaimError, DmaDevice, DmaError, Options, PciAddress,
     dma::Stuck,

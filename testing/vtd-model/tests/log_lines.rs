@@ -1,10 +1,8 @@
 //! How much is logged when a unit fails: what there is to say, and not a line for each thing that fails for it.
 
-mod driver;
-
 use std::sync::Mutex;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::Bidirectional;
 use vtd_model::MachineConfig;
 

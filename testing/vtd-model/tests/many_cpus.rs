@@ -1,10 +1,8 @@
 //! Several CPUs map, use and unmap memory of the same devices at the same time.
 
-mod driver;
-
 use std::thread;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{Bidirectional, DmaDevice, DmaError};
 use vtd_model::{Access, Device, MachineConfig, Random, become_cpu};
 

@@ -1,8 +1,6 @@
 //! Memory beyond the addresses that an entry can name, because firmware says so (host address width of the DMAR table).
 
-mod driver;
-
-use driver::Driven;
+use driven::Driven;
 use iommu::{Bidirectional, ClaimError, dma::DmaError};
 use vtd_model::MachineConfig;
 

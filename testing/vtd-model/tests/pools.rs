@@ -1,10 +1,8 @@
 //! Pools: buffers that stay mapped. What a device reaches of them, and when it no longer does.
 
-mod driver;
-
 use std::{collections::BTreeSet, thread};
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, FromDevice, Options, Pool, PoolBuffer, ToDevice, dma::Direction,
     options::Mode,

@@ -1,14 +1,12 @@
 //! What becomes of a group whose devices fault too much, or whose driver goes: quarantine, release, and the memory that
 //! was mapped.
 
-mod driver;
-
 use std::{
     sync::{Arc, Mutex},
     thread,
 };
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, ClaimError, DmaDevice, DmaError, Incident, ReleaseError,
     dump::GroupStanding,

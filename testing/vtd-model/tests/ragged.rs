@@ -1,9 +1,8 @@
 //! Buffers that are not whole pages: the device reaches their bytes, and none beside them.
 
-mod driver;
 mod part;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, FromDevice, Iova, Mapping, Options, ToDevice, dma::Direction,
     options::Mode,

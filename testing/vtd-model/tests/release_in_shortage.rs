@@ -1,12 +1,11 @@
 //! What must not fail for want of memory, or cannot be taken back: a device that is taken from its driver, one that is gone, and
 //! one that comes with reserved memory. In doubt its group is blocked.
 
-mod driver;
 mod short;
 
 use std::cell::Cell;
 
-use driver::{Driven, functions_of};
+use driven::{Driven, functions_of};
 use iommu::{
     ClaimError, DmaDevice, FromDevice, HotplugError, Mapping, Options, options::Quarantine,
     topology::TopologyError,

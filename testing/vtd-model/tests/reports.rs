@@ -1,11 +1,9 @@
 //! What is shown of requests that were blocked: the way through the tables, and no more of what nobody sent than of what a
 //! single device does.
 
-mod driver;
-
 use std::cell::RefCell;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, Iommu, Iova, Options, PciAddress, SourceId, ToDevice,
     dump::{GroupStanding, Leads, StepReport, TableKind, Visitor},

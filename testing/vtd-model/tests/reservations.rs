@@ -1,10 +1,9 @@
 //! Addresses reserved first and buffers linked later: any order of steps against an oracle, what each step costs, and what
 //! comes back.
 
-mod driver;
 mod part;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, Options, PageBuffer, ToDevice,
     dma::{Reservation, ScatterList, ScatterMapping, SegmentLimits, Stuck},

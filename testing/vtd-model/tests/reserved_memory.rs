@@ -1,8 +1,6 @@
 //! Memory that firmware reserves for a device and that the kernel has as its own: the device does not get it.
 
-mod driver;
-
-use driver::Driven;
+use driven::Driven;
 use iommu::{Bidirectional, Options, options::Quarantine};
 use vtd_model::{Access, MachineConfig, ReservedMemory};
 

@@ -1,10 +1,9 @@
 //! Mappings that are given up without waiting: what a device reaches of them, when their buffers come back, and what that
 //! costs.
 
-mod driver;
 mod part;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, FromDevice, Mapping, Options, ToDevice,
     dma::{Direction, Late, Retired, Stuck},

@@ -1,11 +1,9 @@
 //! Quarantine on a scratch page: every address leads to one page of the group's own, reserved memory to itself, and nothing
 //! of it is left afterwards.
 
-mod driver;
-
 use std::collections::BTreeSet;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, Options, PciAddress, dump::GroupStanding, options::Quarantine,
 };

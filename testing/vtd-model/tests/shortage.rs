@@ -2,7 +2,6 @@
 //! (which hold the IOVA allocator's bookkeeping as well) and pieces of the heap, however small, are counted alike. Giving back
 //! takes no memory at all.
 
-mod driver;
 mod short;
 
 use std::{
@@ -13,7 +12,7 @@ use std::{
     },
 };
 
-use driver::{Driven, functions_of};
+use driven::{Driven, functions_of};
 use iommu::{
     Bidirectional, ClaimError, DmaBuffer, DmaDevice, DmaError, FromDevice, HotplugError, Incident, Iova,
     Options,

@@ -1,10 +1,9 @@
 //! Many buffers at once: lists, batches, and what they cost; the limits of a device's own lists; buffers that the CPU has
 //! for a while.
 
-mod driver;
 mod part;
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, Options, PageBuffer, ToDevice,
     dma::{Direction, ScatterList, SegmentLimits, Stuck},

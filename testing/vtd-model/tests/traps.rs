@@ -1,13 +1,12 @@
 //! One test for each trap that drivers of this hardware are known to have fallen into.
 
 mod by_hand;
-mod driver;
 mod unit;
 
 use std::thread;
 
 use by_hand::{Hand, RW, leaf_slot};
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaError, Iova, Options, Platform, SourceId,
     dmar::Dmar,

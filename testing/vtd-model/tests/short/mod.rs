@@ -11,7 +11,7 @@ use std::{
 
 use vtd_model::in_model;
 
-use crate::driver::Driven;
+use driven::Driven;
 
 /// Where memory runs short.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,12 +5,12 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use driven::Driven;
 use iommu::{ClaimError, DmaDevice, DmaError, Options, PciAddress, platform::MsiMessage, policy::Limits};
 use vtd_model::{Device, Machine, MachineConfig, Random};
 
 use crate::{
     check,
-    driver::Driven,
     oracle::{Mapped, Oracle, State},
     step::{Kind, Step},
 };

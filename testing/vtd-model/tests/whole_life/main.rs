@@ -6,8 +6,6 @@
 //! with fewer and fewer steps, and the shortest list that still fails is printed with its seed.
 
 mod check;
-#[path = "../driver/mod.rs"]
-mod driver;
 mod life;
 mod oracle;
 mod shrink;

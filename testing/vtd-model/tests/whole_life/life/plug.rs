@@ -1,10 +1,11 @@
 //! Functions that are pulled out, with or without a word before, and others that are plugged in at their place.
 
+use driven::functions_of;
 use iommu::{ClaimError, PciAddress};
 use vtd_model::FunctionKind;
 
 use super::{Function, Life, PAGE, memory::Touched, trouble::WAIT_STEP_NS, vectors::LiveInterrupts};
-use crate::{check, driver::functions_of, oracle::Oracle, step::Step};
+use crate::{check, oracle::Oracle, step::Step};
 
 impl Life {
     /// A function that shares its group with no other, and that no other belongs to.

@@ -1,6 +1,8 @@
 //! The driver on a machine of the model.
+//!
+//! A crate of its own, so that the driver is compiled for the model's platform once, and not again for each test binary.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
