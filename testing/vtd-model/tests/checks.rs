@@ -1,10 +1,8 @@
 //! `iommu=debug`: what drivers do wrong is found, with who, what and where, and what they do right is not.
 
-mod driver;
-
 use std::{panic::Location, ptr::NonNull};
 
-use driver::Driven;
+use driven::Driven;
 use iommu::{
     Bidirectional, DmaDevice, DmaError, FromDevice, Iova, Mapping, Options, PageBuffer, Platform, ToDevice,
     checks::{Lent, Misuse},
