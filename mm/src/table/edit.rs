@@ -7,6 +7,7 @@ use super::leaves;
 use super::link::{self, Seen};
 use super::lowest::Unmapped;
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
+use super::split::Split;
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
 use crate::PAGE_BYTES;
@@ -61,11 +62,11 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     fn unmap_anywhere(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
         let last = self.check_edit(input, bytes)?;
         let mut detached = Detached::new();
-        let was_split = self.split(input, last, &mut detached)?;
+        let split = self.split(input, last, &mut detached)?;
         let edited = self.clear(self.root_table(), self.format.levels(), (input, last), true, &mut detached);
         let mut stale = self.stale_for(input, last, edited.bytes, detached);
-        if was_split {
-            stale.mark_upper_change();
+        if let Some(split) = split {
+            stale.cover_split(split);
         }
         Ok(stale)
     }
@@ -82,12 +83,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     pub unsafe fn protect(&self, input: u64, bytes: u64, access: F::Access) -> Result<Stale, EditError> {
         let last = self.check_edit(input, bytes)?;
         let mut detached = Detached::new();
-        let was_split = self.split(input, last, &mut detached)?;
+        let split = self.split(input, last, &mut detached)?;
         let levels = self.format.levels();
         let changed = self.change(self.root_table(), levels, (input, last), access, &mut detached);
         let mut stale = self.stale_for(input, last, changed, detached);
-        if was_split {
-            stale.mark_upper_change();
+        if let Some(split) = split {
+            stale.cover_split(split);
         }
         Ok(stale)
     }
@@ -102,7 +103,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    fn split(&self, first: u64, last: u64, detached: &mut Detached) -> Result<bool, EditError> {
+    fn split(&self, first: u64, last: u64, detached: &mut Detached) -> Result<Option<Split>, EditError> {
         self.split_edges(first, last, detached).map_err(|input| EditError::OutOfTables { input })
     }
 

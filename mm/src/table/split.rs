@@ -18,25 +18,53 @@ struct Reserve {
     pages: [[Option<NewPage>; 2]; 2],
 }
 
+/// The inputs of superpages that were split, from the first to the last of them.
+#[derive(Clone, Copy)]
+pub(super) struct Split {
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+impl Split {
+    /// The leaf of `level` around `border`, besides `other`.
+    fn around(border: u64, level: u8, other: Option<Self>) -> Self {
+        let (first, last) = (border & !(level_bytes(level) - 1), border | (level_bytes(level) - 1));
+        other.map_or(Self { first, last }, |other| Self {
+            first: other.first.min(first),
+            last: other.last.max(last),
+        })
+    }
+}
+
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// Sees to it that no superpage reaches over the start or the end of `first..=last`. Returns whether one did.
-    pub(super) fn split_edges(&self, first: u64, last: u64, detached: &mut Detached) -> Result<bool, u64> {
+    /// Sees to it that no superpage reaches over the start or the end of `first..=last`. Returns those that did.
+    pub(super) fn split_edges(
+        &self,
+        first: u64,
+        last: u64,
+        detached: &mut Detached,
+    ) -> Result<Option<Split>, u64> {
         if !self.format.leaf_sizes().contains(LeafSizes::SIZE_2M) {
-            return Ok(false);
+            return Ok(None);
         }
         // The end is the address after the last, unless that is beyond the last of all.
         let borders = [Some(first), last.checked_add(1)];
         let mut reserve = Reserve::default();
         let reserved = self.fill_reserve(&mut reserve, borders);
-        let was_split = reserved.is_ok() && !reserve.is_empty() && {
-            let levels = self.format.levels();
-            let split = |border| self.split_at(self.root_table(), levels, border, &mut reserve, detached);
-            borders.into_iter().flatten().map(split).fold(false, |any, split| any | split)
-        };
+        let mut split = None;
+        if reserved.is_ok() && !reserve.is_empty() {
+            for border in borders.into_iter().flatten() {
+                let levels = self.format.levels();
+                match self.split_at(self.root_table(), levels, border, &mut reserve, detached) {
+                    0 => {}
+                    level => split = Some(Split::around(border, level, split)),
+                }
+            }
+        }
         for (pages, level) in reserve.pages.into_iter().zip(1..) {
             pages.into_iter().flatten().for_each(|(page, was_spare)| self.discard(page, level, was_spare));
         }
-        reserved.map(|()| was_split)
+        reserved.map(|()| split)
     }
 
     fn fill_reserve(&self, reserve: &mut Reserve, borders: [Option<u64>; 2]) -> Result<(), u64> {
@@ -72,7 +100,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         0
     }
 
-    /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `border`. Returns whether one did.
+    /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `border`. Returns the level of the one that
+    /// did, or 0.
     fn split_at(
         &self,
         table: &Table,
@@ -80,33 +109,33 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         border: u64,
         reserve: &mut Reserve,
         detached: &mut Detached,
-    ) -> bool {
+    ) -> u8 {
         if border & (level_bytes(level) - 1) == 0 {
-            return false;
+            return 0;
         }
         let entry = &table[index(border, level)];
-        let mut was_split = false;
+        let mut split = 0;
         loop {
             match self.pin(level, entry) {
-                Seen::Empty => return was_split,
+                Seen::Empty => return split,
                 Seen::Table(page) => {
                     // SAFETY: pinned in the match.
                     let below = unsafe { self.table(page) };
-                    was_split |= self.split_at(below, level - 1, border, reserve, detached);
+                    split = split.max(self.split_at(below, level - 1, border, reserve, detached));
                     if link::unpin(entry, 1) == 0 {
                         self.emptied(Place::new(border, level - 1), true, detached);
                     }
-                    return was_split;
+                    return split;
                 }
                 Seen::Leaf { raw, output, access } => {
                     // The leaf was here when the reserve was filled: only its owner adds leaves, and that is the caller.
-                    let Some((page, was_spare)) = reserve.take(level - 1) else { return was_split };
+                    let Some((page, was_spare)) = reserve.take(level - 1) else { return split };
                     let kept = raw & self.format.hardware_bits();
                     let new = self.build_split(page, level - 1, output, access, kept);
                     // One store turns the leaf into a table that says the same. Who owns another part of the superpage
                     // may come first, and hardware may set a bit in the leaf: then the exchange fails.
                     if self.link(entry, raw, new) {
-                        was_split = true;
+                        split = level;
                     } else {
                         self.clear_split(page);
                         reserve.put(level - 1, (page, was_spare));

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::TableMemory;
 use super::pages::PageList;
+use super::split::Split;
 
 /// Translations that walkers in hardware may still hold although the table no longer says so.
 ///
@@ -58,9 +59,11 @@ impl Stale {
         self.owner
     }
 
-    /// Says that entries above the leaves changed.
-    pub(super) const fn mark_upper_change(&mut self) {
-        self.first_and_flag |= MORE_THAN_LEAVES;
+    /// Says that superpages were split: an entry above the new leaves changed, and what hardware remembers of any part of a
+    /// superpage is of another size now.
+    pub(super) fn cover_split(&mut self, split: Split) {
+        self.first_and_flag = self.first().min(split.first) | MORE_THAN_LEAVES;
+        self.last = self.last.max(split.last);
     }
 
     /// First input address that a cached translation may be for.

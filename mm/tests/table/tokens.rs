@@ -1,7 +1,7 @@
 //! What a token holds until it is redeemed.
 
 use super::arena::Arena;
-use super::format::{BOTH, Remap};
+use super::format::{BOTH, READ, Remap};
 use super::walker::Walker;
 use super::{G1, K4, M2, Tree, finish, flush, range, remap, tree};
 use mm::table::Stale;
@@ -224,4 +224,41 @@ fn an_upper_table_is_used_for_its_own_level_again() {
         assert_eq!(tree.lookup(input).map(|found| found.output.as_u64()), output);
     }
     finish(tree);
+}
+
+/// The rest of it is found by other entries now: what hardware remembers of any part of the superpage is to go.
+#[test]
+fn a_split_asks_for_the_flush_of_the_whole_superpage() {
+    let pages = |first, last| (first, last, false);
+    let (end, middle) = (2 * G1 + M2 - 1, G1 + 5 * M2 + 7 * K4);
+    for (first, bytes, expected) in [
+        (2 * G1, K4, pages(2 * G1, end)),
+        (2 * G1 + K4, K4, pages(2 * G1, end)),
+        (end + 1 - K4, K4, pages(2 * G1, end)),
+        (2 * G1, M2, (2 * G1, end, true)),
+        (middle, K4, pages(G1, 2 * G1 - 1)),
+        (middle, M2, pages(G1, 2 * G1 - 1)),
+        (middle, G1 - (middle - G1), pages(G1, 2 * G1 - 1)),
+        (middle, G1 - (middle - G1) + K4, pages(G1, end)),
+        (G1, G1 + M2, (G1, end, true)),
+    ] {
+        for protects in [true, false] {
+            let memory = Arena::new(32);
+            let tree = tree(remap(), &memory);
+            // SAFETY: no other thread changes the tree.
+            let stale = unsafe {
+                assert!(tree.map(G1, &[range(G1, G1 + M2)], BOTH).unwrap().is_none());
+                if protects { tree.protect(first, bytes, READ) } else { tree.unmap(first, bytes) }.unwrap()
+            };
+            assert_eq!(stale.changed_bytes(), bytes);
+            // Unmapping leaves no table empty that is not kept.
+            assert_eq!(
+                (stale.first(), stale.last(), stale.only_leaves()),
+                expected,
+                "{first:#x}, {bytes:#x}"
+            );
+            tree.redeem(flush(stale));
+            finish(tree);
+        }
+    }
 }

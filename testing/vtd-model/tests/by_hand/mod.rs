@@ -1,6 +1,6 @@
 //! A unit programmed by hand, register by register and entry by entry: no driver is involved.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 mod hand;
 
