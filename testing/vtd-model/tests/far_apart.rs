@@ -135,6 +135,54 @@ fn of_more_ranges_than_are_kept_those_that_are_close_become_one() {
     driven.assert_content("after many ranges");
 }
 
+/// Unmaps ranges of so many pages each, far apart and each behind an odd page, on a unit with CAP.MAMV `mask`. Returns the
+/// descriptors that it takes, waits included, and whether a translation beside them is still cached.
+fn unmap_ranges(mask: u8, lengths: &[u32]) -> (u64, bool) {
+    let mut config = machine(false);
+    config.units[0].page_selective = Some(mask);
+    let (driven, handle, device) = start(config);
+    let beside = map_at(&driven, &handle, PAGE);
+    let mut batch = Vec::new();
+    let mut kept = Vec::new();
+    for (place, &pages) in (1..).zip(lengths) {
+        let first = place * APART + PAGE;
+        kept.push(map_at(&driven, &handle, place * APART));
+        let buffer = driven.machine.allocate_buffer(pages, 1).expect("memory");
+        let mapping = handle.dma_map_at(buffer, Bidirectional, Iova::new(first));
+        batch.push(mapping.map_err(|rejected| rejected.error).expect("nobody has the address"));
+        (0..u64::from(pages)).for_each(|page| {
+            device.probe(first + page * PAGE, Access::Write).expect("mapped");
+        });
+    }
+    let before = told(&driven).1;
+    drop(handle.unmap_batch(batch).expect("a unit that works"));
+    let descriptors = told(&driven).1 - before;
+    let is_cached = cached(&device).contains(&PAGE);
+    kept.into_iter().chain([beside]).for_each(|mapping| drop(mapping.unmap().expect("a unit that works")));
+    driven.assert_content("after ranges");
+    (descriptors, is_cached)
+}
+
+#[test]
+fn eight_descriptors_spare_the_rest_of_the_domain_and_nine_would_cost_more_than_it() {
+    const DOMAIN_AND_WAIT: (u64, bool) = (2, false);
+    // Two pages that no aligned pair holds take two.
+    for (lengths, wanted) in [
+        (&[2, 2, 2, 2][..], (9, true)),
+        (&[2, 2, 2, 2, 1], DOMAIN_AND_WAIT),
+        (&[1; 8], (9, true)),
+        (&[2, 1, 1, 1, 1, 1, 1, 1], DOMAIN_AND_WAIT),
+    ] {
+        assert_eq!(unmap_ranges(18, lengths), wanted, "{lengths:?}");
+    }
+    // One range, on a unit that names so many pages at a time.
+    for (mask, pages, wanted) in
+        [(0, 8, (9, true)), (0, 9, DOMAIN_AND_WAIT), (1, 15, (9, true)), (1, 17, DOMAIN_AND_WAIT)]
+    {
+        assert_eq!(unmap_ranges(mask, &[pages]), wanted, "MAMV {mask}, {pages} pages");
+    }
+}
+
 #[test]
 fn nothing_stale_is_left_of_any_selection() {
     const MAPPED: u64 = 40;

@@ -1,6 +1,10 @@
 //! Which invalidations cover a range of addresses.
 
-use super::invalidation::{CachingDevice, Invalidation, IotlbScope};
+use super::{
+    invalidation::{CachingDevice, Invalidation, IotlbScope},
+    job::MAX_ITEMS,
+    ring::ENTRY_BYTES,
+};
 use crate::{
     Iova,
     vtd::{
@@ -11,14 +15,23 @@ use crate::{
 
 /// Most page-selective invalidations that a [`Plan`] holds. Whatever takes more is invalidated with its whole domain.
 ///
-/// A page-selective invalidation saves later misses: those of the domain's translations that it spares. It costs a
-/// descriptor of its own: a fetch of 16 bytes and a look-up, about as much as one miss whose upper levels are cached.
-/// So `n` of them pay as long as the domain has more than `n` live translations outside the range that its device
-/// will use again. A device keeps at least a handful in use (its rings and the buffers under way); more than that is a
-/// guess, and emulated units, which search their whole IOTLB for each descriptor, make long lists dearer still. Two
-/// descriptors cover any range that the address mask reaches; eight leave room for ranges a few times longer, and for
-/// small masks.
-pub const MAX_PAGE_DESCRIPTORS: usize = 8;
+/// It is where page-selective ones are sure to cost no more memory reads than one of the domain. Each of them costs a
+/// descriptor that the unit fetches: a quarter of a line. One of the domain costs a line of page table later for each
+/// translation outside the range that the device uses again, while the upper levels are cached; and a device in use has two
+/// at least, of where it reads its work and of where it says that it is done. So two lines of descriptors always pay.
+/// Whether more do depends on what the device does, which nobody tells; and units that search their whole IOTLB for each
+/// descriptor, as emulated ones do, make long lists dearer still.
+///
+/// How much memory that is, the unit says: with CAP.MAMV, a range takes one or two for as long as each of its parts is no
+/// longer than 2^MAMV pages, and then one for each 2^MAMV pages, so that a range of more than `8 << MAMV` pages always goes
+/// with its domain. Without CAP.PSI every range does. The room in the queue does not matter: the smallest has 256 entries.
+pub const MAX_PAGE_DESCRIPTORS: usize = DESCRIPTORS_A_LINE * TRANSLATIONS_IN_USE;
+
+/// What a unit fetches from memory at a time holds so many descriptors.
+const DESCRIPTORS_A_LINE: usize = 64 / ENTRY_BYTES;
+
+/// Translations that a device in use has at least.
+const TRANSLATIONS_IN_USE: usize = 2;
 
 /// Most invalidations of a device's TLB that a [`Plan`] holds: those of four ranges. Whatever takes more empties the TLB:
 /// each is a round trip over the link, which costs more than the translations that it spares.
@@ -38,6 +51,9 @@ pub struct Plan {
     count: usize,
     device_count: usize,
 }
+
+/// A plan is one job.
+const _: () = assert!(MAX_PAGE_DESCRIPTORS + MAX_DEVICE_DESCRIPTORS <= MAX_ITEMS);
 
 /// Page numbers have no more bits than this.
 const PAGE_NUMBER_BITS: u8 = 52;
