@@ -10,7 +10,10 @@ use crate::{
     machine::{Machine, State},
     memory::NotForDevices,
     reason::Reason,
-    unit::{Access, AddressType, Denied, InFlight, InterruptOutcome, Reach, Request, is_interrupt_range},
+    unit::{
+        Access, AddressType, Denied, InFlight, InFlightKind, InterruptOutcome, Reach, Request,
+        is_interrupt_range,
+    },
 };
 
 const PAGE: usize = 4096;
@@ -141,14 +144,25 @@ impl Device {
     /// # Errors
     /// If it was not let through.
     pub fn post_write(&self, address: u64, data: &[u8]) -> Result<(), Denied> {
-        self.reach(address, data.len(), Access::Write)?;
+        self.post(address, Access::Write, InFlightKind::Write(data.to_vec()))
+    }
+
+    /// Sends a read within one page that is translated now and gets to memory some time later, as a write does.
+    ///
+    /// # Errors
+    /// If it was not let through.
+    pub fn post_read(&self, address: u64, bytes: usize) -> Result<(), Denied> {
+        self.post(address, Access::Read, InFlightKind::Read(bytes))
+    }
+
+    fn post(&self, address: u64, access: Access, kind: InFlightKind) -> Result<(), Denied> {
+        self.reach(address, kind.bytes(), access)?;
         let mut state = self.machine.state();
         let State { units, world } = &mut *state;
-        let translation = translate(units, world, self.index, address, Access::Write, true)?;
-        let physical = translation.at(address);
+        let translation = translate(units, world, self.index, address, access, true)?;
+        let (physical, pass_through) = (translation.at(address), translation.pass_through);
         let unit = world.functions[self.index].unit;
-        let pass_through = translation.pass_through;
-        units[unit].in_flight.push(InFlight { physical, data: data.to_vec(), pass_through });
+        units[unit].in_flight.push(InFlight { physical, kind, pass_through });
         Ok(())
     }
 
@@ -196,7 +210,7 @@ impl Device {
         let mut state = self.machine.state();
         let State { units, world } = &mut *state;
         let unit = world.functions[self.index].unit;
-        units[unit].land_writes(world);
+        units[unit].land(world, |_| true);
     }
 
     /// Memory behind `bytes` bytes within one page.

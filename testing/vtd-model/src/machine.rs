@@ -110,7 +110,7 @@ impl Machine {
         state
     }
 
-    /// What happens by itself between two steps of the driver: caches evict, write buffers drain, writes land.
+    /// What happens by itself between two steps of the driver: caches evict, write buffers drain, accesses land.
     pub(crate) fn stir(&self, state: &mut State) {
         const LAND_ONCE_IN: u64 = 16;
         let State { units, world } = state;
@@ -125,7 +125,7 @@ impl Machine {
         }
         for unit in units.iter_mut().filter(|unit| !unit.in_flight.is_empty()) {
             if world.random.once_in(LAND_ONCE_IN) {
-                unit.land_writes(world);
+                unit.land(world, |_| true);
             }
         }
         device::attempt(units, world);
@@ -359,8 +359,10 @@ impl Machine {
             if let Some((domain, address)) = unit.caches_memory(physical, bytes) {
                 complain(format!("unit {}: {physical:#x} by {address:#x} of domain {domain}", unit.index));
             }
-            if unit.in_flight.iter().any(|write| overlaps(write.physical, write.data.len())) {
-                complain(format!("unit {}: a write to {physical:#x} is still in flight", unit.index));
+            if let Some(access) =
+                unit.in_flight.iter().find(|access| overlaps(access.physical, access.kind.bytes()))
+            {
+                complain(format!("unit {}: {physical:#x}: {:?} is still in flight", unit.index, access.kind));
             }
         }
         let State { units, world } = &mut *state;

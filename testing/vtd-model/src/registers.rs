@@ -97,6 +97,9 @@ pub(crate) fn locate(unit: &UnitConfig, offset: usize) -> Option<Located> {
     if unit.page_requests && within(0x0e0, 4) {
         return Some(Located { register: Register::PageControl, bytes: 4, at: offset - 0x0e0 });
     }
+    if (0x064..0x068).contains(&offset) && !unit.has_protected_memory() {
+        return None;
+    }
     let (start, bytes, register) = *FIXED.iter().find(|(start, bytes, _)| within(*start, *bytes))?;
     Some(Located { register, bytes, at: offset - start })
 }
@@ -130,5 +133,6 @@ mod tests {
         assert_eq!(locate(&unit, 0x220 + 16 * 8), None);
         assert_eq!(at(0x508).register, Register::IotlbInvalidate);
         assert_eq!(locate(&unit, 0x100), None);
+        assert_eq!(locate(&unit, 0x64), None, "nothing can be protected");
     }
 }

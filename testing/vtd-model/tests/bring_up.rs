@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use driven::Driven;
-use vtd_model::{Access, Leftovers, MachineConfig, Reach, UnitConfig};
+use iommu::Bidirectional;
+use vtd_model::{Access, Leftovers, MachineConfig, Reach, ReservedMemory, UnitConfig};
 
 const MACHINES: u64 = 300;
 
@@ -62,6 +63,32 @@ fn on_every_machine_unclaimed_functions_reach_reserved_memory_and_nothing_else()
 /// The units behind which the functions of a group are.
 fn units_of(config: &MachineConfig, group: &[iommu::PciAddress]) -> BTreeSet<usize> {
     config.functions.iter().filter(|f| group.contains(&f.address)).map(|f| f.unit).collect()
+}
+
+/// Firmware may have protected memory below 4 GiB, above, both, or none of it.
+#[test]
+fn what_firmware_protected_can_be_reached_once_the_units_translate() {
+    for traits in 0..8_u8 {
+        let mut config = MachineConfig::plain(1);
+        let unit = &mut config.units[0];
+        (unit.protected_low, unit.protected_high) = (traits & 1 != 0, traits & 2 != 0);
+        unit.leftovers.protection = traits & 4 != 0;
+        let (function, low, high) =
+            (config.functions[0].address, config.memory.firmware, config.memory.buffers);
+        assert!(low >> 32 == 0 && high >> 32 != 0);
+        config.reserved.push(ReservedMemory { function, base: low, limit: low + 0xfff });
+        let driven = Driven::start(config).expect("a unit that works");
+        let handle = driven.iommu.claim(function).expect("a free function");
+        driven.enable(function);
+        let device = driven.device(function);
+        let buffer = driven.machine.allocate_buffer(1, 1).expect("memory");
+        let mapping = handle.dma_map(buffer, Bidirectional).expect("room");
+        for address in [low, mapping.iova().as_u64()] {
+            assert_eq!(device.write(address, &[1]), Ok(()), "traits {traits:#b}: {address:#x}");
+        }
+        mapping.unmap().expect("a unit that works");
+        driven.assert_content("with protected memory");
+    }
 }
 
 /// What firmware left on would keep each fault from being counted, and its driver and the policy from hearing of it.

@@ -437,6 +437,35 @@ fn a_new_interrupt_table_invalidates_nothing_unless_it_says_so() {
 }
 
 #[test]
+fn reads_land_when_an_invalidation_drains_them_or_a_unit_that_cannot_be_told_does() {
+    const DRAIN_READS: u64 = 1 << 7;
+    let cases = [(true, true, true), (true, false, false), (false, false, true), (false, true, true)];
+    for (has, asks, drains) in cases {
+        let mut config = plain();
+        config.units[0].drains_reads = has;
+        let mut bench = Bench::new(config);
+        let page = bench.one_page(IOVA);
+        bench.device().post_read(IOVA, 4).unwrap();
+        bench.put(leaf_slot(page.path[2], IOVA), 0);
+        let (low, high) = iotlb_pages(3, IOVA, 0, true);
+        // What the bench itself asks for is not looked at.
+        let _ = bench.rules();
+        bench.post(&[(if asks { low } else { low & !DRAIN_READS }, high)]);
+        assert!(bench.wait_for(|bench| bench.iqh() != 0));
+        let _ = bench.take_back();
+        let rules = bench.rules();
+        let wanted: &[Rule] = match (has, drains) {
+            (false, _) if asks => &[Rule::BadInvalidation],
+            (_, true) => &[],
+            // Time alone lands it too.
+            (_, false) if rules.is_empty() => &[],
+            (_, false) => &[Rule::BufferStillReachable],
+        };
+        assert_eq!(rules, wanted, "{has} {asks}");
+    }
+}
+
+#[test]
 fn posted_writes_land_when_an_invalidation_drains_them() {
     for drain in [true, false] {
         let mut bench = Bench::new(plain());

@@ -40,14 +40,18 @@ pub struct UnitConfig {
     pub superpages_1g: bool,
     /// Page-selective invalidation, with the highest address mask (PSI, MAMV).
     pub page_selective: Option<u8>,
-    /// Invalidations can wait for accesses in flight (DRD, DWD).
-    pub drains: bool,
+    /// Invalidations can wait for writes in flight (DWD).
+    pub drains_writes: bool,
+    /// Invalidations can wait for reads in flight (DRD).
+    pub drains_reads: bool,
     /// A new root pointer invalidates by itself.
     pub esrtps: bool,
     /// A new interrupt table pointer invalidates by itself.
     pub esirtps: bool,
-    /// Protected memory regions (PLMR, PHMR).
-    pub protected_memory: bool,
+    /// Memory below 4 GiB may be protected (PLMR).
+    pub protected_low: bool,
+    /// Memory from 4 GiB on may be protected (PHMR).
+    pub protected_high: bool,
     /// Walks snoop the CPU's caches (C).
     pub coherent: bool,
     /// Queued invalidation (QI).
@@ -243,10 +247,12 @@ impl UnitConfig {
             superpages_2m: true,
             superpages_1g: true,
             page_selective: Some(18),
-            drains: true,
+            drains_writes: true,
+            drains_reads: true,
             esrtps: false,
             esirtps: false,
-            protected_memory: false,
+            protected_low: false,
+            protected_high: false,
             coherent: true,
             queued: true,
             device_tlb: true,
@@ -286,8 +292,8 @@ impl UnitConfig {
         u64::from(self.nd)
             | bit(self.advanced_fault_log, 3)
             | bit(self.write_buffer, 4)
-            | bit(self.protected_memory, 5)
-            | bit(self.protected_memory, 6)
+            | bit(self.protected_low, 5)
+            | bit(self.protected_high, 6)
             | bit(self.caching_mode, 7)
             | u64::from(self.sagaw) << 8
             | u64::from(self.mgaw - 1) << 16
@@ -298,8 +304,8 @@ impl UnitConfig {
             | bit(self.page_selective.is_some(), 39)
             | u64::from(self.fault_records - 1) << 40
             | u64::from(self.page_selective.unwrap_or(0)) << 48
-            | bit(self.drains, 54)
-            | bit(self.drains, 55)
+            | bit(self.drains_writes, 54)
+            | bit(self.drains_reads, 55)
             | bit(self.esirtps, 62)
             | bit(self.esrtps, 63)
     }
@@ -319,6 +325,12 @@ impl UnitConfig {
             | u64::from(self.interrupt_mask) << 20
             | bit(self.page_requests, 29)
             | bit(self.device_tlb && self.names_physical_function, 41)
+    }
+
+    /// Whether memory may be protected, by the register that turns it on and off.
+    #[must_use]
+    pub fn has_protected_memory(&self) -> bool {
+        self.protected_low || self.protected_high
     }
 
     /// Address widths in the encoding of a context entry: 1 is 39-bit, 2 48-bit, 3 57-bit.

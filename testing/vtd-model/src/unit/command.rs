@@ -1,6 +1,6 @@
 //! Global commands, protected memory, and invalidation by registers.
 
-use super::{Unit, global};
+use super::{Unit, global, invalidation::Drains};
 use crate::{complaints::Rule, context_cache::ContextScope, entries::bits, iotlb::IotlbScope, world::World};
 
 /// Bits of GCMD that do something once and read back otherwise.
@@ -261,7 +261,8 @@ impl Unit {
         };
         let scope = scope.filter(|_| !self.misbehaviour.registers_refuse);
         if let Some(scope) = scope {
-            self.invalidate_iotlb(world, scope, value >> 48 & 1 != 0);
+            let drains = Drains { writes: value >> 48 & 1 != 0, reads: value >> 49 & 1 != 0 };
+            self.invalidate_iotlb(world, scope, drains);
         } else if !self.misbehaviour.registers_refuse {
             self.complain(world, Rule::BadInvalidation, format!("IOTLB {value:#x}"));
         }

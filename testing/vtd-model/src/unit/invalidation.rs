@@ -1,8 +1,9 @@
 //! Emptying caches, for registers and descriptors alike.
 
-use super::{Access, AddressType, Request, Unit};
+use super::{Access, AddressType, InFlight, InFlightKind, Request, Unit};
 use crate::{
     complaints::Rule,
+    config::UnitConfig,
     context_cache::ContextScope,
     device_tlb::invalidated_pages,
     interrupt_cache::InterruptScope,
@@ -12,6 +13,13 @@ use crate::{
 
 /// Hardware may look again at what it just dropped, once in so many invalidations.
 const PREFETCH_ONCE_IN: u64 = 8;
+
+/// Which accesses in flight an invalidation waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drains {
+    pub writes: bool,
+    pub reads: bool,
+}
 
 impl Unit {
     pub(super) fn invalidate_contexts(&mut self, world: &mut World, scope: ContextScope) {
@@ -28,14 +36,13 @@ impl Unit {
         if world.random.once_in(ONCE_IN) { ContextScope::Global } else { scope }
     }
 
-    pub(super) fn invalidate_iotlb(&mut self, world: &mut World, scope: IotlbScope, drain_writes: bool) {
+    /// `drains` says which accesses in flight it is to wait for.
+    pub(super) fn invalidate_iotlb(&mut self, world: &mut World, scope: IotlbScope, drains: Drains) {
         self.drain_write_buffer(world);
         if !matches!(scope, IotlbScope::Pages { .. }) {
             self.check_contexts(world);
         }
-        if drain_writes || !self.config.drains {
-            self.land_writes(world);
-        }
+        self.drain(world, drains);
         let dropped = self.iotlb.invalidate(scope);
         self.paging.invalidate(scope);
         self.handshakes.iotlb_invalidated(scope);
@@ -107,26 +114,41 @@ impl Unit {
         self.request(world, &Request { source, address, access, address_type, silent })
     }
 
-    /// Writes on their way reach memory now.
-    pub(crate) fn land_writes(&mut self, world: &World) {
-        for write in std::mem::take(&mut self.in_flight) {
-            match world.memory.dma_target(write.physical, write.data.len()) {
-                Ok(target) => {
+    /// Waits for accesses in flight, as it is told; a unit that cannot be told always does.
+    fn drain(&mut self, world: &World, drains: Drains) {
+        let UnitConfig { drains_writes, drains_reads, .. } = self.config;
+        if drains.writes && !drains_writes || drains.reads && !drains_reads {
+            self.complain(world, Rule::BadInvalidation, format!("{drains:?} of what it does not have"));
+        }
+        if drains.writes || !drains_writes {
+            self.land(world, |access| matches!(access.kind, InFlightKind::Write(_)));
+        }
+        if drains.reads || !drains_reads {
+            self.land(world, |access| matches!(access.kind, InFlightKind::Read(_)));
+        }
+    }
+
+    /// Accesses on their way reach memory now, those of which `is_due`.
+    pub(crate) fn land(&mut self, world: &World, is_due: impl Fn(&InFlight) -> bool) {
+        let (due, left) = std::mem::take(&mut self.in_flight).into_iter().partition(is_due);
+        self.in_flight = left;
+        let due: Vec<InFlight> = due;
+        for InFlight { physical, kind, pass_through } in due {
+            match (world.memory.dma_target(physical, kind.bytes()), kind) {
+                (Ok(target), InFlightKind::Write(data)) => {
                     // SAFETY: `dma_target` gives memory for so many bytes; a device's write races with nobody, for
                     // the driver has lent the memory to it.
                     unsafe {
-                        target.copy_from_nonoverlapping(
-                            std::ptr::NonNull::from(&write.data[0]),
-                            write.data.len(),
-                        );
+                        target.copy_from_nonoverlapping(std::ptr::NonNull::from(&data[0]), data.len());
                     }
                 }
-                Err(why) if !write.pass_through => self.complain(
-                    world,
-                    Rule::StrayDma,
-                    format!("a write in flight landed at {:#x} ({why:?})", write.physical),
-                ),
-                Err(_) => {}
+                // What a device reads is its own affair.
+                (Ok(_), InFlightKind::Read(_)) => {}
+                (Err(why), kind) if !pass_through => {
+                    let text = format!("{kind:?} in flight landed at {physical:#x} ({why:?})");
+                    self.complain(world, Rule::StrayDma, text);
+                }
+                (Err(_), _) => {}
             }
         }
     }

@@ -87,16 +87,33 @@ pub(crate) struct Unit {
     pub descriptors: u64,
     /// Low halves of 64-bit registers that are written in two dwords.
     half_written: Option<usize>,
-    /// Writes that were translated and have not reached memory yet.
+    /// Accesses that were translated and have not reached memory yet.
     pub(crate) in_flight: Vec<InFlight>,
 }
 
-/// A write on its way to memory, past translation.
+/// An access on its way to memory, past translation.
 #[derive(Clone, Debug)]
 pub(crate) struct InFlight {
     pub physical: u64,
-    pub data: Vec<u8>,
+    pub kind: InFlightKind,
     pub pass_through: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum InFlightKind {
+    /// What is written.
+    Write(Vec<u8>),
+    /// How many bytes are read.
+    Read(usize),
+}
+
+impl InFlightKind {
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Write(data) => data.len(),
+            Self::Read(bytes) => *bytes,
+        }
+    }
 }
 
 impl Unit {

@@ -40,8 +40,13 @@ impl Unit {
             self.faults.to_log = true;
             self.faults.raise(status::LOG_PENDING | status::LOG_OVERFLOW);
         }
-        if self.config.protected_memory {
-            self.protected = [0, bits(31, 21), 1 << 32, bits(51, 21)];
+        if self.config.protected_low {
+            self.protected[..2].copy_from_slice(&[0, bits(31, 21)]);
+        }
+        if self.config.protected_high {
+            self.protected[2..].copy_from_slice(&[1 << 32, bits(51, 21)]);
+        }
+        if self.config.has_protected_memory() {
             self.protection = self.config.leftovers.protection;
             self.protection_requested = self.protection;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Unit, global};
+use super::{Unit, global, invalidation::Drains};
 use crate::{
     complaints::Rule, context_cache::ContextScope, entries::bits, faults::status,
     interrupt_cache::InterruptScope, iotlb::IotlbScope, world::World,
@@ -264,7 +264,8 @@ impl Unit {
         if self.queue.context_in_batch {
             self.complain(world, Rule::InvalidationOrder, "no wait between context and IOTLB invalidation");
         }
-        self.invalidate_iotlb(world, scope, low >> 6 & 1 != 0);
+        let drains = Drains { writes: low >> 6 & 1 != 0, reads: low >> 7 & 1 != 0 };
+        self.invalidate_iotlb(world, scope, drains);
         Ok(())
     }
 

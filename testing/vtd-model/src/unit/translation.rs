@@ -233,8 +233,8 @@ impl Unit {
     pub fn is_protected(&self, physical: u64) -> bool {
         let [low_base, low_limit, high_base, high_limit] = self.protected;
         self.protection
-            && ((low_base..=low_limit | 0x1f_ffff).contains(&physical)
-                || (high_base..=high_limit | 0x1f_ffff).contains(&physical))
+            && (self.config.protected_low && (low_base..=low_limit | 0x1f_ffff).contains(&physical)
+                || self.config.protected_high && (high_base..=high_limit | 0x1f_ffff).contains(&physical))
     }
 
     /// Whether the root table has been set, so that walking makes sense.

@@ -245,7 +245,7 @@ impl Life {
                 Ok(None)
             }
             Kind::Transfer => self.transfer(step),
-            Kind::PostedWrite => self.posted_write(step),
+            Kind::Posted => self.posted(step),
             Kind::Stray => self.stray(step).map(|()| None),
             Kind::StrayOfFree => self.stray_of_a_free_function(step).map(|()| None),
             Kind::Storm => self.storm(step).map(|()| None),

@@ -42,20 +42,26 @@ impl Life {
         Ok(Some((self.functions[live.function].group, live.iova, live.bytes)))
     }
 
-    /// A write that reaches memory later: before the buffer is given back, or never.
-    pub(super) fn posted_write(&mut self, step: &Step) -> Result<Touched, String> {
+    /// A write or a read that reaches memory later: before the buffer is given back, or never.
+    pub(super) fn posted(&mut self, step: &Step) -> Result<Touched, String> {
         let Some(index) = self.pick_reachable(step.a) else { return Ok(None) };
         let live = &mut self.live[index];
+        let (may_read, may_write) = live.held.rights();
         // It lies in one page, wherever the buffer begins.
-        if !live.held.rights().1 || !live.iova.is_multiple_of(PAGE) {
+        if !live.iova.is_multiple_of(PAGE) {
             return Ok(None);
         }
         let hardware = &self.functions[live.function].hardware;
         let offset = (step.b % live.bytes) & !7;
         let mut data = step.c.to_le_bytes().to_vec();
         data.truncate((live.bytes - offset) as usize);
-        hardware.post_write(live.iova + offset, &data).map_err(|error| format!("posted write: {error:?}"))?;
-        live.written = Some((offset, data));
+        let iova = live.iova + offset;
+        if may_read && (step.c & 1 != 0 || !may_write) {
+            hardware.post_read(iova, data.len()).map_err(|error| format!("posted read: {error:?}"))?;
+        } else {
+            hardware.post_write(iova, &data).map_err(|error| format!("posted write: {error:?}"))?;
+            live.written = Some((offset, data));
+        }
         Ok(Some((self.functions[live.function].group, live.iova, live.bytes)))
     }
 
