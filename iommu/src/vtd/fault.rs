@@ -90,8 +90,8 @@ impl<P: Platform> Unit<P> {
     /// The caller has the lock.
     fn drain_lap(&self, platform: &P, sink: &mut impl FnMut(Fault)) -> Lap {
         let Some(status) = self.read_live_fault_status() else { return Lap::NOTHING };
-        let mut found = 0;
-        if status.pending() {
+        let (was_pending, mut found) = (status.pending(), 0);
+        if was_pending {
             found = self.read_lap(usize::from(status.first_record()), sink);
         }
         let any = found > 0 || status.overflow();
@@ -104,8 +104,9 @@ impl<P: Platform> Unit<P> {
             queue.recover(platform, &self.hardware);
         }
         let Some(status) = self.read_live_fault_status() else { return Lap { any, more: false } };
-        // A unit that says that a record is pending, and has none, would have us try for ever.
-        Lap { any, more: (status.pending() && found > 0) || status.overflow() }
+        // What was recorded beside an error of the queue has raised no event. A unit that says a second time that a record is
+        // pending, and has none, would have us try for ever.
+        Lap { any, more: (status.pending() && (found > 0 || !was_pending)) || status.overflow() }
     }
 
     /// How often the records were full, so that faults of unknown sources went unrecorded.
@@ -145,7 +146,8 @@ impl<P: Platform> Unit<P> {
     fn take_record(&self, record: usize) -> Option<FaultRecord> {
         let registers = &self.hardware.registers;
         let high: FaultRecordHigh = registers.read_record(record);
-        if !high.fault() {
+        // All ones is no fault, but a unit that is gone.
+        if !high.fault() || high.into_bits() == u32::MAX {
             return None;
         }
         let fault =

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use driven::Driven;
-use iommu::Bidirectional;
-use vtd_model::{Access, Leftovers, MachineConfig, Reach, ReservedMemory, UnitConfig};
+use iommu::{Bidirectional, platform::MsiMessage};
+use vtd_model::{
+    Access, InterruptOutcome, Leftovers, MachineConfig, Reach, Reason, ReservedMemory, UnitConfig,
+};
 
 const MACHINES: u64 = 300;
 
@@ -63,6 +65,31 @@ fn on_every_machine_unclaimed_functions_reach_reserved_memory_and_nothing_else()
 /// The units behind which the functions of a group are.
 fn units_of(config: &MachineConfig, group: &[iommu::PciAddress]) -> BTreeSet<usize> {
     config.functions.iter().filter(|f| group.contains(&f.address)).map(|f| f.unit).collect()
+}
+
+/// A unit with a write buffer that need not be told to forget a table that it had before sees of the new one what was
+/// flushed.
+#[test]
+fn a_new_interrupt_table_lets_nothing_through_whatever_the_unit_does_by_itself() {
+    for traits in 0..16_u8 {
+        let mut config = MachineConfig::plain(1);
+        let unit = &mut config.units[0];
+        (unit.write_buffer, unit.coherent) = (traits & 1 != 0, traits & 2 != 0);
+        (unit.esrtps, unit.esirtps) = (traits & 4 != 0, traits & 8 != 0);
+        let driven = Driven::start(config).expect("a unit that works");
+        let function = driven.function(0);
+        driven.enable(function);
+        for index in 0..16 {
+            let message = MsiMessage { address: 0xfee0_0010 | index << 5, data: 0 };
+            let outcome = driven.device(function).interrupt(message);
+            assert_eq!(
+                outcome,
+                InterruptOutcome::Blocked(Reason::InterruptNotPresent),
+                "traits {traits:#b}, entry {index}"
+            );
+        }
+        driven.assert_content("with a new table");
+    }
 }
 
 /// Firmware may have protected memory below 4 GiB, above, both, or none of it.

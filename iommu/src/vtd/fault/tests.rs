@@ -141,6 +141,40 @@ fn a_unit_that_is_gone_has_no_faults() {
     assert!(unit.is_stuck());
 }
 
+/// As long as an error of the queue is pending, a record raises no event: whoever clears the error has to see it.
+#[test]
+fn a_fault_beside_an_error_of_the_queue_is_not_left_behind() {
+    const ICE: u32 = 1 << 5;
+    let (platform, unit) = unit(4);
+    platform.unit.preset32(FSTS, ICE);
+    platform.unit.behave(|manner| {
+        manner.before_status = Some(std::boxed::Box::new(|records| records.fill(0, denied_read(7))));
+    });
+    assert_eq!(drain(&platform, &unit), (vec![], Drained::More));
+    assert_eq!(drain(&platform, &unit), (vec![7], Drained::All));
+}
+
+#[test]
+fn a_record_that_is_pending_and_not_there_is_not_tried_for_ever() {
+    const PENDING: u32 = 1 << 1;
+    let (platform, unit) = unit(4);
+    platform.unit.preset32(FSTS, PENDING);
+    assert_eq!(drain(&platform, &unit), (vec![], Drained::All));
+}
+
+#[test]
+fn a_unit_that_goes_while_it_is_read_has_no_faults_of_whoever_has_the_highest_id() {
+    let (platform, unit) = unit(4);
+    platform.unit.records(|records| (0..4).for_each(|n| records.fill(n, denied_read(n as u16))));
+    let mut sources = Vec::new();
+    let drained = unit.drain_faults(&platform, |fault| {
+        sources.push(fault.source.requester);
+        platform.unit.behave(|manner| manner.gone = true);
+    });
+    assert_eq!((sources, drained), (vec![0], Drained::All));
+    assert!(unit.is_stuck());
+}
+
 #[test]
 fn nothing_pending_reads_no_record() {
     let (platform, unit) = unit(4);

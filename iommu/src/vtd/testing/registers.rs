@@ -48,6 +48,7 @@ pub enum Executed {
 
 type Refuses = Box<dyn FnMut(Descriptor) -> bool + Send>;
 type OnClear = Box<dyn FnMut(&mut RecordWriter<'_>, usize) + Send>;
+type BeforeStatus = Box<dyn FnOnce(&mut RecordWriter<'_>) + Send>;
 
 /// How the unit behaves.
 #[derive(Default)]
@@ -80,6 +81,8 @@ pub struct Manner {
     pub head: Option<u64>,
     /// What happens when fault record `index` has been cleared.
     pub on_clear: Option<OnClear>,
+    /// What happens right before bits of FSTS are cleared.
+    pub before_status: Option<BeforeStatus>,
 }
 
 /// A device invalidation that was not answered.
@@ -281,6 +284,9 @@ impl FakeUnit {
         match offset {
             GCMD => state.command(value),
             FSTS => {
+                if let Some(hook) = state.manner.before_status.take() {
+                    hook(&mut RecordWriter(&mut state));
+                }
                 let log = if state.get64(CAP) & 1 << 3 == 0 { 0 } else { 0b1100 };
                 assert_eq!(value & 0b1100 & !log, 0, "there is no advanced fault log");
                 let left = state.get32(FSTS) & !(value & (1 | log | IQE | ICE | ITE));

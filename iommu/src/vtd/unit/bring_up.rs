@@ -45,8 +45,8 @@ impl<P: Platform> Unit<P> {
     /// Takes the unit over from firmware and makes it ready, with translation off:
     ///
     /// events masked - firmware's fault log, queue, interrupt remapping and translation off - old faults forgotten - write
-    /// buffer flushed - queue on - root table set and everything cached forgotten - interrupt remapping on, if asked for -
-    /// fault events on.
+    /// buffer flushed - queue on - root table set and everything cached forgotten - write buffer flushed, interrupt remapping
+    /// on, if asked for - fault events on.
     ///
     /// The queue comes before the root table because some units cannot invalidate by register, or do not finish doing
     /// so, without it. No device is a bus master at this time.
@@ -172,6 +172,8 @@ impl<P: Platform> Unit<P> {
         let InterruptSetup { entries_order, x2apic } = setup;
         let table = InterruptTable::new(platform, &self.hardware.capability, entries_order, x2apic)
             .ok_or(BringUpError::OutOfMemory { unit: self.index() })?;
+        // A unit that forgets by itself is told nothing else that would have it see the new table.
+        self.flush_write_buffer(platform)?;
         self.hardware.registers.write(table.register());
         self.command(platform, Command::SetInterruptTable)?;
         if !self.capability().set_interrupt_table_invalidates() {
