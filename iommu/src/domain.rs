@@ -34,6 +34,7 @@ use crate::{
     dump::{MappingReport, Visitor},
     iova::{IovaError, IovaRequest, IovaSpace},
     platform::Work,
+    reach::{HostWidth, TableKind},
     stale_ranges::StaleRanges,
 };
 
@@ -43,21 +44,15 @@ mod interleavings;
 /// Table pages of the host kernel, as the engine takes them.
 pub(crate) struct PlatformTables<P> {
     platform: Arc<P>,
-    /// Bits that the address of a page may have: an entry cannot name more.
-    address_bits: u8,
+    /// What the units that walk the table reach.
+    width: HostWidth,
 }
 
 // SAFETY: every call goes to the platform's own table memory, which keeps the contract.
 unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     #[inline]
     fn allocate(&self) -> Option<PhysAddr> {
-        let page = self.platform.tables().allocate()?;
-        if page.as_u64() >> self.address_bits == 0 {
-            return Some(page);
-        }
-        // SAFETY: it came from there just now, and nothing leads to it.
-        unsafe { self.platform.tables().free(page) };
-        None
+        self.width.page(self.platform.tables(), TableKind::PageTable).ok()
     }
 
     #[inline]
@@ -126,7 +121,7 @@ impl<B: Backend> Domain<B> {
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
         let bounce = Bounce::new(platform.clone());
-        let tables = PlatformTables { platform, address_bits: Format::output_bits(&format) };
+        let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
         let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;
         let tags = backend.new_tags(table.root(), format);
         let domain = Self {

@@ -20,6 +20,7 @@ use crate::{
     Platform, SourceId,
     backend::{Backend, UnitSet},
     dma::{Access, DmaBuffer, DmaError, PageBuffer, RawBuffer, Stuck},
+    reach::{HostWidth, TableError, TableKind},
     walk::{MAX_LEVELS, Steps},
 };
 
@@ -52,8 +53,11 @@ impl<B: Backend> Scratch<B> {
         let address = first.as_ptr().addr();
         let page = physical.ok_or(DmaError::NotMappable { address, bytes })?;
         let access = backend.access(Access { read: true, write: true });
+        if page.as_u64() >> format.output_bits() != 0 {
+            return Err(DmaError::OutOfRange { memory: PhysRange::new(page, PAGE_BYTES) });
+        }
         let mut builder = Builder { memory: &mut memory, format, access, page, chain: [page; MAX_LEVELS] };
-        let root = builder.root(reserved).ok_or(DmaError::OutOfMemory)?;
+        let root = builder.root(reserved)?;
         let tags = backend.new_tags(root, format);
         Ok(Self { backend, tags, format, root, memory: ManuallyDrop::new(memory) })
     }
@@ -114,16 +118,16 @@ struct Builder<'a, P: Platform, F: Format> {
 }
 
 impl<P: Platform, F: Format> Builder<'_, P, F> {
-    /// The root of the whole. `None` if there is not enough memory.
-    fn root(&mut self, reserved: &[PhysRange]) -> Option<PhysAddr> {
+    /// The root of the whole.
+    fn root(&mut self, reserved: &[PhysRange]) -> Result<PhysAddr, TableError> {
         let levels = self.format.levels();
         for level in 1..=levels {
             let entry = self.to_chain(level);
-            let table = self.memory.write_table(&self.format, |_| Some(entry))?;
-            *self.chain.get_mut(usize::from(level) - 1)? = table;
+            let table = self.memory.write_table(&self.format, |_| entry)?;
+            self.chain[usize::from(level) - 1] = table;
         }
         match reserved {
-            [] => self.chain.get(usize::from(levels) - 1).copied(),
+            [] => Ok(self.chain[usize::from(levels) - 1]),
             _ => self.carve(levels, 0, reserved),
         }
     }
@@ -149,9 +153,9 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
     }
 
     /// A table of `level` for the inputs from `first` on, some of which are reserved memory. It calls itself once a level.
-    fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Option<PhysAddr> {
+    fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Result<PhysAddr, TableError> {
         let (bytes, mut entries) = (level_bytes(level), Vec::new());
-        entries.try_reserve_exact(TABLE_ENTRIES).ok()?;
+        entries.try_reserve_exact(TABLE_ENTRIES).map_err(|_| TableError::OutOfMemory)?;
         for index in 0..TABLE_ENTRIES as u64 {
             let input = first + index * bytes;
             entries.push(match reserved.iter().any(|range| overlaps(range, input, bytes)) {
@@ -165,7 +169,7 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
                 }
             });
         }
-        self.memory.write_table(&self.format, |index| entries.get(index).copied())
+        self.memory.write_table(&self.format, |index| entries[index])
     }
 }
 
@@ -186,19 +190,19 @@ impl<P: Platform> Memory<P> {
     fn write_table<F: Format>(
         &mut self,
         format: &F,
-        entry: impl Fn(usize) -> Option<u64>,
-    ) -> Option<PhysAddr> {
-        self.tables.try_reserve(1).ok()?;
-        let page = self.platform.tables().allocate()?;
+        entry: impl Fn(usize) -> u64,
+    ) -> Result<PhysAddr, TableError> {
+        self.tables.try_reserve(1).map_err(|_| TableError::OutOfMemory)?;
+        let page = HostWidth(format.output_bits()).page(self.platform.tables(), TableKind::PageTable)?;
         self.tables.push(page);
         let table = self.table(page);
         for (index, slot) in table.iter().enumerate() {
-            slot.store(entry(index)?, Ordering::Relaxed);
+            slot.store(entry(index), Ordering::Relaxed);
         }
         if !format.is_coherent() {
             self.platform.tables().write_back(table.as_ptr().cast(), PAGE_BYTES as usize);
         }
-        Some(page)
+        Ok(page)
     }
 
     fn table(&self, page: PhysAddr) -> &Table {

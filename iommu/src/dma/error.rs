@@ -4,7 +4,10 @@ use core::fmt;
 
 use mm::PhysRange;
 
-use crate::{Iova, SourceId};
+use crate::{
+    Iova, SourceId,
+    reach::{TableError, Unreachable},
+};
 
 /// Why a mapping could not be made, or not be undone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +36,8 @@ pub enum DmaError {
         /// The memory, as whole pages.
         memory: PhysRange,
     },
+    /// What memory there is for a table, the units do not reach.
+    Unreachable(Unreachable),
     /// The unit has no domain id left, or the domain spans too many units.
     OutOfDomainIds {
         /// Index of the unit.
@@ -129,6 +134,15 @@ impl From<Stuck> for Unflushed {
     }
 }
 
+impl From<TableError> for DmaError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::OutOfMemory => Self::OutOfMemory,
+            TableError::Unreachable(table) => Self::Unreachable(table),
+        }
+    }
+}
+
 impl From<Unflushed> for DmaError {
     fn from(unflushed: Unflushed) -> Self {
         match unflushed {
@@ -149,6 +163,7 @@ impl fmt::Display for DmaError {
             Self::OutOfRange { memory: PhysRange { start, bytes } } => {
                 write!(f, "{bytes:#x} bytes of memory at {start} are beyond what page tables can name")
             }
+            Self::Unreachable(table) => table.fmt(f),
             Self::OutOfDomainIds { unit } => write!(f, "no free domain id in remapping unit {unit}"),
             Self::NoCommonFormat => {
                 f.write_str("the device's remapping units walk no common page-table format")

@@ -43,7 +43,6 @@ use self::{
     slots::{OwnedSlot, Slots},
 };
 use super::{
-    capability::Capability,
     spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
     unit::Hardware,
 };
@@ -52,6 +51,7 @@ use crate::{
     dma::Stuck,
     fault::BoundedRing,
     platform::LockClass,
+    reach::TableError,
     sync::{
         IrqLock,
         atomic::{Ordering, fence},
@@ -112,13 +112,17 @@ struct Pending {
 }
 
 impl Queue {
-    /// A queue of 2^`order` pages that is not yet turned on; `wide` for descriptors of 256 bits. `None` if there is no
-    /// memory.
-    pub fn new<P: Platform>(platform: &P, capability: &Capability, order: u8, wide: bool) -> Option<Self> {
-        let coherent = capability.walks_coherently();
-        Some(Self {
-            ring: Ring::new(platform, order.min(MAX_QUEUE_ORDER), wide, coherent)?,
-            slots: Slots::new(platform, coherent)?,
+    /// A queue of 2^`order` pages that is not yet turned on; `wide` for descriptors of 256 bits.
+    pub fn new<P: Platform>(
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        order: u8,
+        wide: bool,
+    ) -> Result<Self, TableError> {
+        let (width, coherent) = (hardware.width, hardware.capability.walks_coherently());
+        Ok(Self {
+            ring: Ring::new(platform, width, order.min(MAX_QUEUE_ORDER), wide, coherent)?,
+            slots: Slots::new(platform, width, coherent)?,
             progress: IrqLock::new(
                 LockClass::Queue,
                 Progress { tail: 0, head: 0, refused_at: None, statistics: QueueStatistics::default() },

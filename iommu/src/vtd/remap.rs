@@ -26,12 +26,17 @@ pub use self::{
     entry::Route,
 };
 use super::{
-    capability::Capability,
     queue::{InterruptScope, Invalidation, InvalidationError},
     spec::{InterruptEntry, InterruptTableAddress},
-    unit::Unit,
+    unit::{Hardware, Unit},
 };
-use crate::{Platform, SourceId, interrupts::Sender, platform::LockClass, sync::IrqLock};
+use crate::{
+    Platform, SourceId,
+    interrupts::Sender,
+    platform::LockClass,
+    reach::{TableError, TableKind},
+    sync::IrqLock,
+};
 
 /// Entries of the smallest table, one page, as a power of two.
 pub const MIN_TABLE_ORDER: u8 = 8;
@@ -124,25 +129,26 @@ impl From<InvalidationError> for RouteError {
 }
 
 impl InterruptTable {
-    /// An empty table of 2^`order` entries, or `None` if there is no memory. Destinations have 32 bits if `x2apic` asks
-    /// for it and the unit has them.
+    /// An empty table of 2^`order` entries. Destinations have 32 bits if `x2apic` asks for it and the unit has them.
     pub(super) fn new<P: Platform>(
         platform: &P,
-        capability: &Capability,
+        hardware: &Hardware<P::Registers>,
         order: u8,
         x2apic: bool,
-    ) -> Option<Self> {
+    ) -> Result<Self, TableError> {
+        let capability = &hardware.capability;
         let order = order.clamp(MIN_TABLE_ORDER, MAX_TABLE_ORDER);
-        let first = platform.allocate_contiguous(1 << (order - MIN_TABLE_ORDER))?;
+        let first = hardware.width.run(platform, TableKind::Interrupts, 1 << (order - MIN_TABLE_ORDER))?;
+        let free = FreeBlocks::new(order).ok_or(TableError::OutOfMemory)?;
         let table = Self {
             first,
             order,
             extended: x2apic && capability.has_extended_interrupts(),
             coherent: capability.walks_coherently(),
-            free: IrqLock::new(LockClass::Remapping, FreeBlocks::new(order)?),
+            free: IrqLock::new(LockClass::Remapping, free),
         };
         table.write_back_all(platform);
-        Some(table)
+        Ok(table)
     }
 
     /// Where the table lies, for the unit.

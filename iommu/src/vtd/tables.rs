@@ -11,7 +11,11 @@ use mm::{
 };
 
 use super::spec::{ContextEntry, RootEntry};
-use crate::{Platform, SourceId, dma::DmaError};
+use crate::{
+    Platform, SourceId,
+    dma::DmaError,
+    reach::{HostWidth, TableError, TableKind},
+};
 
 /// 64-bit words in a root or context entry.
 const ENTRY_WORDS: usize = 2;
@@ -21,17 +25,19 @@ const ENTRY_WORDS: usize = 2;
 pub(super) struct ContextTables<P: Platform> {
     platform: Arc<P>,
     root: PhysAddr,
+    /// What the unit reaches.
+    width: HostWidth,
     /// Whether the unit snoops the CPU's caches (ECAP.C).
     coherent: bool,
 }
 
 impl<P: Platform> ContextTables<P> {
-    /// An empty root table: every request is blocked. `None` if there is no page for it.
-    pub fn new(platform: Arc<P>, coherent: bool) -> Option<Self> {
-        let root = platform.tables().allocate()?;
-        let tables = Self { platform, root, coherent };
+    /// An empty root table: every request is blocked.
+    pub fn new(platform: Arc<P>, width: HostWidth, coherent: bool) -> Result<Self, TableError> {
+        let root = width.page(platform.tables(), TableKind::Root)?;
+        let tables = Self { platform, root, width, coherent };
         tables.write_back_page(root);
-        Some(tables)
+        Ok(tables)
     }
 
     /// Address of the root table.
@@ -100,7 +106,7 @@ impl<P: Platform> ContextTables<P> {
 
     /// Links an empty context table for the bus of `source`.
     fn add_context_table(&mut self, source: SourceId) -> Result<(), DmaError> {
-        let page = self.platform.tables().allocate().ok_or(DmaError::OutOfMemory)?;
+        let page = self.width.page(self.platform.tables(), TableKind::Context)?;
         self.write_back_page(page);
         let words = entry_words(self.table(self.root), source.bus());
         self.store(words, RootEntry::to_context_table(page).into_bits());

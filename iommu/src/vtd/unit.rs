@@ -42,13 +42,15 @@ use crate::{
     sync::IrqLock,
 };
 
-/// Where firmware says that a unit is (DRHD).
+/// Where firmware says that a unit is (DRHD), and what it can reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Location {
     /// Physical address of its registers.
     pub base: PhysAddr,
     /// PCI segment that it serves.
     pub segment: u16,
+    /// Width of the addresses that it can put out (host address width of the DMAR table), in bits. Its tables lie below.
+    pub host_address_bits: u8,
 }
 
 /// One remapping unit.
@@ -69,7 +71,7 @@ impl<P: Platform> Unit<P> {
     /// # Errors
     /// [`DiscoverError`] if there is no unit at the address, or what it says of itself makes no sense.
     pub fn discover(platform: &P, index: usize, location: Location) -> Result<Self, DiscoverError> {
-        let Location { base, segment } = location;
+        let base = location.base;
         if base.as_u64() == 0 || !base.is_aligned(mm::PAGE_BYTES) {
             return Err(DiscoverError::BadBase { base });
         }
@@ -79,7 +81,7 @@ impl<P: Platform> Unit<P> {
         let bytes = capability.register_bytes();
         let registers = if bytes > FIRST_PAGE_BYTES { Bank::new(map(platform, base, bytes)?) } else { first };
         Ok(Self {
-            hardware: Hardware::new(index, segment, base, capability, registers),
+            hardware: Hardware::new(index, location, capability, registers),
             commands: Claim::new(),
             queue: None,
             interrupts: None,

@@ -53,7 +53,8 @@ impl Machine {
     pub fn new(config: MachineConfig) -> Arc<Self> {
         let mut random = Random::new(config.seed);
         let complaints = Arc::new(Complaints::default());
-        let memory = Arc::new(Memory::new(&config.memory, &mut random, complaints.clone()));
+        let memory =
+            Arc::new(Memory::new(&config.memory, config.host_address_bits, &mut random, complaints.clone()));
         let functions = config.functions.iter().map(|function| Function {
             address: function.address,
             unit: function.unit,
@@ -224,6 +225,12 @@ impl Machine {
     /// Lets `remaining` more table pages be allocated and then none; `None` ends the shortage.
     pub fn set_shortage(&self, remaining: Option<u64>) {
         self.memory.tables.set_shortage(remaining);
+    }
+
+    /// Gives the table page, or run of pages, that is allocated after `after` others an address beyond the host address
+    /// width.
+    pub fn place_beyond(&self, after: u64) {
+        self.memory.beyond.set(after);
     }
 
     /// Allocations that a shortage refused.

@@ -86,17 +86,19 @@ pub struct ModelRegisters {
 unsafe impl TableMemory for ModelTables {
     fn allocate(&self) -> Option<PhysAddr> {
         let _turn = turn::take();
-        self.machine.memory.tables.allocate().map(PhysAddr::new)
+        let memory = &self.machine.memory;
+        memory.tables.allocate().map(|page| PhysAddr::new(memory.beyond.place(page)))
     }
 
     unsafe fn free(&self, page: PhysAddr) {
         let _turn = turn::take();
-        self.machine.free_table(page.as_u64());
+        self.machine.free_table(self.machine.memory.beyond.real(page.as_u64()));
     }
 
     unsafe fn table(&self, page: PhysAddr) -> &Table {
         let _turn = turn::take();
-        self.machine.memory.tables.table(page.as_u64())
+        let memory = &self.machine.memory;
+        memory.tables.table(memory.beyond.real(page.as_u64()))
     }
 
     fn write_back(&self, first: *const u8, bytes: usize) {
@@ -121,7 +123,8 @@ unsafe impl Platform for ModelPlatform {
 
     fn allocate_contiguous(&self, pages: usize) -> Option<PhysAddr> {
         let _turn = turn::take();
-        self.machine.memory.tables.allocate_contiguous(pages).map(PhysAddr::new)
+        let memory = &self.machine.memory;
+        memory.tables.allocate_contiguous(pages).map(|first| PhysAddr::new(memory.beyond.place(first)))
     }
 
     fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<ModelRegisters> {

@@ -30,7 +30,8 @@ impl Bench {
         let base = PhysAddr::new(config.units[0].base);
         let machine = Machine::new(config);
         let platform = ModelPlatform::new(&machine);
-        let mut unit = Unit::discover(&platform, 0, Location { base, segment: 0 }).unwrap();
+        let mut unit =
+            Unit::discover(&platform, 0, Location { base, segment: 0, host_address_bits: 46 }).unwrap();
         let root = platform.tables().allocate().unwrap();
         if !coherent {
             // SAFETY: the page was just allocated.

@@ -18,7 +18,7 @@ const FSTS: usize = 0x34;
 /// A unit with `records` fault records, that is up.
 fn unit(records: usize) -> (FakePlatform, Unit<FakePlatform>) {
     let platform = FakePlatform::new(0x00d2_000c_222f_0606 | (records as u64 - 1) << 40, 0x00f0_0f4a);
-    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 2 };
+    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 2, host_address_bits: 46 };
     let mut unit = Unit::discover(&platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
     let how =

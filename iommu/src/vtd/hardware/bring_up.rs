@@ -20,7 +20,7 @@ use crate::{
         error::VtdError,
         spec::TranslationTable,
         tables::ContextTables,
-        unit::{BringUp, InterruptSetup, Location, Unit},
+        unit::{BringUp, BringUpError, InterruptSetup, Location, Unit},
     },
 };
 
@@ -71,7 +71,8 @@ fn discover<P: Platform>(platform: &P, dmar: &Dmar<'_>) -> Result<Vec<Unit<P>>, 
             return Err(VtdError::SharedBase { unit: index, other, base });
         }
         units.try_reserve(1).map_err(|_| VtdError::OutOfMemory)?;
-        let unit = Unit::discover(platform, index, Location { base, segment: drhd.segment })?;
+        let location = Location { base, segment: drhd.segment, host_address_bits: physical_bits(dmar) };
+        let unit = Unit::discover(platform, index, location)?;
         // How many registers there are, only the unit says.
         let (own, mut others) = (unit.registers(), units.iter());
         if let Some(other) = others.find(|other| overlap(other.registers(), own)) {
@@ -102,8 +103,9 @@ impl<P: Platform> UnitState<P> {
         options: Options,
     ) -> Result<Self, VtdError> {
         let capability = *unit.capability();
-        let contexts = ContextTables::new(platform.clone(), capability.walks_coherently());
-        let contexts = contexts.ok_or(VtdError::OutOfMemory)?;
+        let contexts =
+            ContextTables::new(platform.clone(), unit.hardware.width, capability.walks_coherently())
+                .map_err(|error| BringUpError::of_table(unit.index(), error))?;
         let ids = DomainIds::new(capability.domain_ids() as usize).ok_or(VtdError::OutOfMemory)?;
         let how = BringUp {
             root: contexts.root(),

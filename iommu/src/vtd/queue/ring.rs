@@ -7,6 +7,7 @@ use mm::{
 
 use crate::{
     Platform,
+    reach::{HostWidth, TableError, TableKind},
     vtd::spec::{QueueAddress, RawDescriptor},
 };
 
@@ -27,10 +28,16 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring of 2^`order` pages, or `None` if there is no memory.
-    pub fn new<P: Platform>(platform: &P, order: u8, wide: bool, coherent: bool) -> Option<Self> {
-        let first = platform.allocate_contiguous(1 << order)?;
-        Some(Self { first, order, entry_words: if wide { 2 * NARROW_WORDS } else { NARROW_WORDS }, coherent })
+    /// A ring of 2^`order` pages.
+    pub fn new<P: Platform>(
+        platform: &P,
+        width: HostWidth,
+        order: u8,
+        wide: bool,
+        coherent: bool,
+    ) -> Result<Self, TableError> {
+        let first = width.run(platform, TableKind::Queue, 1 << order)?;
+        Ok(Self { first, order, entry_words: if wide { 2 * NARROW_WORDS } else { NARROW_WORDS }, coherent })
     }
 
     pub fn address(&self) -> QueueAddress {

@@ -18,6 +18,7 @@ use mm::{
 
 use crate::{
     Platform,
+    reach::{HostWidth, TableError, TableKind},
     sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     vtd::spec::{Completion, Wait},
 };
@@ -89,10 +90,10 @@ pub(super) enum Status {
 }
 
 impl Slots {
-    pub fn new<P: Platform>(platform: &P, coherent: bool) -> Option<Self> {
-        let page = platform.allocate_contiguous(1)?;
+    pub fn new<P: Platform>(platform: &P, width: HostWidth, coherent: bool) -> Result<Self, TableError> {
+        let page = width.run(platform, TableKind::Status, 1)?;
         let mut slots = Vec::new();
-        slots.try_reserve_exact(SLOTS).ok()?;
+        slots.try_reserve_exact(SLOTS).map_err(|_| TableError::OutOfMemory)?;
         slots.resize_with(SLOTS, Slot::new);
         let free = core::array::from_fn(|_| AtomicU64::new(u64::MAX >> (64 - SLOTS.min(64))));
         let free: [AtomicU64; WORDS] = free;
@@ -103,7 +104,7 @@ impl Slots {
                 platform.tables().write_back(words.as_ptr().cast(), size_of_val(words));
             });
         }
-        Some(slots)
+        Ok(slots)
     }
 
     /// A free slot, near those that this CPU used before.

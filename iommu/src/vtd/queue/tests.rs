@@ -35,7 +35,7 @@ fn unit(platform: &FakePlatform) -> Unit<FakePlatform> {
 
 /// The same, with 2^`queue_order` pages of queue.
 fn unit_with_queue(platform: &FakePlatform, queue_order: u8) -> Unit<FakePlatform> {
-    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0 };
+    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0, host_address_bits: 46 };
     let mut unit = Unit::discover(platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
     let how = BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order, interrupts: None };

@@ -21,7 +21,7 @@ const DEVICE: SourceId = SourceId { segment: 0, requester: 0xabcd };
 const OWNER: Sender = Sender::Function(DEVICE);
 
 fn unit_with(platform: &FakePlatform, entries_order: u8) -> Unit<FakePlatform> {
-    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0 };
+    let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0, host_address_bits: 46 };
     let mut unit = Unit::discover(platform, 5, location).unwrap();
     let interrupts = Some(InterruptSetup { entries_order, x2apic: true });
     let root = PhysAddr::new(0x1000);

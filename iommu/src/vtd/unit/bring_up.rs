@@ -150,8 +150,8 @@ impl<P: Platform> Unit<P> {
 
     fn start_queue(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
         let wide = how.table == TranslationTable::Scalable;
-        let queue = Queue::new(platform, &self.hardware.capability, how.queue_order, wide)
-            .ok_or(BringUpError::OutOfMemory { unit: self.index() })?;
+        let queue = Queue::new(platform, &self.hardware, how.queue_order, wide)
+            .map_err(|error| BringUpError::of_table(self.index(), error))?;
         self.hardware.registers.write(QueueTail::new());
         self.hardware.registers.write(queue.address());
         self.command(platform, Command::Queue(true))?;
@@ -170,8 +170,8 @@ impl<P: Platform> Unit<P> {
 
     fn start_interrupt_remapping(&mut self, platform: &P, setup: InterruptSetup) -> Result<(), BringUpError> {
         let InterruptSetup { entries_order, x2apic } = setup;
-        let table = InterruptTable::new(platform, &self.hardware.capability, entries_order, x2apic)
-            .ok_or(BringUpError::OutOfMemory { unit: self.index() })?;
+        let table = InterruptTable::new(platform, &self.hardware, entries_order, x2apic)
+            .map_err(|error| BringUpError::of_table(self.index(), error))?;
         // A unit that forgets by itself is told nothing else that would have it see the new table.
         self.flush_write_buffer(platform)?;
         self.hardware.registers.write(table.register());

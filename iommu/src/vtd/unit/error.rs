@@ -6,6 +6,7 @@ use mm::PhysAddr;
 
 use crate::{
     dma::Stuck,
+    reach::{TableError, Unreachable},
     vtd::{capability::CapabilityError, queue::InvalidationError},
 };
 
@@ -92,10 +93,17 @@ pub enum BringUpError {
     Command(CommandError),
     /// Its caches could not be emptied.
     Invalidation(InvalidationError),
-    /// No memory for the invalidation queue or the interrupt-remapping table.
+    /// No memory for its tables or its invalidation queue.
     OutOfMemory {
         /// Index of the unit.
         unit: usize,
+    },
+    /// What memory there is for a table of it, it does not reach.
+    Unreachable {
+        /// Index of the unit.
+        unit: usize,
+        /// The table.
+        table: Unreachable,
     },
     /// No interrupt vector for its fault events.
     NoVector {
@@ -122,6 +130,7 @@ impl fmt::Display for BringUpError {
             Self::OutOfMemory { unit } => {
                 write!(f, "remapping unit {unit}: no memory for its queue or table")
             }
+            Self::Unreachable { unit, table } => write!(f, "remapping unit {unit}: {table}"),
             Self::NoVector { unit } => write!(f, "remapping unit {unit}: no vector for its fault events"),
             Self::NoInvalidation { unit } => {
                 write!(f, "remapping unit {unit}: no means to invalidate its caches")
@@ -132,6 +141,16 @@ impl fmt::Display for BringUpError {
 }
 
 impl core::error::Error for BringUpError {}
+
+impl BringUpError {
+    /// Why unit `unit` has no memory for a table.
+    pub(in crate::vtd) fn of_table(unit: usize, error: TableError) -> Self {
+        match error {
+            TableError::OutOfMemory => Self::OutOfMemory { unit },
+            TableError::Unreachable(table) => Self::Unreachable { unit, table },
+        }
+    }
+}
 
 impl From<CommandError> for BringUpError {
     fn from(error: CommandError) -> Self {

@@ -4,8 +4,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm::PhysAddr;
 
+use super::Location;
 use crate::{
     dma::Stuck,
+    reach::HostWidth,
     vtd::{capability::Capability, registers::Bank},
 };
 
@@ -15,20 +17,18 @@ pub(in crate::vtd) struct Hardware<R> {
     pub segment: u16,
     pub base: PhysAddr,
     pub capability: Capability,
+    /// What it can put out: where its tables may lie.
+    pub width: HostWidth,
     pub registers: Bank<R>,
     /// Set once and never cleared: the unit missed a deadline, or is gone.
     stuck: AtomicBool,
 }
 
 impl<R> Hardware<R> {
-    pub fn new(
-        index: usize,
-        segment: u16,
-        base: PhysAddr,
-        capability: Capability,
-        registers: Bank<R>,
-    ) -> Self {
-        Self { index, segment, base, capability, registers, stuck: AtomicBool::new(false) }
+    pub fn new(index: usize, location: Location, capability: Capability, registers: Bank<R>) -> Self {
+        let Location { base, segment, host_address_bits } = location;
+        let (width, stuck) = (HostWidth(host_address_bits), AtomicBool::new(false));
+        Self { index, segment, base, capability, width, registers, stuck }
     }
 
     pub fn is_stuck(&self) -> bool {

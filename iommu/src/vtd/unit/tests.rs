@@ -39,7 +39,7 @@ const BASE: PhysAddr = PhysAddr::new(0xfed9_0000);
 const ROOT: PhysAddr = PhysAddr::new(0x1_2345_6000);
 
 fn discover(platform: &FakePlatform) -> Unit<FakePlatform> {
-    Unit::discover(platform, 3, Location { base: BASE, segment: 1 }).unwrap()
+    Unit::discover(platform, 3, Location { base: BASE, segment: 1, host_address_bits: 46 }).unwrap()
 }
 
 fn plain() -> BringUp {
@@ -94,7 +94,7 @@ fn impossible_bases_are_refused_before_anything_is_touched() {
     for raw in [0, 0x800, 0xfed9_0010] {
         let platform = FakePlatform::new(CAP, ECAP);
         let base = PhysAddr::new(raw);
-        let result = Unit::discover(&platform, 0, Location { base, segment: 0 });
+        let result = Unit::discover(&platform, 0, Location { base, segment: 0, host_address_bits: 46 });
         assert_eq!(result.unwrap_err(), DiscoverError::BadBase { base });
         assert!(platform.mapped.lock().unwrap().is_empty());
     }
@@ -104,7 +104,7 @@ fn impossible_bases_are_refused_before_anything_is_touched() {
 fn a_base_where_nothing_answers_is_refused() {
     let platform = FakePlatform::new(CAP, ECAP);
     platform.unit.behave(|manner| manner.gone = true);
-    let result = Unit::discover(&platform, 0, Location { base: BASE, segment: 0 });
+    let result = Unit::discover(&platform, 0, Location { base: BASE, segment: 0, host_address_bits: 46 });
     assert!(matches!(result.unwrap_err(), DiscoverError::Capability { base: BASE, .. }));
 }
 

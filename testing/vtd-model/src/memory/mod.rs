@@ -1,5 +1,6 @@
 //! Simulated physical memory: table pages behind a cache, firmware's, and what devices are lent.
 
+mod beyond;
 mod buffers;
 mod region;
 mod tables;
@@ -9,6 +10,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use beyond::Beyond;
 use buffers::{Buffers, Foreign};
 use region::Region;
 pub(crate) use tables::TablePages;
@@ -37,6 +39,7 @@ pub struct MemoryMap {
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub tables: TablePages,
+    pub beyond: Beyond,
     pub buffers: Buffers,
     firmware: Region,
     foreign: Foreign,
@@ -51,9 +54,15 @@ pub(crate) enum NotForDevices {
 }
 
 impl Memory {
-    pub fn new(map: &MemoryMap, random: &mut Random, complaints: Arc<Complaints>) -> Self {
+    pub fn new(
+        map: &MemoryMap,
+        host_address_bits: u8,
+        random: &mut Random,
+        complaints: Arc<Complaints>,
+    ) -> Self {
         Self {
             tables: TablePages::new(map.tables, map.table_pages, random, complaints),
+            beyond: Beyond::new(host_address_bits),
             buffers: Buffers::new(map.buffers, map.buffer_bytes),
             firmware: Region::new(map.firmware, map.firmware_bytes),
             foreign: Foreign::new(map.foreign),

@@ -38,7 +38,8 @@ impl UnitBench {
     pub fn on(machine: Arc<Machine>, interrupts: Option<InterruptSetup>) -> Result<Self, BringUpError> {
         let platform = Arc::new(ModelPlatform::new(&machine));
         let base = PhysAddr::new(machine.config().units[0].base);
-        let location = Location { base, segment: machine.config().units[0].segment };
+        let MachineConfig { units, host_address_bits, .. } = machine.config();
+        let location = Location { base, segment: units[0].segment, host_address_bits: *host_address_bits };
         let mut unit = Unit::discover(&*platform, 0, location).expect("there is a unit");
         let root = platform.tables().allocate().expect("memory");
         // SAFETY: just allocated.
