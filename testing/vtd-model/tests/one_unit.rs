@@ -28,10 +28,10 @@ impl Bench {
     fn new(config: MachineConfig) -> Self {
         let coherent = config.units[0].coherent;
         let base = PhysAddr::new(config.units[0].base);
+        let location = Location { base, segment: 0, host_address_bits: config.host_address_bits };
         let machine = Machine::new(config);
         let platform = ModelPlatform::new(&machine);
-        let mut unit =
-            Unit::discover(&platform, 0, Location { base, segment: 0, host_address_bits: 46 }).unwrap();
+        let mut unit = Unit::discover(&platform, 0, location).unwrap();
         let root = platform.tables().allocate().unwrap();
         if !coherent {
             // SAFETY: the page was just allocated.
