@@ -41,7 +41,7 @@ fn meet(
 #[test]
 fn what_is_mapped_beside_somebody_is_visible_at_once() {
     for nth in 1..=MOMENTS {
-        let memory = Arena::new(2048);
+        let memory = Arena::new(64);
         let tree = tree(remap(), &memory);
         let walker = Walker { root: tree.root(), levels: 4, snoops: false, present: 3 };
         let map = |tree: &Tree<'_>, page: u64| {
@@ -65,7 +65,7 @@ fn what_is_mapped_beside_somebody_is_visible_at_once() {
 #[test]
 fn what_is_unmapped_beside_a_split_is_out_of_reach_after_its_flush() {
     for nth in 1..=MOMENTS {
-        let memory = Arena::new(2048);
+        let memory = Arena::new(64);
         let tree = tree(remap(), &memory);
         let walker = Walker { root: tree.root(), levels: 4, snoops: false, present: 3 };
         // SAFETY: no other thread changes the tree yet.
