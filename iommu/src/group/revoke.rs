@@ -71,11 +71,8 @@ impl<B: Backend> Group<B> {
         if future == Future::None {
             quiet = quiet.and_then(|()| Ok(self.block_reserved(platform)?));
         }
+        quiet = quiet.and_then(|()| Ok(self.report_again(maker, future)?));
         if quiet.is_ok() {
-            self.set_reporting(maker, true);
-            if future != Future::None {
-                self.map_reserved_again(maker);
-            }
             let mut record = self.record.lock(platform);
             (record.history, record.condemned) = (History::default(), None);
         }
@@ -162,7 +159,10 @@ impl<B: Backend> Group<B> {
         let is_reserved_only = self.state.lock(platform).claimed.is_empty();
         let Some(domain) = domain else { return self.isolate(maker, None) };
         if is_reserved_only && maker.quarantine == Quarantine::Basic {
-            return Taken { remaining: Some(domain), ..Taken::nothing() };
+            return match self.reattached(maker, &domain, false) {
+                Ok(remaining) => Taken { remaining, ..Taken::nothing() },
+                Err(stuck) => Taken { remaining: Some(domain), result: Err(stuck), ..Taken::nothing() },
+            };
         }
         if !is_reserved_only {
             domain.revoke();
@@ -176,8 +176,8 @@ impl<B: Backend> Group<B> {
 
     /// What the group, which is blocked, reaches in quarantine: after `revoked`, the domain that drivers used.
     fn isolate(&self, maker: &DomainMaker<B>, revoked: Option<TryArc<Domain<B>>>) -> Taken<B> {
+        self.set_reporting(maker, false);
         if maker.quarantine == Quarantine::ScratchPage {
-            self.set_reporting(maker, false);
             match self.on_scratch_page(maker) {
                 Ok(scratch) => return Taken { scratch: Some(scratch), revoked, ..Taken::nothing() },
                 Err(error) => {
@@ -187,12 +187,8 @@ impl<B: Backend> Group<B> {
                     );
                 }
             }
-            self.set_reporting(maker, true);
         }
         let remaining = if self.layout.reserved.is_empty() { None } else { self.reserved_only(maker) };
-        if remaining.is_none() {
-            self.set_reporting(maker, false);
-        }
         Taken { remaining, revoked, ..Taken::nothing() }
     }
 
@@ -215,13 +211,42 @@ impl<B: Backend> Group<B> {
         self.block_sources(self.layout.sources.len(), |unit, source| scratch.block(unit, source))
     }
 
-    /// Maps the reserved memory of a group that comes from a scratch page, where it was mapped beside that.
-    fn map_reserved_again(&self, maker: &DomainMaker<B>) {
+    /// Lets what the group tries be recorded again, whose devices are quiet. If it has a future, and comes from a scratch page,
+    /// beside which its reserved memory was mapped, that is mapped again.
+    fn report_again(&self, maker: &DomainMaker<B>, future: Future) -> Result<(), Stuck> {
         let platform = &**maker.backend.platform();
-        if !self.layout.reserved.is_empty() && self.domain(platform).is_none() {
-            let reserved = self.reserved_only(maker);
-            self.state.lock(platform).domain = reserved;
+        let reserved = match self.domain(platform) {
+            Some(domain) => self.reattached(maker, &domain, true)?,
+            None => {
+                self.set_reporting(maker, true);
+                let none = future == Future::None || self.layout.reserved.is_empty();
+                if none { None } else { self.reserved_only(maker) }
+            }
+        };
+        self.state.lock(platform).domain = reserved;
+        Ok(())
+    }
+
+    /// Changes whether what the group tries is recorded, while it is attached to `domain`: that is said in its context
+    /// entries, which change only while they are not present. Its devices are stopped. Returns `domain`, or if it cannot be
+    /// attached again, so that the group is blocked, nothing.
+    fn reattached(
+        &self,
+        maker: &DomainMaker<B>,
+        domain: &TryArc<Domain<B>>,
+        reports: bool,
+    ) -> Result<Option<TryArc<Domain<B>>>, Stuck> {
+        let sources = &self.layout.sources;
+        self.block_sources(sources.len(), |unit, source| domain.block(unit, source))?;
+        self.set_reporting(maker, reports);
+        for (done, &(source, unit)) in sources.iter().enumerate() {
+            if let Err(error) = domain.attach(unit, source, None) {
+                log::error!("reserved memory of {:?}: {error}", self.layout.functions);
+                self.block_sources(done, |unit, source| domain.block(unit, source))?;
+                return Ok(None);
+            }
         }
+        Ok(Some(domain.clone()))
     }
 
     /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.

@@ -210,15 +210,16 @@ impl InterruptTable {
     fn withdraw<P: Platform>(&self, platform: &P, index: u16) {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
-            let withdrawn = load(words).with_present(false).with_software(0);
+            let withdrawn =
+                load(words).with_present(false).with_fault_reporting_disabled(false).with_software(0);
             words[0].store(withdrawn.into_bits() as u64, Ordering::Release);
             self.write_back(platform, words);
         });
     }
 
     /// Takes the entry at `index` out of use for good if `is_meant` says so, whether or not anything was stored there; until
-    /// it is [reserved](Self::reserve) anew nothing can be. Returns whether the unit may go on using it until it is
-    /// invalidated.
+    /// it is [reserved](Self::reserve) anew nothing can be. What is tried with it is not recorded. Returns whether it changed:
+    /// the unit may go on using what it was, even that it was not present, until it is invalidated.
     fn mute<P: Platform>(
         &self,
         platform: &P,
@@ -231,10 +232,10 @@ impl InterruptTable {
             if entry.software() == MUTED || !is_meant(entry) {
                 return false;
             }
-            let muted = entry.with_present(false).with_software(MUTED);
+            let muted = entry.with_present(false).with_fault_reporting_disabled(true).with_software(MUTED);
             words[0].store(muted.into_bits() as u64, Ordering::Release);
             self.write_back(platform, words);
-            entry.present()
+            true
         })
     }
 

@@ -262,11 +262,28 @@ fn reserved_memory_stays_reachable_in_quarantine_and_after() {
     };
     let (handle, device) = claim(&driven, 0);
     let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    let is_heard = || {
+        driven.enable(function);
+        let before = driven.standing(function).1;
+        assert!(driven.device(function).write(NOWHERE, b"x").is_err());
+        driven.pump();
+        driven.standing(function).1 > before
+    };
+    assert!(is_heard());
     driven.iommu.quarantine(function).expect("a unit that works");
     reaches("in quarantine");
     assert!(device.probe(mapping.iova().as_u64(), Access::Read).is_err());
+    assert!(!is_heard(), "what it tries in quarantine is no news");
     driven.iommu.release(function, |_| true).expect("a unit that works");
     reaches("after release");
+    assert!(is_heard());
+    // The same without a driver, which leaves the group in the domain that it had.
+    driven.iommu.quarantine(function).expect("a unit that works");
+    reaches("in quarantine, unclaimed");
+    assert!(!is_heard());
+    driven.iommu.release(function, |_| true).expect("a unit that works");
+    reaches("after release, unclaimed");
+    assert!(is_heard());
     mapping.unmap().expect("the device is quiet");
     let (handle, device) = claim(&driven, 0);
     let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
@@ -321,9 +338,17 @@ fn a_release_that_fails_is_a_quarantine() {
         assert_eq!(*told.lock().unwrap(), [Incident::Quarantined], "its driver hears of it, once");
         driven.enable(function);
         assert!(matches!(device.interrupt(message), InterruptOutcome::Blocked(_)), "muted");
+        driven.pump();
+        assert_eq!(driven.standing(function).1, 0, "and not heard");
     }
     interrupts.release().expect("a unit that works");
+    assert!(matches!(device.interrupt(message), InterruptOutcome::Blocked(_)), "nobody's");
+    driven.pump();
+    assert_eq!(driven.standing(function).1, 1, "an entry that is free again says who tries to use it");
     driven.iommu.release(function, |_| true).expect("a quiet device");
-    assert_eq!(told.lock().unwrap().len(), 1);
+    assert!(
+        matches!(told.lock().unwrap()[..], [Incident::Quarantined, Incident::Fault(_)]),
+        "not of its release"
+    );
     driven.assert_content("after a release that failed");
 }
