@@ -78,6 +78,7 @@ pub fn start(
         functions,
         disks,
         interfaces,
+        open_interface,
         memory: Arc::new(Frames),
         lines_logged: console::lines,
         stress_s: words.stress_s,

@@ -156,7 +156,10 @@ impl Interface {
     pub fn shut_down(&self) -> Result<(), NotQuiet> {
         self.stop();
         let deadline_ns = self.shared.host.now_ns().saturating_add(SHUTDOWN_DEADLINE_NS);
-        self.shared.stopped.wait(deadline_ns);
+        if self.shared.stopped.wait(deadline_ns) {
+            // For whoever else waits.
+            self.shared.stopped.signal();
+        }
         if self.shared.is_quiet.load(Ordering::Acquire) { Ok(()) } else { Err(NotQuiet) }
     }
 

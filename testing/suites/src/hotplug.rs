@@ -74,11 +74,17 @@ fn balance(machine: &Machine) -> (usize, u64) {
 
 test! {
     /// An `edu` is plugged in, works, and is taken out in order; the next one at the same address finds nothing of the rights
-    /// that the first one had, though the unit has cached them.
+    /// that the first one had, though the unit has cached them. Each is put in quarantine, and its driver started anew.
     deadline_ms = 90_000,
     lacks = lacks::plugs,
     fn the_next_device_has_none_of_the_rights_of_the_last(context) {
-        come_and_go(context, "edu", 2, |_, _, edu| Ok(edu))?;
+        come_and_go(context, "edu", 2, |machine, _, edu| {
+            let function = edu.dma.function();
+            machine.plugged.put_edu(edu);
+            machine.iommu.quarantine(function)?;
+            check!(machine.restart(function)?, "it has no driver");
+            machine.plugged.take_edu().ok_or_else(|| failure!("no driver for it started"))
+        })?;
     }
 }
 

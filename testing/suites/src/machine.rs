@@ -32,6 +32,10 @@ pub trait Memory: Send + Sync {
     fn exhaust(&self) -> Box<dyn Any>;
 }
 
+/// How the kernel opens a network interface.
+pub type OpenInterface =
+    fn(&Arc<dyn Host>, &Iommu, &Function) -> Result<Arc<Interface>, Box<dyn core::error::Error>>;
+
 /// What the kernel hands over.
 pub struct Parts {
     /// What drivers are given.
@@ -48,6 +52,8 @@ pub struct Parts {
     pub disks: Vec<Arc<dyn BlockDevice>>,
     /// The network interfaces that the kernel has opened.
     pub interfaces: Vec<Arc<Interface>>,
+    /// Opens another one on a function that nobody has.
+    pub open_interface: OpenInterface,
     /// The slots, and every PCI function as things are now.
     pub hotplug: Arc<Hotplug>,
     /// The drivers of what was plugged in.
@@ -81,6 +87,7 @@ pub struct Machine {
     idle_edu: Option<PciAddress>,
     nvme: Option<Slot<Controller>>,
     disks: Lock<Vec<Arc<dyn BlockDevice>>>,
+    interfaces: Lock<Vec<Arc<Interface>>>,
     /// Addresses that no test has used yet.
     next_page: AtomicU64,
 }
@@ -91,15 +98,23 @@ pub struct ClaimedEdu {
     pub dma: DmaDevice,
 }
 
-/// A device for one test at a time, or why it could not be opened.
+/// A device for one test at a time.
 struct Slot<T> {
-    device: Lock<Option<T>>,
-    error: Option<String>,
+    function: PciAddress,
+    device: Lock<Place<T>>,
+}
+
+enum Place<T> {
+    /// Nobody has it.
+    Here(T),
+    Lent,
+    /// Why it could not be opened. It may be tried again.
+    Failed(String),
 }
 
 /// A device lent to a test; it goes back when dropped.
 pub struct Lent<'a, T> {
-    device: Option<T>,
+    device: Result<T, String>,
     slot: &'a Slot<T>,
     /// Whoever has it may attack as it likes.
     _tolerance: Option<FaultLimits<'a>>,
@@ -147,10 +162,11 @@ impl Machine {
         let is_disk =
             |function: &Function| parts.disks.iter().any(|disk| disk.dma().function() == function.address);
         let nvme = of_kind(&|function| function.class == nvme::CLASS && !is_disk(function));
-        let edus = edus.iter().map(|&function| Slot::new(&parts, claim_edu(&parts, function))).collect();
-        let nvme = nvme.first().map(|&function| Slot::new(&parts, claim_nvme(&parts, function)));
+        let edus = edus.iter().map(|&function| Slot::open(&parts, function, claim_edu)).collect();
+        let nvme = nvme.first().map(|&function| Slot::open(&parts, function, claim_nvme));
         let disks = Lock::new(parts.host.clone(), core::mem::take(&mut parts.disks));
-        Self { parts, edus, idle_edu, nvme, disks, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
+        let interfaces = Lock::new(parts.host.clone(), core::mem::take(&mut parts.interfaces));
+        Self { parts, edus, idle_edu, nvme, disks, interfaces, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
     }
 
     /// The machine that `context` is about.
@@ -218,44 +234,38 @@ impl Machine {
         Ok(self.iommu.release(function, |member| is_quiet(&self.host, &functions, &group, member))?)
     }
 
-    /// Takes `function` back, and opens it anew if it is one of the attackers or the disk. Returns whether it is.
+    /// Takes `function` back, and opens it anew if there is a driver for it. Returns whether there is.
     pub fn restart(&self, function: PciAddress) -> Result<bool, Failure> {
-        if let Some(number) =
-            (0..).map_while(|number| self.disk_at(number)).position(|disk| disk.dma().function() == function)
-        {
+        let is_it = |dma: &DmaDevice| dma.function() == function;
+        let mut disks = (0..).map_while(|number| self.disk_at(number));
+        if let Some(number) = disks.position(|disk| is_it(disk.dma())) {
             return self.reopen_disk(number).map(|()| true);
         }
-        for index in 0..self.edus() {
-            let edu = self.edu(index)?;
-            if edu.dma.function() == function {
-                return self.reopen_edu(edu).map(|()| true);
-            }
+        let mut interfaces = (0..).map_while(|number| self.interface(number));
+        if let Some(number) = interfaces.position(|interface| is_it(interface.dma())) {
+            return self.reopen_interface(number).map(|()| true);
         }
-        if self.has_nvme() {
-            let nvme = self.nvme_as_any_device()?;
-            if nvme.dma().function() == function {
-                return self.reopen_nvme(nvme).map(|()| true);
-            }
+        if let Some(slot) = self.edus.iter().find(|slot| slot.function == function) {
+            return self.reopen_edu(slot.take()?).map(|()| true);
         }
-        self.release(function).map(|()| false)
+        if let Some(slot) = self.nvme.as_ref().filter(|slot| slot.function == function) {
+            return self.reopen_nvme(slot.take()?).map(|()| true);
+        }
+        let was_there = self.functions.iter().any(|known| known.address == function);
+        match self.hotplug.functions().into_iter().find(|known| known.address == function) {
+            Some(plugged) if !was_there => self.plugged.reopen(&plugged, || self.release(function)),
+            _ => self.release(function).map(|()| false),
+        }
     }
 
     /// Drops what is left of the controller and opens it anew.
-    pub fn reopen_nvme(&self, mut nvme: Lent<'_, Controller>) -> Result<(), Failure> {
-        let function = nvme.dma().function();
-        drop(nvme.device.take());
-        self.release(function)?;
-        nvme.device = Some(claim_nvme(self, function).map_err(|error| failure!("{error}"))?);
-        Ok(())
+    pub fn reopen_nvme(&self, nvme: Lent<'_, Controller>) -> Result<(), Failure> {
+        nvme.reopen(self, claim_nvme)
     }
 
     /// Drops what is left of the `edu` and opens it anew.
-    pub fn reopen_edu(&self, mut edu: Lent<'_, ClaimedEdu>) -> Result<(), Failure> {
-        let function = edu.dma.function();
-        drop(edu.device.take());
-        self.release(function)?;
-        edu.device = Some(claim_edu(self, function).map_err(|error| failure!("{error}"))?);
-        Ok(())
+    pub fn reopen_edu(&self, edu: Lent<'_, ClaimedEdu>) -> Result<(), Failure> {
+        edu.reopen(self, claim_edu)
     }
 
     /// Whether there is an NVMe controller.
@@ -282,9 +292,7 @@ impl Machine {
         disk.shut_down()?;
         drop(disk);
         self.release(address)?;
-        let function = self.functions.iter().find(|function| function.address == address);
-        let function = function.ok_or_else(|| Failure::new("no such function"))?;
-        let disk = block::open(&self.host, self.iommu.claim(address)?, function)?;
+        let disk = block::open(&self.host, self.iommu.claim(address)?, self.function(address)?)?;
         let before = self.disks.lock().get_mut(number).map(|place| core::mem::replace(place, disk));
         drop(before);
         Ok(())
@@ -293,7 +301,27 @@ impl Machine {
     /// Network interface number `number`, in the order of their addresses.
     #[must_use]
     pub fn interface(&self, number: usize) -> Option<Arc<Interface>> {
-        self.interfaces.get(number).cloned()
+        self.interfaces.lock().get(number).cloned()
+    }
+
+    /// Ends the driver of a network interface, takes the device back and opens it anew.
+    pub fn reopen_interface(&self, number: usize) -> Result<(), Failure> {
+        let interface = self.interface(number).ok_or_else(|| Failure::new("no such interface"))?;
+        let address = interface.dma().function();
+        interface.shut_down()?;
+        drop(interface);
+        self.release(address)?;
+        let opened = (self.open_interface)(&self.host, &self.iommu, self.function(address)?);
+        let interface = opened.map_err(|error| failure!("{error}"))?;
+        let before = self.interfaces.lock().get_mut(number).map(|place| core::mem::replace(place, interface));
+        drop(before);
+        Ok(())
+    }
+
+    /// A function that was there from the start.
+    fn function(&self, address: PciAddress) -> Result<&Function, Failure> {
+        let found = self.functions.iter().find(|function| function.address == address);
+        found.ok_or_else(|| Failure::new("no such function"))
     }
 
     /// The address of a page that was never mapped, and never aimed at.
@@ -323,20 +351,57 @@ fn claim_nvme(parts: &Parts, function: PciAddress) -> Result<Controller, String>
 }
 
 impl<T> Slot<T> {
-    fn new(parts: &Parts, device: Result<T, String>) -> Self {
-        let (device, error) = match device {
-            Ok(device) => (Some(device), None),
-            Err(error) => (None, Some(error)),
-        };
-        Self { device: Lock::new(parts.host.clone(), device), error }
+    fn open(
+        parts: &Parts,
+        function: PciAddress,
+        open: impl FnOnce(&Parts, PciAddress) -> Result<T, String>,
+    ) -> Self {
+        let place = Place::from(open(parts, function));
+        Self { function, device: Lock::new(parts.host.clone(), place) }
     }
 
     fn lend(&self) -> Result<Lent<'_, T>, Failure> {
-        let device = self.device.lock().take();
-        if device.is_none() {
-            return Err(Failure::new(self.error.as_deref().unwrap_or("another test has the device")));
+        let lent = self.take()?;
+        match &lent.device {
+            Ok(_) => Ok(lent),
+            Err(error) => Err(Failure::new(error)),
         }
+    }
+
+    /// The device or what is left of it, to open it anew.
+    fn take(&self) -> Result<Lent<'_, T>, Failure> {
+        let device = match core::mem::replace(&mut *self.device.lock(), Place::Lent) {
+            Place::Here(device) => Ok(device),
+            Place::Failed(error) => Err(error),
+            Place::Lent => return Err(Failure::new("another test has the device")),
+        };
         Ok(Lent { device, slot: self, _tolerance: None })
+    }
+}
+
+impl<T> From<Result<T, String>> for Place<T> {
+    fn from(device: Result<T, String>) -> Self {
+        match device {
+            Ok(device) => Self::Here(device),
+            Err(error) => Self::Failed(error),
+        }
+    }
+}
+
+impl<T> Lent<'_, T> {
+    /// Drops what is left of the device, takes its function back and has `open` open it anew. If that fails, this can be
+    /// tried again ([`Machine::restart`]).
+    pub(crate) fn reopen(
+        mut self,
+        machine: &Machine,
+        open: impl FnOnce(&Parts, PciAddress) -> Result<T, String>,
+    ) -> Result<(), Failure> {
+        let function = self.slot.function;
+        // Its driver ends before the function is taken back.
+        self.device = Err(String::new());
+        let released = machine.release(function).map_err(|error| format!("{function}: {error}"));
+        self.device = released.and_then(|()| open(machine, function));
+        self.device.as_ref().map(drop).map_err(Failure::new)
     }
 }
 
@@ -345,8 +410,8 @@ impl<T> Deref for Lent<'_, T> {
 
     fn deref(&self) -> &T {
         match &self.device {
-            Some(device) => device,
-            None => unreachable!("it is there until it is dropped"),
+            Ok(device) => device,
+            Err(error) => unreachable!("lent without a device: {error}"),
         }
     }
 }
@@ -354,15 +419,16 @@ impl<T> Deref for Lent<'_, T> {
 impl<T> DerefMut for Lent<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         match &mut self.device {
-            Some(device) => device,
-            None => unreachable!("it is there until it is dropped"),
+            Ok(device) => device,
+            Err(error) => unreachable!("lent without a device: {error}"),
         }
     }
 }
 
 impl<T> Drop for Lent<'_, T> {
     fn drop(&mut self) {
-        *self.slot.device.lock() = self.device.take();
+        let device = core::mem::replace(&mut self.device, Err(String::new()));
+        *self.slot.device.lock() = Place::from(device);
     }
 }
 
@@ -445,6 +511,11 @@ pub mod lacks {
     /// For tests that need a network.
     pub fn net(context: &Context<'_>) -> Option<&'static str> {
         dma(context).or_else(|| no_net(context))
+    }
+
+    /// For tests that block a network device.
+    pub fn isolated_net(context: &Context<'_>) -> Option<&'static str> {
+        unit(context).or_else(|| no_net(context))
     }
 
     /// For tests that fetch files from the host.

@@ -215,3 +215,22 @@ test! {
         }
     }
 }
+
+test! {
+    /// Each interface loses its driver to quarantine and gets another, which the router answers.
+    deadline_ms = 120_000,
+    lacks = lacks::isolated_net,
+    fn an_interface_comes_back_from_quarantine(context) {
+        let machine = Machine::of(context)?;
+        for interface in interfaces(machine)? {
+            let function = interface.dma().function();
+            drop(interface);
+            machine.iommu.quarantine(function)?;
+            check!(machine.restart(function)?, "it has no driver");
+        }
+        for interface in interfaces(machine)? {
+            let deadline_ns = machine.host.now_ns().saturating_add(FETCH_DEADLINE_NS);
+            interface.ping(HOST)?.wait(deadline_ns)??;
+        }
+    }
+}

@@ -10,6 +10,7 @@ use drivers::{
     lock::Lock,
     pci::Function,
 };
+use harness::Failure;
 use iommu::{Iommu, PciAddress};
 
 use crate::machine::ClaimedEdu;
@@ -46,7 +47,19 @@ impl Plugged {
         keep(&self.edus, edu);
     }
 
-    fn open(&self, function: &Function) -> Result<(), alloc::string::String> {
+    /// Ends the driver of `function`, has it taken back by `release`, and starts its driver anew. Returns whether it has one.
+    pub fn reopen(
+        &self,
+        function: &Function,
+        release: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<bool, Failure> {
+        self.unbind(function.address, false);
+        release()?;
+        self.open(function).map_err(Failure::new)
+    }
+
+    /// Starts the driver of `function`, if there is one for it.
+    fn open(&self, function: &Function) -> Result<bool, alloc::string::String> {
         let address = function.address;
         let describe = |error: &dyn core::fmt::Display| alloc::format!("{error}");
         if block::is_candidate(function) {
@@ -57,8 +70,10 @@ impl Plugged {
             let dma = self.iommu.claim(address).map_err(|error| describe(&error))?;
             let device = Edu::open(&self.host, address).map_err(|error| describe(&error))?;
             keep(&self.edus, ClaimedEdu { device, dma });
+        } else {
+            return Ok(false);
         }
-        Ok(())
+        Ok(true)
     }
 }
 

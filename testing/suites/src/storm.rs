@@ -263,6 +263,22 @@ test! {
 }
 
 test! {
+    /// A device whose driver does not start after a release is lent to nobody, and can be tried again.
+    deadline_ms = 60_000,
+    lacks = lacks::isolated_edu,
+    fn a_restart_that_failed_is_tried_again(context) {
+        let machine = Machine::of(context)?;
+        let edu = machine.edu(0)?;
+        let function = edu.dma.function();
+        check!(machine.edu(0).is_err(), "two have the device");
+        check!(edu.reopen(machine, |_, _| Err("out of order".into())).is_err(), "it has a driver");
+        check_eq!(machine.edu(0).map(drop).map_err(|error| alloc::format!("{error}")), Err("out of order".into()));
+        check!(machine.restart(function)?, "it has no driver");
+        machine.edu(0)?.load(6)?;
+    }
+}
+
+test! {
     /// The disk loses its driver and gets another; a request from before fails, and what comes after is right.
     deadline_ms = 60_000,
     lacks = lacks::isolated_disk,
