@@ -1,15 +1,19 @@
-//! How much is logged when a unit fails: what there is to say, and not a line for each thing that fails for it.
+//! What is logged: of a unit that fails what there is to say, and not a line for each thing that fails for it; where
+//! interrupts are not remapped, what that costs.
 
-use std::sync::Mutex;
+use std::cell::RefCell;
 
 use driven::Driven;
-use iommu::Bidirectional;
+use iommu::{Bidirectional, Options};
 use vtd_model::MachineConfig;
 
 /// More than anybody would read.
 const MAPPINGS: usize = 400;
 
-static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+thread_local! {
+    /// What this test's thread has logged.
+    static LOGGED: RefCell<Vec<(log::Level, String)>> = const { RefCell::new(Vec::new()) };
+}
 
 struct Logger;
 
@@ -19,18 +23,21 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        if record.level() == log::Level::Error {
-            ERRORS.lock().unwrap().push(record.args().to_string());
-        }
+        LOGGED.with_borrow_mut(|lines| lines.push((record.level(), record.args().to_string())));
     }
 
     fn flush(&self) {}
 }
 
+fn listen() {
+    // Fails if another test was first: there is one logger.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(log::LevelFilter::Warn);
+}
+
 #[test]
 fn a_unit_that_does_not_answer_is_logged_once_and_pinned_mappings_in_bulk() {
-    log::set_logger(&Logger).expect("the only logger");
-    log::set_max_level(log::LevelFilter::Error);
+    listen();
     let mut config = MachineConfig::plain(1);
     config.relax_ns = 1_000_000;
     let driven = Driven::start(config).expect("units that work");
@@ -46,9 +53,33 @@ fn a_unit_that_does_not_answer_is_logged_once_and_pinned_mappings_in_bulk() {
     }
     drop(mappings);
     driven.pump();
-    let errors = std::mem::take(&mut *ERRORS.lock().unwrap());
+    let logged = LOGGED.take().into_iter();
+    let errors: Vec<String> =
+        logged.filter(|(level, _)| *level == log::Level::Error).map(|(_, line)| line).collect();
     let about = |what: &str| errors.iter().filter(|line| line.contains(what)).count();
     assert!(about("unit 0") >= 1, "{errors:#?}");
     assert!((1..=8).contains(&about("stay pinned, the last")), "{errors:#?}");
     assert!(errors.len() <= 16, "{errors:#?}");
+}
+
+#[test]
+fn where_interrupts_are_not_remapped_the_log_says_why_and_what_that_costs() {
+    listen();
+    let unwanted = Options { interrupt_remapping: false, ..Options::default() };
+    let mut unable = MachineConfig::plain(1);
+    unable.units[0].interrupt_remapping = false;
+    let warnings = |config, options| {
+        LOGGED.take();
+        Driven::start_with(config, options).expect("units that work");
+        let lines = LOGGED.take().into_iter().map(|(_, line)| line);
+        lines.filter(|line| line.contains("interrupts are not remapped")).collect::<Vec<_>>()
+    };
+    let line = |why: &str| {
+        [format!(
+            "interrupts are not remapped: {why}; a device can raise any vector on any CPU, NMIs and SMIs too"
+        )]
+    };
+    assert_eq!(warnings(MachineConfig::plain(1), Options::default()), [""; 0]);
+    assert_eq!(warnings(MachineConfig::plain(1), unwanted), line("iommu=no-intremap was given"));
+    assert_eq!(warnings(unable, Options::default()), line("unit 0 cannot"));
 }
