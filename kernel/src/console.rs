@@ -148,6 +148,18 @@ pub fn enable_receive_interrupt() {
     unsafe { outb(INTERRUPT_ENABLE, RECEIVED) };
 }
 
+/// Makes the port raise its interrupt once, of which it then knows nothing any more: that it could send something.
+pub fn raise_interrupt() {
+    const RECEIVED: u8 = 1;
+    const SENT: u8 = 1 << 1;
+    let _serial = SERIAL.lock();
+    // SAFETY: the port is ours while the lock is held.
+    unsafe {
+        outb(INTERRUPT_ENABLE, RECEIVED | SENT);
+        outb(INTERRUPT_ENABLE, RECEIVED);
+    }
+}
+
 /// The next byte received, if there is one.
 pub fn receive() -> Option<u8> {
     SERIAL.lock().receive()

@@ -95,12 +95,12 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>, memory_map: &[Region]) {
         .unwrap_or_else(|error| fatal(&error));
     let machine = Machine::new(parts);
 
+    if let Err(error) = shell::input::init(&machine.iommu, tables.isa_wire(console::ISA_IRQ)) {
+        log::error!("the serial line has no interrupt: {error}");
+    }
     run_tests(&options, &machine);
     demo::run(&machine);
     if !options.exit {
-        if let Err(error) = shell::input::init(&machine.iommu, tables.isa_wire(console::ISA_IRQ)) {
-            log::error!("the serial line has no interrupt: {error}");
-        }
         Shell { machine: &machine }.run();
     }
     arch::exit(ExitCode::Success)

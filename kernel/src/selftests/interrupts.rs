@@ -4,10 +4,14 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::{Failure, check, check_eq, test};
+use iommu::{dump::InterruptReport, interrupts::Sender};
+use suites::{Machine, reports};
 
 use crate::{
     arch::{apic, apic_errors, clock, interrupts},
-    console, threads,
+    console,
+    shell::input,
+    threads,
 };
 
 /// Raises `vector` on this CPU by its local APIC, and waits until it was delivered.
@@ -127,5 +131,33 @@ test! {
         check_eq!(numbers.len(), count, "two have the same number");
         drop(vectors);
         check_eq!(take_all().len(), count, "some did not come back");
+    }
+}
+
+test! {
+    /// The serial line's interrupt comes by the I/O APIC, each time that the port raises it; where interrupts are remapped by
+    /// an entry that lets the I/O APIC in and no PCI function.
+    fn the_serial_line_interrupts_by_an_entry_of_its_own(context) {
+        let machine = Machine::of(context)?;
+        let functions = machine.hotplug.functions();
+        let is_of_no_function = |entry: &InterruptReport| match entry.sender {
+            Some(Sender::Function(source)) => !functions.iter().any(|f| f.address.source_id() == source),
+            _ => false,
+        };
+        let mut entries = reports::interrupts(&machine.iommu);
+        entries.retain(is_of_no_function);
+        check_eq!(entries.len(), usize::from(machine.remaps_interrupts()));
+        let arrived = || entries.first().map(|entry| interrupts::arrived(entry.vector));
+        for _ in 0..20 {
+            let deadline_ns = context.now_ns() + 5 * clock::NS_PER_S;
+            let (before, by_entry) = (input::interrupts(), arrived());
+            console::raise_interrupt();
+            while input::interrupts() == before {
+                check!(context.now_ns() < deadline_ns, "the serial line does not interrupt");
+                threads::yield_now();
+            }
+            check_eq!(input::interrupts(), before + 1);
+            check_eq!(arrived(), by_entry.map(|count| count + 1));
+        }
     }
 }

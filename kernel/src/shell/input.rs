@@ -1,6 +1,7 @@
 //! Keys from the serial line.
 
 use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use iommu::Iommu;
 
@@ -46,12 +47,25 @@ impl Ring {
 /// # Errors
 /// It has no way to a CPU: keys are looked for once a second.
 pub fn init(iommu: &Iommu, wire: Wire) -> Result<(), WireError> {
-    platform::interrupts::connect(iommu, wire, Box::new(take_keys))?;
+    platform::interrupts::connect(iommu, wire, Box::new(handle_interrupt))?;
     console::enable_receive_interrupt();
     Ok(())
 }
 
-/// The interrupt of the serial line.
+/// Interrupts of the serial line so far.
+static INTERRUPTS: AtomicU64 = AtomicU64::new(0);
+
+/// How often the serial line has interrupted so far.
+pub fn interrupts() -> u64 {
+    INTERRUPTS.load(Ordering::Relaxed)
+}
+
+fn handle_interrupt() {
+    INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+    take_keys();
+}
+
+/// Takes what the port has received.
 fn take_keys() {
     // The port's FIFO holds 16.
     const BURST_MAX: usize = 64;
