@@ -199,6 +199,21 @@ pub fn assert_in_order(rank: Rank) {
     note_released(rank as u8);
 }
 
+/// Checks, in debug builds, that this CPU holds no lock whose waiters serve no flush ([`smp::serve_flush`]): those of drivers
+/// and of `iommu` spin by themselves. The frame allocator's, which do too, come after [`Rank::Shootdown`].
+///
+/// # Panics
+/// In debug builds, if it does: another CPU that waits for it with interrupts off would not flush.
+#[track_caller]
+pub fn assert_waiters_flush() {
+    const IOMMU: core::ops::Range<u8> = Rank::Iommu as u8..Rank::Iommu as u8 + LockClass::COUNT;
+    let _guard = InterruptGuard::new();
+    let held = &Cpu::current().held_locks;
+    let is_served =
+        !held.holds_any_of(Rank::Driver as u8..Rank::Driver as u8 + 1) && !held.holds_any_of(IOMMU);
+    debug_assert!(is_served, "a flush of all CPUs is wanted under a lock whose waiters do not flush");
+}
+
 /// Checks, in debug builds, that no interrupt handler runs here: what allocates, frees or logs is a thread's.
 ///
 /// # Panics

@@ -9,6 +9,7 @@
 
 use core::{
     fmt,
+    ops::Range,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -86,6 +87,12 @@ impl HeldLocks {
         self.0.load(Relaxed) == 0
     }
 
+    /// Whether one of `classes` is.
+    #[must_use]
+    pub fn holds_any_of(&self, classes: Range<u8>) -> bool {
+        classes.into_iter().any(|class| class < CLASSES && self.0.load(Relaxed) >> class & 1 != 0)
+    }
+
     /// Notes that a lock of `class` is taken, to be told before it is waited for. Called by its own CPU only, as is
     /// [`release`](Self::release).
     ///
@@ -129,6 +136,8 @@ mod tests {
         held.release(3);
         assert_eq!(held.take(5, false), Err(LockOrderError::OutOfOrder { class: 5, held: 7 }));
         assert!(!held.is_empty());
+        assert!(held.holds_any_of(7..8) && held.holds_any_of(0..CLASSES) && held.holds_any_of(6..200));
+        assert!(!held.holds_any_of(0..7) && !held.holds_any_of(8..CLASSES) && !held.holds_any_of(7..7));
         held.release(7);
         assert!(held.is_empty());
         assert_eq!(held.take(0, false), Ok(()));

@@ -5,7 +5,9 @@
 //! off (here, or for an [`IrqMutex`](crate::sync::IrqMutex)) does the flushes that are wanted of itself meanwhile: any
 //! number of CPUs may shoot at each other.
 //!
-//! Locks other than `IrqMutex` are not held by one that shoots, as whoever waits for them serves nothing.
+//! Locks other than `IrqMutex` are not held by one that shoots, as whoever waits for them serves nothing: debug builds check
+//! it ([`sync::assert_waiters_flush`]). Only a mapping besides the direct map is ever unmapped
+//! ([`Alias`](crate::memory::Alias)), and its owners hold no lock at all.
 
 use core::sync::atomic::{
     AtomicU64,
@@ -43,6 +45,7 @@ pub fn flushes() -> u64 {
 /// If a CPU does not answer: it may go on using memory that is about to be somebody else's.
 pub fn flush_all_cpus() {
     sync::assert_in_order(Rank::Shootdown);
+    sync::assert_waiters_flush();
     let _guard = InterruptGuard::new();
     // A CPU that comes online from here on flushes after that, and sees what was changed before this.
     fence(SeqCst);
