@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::control::Record;
+use crate::control::{self, Record};
 use crate::hands::{Device, Hands};
+use crate::typist::{Line, Typist};
 use crate::workspace::shown;
 
 /// How many lines of the console are kept to show where a guest stopped.
@@ -94,6 +95,8 @@ pub struct Limits {
     pub cut: Option<Cut>,
     /// What can be plugged in when the guest asks for it. QEMU's monitor is on its standard input and output then.
     pub devices: &'static [Device],
+    /// What is typed into its shell. Its serial line is on QEMU's standard input then.
+    pub typed: &'static [Line],
 }
 
 /// A power cut: QEMU is killed, with no time to write anything.
@@ -109,6 +112,8 @@ pub struct Cut {
 pub struct Report {
     pub ending: Ending,
     pub record: Record,
+    /// What became of each line that was typed.
+    pub typed: Vec<(String, control::Verdict)>,
     /// The last lines of the console; where QEMU itself failed, also what it said.
     pub last_lines: Vec<String>,
 }
@@ -145,6 +150,8 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
     let mut guest = Guest(child);
     let devices = limits.map_or(&[][..], |limits| limits.devices);
     let hands = if devices.is_empty() { None } else { Hands::start(&mut guest.0, control.clone(), devices) };
+    let lines = limits.map_or(&[][..], |limits| limits.typed);
+    let typist = if lines.is_empty() { None } else { Typist::start(&mut guest.0, console.clone(), lines) };
     let mut progress = Progress::new();
     let ending = loop {
         if let Some(status) = guest.0.try_wait()? {
@@ -171,7 +178,8 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
         None if record.requests.is_empty() => {}
         None => record.complaints.push(format!("nobody could do what was asked for: {:?}", record.requests)),
     }
-    Ok(Report { ending, record, last_lines })
+    let typed = typist.map_or_else(Vec::new, Typist::finish);
+    Ok(Report { ending, record, typed, last_lines })
 }
 
 /// When the guest last gave a sign of life.

@@ -9,6 +9,7 @@ const PATIENT: Limits = Limits {
     interactive: false,
     cut: None,
     devices: &[],
+    typed: &[],
 };
 
 /// Runs `script` as QEMU; `$console` and `$control` are its files.

@@ -56,6 +56,11 @@ pub fn judge(
                 .for_each(|(name, verdict)| score.count(&name, verdict));
             return score;
         }
+        Expect::Session => {
+            let checks = outcome.checks.iter();
+            checks.for_each(|(name, verdict)| score.count(name, verdict.clone()));
+            return score;
+        }
         Expect::Refusal(words) => {
             score.count("refuses to boot", refusal(words, outcome));
             return score;

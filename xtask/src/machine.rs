@@ -26,6 +26,8 @@ pub enum Console {
     Terminal,
     /// Standard output only.
     Output,
+    /// Standard input and output, and nothing else on them.
+    Typed,
     /// The log only.
     Silent,
 }
@@ -97,7 +99,7 @@ impl Machine<'_> {
     fn channels(&self, list: &mut List) {
         let console = match self.console {
             Console::Terminal => "stdio,id=console,mux=on,signal=off,logfile=",
-            Console::Output => "stdio,id=console,signal=off,logfile=",
+            Console::Output | Console::Typed => "stdio,id=console,signal=off,logfile=",
             Console::Silent => "file,id=console,path=",
         };
         list.file("-chardev", console, self.files.console_log);

@@ -30,9 +30,11 @@ mod scenario;
 mod schedule;
 mod session;
 mod setup;
+mod shell_session;
 mod stage;
 mod symbols;
 mod test;
+mod typist;
 mod workspace;
 mod write_log;
 

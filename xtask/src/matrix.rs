@@ -3,6 +3,7 @@
 use crate::hands::Device;
 use crate::qemu::Version;
 use crate::scenario::{DiskPlace, Drive, Expect, Need, Nic, Scenario};
+use crate::shell_session::SHELL;
 use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
@@ -126,6 +127,15 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "interrupt remapping that iommu=no-intremap leaves off",
         cmdline: "iommu=no-intremap",
         lacks: &["interrupt remapping in use"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "no-intremap-cpus-4",
+        about: "storms on four CPUs without interrupt remapping",
+        iommu: Some("intremap=off"),
+        cpus: "4",
+        tests: "storm::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },
     Scenario {
@@ -272,6 +282,8 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "edus-16",
         about: "a storm of sixteen more functions, and of the fast one, behind a unit with one fault record",
         qemu: &SIXTEEN_EDUS,
+        tests: "storm::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },
     Scenario {
@@ -343,6 +355,25 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "drivers are checked: the disk's does nothing wrong, and one that does is found out",
         cmdline: "iommu=debug",
         tests: "d*",
+        ..DEFAULT
+    },
+    Scenario {
+        name: "scratch-page-cpus-4",
+        about: "the same on four CPUs",
+        cpus: "4",
+        cmdline: "iommu=quarantine=scratch-page",
+        tests: "storm::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "shell",
+        about: "somebody types every command of the shell, attacks, and takes devices out of quarantine",
+        typed: SHELL,
+        tests: "none",
+        // Before that, QEMU does not record interrupts that it blocks.
+        needs: &[Need::AtLeast(Version(10, 0))],
+        expect: Expect::Session,
         ..DEFAULT
     },
     Scenario {

@@ -144,6 +144,7 @@ impl Options {
             interactive,
             cut: None,
             devices: &[],
+            typed: &[],
         });
         let mut report = boot::watch(command, &logs, limits)?;
         report.last_lines = symbols::resolve(&kernel, report.last_lines);

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::hands::Device;
 use crate::qemu::{Qemu, Version};
+use crate::typist::Line;
 use crate::workspace::Build;
 
 /// One machine and what is expected of the kernel on it. [`Scenario::DEFAULT`] has the common values.
@@ -36,6 +37,8 @@ pub struct Scenario {
     pub qemu: &'static [&'static str],
     /// What can be plugged in while the guest runs.
     pub devices: &'static [Device],
+    /// What somebody types into the guest's shell, which ends the boot. No tests run by themselves then.
+    pub typed: &'static [Line],
     /// Words of the kernel's command line besides those that every test boot has.
     pub cmdline: &'static str,
     /// Which in-kernel tests run.
@@ -91,6 +94,8 @@ pub enum Expect {
     TheseFail(&'static [&'static str]),
     /// The power goes while the guest writes. Whether all that was flushed is there afterwards.
     PowerCut { keeps: bool },
+    /// Each line that is typed brings up what it should, and the guest powers off.
+    Session,
     /// The kernel refuses to boot, and its last words have this among them.
     Refusal(&'static str),
 }
@@ -112,6 +117,7 @@ impl Scenario {
         visitors: 20,
         qemu: &[],
         devices: &[],
+        typed: &[],
         cmdline: "",
         tests: "*",
         lacks: &[],

@@ -15,7 +15,15 @@ fn play_boots(boots: &[(&str, Ending)]) -> (Outcome, Vec<Option<String>>) {
         asked.push(after.map(String::from));
         let (lines, ending) = boots.get(asked.len() - 1).expect("a boot too many");
         let record = Record::read(lines.as_bytes());
-        Ok((Report { ending: ending.clone(), record, last_lines: vec!["last line".into()] }, Vec::new()))
+        Ok((
+            Report {
+                ending: ending.clone(),
+                record,
+                typed: Vec::new(),
+                last_lines: vec!["last line".into()],
+            },
+            Vec::new(),
+        ))
     });
     (outcome.unwrap(), asked)
 }

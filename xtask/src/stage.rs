@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::boot::{self, Cut, Limits, Logs, Report};
+use crate::boot::{self, Cut, Ending, Limits, Logs, Report};
 use crate::control::{Record, Verdict};
 use crate::disk::{self, Claim};
 use crate::machine::{Console, Files, Machine, Processor};
@@ -17,7 +17,7 @@ use crate::network::{self, Fetched, Network};
 use crate::power_cut;
 use crate::qemu::Qemu;
 use crate::scenario::{Expect, Scenario};
-use crate::session::{self, Outcome};
+use crate::session::{self, BrokenOff, Outcome};
 use crate::symbols;
 use crate::workspace::{Build, shown};
 
@@ -51,11 +51,31 @@ impl Stage<'_> {
         if let Expect::PowerCut { .. } = scenario.expect {
             return power_cut::play(self, scenario, &folder);
         }
+        if scenario.expect == Expect::Session {
+            return self.hold_session(scenario, &folder.join("boot-1"));
+        }
         let mut boots = 0;
         session::play(|after| {
             boots += 1;
             self.boot(scenario, after, &folder.join(format!("boot-{boots}")))
         })
+    }
+
+    /// One boot, in which somebody types.
+    fn hold_session(&self, scenario: &Scenario, folder: &Path) -> Result<Outcome> {
+        let (report, visits) = self.run(scenario, None, folder, None)?;
+        let mut outcome = Outcome { checks: report.typed, boots: 1, ..Outcome::default() };
+        outcome.checks.extend(visits);
+        let is_off = report.ending == Ending::Guest(boot::Verdict::Passed);
+        let verdict = if is_off { Ok(()) } else { Err(report.ending.to_string()) };
+        outcome.checks.push(("the guest powers off".to_string(), verdict));
+        if outcome.checks.iter().all(|(_, verdict)| verdict.is_ok()) {
+            fs::remove_file(disk_within(folder))?;
+        } else {
+            let (ending, last_lines) = (report.ending, report.last_lines);
+            outcome.broken_off.push(BrokenOff { boot: 1, ending, last_lines });
+        }
+        Ok(outcome)
     }
 
     /// One boot with a disk of its own; the disk goes when what it had to show has been seen.
@@ -102,7 +122,7 @@ impl Stage<'_> {
         let machine = Machine {
             scenario,
             processor: self.processor,
-            console: Console::Silent,
+            console: if scenario.typed.is_empty() { Console::Silent } else { Console::Typed },
             cmdline: cmdline.trim_end(),
             ports: &network.ports,
             files,
@@ -110,10 +130,18 @@ impl Stage<'_> {
         let mut command = self.command(machine.arguments(), folder)?;
         if !scenario.devices.is_empty() {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        } else if !scenario.typed.is_empty() {
+            command.stdin(Stdio::piped());
         }
         let silence = Duration::from_secs(scenario.silence_s);
-        let limits =
-            Limits { silence, total: self.total, interactive: false, cut, devices: scenario.devices };
+        let limits = Limits {
+            silence,
+            total: self.total,
+            interactive: false,
+            cut,
+            devices: scenario.devices,
+            typed: scenario.typed,
+        };
         let watched =
             network.entertain(scenario, &logs.control, || boot::watch(command, &logs, Some(limits)));
         let (mut report, checks) = (watched.0?, watched.1);
@@ -122,7 +150,10 @@ impl Stage<'_> {
     }
 
     fn command_line(&self, scenario: &Scenario, after: Option<&str>) -> String {
-        let mut words = vec!["exit".to_string(), format!("test={}", self.tests(scenario))];
+        let mut words = vec![format!("test={}", self.tests(scenario))];
+        if scenario.typed.is_empty() {
+            words.insert(0, "exit".to_string());
+        }
         words.extend(after.map(|name| format!("test-after={name}")));
         words.extend([scenario.cmdline, self.qemu.words(), self.cmdline].map(String::from));
         words.retain(|word| !word.is_empty());

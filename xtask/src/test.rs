@@ -94,7 +94,7 @@ impl Options {
                     true
                 }
                 Expect::TheseFail(names) => names.iter().all(|name| glob::matches(tests, name)),
-                Expect::Refusal(_) | Expect::PowerCut { .. } => false,
+                Expect::Refusal(_) | Expect::PowerCut { .. } | Expect::Session => false,
             });
         }
         if chosen.is_empty() {

@@ -5,8 +5,11 @@ use drivers::{
     nvme::NvmeError,
 };
 use iommu::{
-    Bidirectional, DmaError, Iova, PageBuffer, PciAddress, ToDevice, interrupts::Sender,
-    platform::MsiMessage, vtd::spec::message,
+    Bidirectional, DmaError, Iova, PageBuffer, PciAddress, ToDevice,
+    fault::{Fault, Reason},
+    interrupts::Sender,
+    platform::MsiMessage,
+    vtd::spec::message,
 };
 use suites::{ClaimedEdu, Machine, reports};
 
@@ -26,8 +29,9 @@ pub(super) static COMMANDS: &[Command] = &[Command {
 /// Bytes that a device moves in an attack.
 const BYTES: usize = 64;
 
-/// What was tried, and whether memory shows that it worked.
+/// What was tried by whom, and whether memory shows that it worked.
 struct Outcome {
+    attacker: PciAddress,
     got_through: bool,
     faults: u64,
 }
@@ -45,6 +49,7 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         _ => return Err(UsageError),
     };
     let machine = shell.machine;
+    let before = reports::faults(&machine.iommu).last().copied();
     let tried = match *mode {
         "read" => with_edu(machine, attacker, |edu, page| rogue(edu, page, Way::FromMemory)),
         "write" => with_edu(machine, attacker, |edu, page| rogue(edu, page, Way::ToMemory)),
@@ -56,13 +61,33 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         _ => return Err(UsageError),
     };
     match tried {
-        Ok(Outcome { got_through: false, faults }) => {
-            println!("blocked; faults recorded: {faults}")
+        Ok(Outcome { got_through: true, faults, .. }) => {
+            println!("IT GOT THROUGH; faults recorded: {faults}")
         }
-        Ok(Outcome { got_through: true, faults }) => println!("IT GOT THROUGH; faults recorded: {faults}"),
+        Ok(Outcome { attacker, faults, .. }) => {
+            match blocked_for(machine, attacker, before).filter(|_| faults > 0) {
+                Some(reason) => println!("blocked: {reason}; faults recorded: {faults}"),
+                None => println!("blocked; faults recorded: {faults}"),
+            }
+        }
         Err(error) => println!("{error}"),
     }
     Ok(())
+}
+
+/// Why the last request of `attacker` was blocked. It was after `before` was the last fault of all, if it can be told: a
+/// fault that is the same again is taken for that.
+fn blocked_for(machine: &Machine, attacker: PciAddress, before: Option<Fault>) -> Option<Reason> {
+    const POLL_NS: u64 = clock::NS_PER_S / 100;
+    let deadline_ns = clock::now_ns() + INTERRUPT_WAIT_NS;
+    loop {
+        let faults = reports::faults(&machine.iommu);
+        if faults.last().copied() != before || clock::now_ns() >= deadline_ns {
+            let of_attacker = |fault: &&Fault| fault.source.function() == attacker;
+            return faults.iter().rev().find(of_attacker).map(|fault| fault.reason);
+        }
+        threads::sleep_until(clock::now_ns() + POLL_NS);
+    }
 }
 
 /// The fast attacker keeps its queue full, until somebody stops it.
@@ -80,7 +105,7 @@ fn storm(machine: &Machine, attacker: Option<PciAddress>) -> Result<Outcome, Att
         "  it says that it has done {done}; `domains` shows where it is now, `release {function}` frees it"
     );
     let faults = nvme.dma().fault_counts().own - before;
-    Ok(Outcome { got_through: faults == 0, faults })
+    Ok(Outcome { attacker: function, got_through: faults == 0, faults })
 }
 
 /// Lets `attacker`, or the first `edu` that is claimed, try something.
@@ -119,7 +144,7 @@ fn page(fill: u8) -> Result<PageBuffer, AttackError> {
 fn rogue(edu: &mut ClaimedEdu, target: Iova, way: Way) -> Result<Outcome, AttackError> {
     println!("nothing is mapped at {target}");
     let faults = transfer(edu, way, target)?;
-    Ok(Outcome { got_through: faults == 0, faults })
+    Ok(Outcome { attacker: edu.device.function(), got_through: faults == 0, faults })
 }
 
 fn write_to_read_only(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackError> {
@@ -127,7 +152,11 @@ fn write_to_read_only(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackE
     println!("a page is mapped at {at} for the device to read");
     let faults = transfer(edu, Way::ToMemory, at)?;
     let page = mapping.unmap()?;
-    Ok(Outcome { got_through: page.iter().any(|&byte| byte != 0x5a), faults })
+    Ok(Outcome {
+        attacker: edu.device.function(),
+        got_through: page.iter().any(|&byte| byte != 0x5a),
+        faults,
+    })
 }
 
 fn use_after_unmap(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackError> {
@@ -139,7 +168,8 @@ fn use_after_unmap(edu: &mut ClaimedEdu, at: Iova) -> Result<Outcome, AttackErro
     println!("the page is unmapped and in use for something else");
     page.fill(0xa5);
     let faults = transfer(edu, Way::ToMemory, at)?;
-    Ok(Outcome { got_through: page.iter().any(|&byte| byte != 0xa5), faults })
+    let attacker = edu.device.function();
+    Ok(Outcome { attacker, got_through: page.iter().any(|&byte| byte != 0xa5), faults })
 }
 
 /// How long an interrupt or a fault is waited for.
@@ -158,7 +188,8 @@ fn forge(
     threads::sleep_until(clock::now_ns() + INTERRUPT_WAIT_NS);
     let arrived = interrupts::arrived(vector) - arrived;
     println!("  vector {vector:#x} arrived {arrived} times since");
-    Ok(Outcome { got_through: arrived > 0, faults: edu.dma.fault_count() - faults })
+    let faults = edu.dma.fault_count() - faults;
+    Ok(Outcome { attacker: edu.device.function(), got_through: arrived > 0, faults })
 }
 
 /// The entry of somebody else: the first one that the attacker may not use.

@@ -9,7 +9,9 @@ use iommu::{
     interrupts::Sender,
 };
 
-use super::{Command, Shell, UsageError};
+use suites::reports;
+
+use super::{Command, Shell, UsageError, tables};
 use crate::{arch::interrupts, println};
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -56,25 +58,32 @@ struct Units {
 
 impl Visitor for Units {
     fn unit(&mut self, unit: &UnitReport) {
+        if self.shown == 0 {
+            println!(
+                "unit  registers   segment  version  bits  domains  translation  queue  interrupts  storms"
+            );
+        }
+        self.shown += 1;
         let on = |on: bool| if on { "on" } else { "off" };
         let (major, minor) = unit.version;
         println!(
-            "unit {}  registers {}  segment {}  version {major}.{minor}",
-            unit.unit, unit.base, unit.segment
-        );
-        println!("  CAP {:#018x}  ECAP {:#018x}", unit.capability, unit.extended_capability);
-        println!("  GSTS {:#010x}  FSTS {:#010x}", unit.global_status, unit.fault_status);
-        println!(
-            "  translation {}  queue {}  interrupt remapping {}",
+            "{:4}  {:10}  {:7}  {:>7}  {:4}  {:7}  {:11}  {:5}  {:10}  {:6}",
+            unit.unit,
+            format!("{}", unit.base),
+            unit.segment,
+            format!("{major}.{minor}"),
+            unit.address_bits,
+            unit.domains,
             on(unit.translates()),
             on(unit.queues_invalidations()),
-            on(unit.remaps_interrupts()),
+            if unit.remaps_interrupts() { "remapped" } else { "as sent" },
+            unit.fault_storms,
         );
-        println!("  {} address bits, {} domain ids in use", unit.address_bits, unit.domains);
+        println!("      CAP {:#018x}  ECAP {:#018x}", unit.capability, unit.extended_capability);
+        println!("      GSTS {:#010x}  FSTS {:#010x}", unit.global_status, unit.fault_status);
         if !unit.alive {
-            println!("  DOES NOT ANSWER: what is behind it is stopped");
+            println!("      DOES NOT ANSWER: what is behind it is stopped");
         }
-        self.shown += 1;
     }
 }
 
@@ -236,7 +245,41 @@ fn faults(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     if shown.shown == 0 {
         println!("nothing was blocked");
     }
+    let faults = reports::faults(&shell.machine.iommu);
+    let is_last = |(index, fault): &(usize, &Fault)| {
+        faults[index + 1..].iter().all(|later| later.source != fault.source)
+    };
+    // Those of the most recent sources: each way is some lines.
+    const WAYS_MAX: usize = 4;
+    let mut last: Vec<&Fault> = faults.iter().enumerate().filter(is_last).map(|(_, fault)| fault).collect();
+    last.drain(..last.len().saturating_sub(WAYS_MAX));
+    last.into_iter().for_each(|fault| print_way(shell, fault));
     Ok(())
+}
+
+/// The entries that `fault` went by, as they are now.
+fn print_way(shell: &Shell<'_>, fault: &Fault) {
+    let Fault { source, access, .. } = *fault;
+    match fault.target {
+        FaultTarget::Address(address) => {
+            println!("the way of the last {access} of {source}, at {address}, as it is now:");
+            if !tables::print_way(shell, source.function(), Some(address)) {
+                println!("  {source} is no function of a group");
+            }
+        }
+        FaultTarget::Interrupt(Some(index)) => {
+            println!("the entry of the last interrupt of {source}, as it is now:");
+            let unit = reports::group(&shell.machine.iommu, source.function()).and_then(|group| group.unit);
+            let entries = reports::interrupts(&shell.machine.iommu);
+            let is_it =
+                |entry: &&InterruptReport| entry.index == index && unit.is_none_or(|unit| unit == entry.unit);
+            match entries.iter().find(is_it) {
+                Some(entry) => Entries { shell, shown: 0 }.interrupt(entry),
+                None => println!("  entry {index} is not present"),
+            }
+        }
+        FaultTarget::Interrupt(None) => {}
+    }
 }
 
 struct Faults<'a> {

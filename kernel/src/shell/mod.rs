@@ -102,7 +102,7 @@ impl Shell<'_> {
         match commands().find(|command| command.name == name) {
             Some(command) => {
                 if (command.run)(self, arguments) == Err(UsageError) {
-                    println!("usage: {name} {}", command.arguments);
+                    println!("usage: {}", alloc::format!("{name} {}", command.arguments).trim_end());
                 }
             }
             None => println!("unknown command {name:?}; `help` lists them"),

@@ -1,7 +1,7 @@
 //! The tables that a request goes through, from the root down.
 
 use iommu::{
-    Iova, SourceId,
+    Iova, PciAddress, SourceId,
     dump::{Leads, StepReport, TableKind, Visitor},
 };
 use suites::reports;
@@ -27,13 +27,18 @@ fn tables(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         return Ok(());
     };
     println!("{function}  {}", shell.name_of(function));
-    if !shell.machine.iommu.trace(function, address, &mut Way) {
+    if !print_way(shell, function, address) {
         println!("no remapping unit covers it");
     } else if address.is_none() {
         let mappings = reports::group(&shell.machine.iommu, function).unwrap_or_default().mappings;
         mappings.iter().for_each(|mapping| println!("  {mapping}"));
     }
     Ok(())
+}
+
+/// Prints the ways of `function`'s requests, for `address` or as far as they all go. Returns whether a unit covers it.
+pub(super) fn print_way(shell: &Shell<'_>, function: PciAddress, address: Option<Iova>) -> bool {
+    shell.machine.iommu.trace(function, address, &mut Way)
 }
 
 /// An address in hexadecimal, with or without 0x.

@@ -55,6 +55,8 @@ pub fn faults(iommu: &Iommu) -> Vec<Fault> {
 pub struct Group {
     /// The ids that its requests carry.
     pub sources: Vec<SourceId>,
+    /// The unit that sees the first of them.
+    pub unit: Option<usize>,
     /// Its domain, if it is not blocked.
     pub domain: Option<DomainReport>,
     /// What the domain maps.
@@ -78,8 +80,9 @@ pub fn group(iommu: &Iommu, function: PciAddress) -> Option<Group> {
             self.here = group.functions.contains(&self.function);
             if self.here {
                 let sources = group.sources.iter().map(|&(source, _)| source).collect();
+                let unit = group.sources.first().map(|&(_, unit)| unit);
                 let (faults, standing) = (group.faults, Some(group.standing));
-                self.found = Some(Group { sources, faults, standing, ..Group::default() });
+                self.found = Some(Group { sources, unit, faults, standing, ..Group::default() });
             }
         }
 

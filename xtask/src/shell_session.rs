@@ -1,0 +1,107 @@
+//! What is typed into the guest's shell in the scenario `shell`, and what has to come of it: every command once, and every
+//! attack with what blocks it. The machine is that of `cargo xtask run`: an `edu` at 00:04.0, the fast attacker at 00:07.0.
+
+use crate::typist::Line;
+
+pub const SHELL: &[Line] = &[
+    Line { typed: "help", shows: &["attack MODE [FUNCTION]", "have a device do what it may not"] },
+    Line { typed: "nonsense", shows: &["unknown command \"nonsense\""] },
+    Line { typed: "units now", shows: &["usage: units"] },
+    Line { typed: "tests", shows: &["storm::the_offender_is_quarantined_and_the_disk_goes_on"] },
+    Line { typed: "bench cost::read_clock", shows: &["cost::read_clock"] },
+    Line { typed: "cpus", shows: &["cpu  APIC id  interrupts", "all TLBs flushed"] },
+    Line { typed: "stats", shows: &["vectors that nobody had asked for: 0", "unit    0: "] },
+    Line { typed: "lspci", shows: &["0000:00:04.0  1234:11e8  QEMU edu"] },
+    Line { typed: "disk", shows: &["disk0", "0000:00:03.0"] },
+    Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line { typed: "net", shows: &["net0  0000:00:08.0  virtio-net"] },
+    Line { typed: "ping 10.0.2.2", shows: &["10.0.2.2 answers after"] },
+    // Whether there is anybody on the other side is the host's business.
+    Line { typed: "resolve sluice.invalid", shows: &[] },
+    Line { typed: "fetch http://10.0.2.2:1/", shows: &[] },
+    Line {
+        typed: "units",
+        shows: &[
+            "unit  registers   segment  version  bits  domains  translation  queue  interrupts  storms\n",
+            "   0  0xfed90000        0      1.0    48",
+            "  on           on     remapped         0\n",
+            "      CAP 0x",
+            "      GSTS 0xc7000000  FSTS 0x00000000\n",
+        ],
+    },
+    Line { typed: "groups", shows: &["group  standing", "claimed", "0000:00:04.0  QEMU edu"] },
+    Line { typed: "domains", shows: &["group  domain", "blocked"] },
+    Line { typed: "domains -v", shows: &["  0x"] },
+    // The line's own interrupt, which brought this here, came by the entry of the I/O APIC.
+    Line { typed: "irt", shows: &["unit  entry  may be raised by", "I/O APIC"] },
+    Line {
+        typed: "tables 00:04.0",
+        shows: &["requests of 0000:00:04.0 at unit 0", "context", "the next table"],
+    },
+    Line { typed: "faults", shows: &["nothing was blocked"] },
+    Line {
+        typed: "attack read",
+        shows: &[
+            "blocked: no read permission (reason 0x6); faults recorded: 1",
+            "WARN  iommu: 0000:00:04.0: read at",
+        ],
+    },
+    Line {
+        typed: "attack write 00:04.0",
+        shows: &["blocked: no write permission (reason 0x5); faults recorded: 1"],
+    },
+    Line {
+        typed: "attack read-only",
+        shows: &["blocked: no write permission (reason 0x5); faults recorded: 1"],
+    },
+    Line {
+        typed: "attack unmapped",
+        shows: &[
+            "faults recorded: 0; the translation is cached now",
+            "blocked: no write permission (reason 0x5); faults recorded: 1",
+        ],
+    },
+    Line {
+        typed: "faults",
+        shows: &[
+            "source        device",
+            "0000:00:04.0  QEMU edu                        write",
+            "no write permission (reason 0x5)\n",
+            "the way of the last write of 0000:00:04.0, at 0x50",
+            "  root            0x",
+            "  context         0x",
+            "  level 4      0  0x",
+            "nowhere: not present\n",
+        ],
+    },
+    Line {
+        typed: "attack interrupt",
+        shows: &[
+            "arrived 0 times since",
+            "blocked: interrupt from another source than its entry allows (reason 0x26); faults recorded: 1",
+        ],
+    },
+    Line {
+        typed: "faults",
+        shows: &[
+            "0000:00:04.0  QEMU edu                        interrupt     entry 0",
+            "the entry of the last interrupt of 0000:00:04.0, as it is now:\nunit  entry  may be raised by",
+            "virtio block\n",
+        ],
+    },
+    // This one QEMU does not block: `not_enforced` has it, and the model does what the specification says.
+    Line {
+        typed: "attack vector",
+        shows: &["QEMU's unit does not block messages that name one", "IT GOT THROUGH"],
+    },
+    Line { typed: "attack storm", shows: &["(nvme): 100000 writes", "blocked: ", "are in quarantine"] },
+    Line { typed: "groups", shows: &["quarantine: blocked", "0000:00:07.0  QEMU NVMe controller"] },
+    Line { typed: "release 00:07.0", shows: &["00:07.0 was reset, and its driver has started anew"] },
+    Line { typed: "quarantine 00:08.0", shows: &["00:08.0 reaches nothing from now on"] },
+    Line { typed: "release 00:08.0", shows: &["00:08.0 was reset, and its driver has started anew"] },
+    Line { typed: "quarantine 00:03.0", shows: &["00:03.0 reaches nothing from now on"] },
+    Line { typed: "disk disk0 read 0", shows: &[] },
+    Line { typed: "release 00:03.0", shows: &["00:03.0 was reset, and its driver has started anew"] },
+    Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line { typed: "exit", shows: &[] },
+];
