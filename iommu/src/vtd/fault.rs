@@ -64,7 +64,7 @@ impl<P: Platform> Unit<P> {
             return;
         }
         let lap = self.drain_lap(platform, &mut sink);
-        if rate.looked(now_ns, lap.any) && !self.is_stuck() {
+        if rate.looked(now_ns, lap.any || lap.more) && !self.is_stuck() {
             self.set_fault_events(true);
         }
     }
