@@ -76,13 +76,24 @@ impl<'a> Bencher<'a> {
     }
 
     /// Measures `work` on what `prepare` makes, over and over. Neither `prepare` nor dropping the result counts.
-    pub fn measure_with<T, R>(&mut self, mut prepare: impl FnMut() -> T, mut work: impl FnMut(T) -> R) {
+    pub fn measure_with<T, R>(&mut self, prepare: impl FnMut() -> T, work: impl FnMut(T) -> R) {
+        self.measure_between(prepare, work, drop);
+    }
+
+    /// Measures `work` on what `prepare` makes, over and over; `undo` ends what it began. Neither `prepare` nor `undo`
+    /// counts.
+    pub fn measure_between<T, R>(
+        &mut self,
+        mut prepare: impl FnMut() -> T,
+        mut work: impl FnMut(T) -> R,
+        mut undo: impl FnMut(R),
+    ) {
         let overhead = (0..REPETITIONS).map(|_| ticks_of(|| ()).0).min().unwrap_or(0);
         let mut samples = Vec::with_capacity(REPETITIONS);
         for _ in 0..REPETITIONS {
             let input = prepare();
             let (ticks, result) = ticks_of(|| work(input));
-            drop(result);
+            undo(result);
             samples.push(ticks.saturating_sub(overhead));
         }
         self.report("instructions", samples);
