@@ -47,11 +47,23 @@ impl StaleRanges {
     pub fn add<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
         let first = stale.first();
         let at = self.tokens().take_while(|held| held.first() <= first).count();
+        // Most often it begins where another one ends, and is no range of its own.
+        if let Some(Some(below)) = at.checked_sub(1).map(|below| &mut self.tokens[below])
+            && below.last().saturating_add(1) >= first
+        {
+            drop(table.merge(below, stale));
+            if self.gap_behind(at - 1) == Some(0) {
+                self.join(table, at - 1);
+            }
+            return;
+        }
         self.tokens[self.count] = Some(stale);
         self.count += 1;
         self.tokens[at..self.count].rotate_right(1);
-        while let Some((gap, index)) = self.narrowest_gap()
-            && (gap == 0 || self.count > MAX_RANGES)
+        if self.gap_behind(at) == Some(0) {
+            self.join(table, at);
+        } else if self.count > MAX_RANGES
+            && let Some((_, index)) = self.narrowest_gap()
         {
             self.join(table, index);
         }
@@ -61,13 +73,18 @@ impl StaleRanges {
         self.tokens[..self.count].iter().flatten()
     }
 
+    /// The bytes between the token at `index` and the one behind it, if there are both.
+    fn gap_behind(&self, index: usize) -> Option<u64> {
+        let (Some(low), Some(high)) = (self.tokens[index].as_ref(), self.tokens.get(index + 1)?) else {
+            return None;
+        };
+        // One behind the last byte of the address space there is nothing.
+        Some(high.first().saturating_sub(low.last().saturating_add(1)))
+    }
+
     /// The bytes between the two neighbours that are closest, and the index of the lower one.
     fn narrowest_gap(&self) -> Option<(u64, usize)> {
-        let gaps = self.tokens().zip(self.tokens().skip(1)).map(|(low, high)| {
-            // One behind the last byte of the address space there is nothing.
-            high.first().saturating_sub(low.last().saturating_add(1))
-        });
-        gaps.zip(0..).min()
+        (0..self.count).filter_map(|index| Some((self.gap_behind(index)?, index))).min()
     }
 
     /// Makes one of the tokens at `index` and behind it.

@@ -65,7 +65,13 @@ impl<P: Platform> Vtd<P> {
         only_leaves: bool,
         ranges: impl Iterator<Item = (Iova, Iova)> + Clone,
     ) -> Result<(), Unflushed> {
-        let list = *tags.list.lock(&*self.platform);
+        let held = tags.list.lock(&*self.platform);
+        if let Some(tag) = held.only_unit() {
+            drop(held);
+            return self.invalidate_ranges(tags, &[Some(tag)], None, only_leaves, ranges);
+        }
+        let list = *held;
+        drop(held);
         // A device that did not answer once may hold anything, until it is blocked: nobody waits for it again.
         if list.device.is_some() {
             tags.check_devices().map_err(Unflushed::Device)?;

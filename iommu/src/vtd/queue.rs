@@ -151,6 +151,19 @@ impl Queue {
         hardware: &Hardware<P::Registers>,
         job: &Job<'_>,
     ) -> Result<Pending, Stuck> {
+        hardware.check()?;
+        self.try_submit(platform, hardware, job)
+            .or_else(|Full { .. }| self.submit_late(platform, hardware, job))
+    }
+
+    /// Waits for room, and puts `job` there.
+    #[cold]
+    fn submit_late<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        job: &Job<'_>,
+    ) -> Result<Pending, Stuck> {
         let start = platform.now_ns();
         let (mut moved_at, mut moved_to) = (start, 0);
         loop {

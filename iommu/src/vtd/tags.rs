@@ -32,6 +32,14 @@ pub(super) struct TagList {
     pub device: Option<DeviceTag>,
 }
 
+impl TagList {
+    /// The unit that knows the domain, if that is one, and no device does.
+    pub fn only_unit(&self) -> Option<Tag> {
+        let [first, second, ..] = self.units;
+        first.filter(|_| second.is_none() && self.device.is_none())
+    }
+}
+
 /// One unit that knows a domain.
 #[derive(Clone, Copy)]
 pub(super) struct Tag {

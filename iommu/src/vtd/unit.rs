@@ -153,6 +153,7 @@ impl<P: Platform> Unit<P> {
     ///
     /// # Errors
     /// [`InvalidationError`]; nothing may be taken for invalidated then.
+    #[inline]
     pub fn submit<'a>(
         &'a self,
         platform: &P,

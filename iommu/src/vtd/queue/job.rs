@@ -10,8 +10,8 @@ pub(super) const MAX_ITEMS: usize = 64;
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     batch: &'a [Invalidation],
-    /// One bit an item of the batch.
-    items: u64,
+    /// For each stage one bit an item of the batch.
+    stages: [u64; Stage::ALL.len()],
     /// Ask for everything instead of a part.
     coarse: bool,
     capability: &'a Capability,
@@ -34,8 +34,11 @@ impl<'a> Job<'a> {
     /// All of `batch`, of at most [`MAX_ITEMS`].
     pub fn new(batch: &'a [Invalidation], capability: &'a Capability) -> Self {
         debug_assert!(batch.len() <= MAX_ITEMS);
-        let items = (0..batch.len()).fold(0, |items, index| items | 1 << index);
-        Self { batch, items, coarse: false, capability }
+        let mut stages = [0; Stage::ALL.len()];
+        for (index, invalidation) in batch.iter().enumerate() {
+            stages[invalidation.stage() as usize] |= 1 << index;
+        }
+        Self { batch, stages, coarse: false, capability }
     }
 
     /// What is left of the job once its main wait is done.
@@ -61,24 +64,28 @@ impl<'a> Job<'a> {
         let items = self.batch.iter().enumerate().fold(0, |items, (index, invalidation)| {
             if keep(invalidation) { items | 1 << index } else { items }
         });
-        Self { items: self.items & items, ..self }
+        Self { stages: self.stages.map(|stage| stage & items), ..self }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.items == 0
+        self.stages == [0; Stage::ALL.len()]
     }
 
     pub fn has_main(&self) -> bool {
-        self.items().any(|item| item.stage() != Stage::Devices)
+        self.has(Stage::Contexts) || self.has(Stage::Translations)
     }
 
     pub fn has_devices(&self) -> bool {
-        self.devices().next().is_some()
+        self.has(Stage::Devices)
+    }
+
+    fn has(&self, stage: Stage) -> bool {
+        self.stages[stage as usize] != 0
     }
 
     /// The devices whose TLBs are invalidated.
     pub fn devices(&self) -> impl Iterator<Item = u16> {
-        self.items().filter_map(|item| device(&item))
+        self.items(Stage::Devices).filter_map(|item| device(&item))
     }
 
     /// Whether the TLB of the device `source` is invalidated.
@@ -86,37 +93,37 @@ impl<'a> Job<'a> {
         self.devices().any(|device| device == source)
     }
 
-    fn items(&self) -> impl Iterator<Item = Invalidation> {
-        let chosen = self.batch.iter().enumerate().filter(|&(index, _)| self.items & 1 << index != 0);
-        chosen.map(|(_, &item)| if self.coarse { item.coarse() } else { item })
+    fn items(&self, stage: Stage) -> impl Iterator<Item = Invalidation> {
+        let mut left = self.stages[stage as usize];
+        core::iter::from_fn(move || {
+            let item = self.batch.get(left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(if self.coarse { item.coarse() } else { *item })
+        })
     }
 
-    /// How many descriptors it takes.
+    /// How many descriptors it takes: one an item, a fence between contexts and translations, and the two waits.
     pub fn descriptors(&self) -> usize {
-        let mut count = 0;
-        self.for_each(|_| count += 1);
-        count
+        let fence = self.has(Stage::Contexts) && self.has(Stage::Translations);
+        let items: u32 =
+            self.stages.iter().filter(|&&stage| stage != 0).map(|stage| stage.count_ones()).sum();
+        items as usize + usize::from(fence) + usize::from(self.has_main()) + usize::from(self.has_devices())
     }
 
     /// Visits the steps in order.
     pub fn for_each(&self, mut visit: impl FnMut(Step)) {
-        let (mut last, devices) = (None, self.has_devices());
-        for stage in [Stage::Contexts, Stage::Translations] {
-            for item in self.items().filter(|item| item.stage() == stage) {
-                if last == Some(Stage::Contexts) && stage == Stage::Translations {
-                    visit(Step::Fence);
-                }
+        for stage in Stage::ALL {
+            if stage == Stage::Devices && self.has_main() {
+                visit(Step::MainDone { fence: self.has_devices() });
+            }
+            if stage == Stage::Translations && self.has(Stage::Contexts) && self.has(stage) {
+                visit(Step::Fence);
+            }
+            for item in self.items(stage) {
                 visit(Step::Invalidate(item.descriptor(self.capability)));
-                last = Some(stage);
             }
         }
-        if last.is_some() {
-            visit(Step::MainDone { fence: devices });
-        }
-        for item in self.items().filter(|item| item.stage() == Stage::Devices) {
-            visit(Step::Invalidate(item.descriptor(self.capability)));
-        }
-        if devices {
+        if self.has_devices() {
             visit(Step::DevicesDone);
         }
     }

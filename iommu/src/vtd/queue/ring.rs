@@ -23,6 +23,8 @@ pub(super) struct Ring {
     order: u8,
     /// 64-bit words of an entry: 2, or 4 in scalable mode.
     entry_words: usize,
+    /// Number of entries, a power of two.
+    entries: usize,
     /// Whether the unit snoops the CPU's caches.
     coherent: bool,
 }
@@ -37,7 +39,9 @@ impl Ring {
         coherent: bool,
     ) -> Result<Self, TableError> {
         let first = width.run(platform, TableKind::Queue, 1 << order)?;
-        Ok(Self { first, order, entry_words: if wide { 2 * NARROW_WORDS } else { NARROW_WORDS }, coherent })
+        let entry_words = if wide { 2 * NARROW_WORDS } else { NARROW_WORDS };
+        let entries = ((PAGE_BYTES as usize) << order) / (entry_words * size_of::<u64>());
+        Ok(Self { first, order, entry_words, entries, coherent })
     }
 
     pub fn address(&self) -> QueueAddress {
@@ -49,12 +53,11 @@ impl Ring {
     }
 
     pub fn entries(&self) -> usize {
-        ((PAGE_BYTES as usize) << self.order) / self.entry_bytes()
+        self.entries
     }
 
     fn index(&self, position: u64) -> usize {
-        // The remainder of a division by an usize fits into one.
-        (position % self.entries() as u64) as usize
+        position as usize & (self.entries - 1)
     }
 
     /// What head and tail registers say for `position`: after the last entry comes the first, never the ring's size.
@@ -78,14 +81,9 @@ impl Ring {
     pub fn write<P: Platform>(&self, platform: &P, position: u64, descriptor: RawDescriptor) {
         self.with_words(platform, position, |words| {
             use core::sync::atomic::Ordering::Relaxed;
-            for (index, word) in words.iter().enumerate() {
-                let value = match index {
-                    0 => descriptor.low(),
-                    1 => descriptor.high(),
-                    _ => 0,
-                };
-                word.store(value, Relaxed);
-            }
+            words[0].store(descriptor.low(), Relaxed);
+            words[1].store(descriptor.high(), Relaxed);
+            words[NARROW_WORDS..].iter().for_each(|word| word.store(0, Relaxed));
             if !self.coherent {
                 platform.tables().write_back(words.as_ptr().cast(), size_of_val(words));
             }

@@ -50,6 +50,7 @@ impl<'a, P: Platform> Ticket<'a, P> {
         Self { state: None }
     }
 
+    #[inline]
     pub(in crate::vtd) fn submit(
         platform: &P,
         hardware: &'a Hardware<P::Registers>,
@@ -67,6 +68,7 @@ impl<'a, P: Platform> Ticket<'a, P> {
         Self::submit_chunk(platform, hardware, queue, last)
     }
 
+    #[inline]
     fn submit_chunk(
         platform: &P,
         hardware: &'a Hardware<P::Registers>,
@@ -239,6 +241,9 @@ impl Queue {
         mut since_ns: u64,
         expired: impl Fn(u64) -> bool,
     ) -> Waited {
+        if let Status::Done { refused } = self.slots.status(platform, slot) {
+            return Waited::Done { refused };
+        }
         let (mut checked_ns, mut has_checked) = (since_ns, false);
         loop {
             // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.
