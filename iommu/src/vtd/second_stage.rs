@@ -1,7 +1,7 @@
 //! The format of second-stage page tables: what a domain's IOVAs lead to.
 
 use mm::{
-    PhysAddr,
+    PAGE_BYTES, PhysAddr,
     table::{Entry, Format, LeafSizes, level_bytes},
 };
 
@@ -54,6 +54,8 @@ pub struct SecondStageFormat {
     common: u64,
     /// Bits that no input has.
     beyond: u64,
+    /// Bits that no address of a page has: those, and the ones below a page.
+    no_page: u64,
 }
 
 impl SecondStageFormat {
@@ -75,7 +77,15 @@ impl SecondStageFormat {
         if levels >= 3 && levels <= 5 && output_bits >= 32 && output_bits <= 52 {
             let common = if snoops { SNOOP } else { 0 };
             let beyond = !(level_bytes(levels + 1) - 1);
-            Some(Self { levels, leaf_sizes, output_bits, is_coherent, common, beyond })
+            Some(Self {
+                levels,
+                leaf_sizes,
+                output_bits,
+                is_coherent,
+                common,
+                beyond,
+                no_page: beyond | (PAGE_BYTES - 1),
+            })
         } else {
             None
         }
@@ -143,6 +153,11 @@ impl Format for SecondStageFormat {
     #[inline]
     fn hardware_bits(&self) -> u64 {
         ACCESSED | DIRTY
+    }
+
+    #[inline]
+    fn has_page(&self, input: u64) -> bool {
+        input & self.no_page == 0
     }
 
     #[inline]

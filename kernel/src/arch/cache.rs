@@ -25,6 +25,25 @@ pub fn init() {
     KIND.store(kind, Relaxed);
 }
 
+/// Writes the line of the address `place`, made of `part`s, back by the instruction `kind`, which the CPU has.
+macro_rules! write_line {
+    ($kind:expr, $place:literal $(, $part:expr)+) => {
+        // SAFETY: the instructions write a line back and change nothing. Assembly is a barrier for the compiler, so the
+        // stores come first.
+        unsafe {
+            match $kind {
+                CLFLUSH => {
+                    asm!(concat!("clflush ", $place) $(, in(reg) $part)+, options(nostack, preserves_flags));
+                }
+                CLFLUSHOPT => {
+                    asm!(concat!("clflushopt ", $place) $(, in(reg) $part)+, options(nostack, preserves_flags));
+                }
+                _ => asm!(concat!("clwb ", $place) $(, in(reg) $part)+, options(nostack, preserves_flags)),
+            }
+        }
+    };
+}
+
 /// Writes the lines that hold `bytes` bytes (at least 1) from `first` back to memory, and orders that before every later
 /// store.
 #[inline]
@@ -34,7 +53,7 @@ pub fn write_back(first: *const u8, bytes: usize) {
     // Counted from the end, so that the sign tells when it is reached.
     let mut offset = line.wrapping_sub(end);
     loop {
-        write_line(kind, end, offset);
+        write_line!(kind, "[{}+{}]", end, offset);
         offset = offset.wrapping_add(LINE_BYTES);
         if offset as isize >= 0 {
             break;
@@ -47,26 +66,8 @@ pub fn write_back(first: *const u8, bytes: usize) {
 #[inline]
 pub fn write_back_line(byte: *const u8) {
     let kind = KIND.load(Relaxed);
-    write_line(kind, byte as usize, 0);
+    write_line!(kind, "[{}]", byte);
     order(kind);
-}
-
-/// Writes the line of address `base` + `offset` back by the instruction `kind`, which the CPU has.
-#[inline(always)]
-fn write_line(kind: u8, base: usize, offset: usize) {
-    // SAFETY: the instructions write a line back and change nothing. Assembly is a barrier for the compiler, so the
-    // stores come first.
-    unsafe {
-        match kind {
-            CLFLUSH => {
-                asm!("clflush [{}+{}]", in(reg) base, in(reg) offset, options(nostack, preserves_flags))
-            }
-            CLFLUSHOPT => {
-                asm!("clflushopt [{}+{}]", in(reg) base, in(reg) offset, options(nostack, preserves_flags));
-            }
-            _ => asm!("clwb [{}+{}]", in(reg) base, in(reg) offset, options(nostack, preserves_flags)),
-        }
-    }
 }
 
 /// Orders lines written back by the instruction `kind` before later stores. `clflush` needs nothing for that.

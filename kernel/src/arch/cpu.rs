@@ -25,8 +25,15 @@ fn time_stamp() -> u64 {
     unsafe { rdtsc() }
 }
 
-/// The interrupt flag where RFLAGS has it: far above any number of guards.
+/// The interrupt flag where RFLAGS has it: far above what any number of guards adds up to.
 const WERE_ON: u32 = 1 << 9;
+
+/// What a guard adds to the count: bit 1 of RFLAGS, which is always set.
+const GUARD: u32 = 1 << 1;
+
+/// The count without a guard. A first guard that finds interrupts on also adds [`WERE_ON`], so that the count is 0 when it is
+/// the last one to go: a flag that the CPU sets by itself.
+const NO_GUARD: u32 = 0_u32.wrapping_sub(WERE_ON);
 
 /// The data of one CPU. The GS base points to it.
 ///
@@ -38,7 +45,7 @@ pub struct Cpu {
     this: AtomicPtr<Cpu>,
     index: AtomicUsize,
     apic_id: AtomicU32,
-    /// Number of interrupt guards, and [`WERE_ON`] if the first of them found interrupts on.
+    /// [`NO_GUARD`], [`GUARD`] for each interrupt guard, and [`WERE_ON`] if the first of them found interrupts on.
     guards: AtomicU32,
     interrupt_depth: AtomicU32,
     /// A scheduling decision is due when the current interrupt ends.
@@ -81,7 +88,7 @@ impl Cpu {
             this: AtomicPtr::new(ptr::null_mut()),
             index: AtomicUsize::new(0),
             apic_id: AtomicU32::new(0),
-            guards: AtomicU32::new(0),
+            guards: AtomicU32::new(NO_GUARD),
             interrupt_depth: AtomicU32::new(0),
             reschedule: AtomicBool::new(false),
             fault_resume: AtomicUsize::new(0),
@@ -241,46 +248,51 @@ impl Cpu {
     /// Interrupts that were on mean that there was no guard, so that the flag and the count come with one addition.
     #[inline]
     pub(super) fn enter_guard(flags: u64) {
-        let added = flags as u32 & WERE_ON | 1;
+        let added = flags as u32 & (WERE_ON | GUARD);
         // SAFETY: as in `current`; one instruction changes a word of the same structure that no other CPU writes.
         unsafe {
             asm!("add gs:[{}], {:e}", const mem::offset_of!(Self, guards), in(reg) added, options(nostack));
         }
     }
 
-    /// Uncounts one. Whether interrupts have to be turned on again.
+    /// Uncounts one. The last one turns interrupts on again if the first one found them so.
+    ///
+    /// # Safety
+    /// The guard was counted on this CPU, and no lock that a handler takes is held on behalf of it.
     #[inline]
-    pub(super) fn leave_guard() -> bool {
-        let guards = &Self::current().guards;
-        debug_assert!(guards.load(Relaxed) & !WERE_ON != 0, "more interrupt guards dropped than made");
-        let left: u32;
-        // SAFETY: as in `enter_guard`.
+    pub(super) unsafe fn leave_guard() {
+        debug_assert!(
+            !matches!(Self::current().guards.load(Relaxed), NO_GUARD | 0),
+            "more interrupt guards dropped than made"
+        );
+        // SAFETY: as in `enter_guard`; the caller vouches for the locks. The compiler barrier (no `nomem`) keeps protected
+        // accesses before it.
         unsafe {
             asm!(
-                "dec dword ptr gs:[{guards}]",
-                "mov {:e}, gs:[{guards}]",
-                out(reg) left,
+                "sub dword ptr gs:[{guards}], {guard}",
+                "jnz 2f",
+                "mov dword ptr gs:[{guards}], {no_guard}",
+                "sti",
+                "2:",
                 guards = const mem::offset_of!(Self, guards),
+                guard = const GUARD,
+                no_guard = const NO_GUARD.cast_signed(),
                 options(nostack),
             );
         }
-        let is_last = left == WERE_ON;
-        if is_last {
-            guards.store(0, Relaxed);
-        }
-        is_last
     }
 
     /// Whether interrupts come back when the last guard goes: a property of the running thread, which the scheduler
     /// carries over a switch.
     pub fn interrupts_were_on(&self) -> bool {
-        self.guards.load(Relaxed) & WERE_ON != 0
+        self.guards.load(Relaxed).cast_signed() > 0
     }
 
     /// See [`interrupts_were_on`](Self::interrupts_were_on). There is a guard.
     pub fn set_interrupts_were_on(&self, were_on: bool) {
-        let guards = self.guards.load(Relaxed) & !WERE_ON;
-        debug_assert!(guards != 0, "no interrupt guard remembers what interrupts were");
-        self.guards.store(guards | if were_on { WERE_ON } else { 0 }, Relaxed);
+        let guards = self.guards.load(Relaxed);
+        let guards = if guards.cast_signed() > 0 { guards.wrapping_sub(WERE_ON) } else { guards };
+        debug_assert!(guards != NO_GUARD, "no interrupt guard remembers what interrupts were");
+        self.guards.store(if were_on { guards.wrapping_add(WERE_ON) } else { guards }, Relaxed);
     }
 }

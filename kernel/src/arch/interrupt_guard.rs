@@ -34,10 +34,8 @@ impl InterruptGuard {
 impl Drop for InterruptGuard {
     #[inline]
     fn drop(&mut self) {
-        if Cpu::leave_guard() {
-            // SAFETY: the last guard of this CPU is gone, and interrupts were on when the first one was made.
-            unsafe { enable() }
-        }
+        // SAFETY: counted when it was made, on this CPU, which it cannot leave; what it protected is over.
+        unsafe { Cpu::leave_guard() }
     }
 }
 

@@ -35,20 +35,20 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// - Nobody relies on the mapping any more.
     #[inline(always)]
     pub unsafe fn unmap(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
-        if bytes == PAGE_BYTES {
-            match self.unmap_page(input) {
-                Unmapped::Done => {
-                    return Ok(Stale::new(self.id(), input, input + (PAGE_BYTES - 1), PAGE_BYTES));
-                }
-                Unmapped::Emptied => return Ok(self.emptied_lowest(input, input + (PAGE_BYTES - 1), 1)),
-                Unmapped::Not => {}
-            }
-        }
-        self.unmap_range(input, bytes)
+        let done = if bytes == PAGE_BYTES { self.unmap_page(input) } else { Unmapped::Not };
+        let stale = match done {
+            Unmapped::Done => Stale::new(self.id(), input, input + (PAGE_BYTES - 1), PAGE_BYTES),
+            Unmapped::Emptied | Unmapped::Not => self.unmap_rest(input, bytes, done)?,
+        };
+        Ok(stale)
     }
 
+    /// What [`unmap`](Self::unmap) does in other cases than the simplest one; `page` says how far that came.
     #[inline(never)]
-    fn unmap_range(&self, input: u64, bytes: u64) -> Result<Stale, EditError> {
+    fn unmap_rest(&self, input: u64, bytes: u64, page: Unmapped) -> Result<Stale, EditError> {
+        if matches!(page, Unmapped::Emptied) {
+            return Ok(self.emptied_lowest(input, input + (PAGE_BYTES - 1), 1));
+        }
         match self.unmap_run(input, bytes) {
             Some((removed, Unmapped::Done)) => {
                 Ok(Stale::new(self.id(), input, input + (bytes - 1), removed * PAGE_BYTES))

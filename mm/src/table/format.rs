@@ -1,7 +1,7 @@
 //! What a page-table entry means: pure values, no walking.
 
 use super::memory::LEVEL_BITS;
-use crate::{PAGE_SHIFT, PhysAddr};
+use crate::{PAGE_BYTES, PAGE_SHIFT, PhysAddr};
 
 /// What an entry says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,6 +94,13 @@ pub trait Format: Copy + Send + Sync + 'static {
     #[inline]
     fn hardware_bits(&self) -> u64 {
         0
+    }
+
+    /// Whether `input` is the address of a page that the table translates. Asked once for each short change: a format may
+    /// have a shorter way to tell.
+    #[inline]
+    fn has_page(&self, input: u64) -> bool {
+        input & (PAGE_BYTES - 1) == 0 && self.covers(input, input)
     }
 
     /// Whether the inputs `first..=last` lie within what the table translates.

@@ -9,6 +9,9 @@ const LINE: usize = 8;
 /// Entries that a loop without a question takes at a time.
 const LINES: usize = 2 * LINE;
 
+/// Segments that are looked at together.
+const GROUP: usize = 4;
+
 /// Writes `raw`, `raw + step`, `raw + 2 * step` ... into `entries`, up to the first that is in use. Returns how many were
 /// written. The caller may know that all are unused.
 #[inline(always)]
@@ -36,22 +39,53 @@ pub fn fill_scattered<const ALL_UNUSED: bool>(
     leaf: u64,
     no_output: u64,
 ) -> usize {
+    let groups = entries.as_chunks::<GROUP>().0.iter().zip(segments.as_chunks::<GROUP>().0);
     let mut written = 0;
-    for (entry, PhysRange { start, bytes }) in entries.iter().zip(segments) {
-        let start = start.as_u64();
-        let is_simple = *bytes == PAGE_BYTES && start & no_output == 0;
-        if !is_simple || !ALL_UNUSED && entry.load(Ordering::Relaxed) != 0 {
+    for (entries, segments) in groups {
+        if !are_pages(segments, no_output) || !ALL_UNUSED && !is_unused(entries) {
             break;
         }
-        entry.store(leaf + start, Ordering::Release);
+        for (entry, segment) in entries.iter().zip(segments) {
+            entry.store(leaf + segment.start.as_u64(), Ordering::Release);
+        }
+        written += GROUP;
+    }
+    if written == segments.len() {
+        return written;
+    }
+    written + fill_scattered_rest::<ALL_UNUSED>(&entries[written..], &segments[written..], leaf, no_output)
+}
+
+/// What [`fill_scattered`] does with the last few, one at a time.
+#[inline(never)]
+fn fill_scattered_rest<const ALL_UNUSED: bool>(
+    entries: &[AtomicU64],
+    segments: &[PhysRange],
+    leaf: u64,
+    no_output: u64,
+) -> usize {
+    let mut written = 0;
+    for (entry, segment) in entries.iter().zip(segments) {
+        let is_page = are_pages(core::slice::from_ref(segment), no_output);
+        if !is_page || !ALL_UNUSED && entry.load(Ordering::Relaxed) != 0 {
+            break;
+        }
+        entry.store(leaf + segment.start.as_u64(), Ordering::Release);
         written += 1;
     }
     written
 }
 
+/// Whether each of `segments` is one page, without a bit of `no_output` in its start.
 #[inline(always)]
-fn is_unused(line: &[AtomicU64; LINE]) -> bool {
-    line.iter().fold(0, |any, entry| any | entry.load(Ordering::Relaxed)) == 0
+fn are_pages(segments: &[PhysRange], no_output: u64) -> bool {
+    segments.iter().all(|segment| segment.bytes == PAGE_BYTES)
+        && segments.iter().fold(0, |any, segment| any | segment.start.as_u64()) & no_output == 0
+}
+
+#[inline(always)]
+fn is_unused(entries: &[AtomicU64]) -> bool {
+    entries.iter().fold(0, |any, entry| any | entry.load(Ordering::Relaxed)) == 0
 }
 
 #[inline(always)]

@@ -90,19 +90,45 @@ pub fn set_written(link: &AtomicU64, write_back: impl FnOnce(&AtomicU64)) {
 
 /// As [`pin`] for a table. Returns its page and the number of references before. `None` if there is no table, no
 /// reference to be had at the moment, or a link that is not written back.
-#[inline]
+#[inline(always)]
 pub fn try_pin<F: Format>(format: &F, level: u8, link: &AtomicU64) -> Option<(PhysAddr, u64)> {
-    let mut raw = link.load(Ordering::Acquire);
+    match pin_seen(format, level, link, link.load(Ordering::Acquire))? {
+        Ok(pinned) => Some(pinned),
+        Err(now) => try_pin_again(format, level, link, now),
+    }
+}
+
+/// Goes on with what another thread has made of the link.
+#[cold]
+#[inline(never)]
+fn try_pin_again<F: Format>(
+    format: &F,
+    level: u8,
+    link: &AtomicU64,
+    mut raw: u64,
+) -> Option<(PhysAddr, u64)> {
     loop {
-        let page = format.decode_table(level, raw)?;
-        if (raw + ONE) & (OVERFLOW | UNWRITTEN) != 0 {
-            return None;
-        }
-        match link.compare_exchange_weak(raw, raw + ONE, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return Some((page, count(raw))),
+        match pin_seen(format, level, link, raw)? {
+            Ok(pinned) => return Some(pinned),
             Err(now) => raw = now,
         }
     }
+}
+
+/// [`try_pin`] as long as `link` is still `raw`; else says what it is now.
+#[inline(always)]
+fn pin_seen<F: Format>(
+    format: &F,
+    level: u8,
+    link: &AtomicU64,
+    raw: u64,
+) -> Option<Result<(PhysAddr, u64), u64>> {
+    let page = format.decode_table(level, raw)?;
+    if (raw + ONE) & (OVERFLOW | UNWRITTEN) != 0 {
+        return None;
+    }
+    let exchanged = link.compare_exchange_weak(raw, raw + ONE, Ordering::AcqRel, Ordering::Acquire);
+    Some(exchanged.map(|_| (page, count(raw))))
 }
 
 /// Gives `references` of the table behind `link` back, and returns how many are left. Whoever sees 0 has to see to

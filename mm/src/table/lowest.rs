@@ -35,7 +35,7 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// has read the count of departures before.
     #[inline(always)]
     fn level_2(&self, input: u64) -> Option<PhysAddr> {
-        if input & (PAGE_BYTES - 1) != 0 || !self.format.covers(input, input) {
+        if !self.format.has_page(input) {
             return None;
         }
         match self.hint.get(input) {

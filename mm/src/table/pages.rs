@@ -15,16 +15,18 @@ impl Link {
     const ADDRESS: u64 = (1 << 52) - PAGE_BYTES;
     const LEVEL_SHIFT: u32 = 52;
     const LEVEL: u64 = 7;
-    const END: Self = Self(1 << 55);
+    /// There is a next page.
+    const NEXT: u64 = 1 << 55;
+    const END: Self = Self(0);
 
     fn new(next: Option<PhysAddr>, level: u8) -> Self {
-        let next = next.map_or(Self::END.0, PhysAddr::as_u64);
+        let next = next.map_or(0, |next| next.as_u64() | Self::NEXT);
         Self(next | u64::from(level) << Self::LEVEL_SHIFT)
     }
 
     #[inline]
     const fn next(self) -> Option<PhysAddr> {
-        if self.0 & Self::END.0 != 0 { None } else { Some(PhysAddr::new(self.0 & Self::ADDRESS)) }
+        if self.0 & Self::NEXT == 0 { None } else { Some(PhysAddr::new(self.0 & Self::ADDRESS)) }
     }
 
     const fn level(self) -> u8 {
