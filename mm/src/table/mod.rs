@@ -35,6 +35,9 @@
 //! and is freed when the token is redeemed. Until then, whoever maps gets a token too: a walker that remembers the page
 //! would not find what is mapped in its successor.
 //!
+//! A superpage that is split maps what it mapped, by other entries: the token is for all of it. Who owns another part and finds
+//! it split already gets a token for that part alone.
+//!
 //! Looking pins as well. A table that is emptied while somebody looks into it is seen to by who looks, and what has to
 //! leave the tree then waits for the next token.
 //!
