@@ -1,9 +1,12 @@
 //! The machine as the kernel hands it to its tests.
 
+pub mod lacks;
+mod slot;
+
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
     any::Any,
-    ops::{Deref, DerefMut},
+    ops::Deref,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -21,7 +24,10 @@ use harness::{Context, Failure, failure};
 use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
 use net::Interface;
 
+use self::slot::Slot;
 use crate::{plugged::Plugged, reports};
+
+pub use self::slot::Lent;
 
 /// What tests need of the kernel's memory.
 pub trait Memory: Send + Sync {
@@ -96,28 +102,6 @@ pub struct Machine {
 pub struct ClaimedEdu {
     pub device: Edu,
     pub dma: DmaDevice,
-}
-
-/// A device for one test at a time.
-struct Slot<T> {
-    function: PciAddress,
-    device: Lock<Place<T>>,
-}
-
-enum Place<T> {
-    /// Nobody has it.
-    Here(T),
-    Lent,
-    /// Why it could not be opened. It may be tried again.
-    Failed(String),
-}
-
-/// A device lent to a test; it goes back when dropped.
-pub struct Lent<'a, T> {
-    device: Result<T, String>,
-    slot: &'a Slot<T>,
-    /// Whoever has it may attack as it likes.
-    _tolerance: Option<FaultLimits<'a>>,
 }
 
 /// Other limits of what faults are put up with, for as long as it lives.
@@ -212,9 +196,7 @@ impl Machine {
 
     /// The NVMe controller, to attack with: it does so too fast for what is put up with else.
     pub fn nvme(&self) -> Result<Lent<'_, Controller>, Failure> {
-        let mut nvme = self.nvme_as_any_device()?;
-        nvme._tolerance = Some(self.with_fault_limits(Limits::none()));
-        Ok(nvme)
+        Ok(self.nvme_as_any_device()?.under(self.with_fault_limits(Limits::none())))
     }
 
     /// The NVMe controller, under the limits that hold for everybody.
@@ -348,218 +330,4 @@ fn claim_edu(parts: &Parts, function: PciAddress) -> Result<ClaimedEdu, String> 
 fn claim_nvme(parts: &Parts, function: PciAddress) -> Result<Controller, String> {
     let dma = parts.iommu.claim(function).map_err(|error| format!("{error}"))?;
     Controller::open(&parts.host, dma).map_err(|error| format!("{function}: {error}"))
-}
-
-impl<T> Slot<T> {
-    fn open(
-        parts: &Parts,
-        function: PciAddress,
-        open: impl FnOnce(&Parts, PciAddress) -> Result<T, String>,
-    ) -> Self {
-        let place = Place::from(open(parts, function));
-        Self { function, device: Lock::new(parts.host.clone(), place) }
-    }
-
-    fn lend(&self) -> Result<Lent<'_, T>, Failure> {
-        let lent = self.take()?;
-        match &lent.device {
-            Ok(_) => Ok(lent),
-            Err(error) => Err(Failure::new(error)),
-        }
-    }
-
-    /// The device or what is left of it, to open it anew.
-    fn take(&self) -> Result<Lent<'_, T>, Failure> {
-        let device = match core::mem::replace(&mut *self.device.lock(), Place::Lent) {
-            Place::Here(device) => Ok(device),
-            Place::Failed(error) => Err(error),
-            Place::Lent => return Err(Failure::new("another test has the device")),
-        };
-        Ok(Lent { device, slot: self, _tolerance: None })
-    }
-}
-
-impl<T> From<Result<T, String>> for Place<T> {
-    fn from(device: Result<T, String>) -> Self {
-        match device {
-            Ok(device) => Self::Here(device),
-            Err(error) => Self::Failed(error),
-        }
-    }
-}
-
-impl<T> Lent<'_, T> {
-    /// Drops what is left of the device, takes its function back and has `open` open it anew. If that fails, this can be
-    /// tried again ([`Machine::restart`]).
-    pub(crate) fn reopen(
-        mut self,
-        machine: &Machine,
-        open: impl FnOnce(&Parts, PciAddress) -> Result<T, String>,
-    ) -> Result<(), Failure> {
-        let function = self.slot.function;
-        // Its driver ends before the function is taken back.
-        self.device = Err(String::new());
-        let released = machine.release(function).map_err(|error| format!("{function}: {error}"));
-        self.device = released.and_then(|()| open(machine, function));
-        self.device.as_ref().map(drop).map_err(Failure::new)
-    }
-}
-
-impl<T> Deref for Lent<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        match &self.device {
-            Ok(device) => device,
-            Err(error) => unreachable!("lent without a device: {error}"),
-        }
-    }
-}
-
-impl<T> DerefMut for Lent<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        match &mut self.device {
-            Ok(device) => device,
-            Err(error) => unreachable!("lent without a device: {error}"),
-        }
-    }
-}
-
-impl<T> Drop for Lent<'_, T> {
-    fn drop(&mut self) {
-        let device = core::mem::replace(&mut self.device, Err(String::new()));
-        *self.slot.device.lock() = Place::from(device);
-    }
-}
-
-/// What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
-pub mod lacks {
-    use drivers::block;
-    use harness::Context;
-
-    use super::{Isolation, Machine};
-
-    /// For tests that move data, isolated or not.
-    pub fn dma(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        (machine.isolation() == Isolation::Refused).then_some("a remapping unit")
-    }
-
-    /// For tests that choose addresses, or expect something to be blocked.
-    pub fn unit(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        (machine.isolation() != Isolation::Enforced).then_some("a remapping unit in use")
-    }
-
-    /// For tests that move data by `edu`.
-    pub fn edu(context: &Context<'_>) -> Option<&'static str> {
-        dma(context).or_else(|| edus(context, 1))
-    }
-
-    /// For tests that attack by `edu`.
-    pub fn isolated_edu(context: &Context<'_>) -> Option<&'static str> {
-        unit(context).or_else(|| edus(context, 1))
-    }
-
-    /// For tests that aim interrupts of an `edu`.
-    pub fn remapped_edu(context: &Context<'_>) -> Option<&'static str> {
-        isolated_edu(context).or_else(|| remapping(context))
-    }
-
-    /// For tests that aim interrupts of one `edu` at another.
-    pub fn two_remapped_edus(context: &Context<'_>) -> Option<&'static str> {
-        two_isolated_edus(context).or_else(|| remapping(context))
-    }
-
-    /// For tests that attack one `edu` by another.
-    pub fn two_isolated_edus(context: &Context<'_>) -> Option<&'static str> {
-        unit(context).or_else(|| edus(context, 2))
-    }
-
-    /// For tests that attack by an `edu` that nobody has claimed.
-    pub fn idle_edu(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        unit(context).or_else(|| machine.idle_edu().is_none().then_some("an edu device to leave unclaimed"))
-    }
-
-    /// For tests that move data by NVMe.
-    pub fn nvme(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        dma(context).or_else(|| (!machine.has_nvme()).then_some("an NVMe controller"))
-    }
-
-    /// For tests that attack by NVMe.
-    pub fn isolated_nvme(context: &Context<'_>) -> Option<&'static str> {
-        unit(context).or_else(|| nvme(context))
-    }
-
-    /// For tests that attack by NVMe while a disk is read.
-    pub fn isolated_nvme_and_disk(context: &Context<'_>) -> Option<&'static str> {
-        isolated_nvme(context).or_else(|| disk(context))
-    }
-
-    /// For tests that need a disk.
-    pub fn disk(context: &Context<'_>) -> Option<&'static str> {
-        dma(context).or_else(|| no_disk(context))
-    }
-
-    /// For tests that block a disk.
-    pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
-        unit(context).or_else(|| no_disk(context))
-    }
-
-    /// For tests that need a network.
-    pub fn net(context: &Context<'_>) -> Option<&'static str> {
-        dma(context).or_else(|| no_net(context))
-    }
-
-    /// For tests that block a network device.
-    pub fn isolated_net(context: &Context<'_>) -> Option<&'static str> {
-        unit(context).or_else(|| no_net(context))
-    }
-
-    /// For tests that fetch files from the host.
-    pub fn net_host(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        net(context).or_else(|| machine.net_port.is_none().then_some("a host that serves files"))
-    }
-
-    /// For tests that attack a network device by NVMe.
-    pub fn isolated_nvme_and_net_host(context: &Context<'_>) -> Option<&'static str> {
-        isolated_nvme(context).or_else(|| net_host(context))
-    }
-
-    /// For tests that serve pages to the host.
-    pub fn visitors(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        net(context).or_else(|| (machine.visitors == 0).then_some("visitors"))
-    }
-
-    fn no_net(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        let none = !machine.functions.iter().any(drivers::net::is_candidate);
-        none.then_some("a network device")
-    }
-
-    /// For tests that have devices plugged in.
-    pub fn plugs(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        (!machine.plugs).then_some("devices to plug in").or_else(|| unit(context))
-    }
-
-    fn remapping(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        (!machine.remaps_interrupts()).then_some("interrupt remapping in use")
-    }
-
-    fn edus(context: &Context<'_>, needed: usize) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        (machine.edus() < needed).then_some(if needed > 1 { "two edu devices" } else { "an edu device" })
-    }
-
-    fn no_disk(context: &Context<'_>) -> Option<&'static str> {
-        let machine = Machine::of(context).ok()?;
-        let none = !machine.functions.iter().any(block::is_candidate);
-        none.then_some("a disk")
-    }
 }

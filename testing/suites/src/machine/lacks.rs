@@ -1,0 +1,130 @@
+//! What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
+
+use drivers::block;
+use harness::Context;
+
+use super::{Isolation, Machine};
+
+/// For tests that move data, isolated or not.
+pub fn dma(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    (machine.isolation() == Isolation::Refused).then_some("a remapping unit")
+}
+
+/// For tests that choose addresses, or expect something to be blocked.
+pub fn unit(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    (machine.isolation() != Isolation::Enforced).then_some("a remapping unit in use")
+}
+
+/// For tests that move data by `edu`.
+pub fn edu(context: &Context<'_>) -> Option<&'static str> {
+    dma(context).or_else(|| edus(context, 1))
+}
+
+/// For tests that attack by `edu`.
+pub fn isolated_edu(context: &Context<'_>) -> Option<&'static str> {
+    unit(context).or_else(|| edus(context, 1))
+}
+
+/// For tests that aim interrupts of an `edu`.
+pub fn remapped_edu(context: &Context<'_>) -> Option<&'static str> {
+    isolated_edu(context).or_else(|| remapping(context))
+}
+
+/// For tests that aim interrupts of one `edu` at another.
+pub fn two_remapped_edus(context: &Context<'_>) -> Option<&'static str> {
+    two_isolated_edus(context).or_else(|| remapping(context))
+}
+
+/// For tests that attack one `edu` by another.
+pub fn two_isolated_edus(context: &Context<'_>) -> Option<&'static str> {
+    unit(context).or_else(|| edus(context, 2))
+}
+
+/// For tests that attack by an `edu` that nobody has claimed.
+pub fn idle_edu(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    unit(context).or_else(|| machine.idle_edu().is_none().then_some("an edu device to leave unclaimed"))
+}
+
+/// For tests that move data by NVMe.
+pub fn nvme(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    dma(context).or_else(|| (!machine.has_nvme()).then_some("an NVMe controller"))
+}
+
+/// For tests that attack by NVMe.
+pub fn isolated_nvme(context: &Context<'_>) -> Option<&'static str> {
+    unit(context).or_else(|| nvme(context))
+}
+
+/// For tests that attack by NVMe while a disk is read.
+pub fn isolated_nvme_and_disk(context: &Context<'_>) -> Option<&'static str> {
+    isolated_nvme(context).or_else(|| disk(context))
+}
+
+/// For tests that need a disk.
+pub fn disk(context: &Context<'_>) -> Option<&'static str> {
+    dma(context).or_else(|| no_disk(context))
+}
+
+/// For tests that block a disk.
+pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
+    unit(context).or_else(|| no_disk(context))
+}
+
+/// For tests that need a network.
+pub fn net(context: &Context<'_>) -> Option<&'static str> {
+    dma(context).or_else(|| no_net(context))
+}
+
+/// For tests that block a network device.
+pub fn isolated_net(context: &Context<'_>) -> Option<&'static str> {
+    unit(context).or_else(|| no_net(context))
+}
+
+/// For tests that fetch files from the host.
+pub fn net_host(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    net(context).or_else(|| machine.net_port.is_none().then_some("a host that serves files"))
+}
+
+/// For tests that attack a network device by NVMe.
+pub fn isolated_nvme_and_net_host(context: &Context<'_>) -> Option<&'static str> {
+    isolated_nvme(context).or_else(|| net_host(context))
+}
+
+/// For tests that serve pages to the host.
+pub fn visitors(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    net(context).or_else(|| (machine.visitors == 0).then_some("visitors"))
+}
+
+fn no_net(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let none = !machine.functions.iter().any(drivers::net::is_candidate);
+    none.then_some("a network device")
+}
+
+/// For tests that have devices plugged in.
+pub fn plugs(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    (!machine.plugs).then_some("devices to plug in").or_else(|| unit(context))
+}
+
+fn remapping(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    (!machine.remaps_interrupts()).then_some("interrupt remapping in use")
+}
+
+fn edus(context: &Context<'_>, needed: usize) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    (machine.edus() < needed).then_some(if needed > 1 { "two edu devices" } else { "an edu device" })
+}
+
+fn no_disk(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let none = !machine.functions.iter().any(block::is_candidate);
+    none.then_some("a disk")
+}
