@@ -112,10 +112,12 @@ fn what_comes_seldom_is_an_event_each_time() {
 /// Records that cannot be cleared, as of a broken unit: they are looked at for ever, and no more often than each 10 ms.
 #[test]
 fn records_that_stay_are_looked_at_now_and_then() {
-    let (driven, stranger, _) = machine(1);
+    let (driven, stranger, (handle, _)) = machine(1);
     storm(&driven, &stranger, 50, 5_000);
     driven.machine.stick_fault_records(0, true);
     let writes = driven.machine.register_writes(0);
+    // That a driver finds some does not make the thread go on with them.
+    let _ = handle.fault_count();
     storm(&driven, &stranger, 1_000, 100_000);
     let looks = driven.machine.register_writes(0) - writes;
     assert!(looks <= 2 * 101, "{looks} writes to registers in a second");
