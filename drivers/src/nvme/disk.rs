@@ -125,9 +125,11 @@ impl Hardware for NvmeDisk {
     }
 
     fn stop(&mut self, how: Stop) -> Result<(), NvmeError> {
+        if how == Stop::CutOff {
+            return self.controller.cut_off();
+        }
         // A controller that works ends what it has by itself, queue by queue, rather than in the middle of it.
-        let ended = how != Stop::CutOff
-            && self.controller.is_running()
+        let ended = self.controller.is_running()
             && self.pairs.iter().all(|&place| self.controller.delete_pair(place));
         if ended && how == Stop::ForGood {
             self.controller.shut_down();
