@@ -8,6 +8,20 @@ use crate::arc::TryArc;
 
 /// The buffers of mappings that were unmapped [together](super::DmaDevice::unmap_batch), in their order. Those that are not
 /// taken out are freed with it.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::dma::{DmaDevice, DmaError, FromDevice, Mapping, PageBuffer, Unmapped};
+///
+/// /// Gives the first page on and lets the others go.
+/// fn first(
+///     device: &DmaDevice,
+///     mappings: Vec<Mapping<PageBuffer, FromDevice>>,
+/// ) -> Result<Option<PageBuffer>, DmaError> {
+///     let mut buffers: Unmapped<_, _> = device.unmap_batch(mappings)?;
+///     Ok(buffers.next())
+/// }
+/// ```
 pub struct Unmapped<B: DmaBuffer, D: Direction> {
     mappings: vec::IntoIter<Mapping<B, D>>,
 }

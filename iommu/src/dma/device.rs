@@ -83,6 +83,17 @@ impl DmaDevice {
     ///
     /// # Panics
     /// If there is nothing that fits: no bytes, or a boundary that is neither 0 nor a power of two of at least 4 KiB.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, dma::SegmentLimits};
+    ///
+    /// /// Of a controller whose descriptors hold 16 bits of length, and no address that carries into bit 32.
+    /// fn state_limits(device: &DmaDevice) {
+    ///     device.set_address_bits(64);
+    ///     device.set_segment_limits(SegmentLimits { max_bytes: 0xf000, boundary: 1 << 32 });
+    /// }
+    /// ```
     pub fn set_segment_limits(&self, limits: SegmentLimits) {
         let SegmentLimits { max_bytes, boundary } = limits;
         assert!(max_bytes > 0 && (boundary == 0 || boundary >= PAGE_BYTES && boundary.is_power_of_two()));
@@ -137,6 +148,19 @@ impl DmaDevice {
     ///
     /// # Errors
     /// [`DmaError::BadLength`] for a count of zero, and the errors of [`dma_map`](Self::dma_map).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Coherent, DmaDevice, DmaError};
+    ///
+    /// /// A ring of 256 entries of 8 bytes; `tell` writes its address to the device.
+    /// fn ring(device: &DmaDevice, tell: impl Fn(u64)) -> Result<Coherent<u64>, DmaError> {
+    ///     let mut ring = device.alloc_coherent::<u64>(256)?;
+    ///     ring.write(0, 1);
+    ///     tell(ring.iova().as_u64());
+    ///     Ok(ring)
+    /// }
+    /// ```
     #[track_caller]
     pub fn alloc_coherent<T: FromBytes + IntoBytes + Copy>(
         &self,

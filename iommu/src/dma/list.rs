@@ -13,6 +13,20 @@ use crate::{Iova, arc::TryArc};
 
 /// Buffers that are to be mapped together. A list can be used again and again: what it needs is reserved when buffers are
 /// added, and mapping it takes nothing from the heap.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::dma::{DmaError, PageBuffer, ScatterList};
+///
+/// /// Room for a request of `count` pages, each of them anywhere in memory.
+/// fn pages(count: usize) -> Result<ScatterList<PageBuffer>, DmaError> {
+///     let mut list = ScatterList::with_capacity(count)?;
+///     for _ in 0..count {
+///         list.push(PageBuffer::zeroed(1).ok_or(DmaError::OutOfMemory)?)?;
+///     }
+///     Ok(list)
+/// }
+/// ```
 pub struct ScatterList<B: DmaBuffer> {
     list: List,
     types: PhantomData<fn(B) -> B>,
