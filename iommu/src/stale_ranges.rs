@@ -1,4 +1,9 @@
 //! What several changes of one table left stale, for one flush.
+//!
+//! A token is one range. One that brings along a table which was emptied elsewhere, and stayed until another took its
+//! place, is from end to end of both: what is flushed holds all that changed, upper levels too, and is not the least that
+//! would do. It takes one or two invalidations, wide ones, or the whole domain. That is once for each table that is taken
+//! out; for less, every mapping's token would have to carry two ranges.
 
 use core::array;
 
