@@ -9,7 +9,7 @@ use drivers::{
     host::Host,
     hotplug::Hotplug,
     net,
-    pci::{Apertures, BusRange, Function, enumerate},
+    pci::{Apertures, BusRange, Function, enumerate, place_virtual},
     quiet::is_quiet,
 };
 use iommu::{Iommu, Platform, StartError, platform::Work};
@@ -60,8 +60,9 @@ pub fn start(
     words: &Options<'_>,
 ) -> Result<Parts, DevicesError> {
     let host: Arc<dyn Host> = kernel.clone();
-    let functions = find_functions(&*host, tables)?;
-    let apertures = find_apertures(&*host, tables, memory_map, &functions)?;
+    let mut functions = find_functions(&*host, tables)?;
+    let mut apertures = find_apertures(&*host, tables, memory_map, &functions)?;
+    place_virtual(&*host, &mut functions, &mut apertures);
     let iommu = start_iommu(kernel, tables, &functions, options)?;
     let disks = open_disks(&host, &iommu, &functions)?;
     let interfaces = open_interfaces(&host, &iommu, &functions)?;

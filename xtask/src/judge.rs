@@ -69,6 +69,8 @@ pub fn judge(
     for (name, reason) in &outcome.skipped {
         let may_be_skipped = scenario.lacks.contains(&reason.as_str())
             || reason == NOTHING_TO_PLUG && scenario.devices.is_empty()
+            || reason == NO_VIRTUAL_FUNCTIONS
+                && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED);
         if !may_be_skipped {
             score.count(name, Err(format!("was skipped: {reason}")));
@@ -150,6 +152,8 @@ fn others_ran(
 
 /// What a machine lacks that no device is plugged into while it runs.
 const NOTHING_TO_PLUG: &str = "devices to plug in";
+/// What a machine lacks that has no network controller of the kind that QEMU has virtual functions for.
+const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
 /// What it lacks when drivers are not checked.
 const NOT_CHECKED: &str = "iommu=debug";
 

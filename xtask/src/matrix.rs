@@ -428,6 +428,21 @@ pub const SCENARIOS: &[Scenario] = &[
         ..HOTPLUG
     },
     Scenario {
+        name: "virtual-functions",
+        about: "a network controller is given virtual functions, and has them taken away",
+        qemu: &[
+            "-device",
+            "pcie-root-port,id=sriov,bus=pcie.0,addr=0xa,chassis=10,slot=10",
+            "-device",
+            "igb,bus=sriov,romfile=",
+        ],
+        tests: "virtual_functions::*",
+        // Before that, QEMU has no such controller.
+        needs: &[Need::AtLeast(Version(10, 0))],
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
         name: "selftest-panic",
         about: "a test that panics is charged with it, the others run on",
         cmdline: "selftest=panic",

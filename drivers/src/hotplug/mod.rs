@@ -9,17 +9,23 @@
 //! A driver whose device vanished finds that registers read all ones, and that it may map nothing any more.
 
 mod port;
+mod virtual_functions;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use iommu::{Iommu, PciAddress};
+use iommu::{HotplugError, Iommu, PciAddress, ReleaseError};
 
 use self::port::Port;
+pub use self::virtual_functions::VirtualError;
 use crate::{
     host::{Event, Host},
     lock::Lock,
     pci::{Apertures, Function, PortType},
 };
+
+/// How long somebody else may be changing what is behind a port.
+const BUSY_DEADLINE_NS: u64 = 5_000_000_000;
 
 /// The drivers of what is plugged in.
 pub trait Drivers: Send + Sync {
@@ -36,6 +42,8 @@ pub struct Hotplug {
     iommu: Iommu,
     drivers: Arc<dyn Drivers>,
     functions: Lock<Vec<Function>>,
+    /// Whether somebody is changing which functions there are.
+    changing: AtomicBool,
 }
 
 impl Hotplug {
@@ -60,7 +68,13 @@ impl Hotplug {
             }
         }
         let functions = Lock::new(host.clone(), functions);
-        let hotplug = Arc::new(Self { host: host.clone(), iommu: iommu.clone(), drivers, functions });
+        let hotplug = Arc::new(Self {
+            host: host.clone(),
+            iommu: iommu.clone(),
+            drivers,
+            functions,
+            changing: AtomicBool::new(false),
+        });
         if !ports.is_empty() {
             let server = Server { hotplug: hotplug.clone(), ports, apertures, event };
             if let Err(error) = host.spawn("hotplug", Box::new(move || server.run())) {
@@ -92,7 +106,7 @@ impl Hotplug {
         if room.try_reserve_exact(count).is_err() {
             return false;
         }
-        // Only the thread that serves the slots changes the list.
+        // Only whoever has the turn changes the list.
         let mut functions = self.functions.lock();
         room.extend(functions.iter().cloned());
         room.extend_from_slice(new);
@@ -103,8 +117,48 @@ impl Hotplug {
         true
     }
 
+    /// Waits to be the only one that changes which functions there are. Each wait of whoever has the turn has a deadline.
+    fn turn(&self) -> Turn<'_> {
+        while self.changing.swap(true, Ordering::Acquire) {
+            self.host.relax();
+        }
+        Turn(&self.changing)
+    }
+
+    /// Takes `functions` from whoever has them, and out of the list.
+    fn take_out(
+        &self,
+        functions: &[PciAddress],
+        is_quiet: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), HotplugError> {
+        let host = &*self.host;
+        let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
+        loop {
+            match self.iommu.functions_gone(functions, &mut *is_quiet) {
+                // Others come or go, or the group is just being put into quarantine.
+                Err(HotplugError::Busy | HotplugError::Release(ReleaseError::Busy { .. }))
+                    if host.now_ns() < deadline_ns =>
+                {
+                    host.relax();
+                }
+                result => break result?,
+            }
+        }
+        self.forget(functions);
+        Ok(())
+    }
+
     fn forget(&self, gone: &[PciAddress]) {
         self.functions.lock().retain(|function| !gone.contains(&function.address));
+    }
+}
+
+/// Being the only one that changes which functions there are, until it is dropped.
+struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -120,6 +174,7 @@ impl Server {
     fn run(mut self) {
         loop {
             for port in &mut self.ports {
+                let _turn = self.hotplug.turn();
                 port.serve(&self.hotplug, &mut self.apertures);
             }
             self.event.wait(u64::MAX);

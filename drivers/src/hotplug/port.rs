@@ -3,20 +3,17 @@
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
-use iommu::{HotplugError, PciAddress, ReleaseError, topology};
+use iommu::{HotplugError, PciAddress, topology};
 
 use super::Hotplug;
 use crate::{
     host::{Event, Host, InterruptError},
     pci::{
         Apertures, Bridge, BusRange, Changes, Config, Function, Msi, MsiError, Msix, MsixError,
-        ResourceError, Slot, SlotError, assign, enumerate, number_buses,
+        ResourceError, Slot, SlotError, assign, enumerate, number_buses, place_virtual,
     },
     quiet::{Target, quieten},
 };
-
-/// How long somebody else may be changing what is behind the port.
-const BUSY_DEADLINE_NS: u64 = 5_000_000_000;
 
 /// How long what is in the slot may take to come back from a reset.
 const RESET_DEADLINE_NS: u64 = 2_000_000_000;
@@ -217,6 +214,8 @@ impl Port {
         self.slot.power_on()?;
         let meanwhile = self.slot.take_changes();
         let port = self.slot.port();
+        // The last occupant may have had more functions than the next one has, which might answer for all of them.
+        Config::new(host, port).forward_all_functions(false);
         number_buses(host, self.buses)?;
         let mut found = enumerate(host, self.buses)?;
         if found.is_empty() {
@@ -229,6 +228,7 @@ impl Port {
         // Bridges above the port pass on what firmware had them pass on, and nothing taken anew.
         let mut nothing = Apertures::nothing();
         assign(host, port, &found, if self.is_on_root_bus { apertures } else { &mut nothing })?;
+        place_virtual(host, &mut found, &mut nothing);
         let mut list: Vec<topology::Function> = Vec::new();
         list.try_reserve_exact(found.len())?;
         list.extend(found.iter().map(Function::topology));
@@ -265,8 +265,11 @@ impl Port {
     fn take_back(&mut self, hotplug: &Hotplug) -> Result<(), PortError> {
         let host = &hotplug.host;
         let mut functions = Vec::new();
-        functions.try_reserve_exact(self.occupants.len())?;
-        functions.extend(self.occupants.iter().map(|occupant| occupant.function));
+        for occupant in &self.occupants {
+            functions.try_reserve(1)?;
+            functions.push(occupant.function);
+            hotplug.virtual_functions(occupant.function, &mut functions)?;
+        }
         let slot = &self.slot;
         let mut is_off = None;
         let mut is_quiet = |function: PciAddress| {
@@ -276,19 +279,7 @@ impl Port {
             is_behind && (is_off || !slot.is_occupied())
                 || quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
         };
-        let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
-        loop {
-            match hotplug.iommu.functions_gone(&functions, &mut is_quiet) {
-                // Others come or go, or the group is just being put into quarantine.
-                Err(HotplugError::Busy | HotplugError::Release(ReleaseError::Busy { .. }))
-                    if host.now_ns() < deadline_ns =>
-                {
-                    host.relax();
-                }
-                result => break result?,
-            }
-        }
-        hotplug.forget(&functions);
+        hotplug.take_out(&functions, &mut is_quiet)?;
         self.occupants.clear();
         Ok(())
     }

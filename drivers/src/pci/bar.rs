@@ -138,9 +138,29 @@ impl Bar {
         })
     }
 
+    /// Decodes and sizes register `index` of `count` ones from `registers` on. Nothing may be decoded by them.
+    pub(super) fn read_quiet<C: ConfigSpace + ?Sized>(
+        config: Config<'_, C>,
+        registers: u16,
+        index: u8,
+        count: u8,
+    ) -> Result<Self, BarError> {
+        Probe::take(config, registers + 4 * u16::from(index), index + 1 < count).decode(index)
+    }
+
     /// Puts a register in memory at `base`, a multiple of its size. Whether it is there then.
     pub(super) fn place<C: ConfigSpace + ?Sized>(&self, config: Config<'_, C>, base: u64) -> bool {
-        let at = offset::BARS + 4 * u16::from(self.index);
+        self.place_in(config, offset::BARS, base)
+    }
+
+    /// The same where the registers are from `registers` on.
+    pub(super) fn place_in<C: ConfigSpace + ?Sized>(
+        &self,
+        config: Config<'_, C>,
+        registers: u16,
+        base: u64,
+    ) -> bool {
+        let at = registers + 4 * u16::from(self.index);
         let BarKind::Memory { wide, .. } = self.kind else { return false };
         if !wide && base > u64::from(u32::MAX) {
             return false;

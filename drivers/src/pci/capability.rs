@@ -14,6 +14,8 @@ pub(super) mod id {
 /// Extended capability ids that are used here.
 pub(super) mod extended_id {
     pub const ACS: u16 = 0x0d;
+    pub const ARI: u16 = 0x0e;
+    pub const SRIOV: u16 = 0x10;
 }
 
 /// Status register: a capability list is there.

@@ -118,8 +118,18 @@ impl<'a, C: ConfigSpace + ?Sized> Config<'a, C> {
         self.space.write16(self.function, offset & !1, value);
     }
 
-    /// Whether a function answers: vendor 0xffff is never given out, and 0 is what broken ones return.
+    /// Whether a function answers. A virtual one has no vendor of its own, but a class; where nothing is, all registers are
+    /// all ones.
     pub fn is_present(&self) -> bool {
+        let is_virtual = || {
+            self.read32(offset::ID) == u32::MAX
+                && !matches!(self.read32(offset::CLASS_REVISION), 0 | u32::MAX)
+        };
+        self.has_vendor() || is_virtual()
+    }
+
+    /// Whether a function answers that says who made it: vendor 0xffff is never given out, and 0 is what broken ones return.
+    pub(super) fn has_vendor(&self) -> bool {
         !matches!(self.read16(offset::ID), 0xffff | 0)
     }
 

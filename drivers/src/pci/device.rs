@@ -8,6 +8,7 @@ use super::{
     bar::{Bar, BarError},
     config::{Config, command, offset},
     function::{Function, Id, Layout},
+    sriov::VirtualBars,
 };
 use crate::{host::Host, mmio::Mmio};
 
@@ -20,13 +21,22 @@ pub struct Device {
     host: Arc<dyn Host>,
     function: PciAddress,
     layout: Layout,
+    /// Of a virtual function, whose own registers read as zeros.
+    virtual_bars: Option<VirtualBars>,
 }
 
 impl Device {
     /// Opens `function`; `None` if nothing answers there.
     pub fn open(host: Arc<dyn Host>, function: PciAddress) -> Option<Self> {
-        let layout = Function::read(Config::new(&*host, function), None)?.layout;
-        Some(Self { host, function, layout })
+        let config = Config::new(&*host, function);
+        let layout = config.is_present().then(|| Layout::read(config))?;
+        Some(Self { host, function, layout, virtual_bars: None })
+    }
+
+    /// Opens `function`, which may be a virtual one: it alone knows where its registers are. `None` if nothing answers there.
+    pub fn open_found(host: Arc<dyn Host>, function: &Function) -> Option<Self> {
+        let virtual_bars = function.physical.and(function.virtual_bars);
+        Some(Self { virtual_bars, ..Self::open(host, function.address)? })
     }
 
     /// The host that the function is reached through.
@@ -55,11 +65,17 @@ impl Device {
         Id { vendor: id as u16, device: (id >> 16) as u16 }
     }
 
-    /// Decodes and sizes a BAR; see [`Bar::read`].
+    /// Decodes and sizes a BAR; see [`Bar::read`]. Those of a virtual function are known from its physical one.
     ///
     /// # Errors
     /// There is no such register, or what it reads makes no sense.
     pub fn bar(&self, index: u8) -> Result<Bar, BarError> {
+        if let Some(bars) = &self.virtual_bars {
+            return bars
+                .get(usize::from(index))
+                .ok_or(BarError::NoSuchBar(index))?
+                .ok_or(BarError::Absent(index));
+        }
         Bar::read(self.config(), self.layout, index)
     }
 

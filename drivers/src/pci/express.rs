@@ -61,6 +61,12 @@ const EXPRESS_BYTES: u16 = 4;
 const EXPRESS_DEVICE_BYTES: u16 = 12;
 const DEVICE_CAPABILITIES: u16 = 4;
 const DEVICE_CONTROL: u16 = 8;
+/// Bytes of the capability up to Device Status 2.
+const EXPRESS_FORWARDING_BYTES: u16 = 0x2a;
+const DEVICE_CAPABILITIES_2: u16 = 0x24;
+const DEVICE_CONTROL_2: u16 = 0x28;
+/// ARI Forwarding Supported of Device Capabilities 2, and ARI Forwarding Enable of Device Control 2.
+const ARI_FORWARDING: u32 = 1 << 5;
 const PHANTOM_FUNCTIONS_ENABLE: u16 = 1 << 9;
 
 impl<C: ConfigSpace + ?Sized> Config<'_, C> {
@@ -86,6 +92,22 @@ impl<C: ConfigSpace + ?Sized> Config<'_, C> {
         // The other half of the dword is the read-only capability register.
         self.write16(offset + ACS_CONTROL, enabled | offered & Acs::ISOLATION);
         self.acs()
+    }
+
+    /// Has a port pass on configuration requests to all 256 function numbers of the device behind it, or only to the usual
+    /// eight. Whether it does as told: not every port can.
+    pub fn forward_all_functions(self, on: bool) -> bool {
+        let Some(offset) = self.find(id::EXPRESS, EXPRESS_FORWARDING_BYTES) else { return false };
+        // The first version of the capability ends before these registers.
+        if self.read16(offset + 2) & 0xf < 2
+            || self.read32(offset + DEVICE_CAPABILITIES_2) & ARI_FORWARDING == 0
+        {
+            return false;
+        }
+        let control = self.read16(offset + DEVICE_CONTROL_2);
+        let forwarding = ARI_FORWARDING as u16;
+        self.write_word(offset + DEVICE_CONTROL_2, control & !forwarding | if on { forwarding } else { 0 });
+        (self.read16(offset + DEVICE_CONTROL_2) & forwarding != 0) == on
     }
 
     /// How many upper bits of its function number the function uses for phantom functions, which send requests under

@@ -10,6 +10,7 @@ use iommu::{
 use super::{
     config::{Config, ConfigSpace, offset},
     express::PortType,
+    sriov::VirtualBars,
 };
 
 /// One PCI function as enumeration found it.
@@ -35,6 +36,11 @@ pub struct Function {
     pub phantom_bits: u8,
     /// The bridge right above it; `None` on a root bus.
     pub parent: Option<PciAddress>,
+    /// The physical function that it is a virtual function of.
+    pub physical: Option<PciAddress>,
+    /// Of a virtual function: its registers. Of a physical one: the registers of the first virtual function, which those of
+    /// the others follow, once they have addresses.
+    pub virtual_bars: Option<VirtualBars>,
 }
 
 /// Vendor and device id.
@@ -88,7 +94,7 @@ pub struct Bridge {
 impl Function {
     /// What `config` says about its function, or `None` if nothing answers there.
     pub fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>, parent: Option<PciAddress>) -> Option<Self> {
-        if !config.is_present() {
+        if !config.has_vendor() {
             return None;
         }
         let id = config.read32(offset::ID);
@@ -103,13 +109,36 @@ impl Function {
                 interface: (class >> 8) as u8,
             },
             revision: class as u8,
-            layout: Layout::read(config, header & 0x7f),
+            layout: Layout::read(config),
             multifunction: header & 0x80 != 0,
             port: config.port_type(),
             acs: config.acs(),
             phantom_bits: config.phantom_bits(),
             parent,
+            physical: None,
+            virtual_bars: None,
         })
+    }
+
+    /// A virtual function of this one, which says of itself only what differs.
+    pub(super) fn virtual_one<C: ConfigSpace + ?Sized>(
+        &self,
+        config: Config<'_, C>,
+        device: u16,
+        bars: VirtualBars,
+    ) -> Self {
+        Self {
+            address: config.function(),
+            id: Id { device, ..self.id },
+            layout: Layout::Endpoint,
+            multifunction: true,
+            port: config.port_type(),
+            acs: config.acs(),
+            phantom_bits: config.phantom_bits(),
+            physical: Some(self.address),
+            virtual_bars: Some(bars),
+            ..self.clone()
+        }
     }
 
     /// Bus numbers, if this is a bridge.
@@ -134,7 +163,8 @@ impl Function {
         let kind = self.bridge().map_or(FunctionKind::Endpoint, |Bridge { secondary, subordinate }| {
             FunctionKind::Bridge { kind: self.bridge_kind(), secondary, subordinate }
         });
-        topology::Function { kind, acs: self.acs, phantom_bits: self.phantom_bits, ..endpoint }
+        let (acs, physical, phantom_bits) = (self.acs, self.physical, self.phantom_bits);
+        topology::Function { kind, acs, physical, phantom_bits, ..endpoint }
             .with_quirks(self.id.vendor, self.id.device)
     }
 
@@ -153,8 +183,9 @@ impl Function {
 }
 
 impl Layout {
-    fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>, header: u8) -> Self {
-        match header {
+    /// The layout that `config` says its function's header has.
+    pub(super) fn read<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> Self {
+        match config.read8(offset::HEADER_TYPE) & 0x7f {
             0 => Self::Endpoint,
             1 => Self::Bridge(Bridge::read(config)),
             2 => Self::CardBus(Bridge::read(config)),

@@ -24,6 +24,7 @@ mod names;
 mod reset;
 mod resources;
 mod slot;
+mod sriov;
 
 pub use bar::{Bar, BarError, BarKind};
 pub use capability::{Capabilities, Capability, ExtendedCapabilities};
@@ -36,5 +37,6 @@ pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
-pub use resources::{Apertures, Ranges, ResourceError, Window, assign, number_buses};
+pub use resources::{Apertures, Ranges, ResourceError, Window, assign, number_buses, place_virtual};
 pub use slot::{Changes, Slot, SlotError};
+pub use sriov::{Sriov, SriovError, VirtualBars};

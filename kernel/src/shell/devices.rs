@@ -11,6 +11,12 @@ use crate::{demo, println};
 pub(super) static COMMANDS: &[Command] = &[
     Command { name: "lspci", arguments: "", help: "PCI functions", run: lspci },
     Command {
+        name: "sriov",
+        arguments: "FUNCTION COUNT",
+        help: "give a function so many virtual ones; 0 takes them away",
+        run: sriov,
+    },
+    Command {
         name: "disk",
         arguments: "[NAME read BLOCK]",
         help: "list the disks, or show a block of one",
@@ -23,6 +29,28 @@ fn lspci(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     for function in &shell.machine.hotplug.functions() {
         let name = name_of(function);
         println!("{}  {:04x}:{:04x}  {name}", function.address, function.id.vendor, function.id.device);
+    }
+    Ok(())
+}
+
+fn sriov(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let [name, count] = arguments else { return Err(UsageError) };
+    let count = count.parse().map_err(|_| UsageError)?;
+    let Some(function) = shell.find(name) else {
+        println!("there is no function {name}");
+        return Ok(());
+    };
+    let hotplug = &shell.machine.hotplug;
+    if count == 0 {
+        match hotplug.disable_virtual(function) {
+            Ok(()) => println!("{name} has no virtual functions"),
+            Err(error) => println!("{error}"),
+        }
+        return Ok(());
+    }
+    match hotplug.enable_virtual(function, count) {
+        Ok(found) => found.iter().for_each(|function| println!("{}", function.address)),
+        Err(error) => println!("{error}"),
     }
     Ok(())
 }

@@ -67,13 +67,13 @@ fn plug_edu(
 }
 
 /// What is held: mappings and domain ids.
-fn balance(machine: &Machine) -> (usize, u64) {
+pub fn balance(machine: &Machine) -> (usize, u64) {
     let domains = crate::reports::units(&machine.iommu).iter().map(|unit| unit.domains as u64).sum();
     (machine.iommu.live_mappings(), domains)
 }
 
 /// Whether no more is held than at `before`, when something of an earlier test may have been on its way back.
-fn is_back(machine: &Machine, before: (usize, u64)) -> bool {
+pub fn is_back(machine: &Machine, before: (usize, u64)) -> bool {
     let (mappings, domains) = balance(machine);
     mappings <= before.0 && domains <= before.1
 }

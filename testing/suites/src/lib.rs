@@ -14,6 +14,7 @@
 //! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
 //! - `disk`: a real disk, compared with what the host has in its image;
 //! - `network`: files fetched from the host, pages served to it, and neighbours that go for what a driver has mapped;
+//! - `virtual_functions`: a device that is told to have some, each with rights of its own;
 //! - `power_cut`: a disk whose power goes while it is written.
 #![no_std]
 
@@ -42,6 +43,7 @@ mod retired;
 mod storm;
 mod stress;
 mod unit;
+mod virtual_functions;
 
 pub use machine::{ClaimedEdu, Machine, Memory, Parts, lacks};
 pub use plugged::Plugged;

@@ -83,7 +83,7 @@ impl From<TryReserveError> for ResetError {
 }
 
 /// Waits until `done`, or [`DEADLINE_NS`]; whether it came to be.
-fn wait(host: &dyn Host, mut done: impl FnMut() -> bool) -> bool {
+pub(super) fn wait(host: &dyn Host, mut done: impl FnMut() -> bool) -> bool {
     let deadline_ns = host.now_ns().saturating_add(DEADLINE_NS);
     while !done() {
         if host.now_ns() >= deadline_ns {
@@ -94,7 +94,7 @@ fn wait(host: &dyn Host, mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-fn pause(host: &dyn Host, ns: u64) {
+pub(super) fn pause(host: &dyn Host, ns: u64) {
     let end_ns = host.now_ns().saturating_add(ns);
     while host.now_ns() < end_ns {
         host.relax();

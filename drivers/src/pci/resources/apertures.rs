@@ -77,8 +77,8 @@ impl Apertures {
     }
 }
 
-/// Removes what `function`, on a root bus, decodes: its BARs, and as a bridge its windows.
-fn remove_registers<C: ConfigSpace + ?Sized>(
+/// Removes what `function` decodes: its BARs, and as a bridge its windows.
+pub(super) fn remove_registers<C: ConfigSpace + ?Sized>(
     space: &C,
     function: &Function,
     free: &mut Ranges,

@@ -1,6 +1,9 @@
 //! What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
 
-use drivers::block;
+use drivers::{
+    block,
+    pci::{Function, Sriov},
+};
 use harness::Context;
 
 use super::{Isolation, Machine};
@@ -46,6 +49,15 @@ pub fn two_isolated_edus(context: &Context<'_>) -> Option<&'static str> {
 pub fn idle_edu(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
     unit(context).or_else(|| machine.idle_edu().is_none().then_some("an edu device to leave unclaimed"))
+}
+
+/// For tests that turn virtual functions on.
+pub fn virtual_functions(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let offers =
+        |function: &Function| Sriov::open(&*machine.host, function).is_some_and(|sriov| sriov.offered() > 1);
+    let none = !machine.hotplug.functions().iter().any(offers);
+    unit(context).or_else(|| none.then_some("a device with virtual functions"))
 }
 
 /// For tests that move data by NVMe.

@@ -1,0 +1,129 @@
+//! Virtual functions of a device: each its own group, domain, registers and interrupts.
+
+use alloc::vec::Vec;
+
+use drivers::{
+    hotplug::VirtualError,
+    mmio::{ReadOnly, Register},
+    pci::{Config, Device, Function, Msix, Sriov, SriovError},
+};
+use harness::{Failure, check, check_eq, failure, test};
+use iommu::{Bidirectional, ClaimError, DmaDevice, PciAddress};
+
+use crate::{
+    hotplug::{balance, is_back},
+    machine::{Machine, lacks},
+    pattern, reports,
+};
+
+const COUNT: u16 = 2;
+
+/// A virtual function in the hands of a driver.
+struct Claimed {
+    dma: DmaDevice,
+    device: Device,
+    msix: Msix,
+}
+
+/// The function that can have virtual ones, and how many.
+fn physical(machine: &Machine) -> Result<(PciAddress, u16), Failure> {
+    let functions = machine.hotplug.functions();
+    let offered =
+        |function: &Function| Some((function.address, Sriov::open(&*machine.host, function)?.offered()));
+    functions.iter().find_map(offered).ok_or_else(|| failure!("nothing has virtual functions"))
+}
+
+fn claim(machine: &Machine, function: &Function) -> Result<Claimed, Failure> {
+    let address = function.address;
+    let dma = machine.iommu.claim(address)?;
+    let opened = Device::open_found(machine.host.clone(), function);
+    let device = opened.ok_or_else(|| failure!("{address} does not answer"))?;
+    let mut msix = Msix::open(&device)?;
+    msix.set(0, machine.host.allocate_interrupt(address, machine.host.event())?)?;
+    Ok(Claimed { dma, device, msix })
+}
+
+/// Address and data of the message in entry 0 of a function's MSI-X table, which is at the start of BAR 3.
+fn message(device: &Device) -> Result<(u32, u32), Failure> {
+    let table = device.map_bar(3)?;
+    let read = |offset| {
+        Ok::<_, Failure>(
+            table.register::<u32, ReadOnly>(offset).map(|register: Register<u32, _>| register.read())?,
+        )
+    };
+    Ok((read(0)?, read(8)?))
+}
+
+test! {
+    /// They appear with ids, groups, domains, registers and interrupts of their own. Turned off under their drivers, they
+    /// are gone, and all that they had comes back; so it is the second time.
+    deadline_ms = 90_000,
+    lacks = lacks::virtual_functions,
+    fn each_has_rights_of_its_own_and_gives_all_back(context) {
+        let machine = Machine::of(context)?;
+        let (physical, _) = physical(machine)?;
+        let before = (balance(machine), machine.hotplug.functions());
+        let interrupts = reports::interrupts(&machine.iommu).len();
+        let mut last = None;
+        for seed in 1..=2 {
+            let found = machine.hotplug.enable_virtual(physical, COUNT)?;
+            check_eq!(found.len(), usize::from(COUNT));
+            let addresses: Vec<_> = found.iter().map(|function| function.address).collect();
+            check!(last.replace(addresses.clone()).is_none_or(|last| last == addresses), "they are somewhere else");
+            let mut claimed = Vec::new();
+            for function in &found {
+                check_eq!(machine.iommu.group(function.address)?, [function.address]);
+                claimed.push(claim(machine, function)?);
+            }
+            let [first, second] = &claimed[..] else { return Err(failure!("not {COUNT} functions")) };
+            let sources = addresses.iter().map(|&function| reports::group(&machine.iommu, function).map(|group| group.sources));
+            for (sources, function) in sources.zip(&addresses) {
+                check_eq!(sources, Some([function.source_id()].to_vec()));
+            }
+            check_eq!(reports::interrupts(&machine.iommu).len(), interrupts + 2);
+            check!(first.msix.entries() > 0 && message(&first.device)? != message(&second.device)?, "one table for two");
+            check_eq!(
+                machine.hotplug.enable_virtual(physical, COUNT).map(drop),
+                Err(VirtualError::Sriov(SriovError::On { count: COUNT }))
+            );
+            let mapping = first.dma.dma_map(pattern::pages(1, seed)?, Bidirectional)?;
+            // The neighbour may have the same address, and other memory there.
+            let page = mapping.iova();
+            let neighbour = second.dma.dma_map_at(pattern::pages(1, seed + 10)?, Bidirectional, page)?;
+            machine.hotplug.disable_virtual(physical)?;
+            for (function, claimed) in addresses.iter().zip(claimed) {
+                check!(!Config::new(&*machine.host, *function).is_present(), "{function} is still there");
+                check!(claimed.dma.was_taken_back(), "{function} still has its rights");
+            }
+            pattern::expect(&mapping.unmap()?, seed, "what a virtual function had")?;
+            drop(neighbour.unmap()?);
+            for function in addresses {
+                check_eq!(machine.iommu.claim(function).map(drop), Err(ClaimError::Unknown { function }));
+            }
+        }
+        crate::storm::wait(machine, "the return of all that was mapped", || is_back(machine, before.0))?;
+        check_eq!(reports::interrupts(&machine.iommu).len(), interrupts);
+        check!(machine.hotplug.functions() == before.1, "other functions than before");
+    }
+}
+
+test! {
+    /// What it cannot have it says, and has none.
+    lacks = lacks::virtual_functions,
+    fn more_than_there_can_be_are_refused(context) {
+        let machine = Machine::of(context)?;
+        let (physical, offered) = physical(machine)?;
+        for wanted in [0, offered + 1, u16::MAX] {
+            let refused = Err(VirtualError::Sriov(SriovError::Count { wanted, offered }));
+            check_eq!(machine.hotplug.enable_virtual(physical, wanted).map(drop), refused);
+        }
+        let host = machine.functions.iter().find(|function| function.parent.is_none());
+        let function = host.ok_or_else(|| failure!("no function on a root bus"))?.address;
+        check_eq!(
+            machine.hotplug.enable_virtual(function, 1).map(drop),
+            Err(VirtualError::NoCapability { function })
+        );
+        check_eq!(machine.hotplug.enable_virtual(physical, offered)?.len(), usize::from(offered));
+        machine.hotplug.disable_virtual(physical)?;
+    }
+}
