@@ -263,3 +263,32 @@ fn a_superpage_takes_the_place_of_an_empty_table() {
     }
     finish(tree);
 }
+
+#[test]
+fn a_list_of_pages_stops_at_each_place() {
+    const PAGES: u64 = 11;
+    let pages: Vec<_> = (0..PAGES).map(|page| range(G1 + 2 * page * K4, K4)).collect();
+    for place in 0..PAGES {
+        let memory = Arena::new(16);
+        let tree = tree(remap(), &memory);
+        let occupied = M2 + place * K4;
+        // SAFETY: no other thread changes the tree.
+        unsafe {
+            assert!(tree.map(occupied, &[range(0, K4)], BOTH).unwrap().is_none());
+            let error = tree.map(M2, &pages, BOTH).unwrap_err();
+            assert!(matches!(error, MapError::AlreadyMapped { input, .. } if input == occupied), "{error:?}");
+            error.into_undone().into_iter().for_each(|undone| tree.redeem(flush(undone)));
+            assert_eq!(runs(&tree), [(occupied, 0, K4)]);
+            tree.redeem(flush(tree.unmap(occupied, K4).unwrap()));
+            // Two pages in the place of one.
+            let mut segments = pages.clone();
+            segments[place as usize].bytes = 2 * K4;
+            assert!(tree.map(M2, &segments, BOTH).unwrap().is_none());
+        }
+        for (index, page) in (0..).zip(&pages) {
+            let input = M2 + (index + u64::from(index > place)) * K4;
+            assert_eq!(tree.lookup(input).map(|found| found.output), Some(page.start));
+        }
+        finish(tree);
+    }
+}
