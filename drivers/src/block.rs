@@ -7,6 +7,7 @@
 //! A driver consists of its [`engine::Queue`]s and its [`engine::Hardware`]; threads, deadlines, faults, recovery and
 //! shutdown are the engine's.
 
+pub(crate) mod attention;
 mod batch;
 mod binding;
 mod completions;

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     block::{
         BlockDevice, BlockInfo,
-        engine::{Attention, Engine, Hardware, Setup, Stop},
+        attention::Attention,
+        engine::{Engine, Hardware, Setup, Stop},
     },
     host::{Event, Host},
 };

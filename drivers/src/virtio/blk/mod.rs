@@ -20,7 +20,8 @@ use self::{
 use crate::{
     block::{
         BlockDevice,
-        engine::{Attention, Engine, Hardware, Setup, Stop},
+        attention::Attention,
+        engine::{Engine, Hardware, Setup, Stop},
     },
     host::{Event, Host},
     pci::Id,
