@@ -12,6 +12,8 @@ pub const SHELL: &[Line] = &[
     Line { typed: "cpus", shows: &["cpu  APIC id  interrupts", "all TLBs flushed"] },
     Line { typed: "stats", shows: &["vectors that nobody had asked for: 0", "unit    0: "] },
     Line { typed: "lspci", shows: &["0000:00:04.0  1234:11e8  QEMU edu"] },
+    // Virtual functions have a scenario of their own; here is nothing that could have any.
+    Line { typed: "sriov 09:00.0 1", shows: &["there is no function 09:00.0"] },
     Line { typed: "disk", shows: &["disk0", "0000:00:03.0"] },
     Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
     Line { typed: "net", shows: &["net0  0000:00:08.0  virtio-net"] },
