@@ -55,7 +55,7 @@ impl Model {
 
     /// The device reads the page: if the tables lead there, the unit caches the translation.
     fn device_reads(&self) {
-        self.platform.memory.step();
+        self.platform.memory.step(Ordering::Relaxed);
         let at = self.platform.unit.log().len();
         self.cached.lock().unwrap().extend(self.walk().map(|domain| (at, domain)));
     }

@@ -39,8 +39,11 @@ impl FakeMemory {
 
     /// A moment that another CPU, or the unit, may come first in: `loom` tries it before each access to tables and
     /// registers, which are not its own atomics.
-    pub fn step(&self) {
-        self.steps.fetch_add(1, Ordering::Relaxed);
+    ///
+    /// Hardware orders no more than this: what a CPU stored before it wrote a register (`Release`) is seen by who reads
+    /// (`Acquire`) what the unit stored because of it.
+    pub fn step(&self, order: Ordering) {
+        self.steps.fetch_add(1, order);
     }
 
     pub fn allocate_run(&self, pages: usize) -> Option<PhysAddr> {
@@ -94,7 +97,7 @@ unsafe impl TableMemory for FakeMemory {
     unsafe fn free(&self, _page: PhysAddr) {}
 
     unsafe fn table(&self, page: PhysAddr) -> &Table {
-        self.step();
+        self.step(Ordering::Acquire);
         let offset = page.as_u64().checked_sub(FIRST).expect("not a page of this memory") as usize / 8;
         self.words[offset..offset + TABLE_ENTRIES].try_into().unwrap()
     }

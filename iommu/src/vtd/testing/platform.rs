@@ -107,25 +107,25 @@ impl Registers for FakeRegisters {
 
     fn read32(&self, offset: usize) -> u32 {
         assert!(offset + 4 <= self.bytes, "read at {offset:#x} beyond the mapping");
-        self.memory.step();
+        self.memory.step(Ordering::Acquire);
         self.unit.read32(offset)
     }
 
     fn write32(&self, offset: usize, value: u32) {
         assert!(offset + 4 <= self.bytes, "write at {offset:#x} beyond the mapping");
-        self.memory.step();
+        self.memory.step(Ordering::Release);
         self.unit.write32(offset, value);
     }
 
     fn read64(&self, offset: usize) -> u64 {
         assert!(offset + 8 <= self.bytes, "read at {offset:#x} beyond the mapping");
-        self.memory.step();
+        self.memory.step(Ordering::Acquire);
         self.unit.read64(offset)
     }
 
     fn write64(&self, offset: usize, value: u64) {
         assert!(offset + 8 <= self.bytes, "write at {offset:#x} beyond the mapping");
-        self.memory.step();
+        self.memory.step(Ordering::Release);
         self.unit.write64(offset, value);
     }
 }
