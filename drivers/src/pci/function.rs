@@ -41,6 +41,8 @@ pub struct Function {
     /// Of a virtual function: its registers. Of a physical one: the registers of the first virtual function, which those of
     /// the others follow, once they have addresses.
     pub virtual_bars: Option<VirtualBars>,
+    /// For how many virtual functions those addresses are, whatever the function says later.
+    pub virtual_room: u16,
 }
 
 /// Vendor and device id.
@@ -117,6 +119,7 @@ impl Function {
             parent,
             physical: None,
             virtual_bars: None,
+            virtual_room: 0,
         })
     }
 
@@ -137,6 +140,7 @@ impl Function {
             phantom_bits: config.phantom_bits(),
             physical: Some(self.address),
             virtual_bars: Some(bars),
+            virtual_room: 0,
             ..self.clone()
         }
     }

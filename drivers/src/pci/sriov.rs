@@ -17,7 +17,7 @@ use super::{
     capability::extended_id,
     config::Config,
     function::Function,
-    reset::{pause, wait},
+    reset::{DEADLINE_NS, pause},
 };
 use crate::host::Host;
 
@@ -235,10 +235,12 @@ impl<'a> Sriov<'a> {
     /// # Errors
     /// See [`SriovError`]. There are none then.
     pub fn enable(&self, count: u16, known: &[Function]) -> Result<Vec<Function>, SriovError> {
-        let offered = self.offered();
         if !self.config().is_present() {
             return Err(SriovError::Gone);
         }
+        // What it says now is no reason to put registers where others have theirs.
+        let room = self.physical.virtual_bars.map(|_| self.physical.virtual_room);
+        let offered = self.offered().min(room.unwrap_or(u16::MAX));
         if count == 0 || count > offered {
             return Err(SriovError::Count { wanted: count, offered });
         }
@@ -318,15 +320,20 @@ impl<'a> Sriov<'a> {
         self.write16(layout::CONTROL, on);
         pause(self.host, SETTLE_ON_NS);
         self.expect(layout::CONTROL, on)?;
+        // One deadline for all of them: there may be hundreds.
+        let deadline_ns = self.host.now_ns().saturating_add(DEADLINE_NS);
         let device = self.read16(layout::VF_DEVICE_ID);
         let mut functions = Vec::new();
         functions.try_reserve_exact(addresses.len())?;
         for (number, function) in (0_u64..).zip(addresses) {
             let config = self.config_of(function);
-            if !wait(self.host, || config.is_present()) {
-                return Err(SriovError::Absent { function });
+            while !config.is_present() {
+                if self.host.now_ns() >= deadline_ns {
+                    return Err(SriovError::Absent { function });
+                }
+                self.host.relax();
             }
-            // None of them ends beyond 2^64: there is room for all that there can be.
+            // None of them ends beyond 2^64: there is room for so many.
             let own = |bar: Bar| Bar { base: bar.base + number * bar.bytes, ..bar };
             functions.push(self.physical.virtual_one(config, device, first.map(|bar| bar.map(own))));
         }

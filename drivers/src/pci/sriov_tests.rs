@@ -123,6 +123,16 @@ fn refused(fake: FakeFunction, known: Option<PciAddress>) -> SriovError {
 }
 
 #[test]
+fn a_function_that_says_later_that_it_offers_more_gets_no_more_than_it_has_room_for() {
+    let (bench, found) = machine(physical(2, 2));
+    bench.host.space.add(PHYSICAL, physical(2, 2).with(CAPABILITY + 0x0c, 0x0100_0100));
+    let sriov = Sriov::open(&*bench.host, &found[0]).expect("the capability");
+    assert_eq!(sriov.offered(), 0x100);
+    let refused = SriovError::Count { wanted: OFFERED + 1, offered: OFFERED };
+    assert_eq!(sriov.enable(OFFERED + 1, &found), Err(refused));
+}
+
+#[test]
 fn places_that_cannot_be_are_refused() {
     assert_eq!(refused(physical(2, 0), None), SriovError::Taken { function: at(4, 0, 2) });
     assert_eq!(refused(physical(0, 1), None), SriovError::Taken { function: PHYSICAL });

@@ -22,7 +22,7 @@ pub use power::reset_by_power;
 pub use secondary_bus::reset_bus;
 
 /// How long a function may take to finish what it has begun, and how long to answer again.
-const DEADLINE_NS: u64 = 1_000_000_000;
+pub(super) const DEADLINE_NS: u64 = 1_000_000_000;
 /// How long nobody may touch a function after its reset.
 const SETTLE_NS: u64 = 100_000_000;
 

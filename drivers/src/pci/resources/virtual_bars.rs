@@ -42,7 +42,9 @@ pub fn place_virtual(host: &dyn Host, functions: &mut [Function], apertures: &mu
         for function in &mut functions[first..] {
             if function.parent == parent && has_some(function) {
                 match place(host, function, &mut room) {
-                    Ok(bars) => function.virtual_bars = Some(bars),
+                    Ok((bars, count)) => {
+                        (function.virtual_bars, function.virtual_room) = (Some(bars), count);
+                    }
                     Err(error) => log::warn!("pci: {} gets no virtual functions: {error}", function.address),
                 }
             }
@@ -67,8 +69,9 @@ impl fmt::Display for NoPlace {
     }
 }
 
-fn place(host: &dyn Host, function: &Function, room: &mut Room<'_>) -> Result<VirtualBars, NoPlace> {
-    let Some(sriov) = Sriov::open(host, function) else { return Ok(VirtualBars::default()) };
+/// The registers of the first virtual function, and for how many there is room.
+fn place(host: &dyn Host, function: &Function, room: &mut Room<'_>) -> Result<(VirtualBars, u16), NoPlace> {
+    let Some(sriov) = Sriov::open(host, function) else { return Ok((VirtualBars::default(), 0)) };
     if sriov.is_on() {
         sriov.disable().map_err(NoPlace::Sriov)?;
     }
@@ -83,7 +86,7 @@ fn place(host: &dyn Host, function: &Function, room: &mut Room<'_>) -> Result<Vi
         };
         bars[index] = Some(Bar { base, ..bar });
     }
-    Ok(bars)
+    Ok((bars, count))
 }
 
 /// Where the addresses come from.
