@@ -57,17 +57,13 @@ impl StaleRanges {
             && below.last().saturating_add(1) >= first
         {
             drop(table.merge(below, stale));
-            if self.gap_behind(at - 1) == Some(0) {
-                self.join(table, at - 1);
-            }
-            return;
+            return self.join_what_touches(table, at - 1);
         }
         self.tokens[self.count] = Some(stale);
         self.count += 1;
         self.tokens[at..self.count].rotate_right(1);
-        if self.gap_behind(at) == Some(0) {
-            self.join(table, at);
-        } else if self.count > MAX_RANGES
+        self.join_what_touches(table, at);
+        if self.count > MAX_RANGES
             && let Some((_, index)) = self.narrowest_gap()
         {
             self.join(table, index);
@@ -92,6 +88,13 @@ impl StaleRanges {
         (0..self.count).filter_map(|index| Some((self.gap_behind(index)?, index))).min()
     }
 
+    /// Makes one of the token at `index` and all behind it that touch it: one that brings a table along may reach over many.
+    fn join_what_touches<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, index: usize) {
+        while self.gap_behind(index) == Some(0) {
+            self.join(table, index);
+        }
+    }
+
     /// Makes one of the tokens at `index` and behind it.
     fn join<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, index: usize) {
         self.tokens[index + 1..self.count].rotate_left(1);
@@ -110,5 +113,57 @@ impl IntoIterator for StaleRanges {
 
     fn into_iter(self) -> Self::IntoIter {
         self.tokens.into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::LeafSizes};
+
+    use super::*;
+    use crate::vtd::{SecondStageAccess, SecondStageFormat, testing::FakeMemory};
+
+    /// Numbers of the first and last page of each range after the unmaps of `unmapped`, each a first page and a count.
+    fn ranges(unmapped: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let memory = FakeMemory::new();
+        let format = SecondStageFormat::new(4, LeafSizes::SIZE_4K, 46, true, false).unwrap();
+        let table = PageTable::new(format, &memory).unwrap();
+        let all = PhysRange { start: PhysAddr::new(1 << 32), bytes: 64 * PAGE_BYTES };
+        // SAFETY: no hardware walks the table.
+        let _ = unsafe { table.map(0, &[all], SecondStageAccess::Read) }.unwrap();
+        let mut stale = StaleRanges::new();
+        for &(first, count) in unmapped {
+            // SAFETY: as above.
+            let token = unsafe { table.unmap(first * PAGE_BYTES, count * PAGE_BYTES) }.unwrap();
+            stale.add(&table, token);
+        }
+        let page = |address: Iova| address.as_u64() / PAGE_BYTES;
+        let ranges = stale.ranges().map(|(first, last)| (page(first), page(last))).collect();
+        stale.into_iter().for_each(drop);
+        ranges
+    }
+
+    #[test]
+    fn ranges_stay_apart_until_they_touch() {
+        assert_eq!(ranges(&[(8, 1), (4, 1), (6, 1)]), [(4, 4), (6, 6), (8, 8)]);
+        assert_eq!(ranges(&[(8, 1), (4, 1), (6, 1), (5, 1)]), [(4, 6), (8, 8)]);
+        assert_eq!(ranges(&[(8, 1), (6, 1), (7, 1)]), [(6, 8)]);
+    }
+
+    #[test]
+    fn a_range_over_many_takes_all_of_them() {
+        assert_eq!(ranges(&[(4, 1), (8, 1), (12, 1), (40, 1), (2, 20)]), [(2, 21), (40, 40)]);
+        assert_eq!(ranges(&[(1, 1), (4, 1), (8, 1), (12, 1), (40, 1), (2, 20)]), [(1, 21), (40, 40)]);
+    }
+
+    #[test]
+    fn one_too_many_closes_the_narrowest_gap() {
+        let apart: Vec<_> = (0..MAX_RANGES as u64).map(|at| (6 * at, 1)).collect();
+        assert_eq!(ranges(&apart).len(), MAX_RANGES);
+        let found = ranges(&[&*apart, &[(8, 1)]].concat());
+        assert_eq!(found.len(), MAX_RANGES);
+        assert!(found.contains(&(6, 8)), "{found:?}");
     }
 }

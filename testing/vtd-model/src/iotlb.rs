@@ -144,10 +144,15 @@ impl DomainEntries {
         all.take(SOME).collect()
     }
 
+    /// Entries of larger pages than the request names stay, as hardware may keep them: the mask has to be at least the size
+    /// of the page.
     fn invalidate(&mut self, first: u64, last: u64) -> Vec<u64> {
         let mut dropped = Vec::new();
         for (shift, pages) in SHIFTS.iter().zip(&mut self.pages) {
             let scale = shift - 12;
+            if last - first + 1 < 1 << scale {
+                continue;
+            }
             let range = first >> scale..=last >> scale;
             while let Some((&page, _)) = pages.range(range.clone()).next() {
                 pages.remove(&page);
@@ -182,10 +187,15 @@ mod tests {
     }
 
     #[test]
-    fn one_page_of_a_superpage_invalidates_all_of_it() {
+    fn a_superpage_stays_until_an_invalidation_is_of_its_size() {
         let mut tlb = Iotlb::default();
         tlb.insert(3, 0x20_0000, page(0x4000_0000, 21));
-        tlb.invalidate(IotlbScope::Pages { domain: 3, first: 0x3ff, last: 0x3ff, leaves_only: true });
+        let pages = |first, last| IotlbScope::Pages { domain: 3, first, last, leaves_only: true };
+        tlb.invalidate(pages(0x3ff, 0x3ff));
+        tlb.invalidate(pages(0x200, 0x2ff));
+        tlb.invalidate(pages(0x300, 0x3ff));
+        assert_eq!(tlb.lookup(3, 0x20_0000), Some(Lookup::Hit(page(0x4000_0000, 21))));
+        tlb.invalidate(pages(0x200, 0x3ff));
         assert_eq!(tlb.lookup(3, 0x20_0000), None);
     }
 

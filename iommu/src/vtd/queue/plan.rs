@@ -55,6 +55,9 @@ pub struct Plan {
 /// A plan is one job.
 const _: () = assert!(MAX_PAGE_DESCRIPTORS + MAX_DEVICE_DESCRIPTORS <= MAX_ITEMS);
 
+/// log2 of the pages in superpages of 2 MiB and of 1 GiB.
+const SUPERPAGE_ORDERS: [u8; 2] = [9, 18];
+
 /// Page numbers have no more bits than this.
 const PAGE_NUMBER_BITS: u8 = 52;
 
@@ -87,6 +90,9 @@ impl Plan {
     pub fn add(&mut self, first: Iova, last: Iova) {
         self.add_for_device(first, last);
         let Some(max_order) = self.max_order else { return self.widen() };
+        if may_hold_larger_leaf(first, last, max_order) {
+            return self.widen();
+        }
         for Block { first, order } in Blocks::covering(first, last, max_order) {
             if self.count == MAX_PAGE_DESCRIPTORS {
                 return self.widen();
@@ -126,6 +132,14 @@ impl Plan {
     pub fn invalidations(&self) -> &[Invalidation] {
         &self.invalidations[MAX_DEVICE_DESCRIPTORS - self.device_count..MAX_DEVICE_DESCRIPTORS + self.count]
     }
+}
+
+/// Whether the range may hold a superpage of more than 2^`max_order` pages. Only an invalidation with a mask of at least its
+/// size is sure to reach the one translation that a unit keeps of it (register IVA_REG, field AM). What a part was taken of
+/// counts as a whole: the tokens of `mm` say so.
+fn may_hold_larger_leaf(first: Iova, last: Iova, max_order: u8) -> bool {
+    let pages = (last.as_u64() >> mm::PAGE_SHIFT) - (first.as_u64() >> mm::PAGE_SHIFT) + 1;
+    SUPERPAGE_ORDERS.iter().any(|&order| max_order < order && pages >= 1 << order)
 }
 
 impl DeviceTlbScope {

@@ -116,6 +116,26 @@ fn too_many_ranges_become_the_domain_and_stay_it() {
 }
 
 #[test]
+fn a_superpage_takes_a_mask_of_its_size_or_the_domain() {
+    let domain = [Invalidation::Iotlb(IotlbScope::Domain(DOMAIN))];
+    for (superpage, mask) in
+        SUPERPAGE_ORDERS.into_iter().flat_map(|order| (0..=20).map(move |mask| (order, mask)))
+    {
+        for pages in [1 << superpage, (1 << superpage) + 7, 3 << superpage] {
+            let mut plan = Plan::new(DOMAIN, false, &capability(true, mask));
+            let first = 5 << superpage;
+            plan.add(page(first), end(first + pages - 1));
+            let reaches = |invalidation: &Invalidation| {
+                matches!(*invalidation, Invalidation::Iotlb(IotlbScope::Pages { first: start, order, .. })
+                    if start.as_u64() >> mm::PAGE_SHIFT >> order == first >> order && order >= superpage)
+            };
+            let is_reached = plan.invalidations().iter().any(reaches);
+            assert!(plan.invalidations() == domain || is_reached, "{pages} pages, mask {mask}: {plan:?}");
+        }
+    }
+}
+
+#[test]
 fn the_tlb_of_a_device_is_in_the_plan_until_it_is_emptied() {
     let source = crate::SourceId { segment: 2, requester: 0x0310 };
     let queue_depth = core::num::NonZeroU8::new(7).unwrap();
