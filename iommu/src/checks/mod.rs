@@ -185,7 +185,14 @@ impl<P: Platform> Checks<P> {
 
     /// Forgets the buffer of `bytes` bytes at `iova`.
     fn leave(&self, claim: u64, iova: Iova, bytes: u64) {
-        while self.state.lock(&*self.platform).records.remove(self.platform.tables(), claim, iova, bytes) {}
+        let tables = self.platform.tables();
+        let remove =
+            |from| self.state.lock(&*self.platform).records.remove(tables, claim, (iova, bytes), from);
+        // No two of its pieces are at one place: whoever has lent the same memory once more keeps a record of each.
+        let mut from = Some(iova);
+        while let Some(at) = from.and_then(remove) {
+            from = at.as_u64().checked_add(1).map(Iova::new);
+        }
     }
 
     fn report(&self, misuse: Misuse) {

@@ -109,21 +109,34 @@ impl Records {
         true
     }
 
-    /// Removes one record of the `bytes` bytes that `claim` has at `iova`. False if there is none left.
-    pub fn remove<M: TableMemory>(&mut self, tables: &M, claim: u64, iova: Iova, bytes: u64) -> bool {
-        let mut found = self.by_claim.lower_bound_mut(Bound::Included(&(claim, iova)));
+    /// Removes a record of the `bytes` bytes that `claim` has at `iova`: the first at `from` or behind it. Returns where that
+    /// was. Without isolation others of the same claim may have a part of them too: theirs stay.
+    pub fn remove<M: TableMemory>(
+        &mut self,
+        tables: &M,
+        claim: u64,
+        (iova, bytes): (Iova, u64),
+        from: Iova,
+    ) -> Option<Iova> {
         let last = iova.as_u64() + (bytes - 1);
-        let is_here = |record: &Record| record.claim == claim && record.iova().as_u64() <= last;
-        if !found.get().is_some_and(is_here) {
-            return false;
-        }
-        let Some(record) = found.remove() else { return false };
+        let mut cursor = self.by_claim.lower_bound_mut(Bound::Included(&(claim, from)));
+        let at = loop {
+            let record = cursor.get()?;
+            if record.claim != claim || record.iova().as_u64() > last {
+                return None;
+            }
+            if (record.lent.iova, record.lent.bytes) == (iova, bytes) {
+                break record.iova();
+            }
+            cursor.move_next();
+        };
+        let record = cursor.remove()?;
         // SAFETY: a record in one of the trees is in the other one too.
         unsafe { self.by_memory.cursor_mut_from_ptr(&raw const *record) }.remove();
         // SAFETY: it came from `add`, and is in no tree any more.
         self.slots.put(tables, unsafe { Slot::from_ref(record) });
         self.count -= 1;
-        true
+        Some(at)
     }
 
     /// A buffer whose memory is partly that of `piece` of `lent`, if a device may write one of them.

@@ -135,6 +135,30 @@ fn page() -> PageBuffer {
     PageBuffer::zeroed(1).expect("memory")
 }
 
+/// Without isolation the same memory, lent twice by one driver, is at one address.
+#[test]
+fn what_is_lent_twice_and_comes_back_once_is_lent_still() {
+    let driven = start_with(Options { mode: Mode::Off, ..Options::default() });
+    let (handle, _) = claim(&driven, 0);
+    let memory = Memory::new(&driven, 600);
+    let whole = || memory.part(0, 600 * PAGE);
+    let (unmapped, _) = map(&handle, whole(), ToDevice);
+    let (same, same_lent) = map(&handle, whole(), ToDevice);
+    let (part, part_lent) = map(&handle, memory.part(8 * PAGE, PAGE), ToDevice);
+    unmapped.unmap().expect("no unit");
+    std::mem::forget((same, part));
+    assert_none(&driven, "reading the same memory is no misuse");
+    drop(handle);
+    wait(&driven);
+    let leaks: Vec<_> = [same_lent, part_lent].map(Misuse::Leaked).into();
+    let Findings { kept, found, .. } = findings(&driven);
+    let known = |misuse: &Misuse| match *misuse {
+        Misuse::Leaked(lent) => Misuse::Leaked(known(lent)),
+        other => other,
+    };
+    assert_eq!((kept.iter().map(known).collect::<Vec<_>>(), found), (leaks, 2));
+}
+
 #[test]
 fn what_a_driver_leaves_mapped_is_named_and_nothing_else() {
     for options in [Options::default(), Options { mode: Mode::Off, ..Options::default() }] {
