@@ -219,6 +219,8 @@ impl<B: Backend> Group<B> {
             Some(domain) => self.reattached(maker, &domain, true)?,
             None => {
                 self.set_reporting(maker, true);
+                // A unit that fell silent over it may go on not recording.
+                maker.backend.check(self.layout.units())?;
                 let none = future == Future::None || self.layout.reserved.is_empty();
                 if none { None } else { self.reserved_only(maker) }
             }

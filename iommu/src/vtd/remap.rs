@@ -217,6 +217,16 @@ impl InterruptTable {
         });
     }
 
+    /// Makes the entry at `index`, which was [withdrawn](Self::withdraw) and which the unit has forgotten, nobody's: whoever had
+    /// it may have been muted meanwhile, and what others try with it is recorded.
+    fn clear<P: Platform>(&self, platform: &P, index: u16) {
+        let _changing = self.free.lock(platform);
+        self.with_entry(platform, index, |words| {
+            words.iter().for_each(|word| word.store(0, Ordering::Release));
+            self.write_back(platform, words);
+        });
+    }
+
     /// Takes the entry at `index` out of use for good if `is_meant` says so, whether or not anything was stored there; until
     /// it is [reserved](Self::reserve) anew nothing can be. What is tried with it is not recorded. Returns whether it changed:
     /// the unit may go on using what it was, even that it was not present, until it is invalidated.
@@ -333,6 +343,9 @@ impl<P: Platform> Unit<P> {
             table.withdraw(platform, index);
         }
         self.invalidate_interrupts(platform, block.first(), block.order())?;
+        for index in block.indices() {
+            table.clear(platform, index);
+        }
         table.free.lock(platform).put_back(block);
         Ok(())
     }

@@ -320,6 +320,26 @@ fn a_stuck_unit_gives_nothing_back() {
     assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { .. }));
 }
 
+/// The last that a release asks of a unit is to record again what the device tries.
+#[test]
+fn a_unit_that_falls_silent_at_the_end_of_a_release_has_not_released() {
+    let mut config = MachineConfig::plain(1);
+    config.relax_ns = 1_000_000;
+    config.units[0].caching_mode = true;
+    let driven = Driven::start(config).expect("units that work");
+    let (handle, _) = claim(&driven, 0);
+    let function = handle.function();
+    let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
+    let released = driven.iommu.release(function, |_| {
+        driven.machine.misbehave(0, |unit| unit.statuses_lost = true);
+        true
+    });
+    assert!(matches!(released, Err(ReleaseError::Stuck(_))), "{released:?}");
+    assert!(matches!(driven.standing(function).0, GroupStanding::Quarantined { .. }));
+    drop(mapping);
+    assert!(driven.iommu.claim(function).is_err());
+}
+
 #[test]
 fn a_release_that_fails_is_a_quarantine() {
     let driven = machine();

@@ -146,6 +146,19 @@ fn a_sender_is_muted_whether_or_not_its_entries_are_in_use() {
     unit.route_interrupt(&platform, &block, 1, &route(0x31, 4)).unwrap();
 }
 
+/// What is tried with an entry that is nobody's is recorded, whoever had it before is muted or not.
+#[test]
+fn a_free_entry_is_not_muted_with_who_had_it() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let block = unit.allocate_interrupts(&platform, 1, OWNER).unwrap();
+    let first = block.first();
+    unit.route_interrupt(&platform, &block, 0, &route(0x31, 4)).unwrap();
+    unit.free_interrupts(&platform, block).unwrap();
+    unit.mute_interrupts(&platform, DEVICE).unwrap();
+    assert_eq!([raw(&platform, first), raw(&platform, first + 1)], [0, 0]);
+}
+
 #[test]
 fn a_freed_block_is_withdrawn_flushed_and_only_then_free() {
     let platform = FakePlatform::new(CAP, ECAP);
