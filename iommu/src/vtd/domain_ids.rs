@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn every_id_but_zero_is_given_out_once() {
-        for count in [16, 64, 100, 256, 65536] {
+        for count in [16, 64, 100, 256, if cfg!(miri) { 4096 } else { 65536 }] {
             let mut ids = DomainIds::new(count).unwrap();
             let given: Vec<u16> = core::iter::from_fn(|| ids.allocate()).map(DomainId::as_u16).collect();
             assert!(given.iter().copied().eq(1..=(count - 1) as u16), "{count} ids");
