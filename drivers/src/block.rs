@@ -4,8 +4,8 @@
 //! caller's, so that one thread can have many requests in flight, on several devices, and wait for whichever is done
 //! first. [`transfer`] is the short way for one request.
 //!
-//! A driver consists of its [`engine::Queue`]s and its [`engine::Hardware`]; threads, deadlines, faults, recovery and
-//! shutdown are the engine's.
+//! A driver consists of its [`hardware::Queue`]s and its [`hardware::Hardware`]; threads, deadlines, faults, recovery and
+//! shutdown are the [`engine`]'s.
 
 pub(crate) mod attention;
 mod batch;
@@ -14,6 +14,7 @@ mod completions;
 pub(crate) mod engine;
 mod error;
 pub(crate) mod flight;
+pub(crate) mod hardware;
 mod keeper;
 mod worker;
 

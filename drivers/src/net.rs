@@ -5,11 +5,13 @@
 //! driver's. Frames lie in pools of buffers that stay mapped and are copied in and out; what does not fit into a queue is
 //! refused or dropped, and counted.
 //!
-//! A driver consists of its [`engine::Rings`]; faults, recovery and shutdown are the [`engine::Engine`]'s.
+//! A driver consists of its [`rings::Rings`]; faults, recovery and shutdown are the [`engine::Engine`]'s.
 
+pub(crate) mod attention;
 mod binding;
 pub(crate) mod engine;
 mod mac;
+pub(crate) mod rings;
 
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;

@@ -7,8 +7,9 @@ use iommu::dma::FaultCounts;
 
 use super::{
     BlockError,
-    engine::{Hardware, Phase, Queue, Running, Shared, Stop},
+    engine::{Phase, Running, Shared},
     flight::InFlight,
+    hardware::{Hardware, Queue, Stop},
 };
 use crate::{faults::Doubt, host::Event};
 

@@ -8,8 +8,9 @@ use iommu::dma::FaultCounts;
 use super::{
     BlockError,
     batch::Batch,
-    engine::{Channel, Phase, Queue, Refused, Running, Shared},
+    engine::{Channel, Phase, Refused, Running, Shared},
     flight::{Done, InFlight},
+    hardware::Queue,
 };
 use crate::faults::Doubt;
 

@@ -20,7 +20,9 @@ use crate::{
     host::Host,
     net::{
         FRAME_LIMIT_BYTES, NetDevice, NetInfo,
-        engine::{Attention, Engine, Rings as _, Setup},
+        attention::Attention,
+        engine::{Engine, Setup},
+        rings::Rings as _,
     },
     pci::{Device, Id, Msix},
 };

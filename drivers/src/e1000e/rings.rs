@@ -16,7 +16,7 @@ use crate::{
     host::Host,
     net::{
         Checksum, FRAME_LIMIT_BYTES, Link,
-        engine::{Arrived, Rings},
+        rings::{Arrived, Rings},
     },
     pci::{Device, Msix},
 };

@@ -8,15 +8,15 @@ use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
 use core::{
     fmt, mem,
     ops::{Deref, DerefMut},
-    sync::atomic::{AtomicBool, Ordering},
 };
 
-use iommu::{
-    DmaDevice, FromDevice, Incident,
-    dma::{FaultCounts, PoolBuffer},
-};
+use iommu::{DmaDevice, dma::FaultCounts};
 
-use super::{Checksum, Counters, HEADER_BYTES, Link, NetDevice, NetInfo, NotQuiet, TransmitError};
+use super::{
+    Checksum, Counters, HEADER_BYTES, Link, NetDevice, NetInfo, NotQuiet, TransmitError,
+    attention::Attention,
+    rings::{Arrived, Rings},
+};
 use crate::{
     faults::Doubt,
     host::{Event, Host},
@@ -30,132 +30,6 @@ pub const WATCH_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Resets in a row, with no frame moved in between, after which a device is given up.
 pub const FRUITLESS_RESETS: u32 = 4;
-
-/// A device's rings and registers. Everything that it takes from the device is checked before it is believed.
-///
-/// What is handed over as a pool's buffer is the device's for as long as the rings keep it.
-pub trait Rings: Send + 'static {
-    /// The driver, in the log.
-    const NAME: &'static str;
-
-    /// What can be wrong with the device.
-    type Error: fmt::Display;
-
-    /// Starts the device, which is reset, with empty rings.
-    ///
-    /// # Errors
-    /// It does not work. It may have begun to.
-    fn start(&mut self) -> Result<(), Self::Error>;
-
-    /// Makes the device quiet: when this returns `Ok` it touches no memory.
-    ///
-    /// # Errors
-    /// It did not say so in time. What it was given must stay as it is.
-    fn stop(&mut self) -> Result<(), Self::Error>;
-
-    /// Takes all buffers back from a device that is quiet, and makes the rings as new. Returns how many frames were not sent.
-    fn clear(&mut self) -> u64;
-
-    /// Takes bus mastering away.
-    fn disconnect(&mut self);
-
-    /// Whether the device runs: it asks for no reset, was not given up, and still answers.
-    fn is_running(&self) -> bool;
-
-    /// What the device says about its network.
-    fn link(&mut self) -> Link;
-
-    /// Takes the next buffer back that the device has filled.
-    ///
-    /// # Errors
-    /// What the device says cannot be true.
-    fn take_received(&mut self) -> Result<Option<Arrived>, Self::Error>;
-
-    /// Gives the device as many empty buffers as there are and it can have, each with the fault counts of this moment, and
-    /// tells it of them.
-    fn refill(&mut self, faults: FaultCounts);
-
-    /// Takes the buffer of the next frame back that the device has sent; false if there is none.
-    ///
-    /// # Errors
-    /// What the device says cannot be true.
-    fn take_sent(&mut self) -> Result<bool, Self::Error>;
-
-    /// Frames that can be queued now.
-    fn room(&self) -> usize;
-
-    /// Whether a frame queued before `since_ns` has not been sent.
-    fn has_unsent(&self, since_ns: u64) -> bool;
-
-    /// Queues a frame that [`NetInfo`] allows. False if there is no room.
-    fn queue(&mut self, frame: &[u8], checksum: Option<Checksum>, now_ns: u64) -> bool;
-
-    /// Tells the device of queued frames, if it wants to know.
-    fn flush(&mut self);
-
-    /// Asks for an interrupt at the next frame that arrives, and, with `room`, the next that is sent. True if there has been
-    /// one meanwhile.
-    fn rearm(&mut self, room: bool) -> bool;
-
-    /// How often the device was told of something.
-    fn doorbells(&self) -> u64;
-}
-
-/// A buffer that the device has filled.
-pub struct Arrived {
-    /// The buffer.
-    pub buffer: PoolBuffer<FromDevice>,
-    /// The fault counts when the device was given it.
-    pub faults: FaultCounts,
-    /// Where the frame begins in it; inside of it.
-    pub offset: usize,
-    /// Length of the frame; it ends inside of the buffer.
-    pub bytes: usize,
-    /// The device found no damage in it.
-    pub is_good: bool,
-}
-
-/// What an interrupt about the device itself signals: its owner, and what for.
-pub struct Attention {
-    wake: Arc<dyn Event>,
-    wanted: AtomicBool,
-    /// It is in quarantine, for good as far as this driver is concerned.
-    quarantined: AtomicBool,
-}
-
-impl Attention {
-    /// The device wants none.
-    pub fn new(wake: &Arc<dyn Event>) -> Arc<Self> {
-        let none = || AtomicBool::new(false);
-        Arc::new(Self { wake: wake.clone(), wanted: none(), quarantined: none() })
-    }
-
-    /// Raises `quarantined` when `dma`'s device is put in quarantine.
-    fn watch(self: &Arc<Self>, dma: &DmaDevice) {
-        let attention = self.clone();
-        dma.on_incident(Arc::new(move |incident| {
-            if incident == Incident::Quarantined {
-                attention.quarantined.store(true, Ordering::Release);
-                attention.wake.signal();
-            }
-        }));
-    }
-
-    fn is_quarantined(&self) -> bool {
-        self.quarantined.load(Ordering::Acquire)
-    }
-}
-
-impl Event for Attention {
-    fn signal(&self) {
-        self.wanted.store(true, Ordering::Release);
-        self.wake.signal();
-    }
-
-    fn wait(&self, deadline_ns: u64) -> bool {
-        self.wake.wait(deadline_ns)
-    }
-}
 
 /// What a driver has found out and set up, with the device not started yet.
 pub struct Setup<R> {
@@ -253,7 +127,7 @@ impl<R: Rings> Engine<R> {
         self.rings.refill(self.faults);
         let now_ns = self.host.now_ns();
         let is_due = now_ns >= self.next_watch_ns;
-        if self.attention.wanted.swap(false, Ordering::AcqRel) || is_due {
+        if self.attention.take_wanted() || is_due {
             self.next_watch_ns = now_ns.saturating_add(WATCH_INTERVAL_NS);
             self.watch(now_ns)?;
         }

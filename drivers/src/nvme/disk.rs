@@ -15,7 +15,8 @@ use crate::{
     block::{
         BlockDevice, BlockInfo,
         attention::Attention,
-        engine::{Engine, Hardware, Setup, Stop},
+        engine::{Engine, Setup},
+        hardware::{Hardware, Stop},
     },
     host::{Event, Host},
 };

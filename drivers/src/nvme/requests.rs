@@ -6,8 +6,8 @@ use mm::PAGE_BYTES;
 use super::{Command, PairError, QueuePair, Queues, Status, namespace::Namespace, registers::Doorbells};
 use crate::block::{
     BlockError, Extent,
-    engine::Queue,
     flight::{Done, InFlight, Job, Kind},
+    hardware::Queue,
 };
 
 /// Entries of the list of pages that each command has room for: 1 KiB, so that no list lies in two pages.

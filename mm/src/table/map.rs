@@ -1,13 +1,14 @@
 //! Map: fill empty entries with leaves.
 
 use super::error::MapError;
+use super::fill::Filled;
 use super::format::{Entry, Format, LeafSizes, level_bytes};
 use super::kept::Place;
 use super::memory::{TABLE_ENTRIES, Table, TableMemory};
 use super::stale::Stale;
 use super::tree::{Detached, PageTable, index};
 use super::{leaves, link};
-use crate::machine::{AtomicU64, Ordering};
+use crate::machine::Ordering;
 use crate::{PAGE_BYTES, PAGE_SHIFT, PhysAddr, PhysRange};
 
 /// What is still to be mapped, and where. A copy of it is a place to come back to.
@@ -45,13 +46,6 @@ enum Stop {
     OutputBeyondWidth(PhysRange),
     AlreadyMapped,
     OutOfTables,
-}
-
-/// What was mapped in the simple way: whole segments, and in all so many pages.
-#[derive(Clone, Copy)]
-struct Filled {
-    pages: usize,
-    segments: usize,
 }
 
 struct Job<'s, A> {
@@ -150,88 +144,6 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     #[inline(never)]
     fn mapped_beside_unflushed(&self, input: u64, segments: &[PhysRange]) -> Result<Option<Stale>, MapError> {
         Ok(self.visible(None, input, segments))
-    }
-
-    /// Maps `segment`, or its start up to an entry that is in use, if it fits into one lowest table that is there.
-    #[inline(always)]
-    fn fill_one(&self, input: u64, segment: &PhysRange, access: F::Access) -> Filled {
-        // A superpage might map what fills the table.
-        let pinned = if segment.bytes < level_bytes(2) { self.pin_lowest(input) } else { None };
-        let Some(pinned) = pinned else { return Filled { pages: 0, segments: 0 } };
-        let entries = &pinned.table[index(input, 1)..];
-        let Some(run) = self.simple_run(segment, entries) else {
-            self.retreat(pinned.link, input);
-            return Filled { pages: 0, segments: 0 };
-        };
-        let raw = self.format.encode_leaf(1, segment.start, access);
-        let pages = leaves::fill_run(run, raw, PAGE_BYTES, pinned.was_empty);
-        self.settle_lowest(pinned.link, &run[..pages], input);
-        Filled { pages, segments: usize::from(pages == run.len()) }
-    }
-
-    /// Maps as much from the start of `segments` as simply fits into one lowest table that is there.
-    #[inline(always)]
-    fn fill_list(&self, input: u64, segments: &[PhysRange], access: F::Access) -> Filled {
-        let Some(pinned) = self.pin_lowest(input) else { return Filled { pages: 0, segments: 0 } };
-        let entries = &pinned.table[index(input, 1)..];
-        let leaf = self.format.encode_leaf(1, PhysAddr::new(0), access);
-        let pages = if pinned.was_empty {
-            leaves::fill_scattered::<true>(entries, segments, leaf, self.no_output)
-        } else {
-            leaves::fill_scattered::<false>(entries, segments, leaf, self.no_output)
-        };
-        let mut filled = Filled { pages, segments: pages };
-        if pages != segments.len() {
-            filled = self.fill_mixed(entries, segments, leaf, filled);
-        }
-        self.settle_lowest(pinned.link, &entries[..filled.pages], input);
-        filled
-    }
-
-    /// Goes on after `filled` with `segments`, of which the next one is not just a page, in `entries`.
-    #[inline(never)]
-    fn fill_mixed(
-        &self,
-        entries: &[AtomicU64],
-        segments: &[PhysRange],
-        leaf: u64,
-        mut filled: Filled,
-    ) -> Filled {
-        while let Some((segment, rest)) = segments[filled.segments..].split_first()
-            && let Some(run) = self.simple_run(segment, &entries[filled.pages..])
-        {
-            let written = leaves::fill_run(run, leaf + segment.start.as_u64(), PAGE_BYTES, false);
-            filled.pages += written;
-            if written != run.len() {
-                break;
-            }
-            let pages = leaves::fill_scattered::<false>(&entries[filled.pages..], rest, leaf, self.no_output);
-            filled.pages += pages;
-            filled.segments += 1 + pages;
-        }
-        filled
-    }
-
-    /// The entries at the start of `entries` that `segment` takes, unless it is anything but pages that fit.
-    #[inline(always)]
-    fn simple_run<'e>(&self, segment: &PhysRange, entries: &'e [AtomicU64]) -> Option<&'e [AtomicU64]> {
-        let start = segment.start.as_u64();
-        let last_page = start.wrapping_add(segment.bytes).wrapping_sub(PAGE_BYTES);
-        let pages = (segment.bytes >> PAGE_SHIFT) as usize;
-        if (start | last_page | segment.bytes) & self.no_output != 0 || pages == 0 || pages == TABLE_ENTRIES {
-            return None;
-        }
-        entries.get(..pages)
-    }
-
-    #[inline(always)]
-    fn settle_lowest(&self, link: &AtomicU64, written: &[AtomicU64], input: u64) {
-        if written.is_empty() {
-            self.retreat(link, input);
-            return;
-        }
-        self.write_back(written);
-        link::settle(link, written.len() as u64);
     }
 
     /// Maps what is left of `segments` at `input` after `filled`, and undoes it all if that fails.

@@ -47,6 +47,7 @@
 
 mod edit;
 mod error;
+mod fill;
 mod format;
 mod hint;
 mod kept;

@@ -21,7 +21,8 @@ use crate::{
     block::{
         BlockDevice,
         attention::Attention,
-        engine::{Engine, Hardware, Setup, Stop},
+        engine::{Engine, Setup},
+        hardware::{Hardware, Stop},
     },
     host::{Event, Host},
     pci::Id,

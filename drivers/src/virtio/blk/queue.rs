@@ -6,8 +6,8 @@ use super::layout::{SECTOR_BYTES, Slot};
 use crate::{
     block::{
         BlockError,
-        engine::Queue,
         flight::{Done, InFlight, Job, Kind},
+        hardware::Queue,
     },
     virtio::{Doorbell, QueueError, Rings, Segment, SplitQueue},
 };

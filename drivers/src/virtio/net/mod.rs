@@ -25,7 +25,9 @@ use crate::{
     host::{Event, Host},
     net::{
         NetDevice, NetInfo,
-        engine::{Attention, Engine, Rings as _, Setup},
+        attention::Attention,
+        engine::{Engine, Setup},
+        rings::Rings as _,
     },
     pci::Id,
     virtio::{EVENT_INDEX, Rings, SplitQueue, Transport, VENDOR},

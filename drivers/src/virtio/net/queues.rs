@@ -13,7 +13,7 @@ use super::{
 use crate::{
     net::{
         Checksum, Link,
-        engine::{Arrived, Rings as NetRings},
+        rings::{Arrived, Rings as NetRings},
     },
     virtio::{Doorbell, QueueAddresses, Rings, Segment, SplitQueue, Transport, TransportError},
 };
