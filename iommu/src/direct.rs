@@ -121,7 +121,8 @@ fn place(memory: mm::PhysRange, placement: Placement) -> Result<Iova, DmaError> 
         Placement::Within { last: limit, boundary } if iova.as_u64() / boundary != last / boundary => {
             Err(no_iova(limit))
         }
-        Placement::At(wanted) if wanted != iova => Err(DmaError::IovaTaken { iova: wanted }),
+        Placement::At { iova: wanted, .. } if wanted != iova => Err(DmaError::IovaTaken { iova: wanted }),
+        Placement::At { last: limit, .. } if last > limit => Err(DmaError::IovaBeyond { iova, last: limit }),
         _ => Ok(iova),
     }
 }

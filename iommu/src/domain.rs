@@ -4,12 +4,13 @@
 //! reaper's slot), then writes leaves. Unmapping clears the leaves, flushes every cache that may hold them, and only
 //! then gives back table pages, then the IOVA, then (to the caller) the buffer.
 
+mod addresses;
 mod bounce;
 mod owed;
 mod ragged;
 mod space;
 
-use alloc::sync::Arc;
+use alloc::{sync::Arc, vec::Vec};
 use core::{
     mem::ManuallyDrop,
     sync::atomic::{AtomicU8, AtomicU64, Ordering, fence},
@@ -26,13 +27,9 @@ use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
     backend::{Backend, UnitSet},
-    dma::{
-        Access, DmaError, Stuck, Unflushed,
-        reaper::Reaper,
-        space::{NotMapped, Placement},
-    },
+    dma::{Access, DmaError, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
     dump::{MappingReport, Visitor},
-    iova::{IovaError, IovaRequest, IovaSpace},
+    iova::{IovaError, IovaSpace},
     platform::Work,
     reach::{HostWidth, TableKind},
     stale_ranges::StaleRanges,
@@ -85,6 +82,10 @@ pub(crate) struct Domain<B: Backend> {
     units: UnitSet,
     table: ManuallyDrop<PageTable<B::Format, PlatformTables<B::Platform>>>,
     iovas: IovaSpace<B::Platform>,
+    /// Last address that all its units translate.
+    last: u64,
+    /// Memory that firmware wants its devices to reach at all times.
+    reserved: Vec<PhysRange>,
     tags: B::Tags,
     reaper: Arc<Reaper<B::Platform>>,
     bounce: Bounce<B::Platform>,
@@ -120,6 +121,9 @@ impl<B: Backend> Domain<B> {
         // The table last: dropped on the way out, it would lose its root.
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
+        let mut list = Vec::new();
+        list.try_reserve_exact(reserved.len()).map_err(|_| DmaError::OutOfMemory)?;
+        list.extend_from_slice(reserved);
         let bounce = Bounce::new(platform.clone());
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
         let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;
@@ -130,6 +134,8 @@ impl<B: Backend> Domain<B> {
             units,
             table: ManuallyDrop::new(table),
             iovas,
+            last,
+            reserved: list,
             tags,
             reaper,
             bounce,
@@ -175,7 +181,7 @@ impl<B: Backend> Domain<B> {
 
     /// Shows what is mapped.
     pub fn visit_mappings(&self, visitor: &mut dyn Visitor) {
-        for run in self.table.runs(0, self.backend.last_iova(self.units, *self.table.format())) {
+        for run in self.table.runs(0, self.last) {
             let Access { read, write } = self.backend.rights(run.access);
             let iova = Iova::new(run.input);
             visitor.mapping(&MappingReport { iova, output: run.output, bytes: run.bytes, read, write });
@@ -223,33 +229,6 @@ impl<B: Backend> Domain<B> {
         self.backend.check(self.units)?;
         self.backend.check_devices(&self.tags).map_err(DmaError::Silent)?;
         if self.is(Standing::InUse) { Ok(()) } else { Err(DmaError::Revoked) }
-    }
-
-    #[inline]
-    fn allocate(&self, placement: Placement, bytes: u64) -> Result<Iova, DmaError> {
-        let pages = bytes / PAGE_BYTES;
-        if let Placement::Within { last, boundary } = placement {
-            let request = IovaRequest { boundary, ..IovaRequest::new(pages, last) };
-            return self.iovas.allocate_with(&request).map_err(|error| match error {
-                IovaError::OutOfMemory => DmaError::OutOfMemory,
-                _ => DmaError::NoIova { pages, last },
-            });
-        }
-        match placement {
-            Placement::Below(last) | Placement::Within { last, .. } => {
-                self.iovas.allocate(pages, last).map_err(|error| match error {
-                    IovaError::OutOfMemory => DmaError::OutOfMemory,
-                    _ => DmaError::NoIova { pages, last },
-                })
-            }
-            Placement::At(iova) => {
-                self.iovas.allocate_at(iova, pages).map_err(|error| match error {
-                    IovaError::OutOfMemory => DmaError::OutOfMemory,
-                    _ => DmaError::IovaTaken { iova },
-                })?;
-                Ok(iova)
-            }
-        }
     }
 
     /// Writes the leaves of a range; a unit need not see them before they are [published](Self::publish).
@@ -345,12 +324,6 @@ impl<B: Backend> Domain<B> {
     fn not_mapped(&self, iova: Iova, error: EditError) -> DmaError {
         log::error!("domain {}: {error}", self.number);
         DmaError::NotMapped { iova }
-    }
-
-    fn free(&self, iova: Iova, pages: u64) {
-        if let Err(error) = self.iovas.free(iova, pages) {
-            log::error!("domain {}: {error}", self.number);
-        }
     }
 }
 

@@ -130,10 +130,11 @@ impl DmaDevice {
         self.map_at(buffer, self.anywhere())
     }
 
-    /// As [`dma_map`](Self::dma_map), at an IOVA of the caller's choice: for protocols that fix addresses, and tests.
+    /// As [`dma_map`](Self::dma_map), at an IOVA of the caller's choice: for protocols that fix addresses, for owners that
+    /// lay out the address space of their domain, and tests. It has the buffer's offset in its page.
     ///
     /// # Errors
-    /// Also [`DmaError::IovaTaken`].
+    /// Also [`DmaError::IovaTaken`], [`DmaError::IovaReserved`], [`DmaError::IovaBeyond`] and [`DmaError::IovaUnaligned`].
     #[track_caller]
     pub fn dma_map_at<B: DmaBuffer, D: Direction>(
         &self,
@@ -141,7 +142,7 @@ impl DmaDevice {
         _direction: D,
         iova: Iova,
     ) -> Result<Mapping<B, D>, Rejected<B>> {
-        self.map_at(buffer, Placement::At(iova))
+        self.map_at(buffer, self.shared.limits.at(iova))
     }
 
     /// An array of `count` elements, zeroed, that the CPU and the device share until it is dropped.

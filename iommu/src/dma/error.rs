@@ -26,9 +26,27 @@ pub enum DmaError {
         /// Highest address that the device can send.
         last: u64,
     },
-    /// The IOVA range asked for is taken, reserved, unaligned or beyond what the device or the unit can address.
+    /// Something is mapped in the range asked for.
     IovaTaken {
         /// First address asked for.
+        iova: Iova,
+    },
+    /// Some of the range asked for is never mapped for a driver: a write there is an interrupt (0xFEEx_xxxx), or it is
+    /// memory that firmware reserves for the device (RMRR).
+    IovaReserved {
+        /// First address asked for.
+        iova: Iova,
+    },
+    /// Some of the range asked for lies beyond what the device can send, or its units translate.
+    IovaBeyond {
+        /// First address asked for.
+        iova: Iova,
+        /// Last address that can be used.
+        last: u64,
+    },
+    /// The address asked for has another offset in its page than the buffer.
+    IovaUnaligned {
+        /// The address.
         iova: Iova,
     },
     /// The memory lies beyond the addresses that a page-table entry can name (host address width of the DMAR table).
@@ -160,6 +178,11 @@ impl fmt::Display for DmaError {
             }
             Self::NoIova { pages, last } => write!(f, "no free IOVA range of {pages} pages up to {last:#x}"),
             Self::IovaTaken { iova } => write!(f, "IOVA {iova} is not free"),
+            Self::IovaReserved { iova } => write!(f, "IOVA {iova} is reserved"),
+            Self::IovaBeyond { iova, last } => {
+                write!(f, "IOVA {iova} and what follows are not all within the last one, {last:#x}")
+            }
+            Self::IovaUnaligned { iova } => write!(f, "IOVA {iova} is not where the buffer's page begins"),
             Self::OutOfRange { memory: PhysRange { start, bytes } } => {
                 write!(f, "{bytes:#x} bytes of memory at {start} are beyond what page tables can name")
             }

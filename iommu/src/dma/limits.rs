@@ -75,6 +75,11 @@ impl Limits {
         }
     }
 
+    /// That a range lies exactly at `iova`.
+    pub fn at(&self, iova: Iova) -> Placement {
+        Placement::At { iova, last: self.last.load(Ordering::Relaxed) }
+    }
+
     /// Longest run that fits between two boundaries.
     #[inline]
     pub fn longest(&self) -> u64 {

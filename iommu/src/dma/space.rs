@@ -34,8 +34,8 @@ pub(crate) enum Placement {
     Below(u64),
     /// There, and not across a multiple of the boundary, a power of two.
     Within { last: u64, boundary: u64 },
-    /// Exactly here.
-    At(Iova),
+    /// Exactly there, and no byte of it beyond the device's mask.
+    At { iova: Iova, last: u64 },
 }
 
 /// Where [`Space::map`] put a buffer.

@@ -29,7 +29,7 @@ impl<B: Backend> Domain<B> {
     fn place_ragged(&self, request: &MapRequest, memory: PhysRange) -> Result<Placed, NotMapped> {
         let cut = Cut::of(request.first, request.bytes);
         let placement = match request.placement {
-            Placement::At(iova) => Placement::At(page_of(iova, &cut)?),
+            Placement::At { iova, last } => Placement::At { iova: page_of(iova, &cut)?, last },
             anywhere => anywhere,
         };
         let buffer = RawBuffer { first: request.first, bytes: request.bytes, cookie: 0 };
@@ -181,6 +181,6 @@ impl<B: Backend> Domain<B> {
 fn page_of(iova: Iova, cut: &Cut) -> Result<Iova, DmaError> {
     match iova.as_u64().checked_sub(cut.offset as u64) {
         Some(page) if page.is_multiple_of(PAGE_BYTES) => Ok(Iova::new(page)),
-        _ => Err(DmaError::IovaTaken { iova }),
+        _ => Err(DmaError::IovaUnaligned { iova }),
     }
 }

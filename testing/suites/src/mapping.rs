@@ -338,12 +338,21 @@ test! {
         let inside = Iova::new(page.as_u64() + 4096);
         let before = Iova::new(page.as_u64() - 4096);
         let misaligned = Iova::new(machine.fresh_page().as_u64() + 8);
-        let wrong = [inside, before, misaligned, Iova::new(0xfee0_0000), Iova::new(0xfedf_f000), Iova::new(1 << 62)];
+        let (interrupts, across) = (Iova::new(0xfee0_0000), Iova::new(0xfedf_f000));
+        let wrong = [
+            (inside, DmaError::IovaTaken { iova: inside }),
+            (before, DmaError::IovaTaken { iova: before }),
+            (misaligned, DmaError::IovaUnaligned { iova: misaligned }),
+            (interrupts, DmaError::IovaReserved { iova: interrupts }),
+            (across, DmaError::IovaReserved { iova: across }),
+        ];
         leaves_nothing_behind(machine, &edu.dma, || {
-            for iova in wrong {
+            for (iova, expected) in wrong {
                 let result = edu.dma.dma_map_at(pattern::pages(2, 2)?, ToDevice, iova);
-                expect_rejected(result, |error| error == DmaError::IovaTaken { iova })?;
+                expect_rejected(result, |error| error == expected)?;
             }
+            let result = edu.dma.dma_map_at(pattern::pages(2, 2)?, ToDevice, Iova::new(1 << 62));
+            expect_rejected(result, |error| matches!(error, DmaError::IovaBeyond { .. }))?;
             Ok(())
         })?;
         pattern::expect(&taken.unmap()?, 1, "what was mapped all along")?;

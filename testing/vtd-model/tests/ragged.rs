@@ -176,7 +176,7 @@ fn an_address_of_ones_choice_has_the_offset_of_the_buffer() {
     assert_eq!((mapping.iova().as_u64(), read), (0x7000_0018, [9; 10]));
     for iova in [0x8000_0000, 0x8000_0010, 0x10].map(Iova::new) {
         let refused = handle.dma_map_at(Part::new(24, 10), ToDevice, iova).map(drop);
-        assert_eq!(refused.map_err(|rejected| rejected.error), Err(DmaError::IovaTaken { iova }));
+        assert_eq!(refused.map_err(|rejected| rejected.error), Err(DmaError::IovaUnaligned { iova }));
     }
 }
 

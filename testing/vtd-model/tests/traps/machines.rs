@@ -62,7 +62,7 @@ fn the_interrupt_range_is_never_mapped() {
         let pages = if first < 0xfee0_0000 { ((0xfee0_0000 - first) >> 12) as u32 + 1 } else { 1 };
         let refused = handle.dma_map_at(buffer(&driven, pages), Bidirectional, Iova::new(first));
         let Err(rejected) = refused else { panic!("{first:#x} was mapped") };
-        assert_eq!(rejected.error, DmaError::IovaTaken { iova: Iova::new(first) });
+        assert_eq!(rejected.error, DmaError::IovaReserved { iova: Iova::new(first) });
     }
     // All of the 32-bit space, a megabyte at a time.
     let mut held = Vec::new();

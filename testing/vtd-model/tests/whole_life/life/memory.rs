@@ -83,7 +83,10 @@ impl Life {
                 if !buffer.is_some_and(same) {
                     return Err(format!("the buffer did not come back from a refused map: {error}"));
                 }
-                self.excuse(error, at, pages, mask)?;
+                match at {
+                    Some(at) => self.excuse_at(index, error, (at.as_u64(), u64::from(pages) * PAGE), mask)?,
+                    None => self.excuse(error, pages, mask)?,
+                }
                 let near = at.map_or(0x1000, Iova::as_u64);
                 Ok(Some((self.functions[index].group, near, PAGE)))
             }
@@ -119,7 +122,7 @@ impl Life {
                 self.mapped(index, held, memory, pieces, None, 64).map(Some)
             }
             Err(Rejected { error, buffer: Some(list) }) if list.len() == lent.len() => {
-                self.excuse(error, None, 0, 64).map(|()| None)
+                self.excuse(error, 0, 64).map(|()| None)
             }
             Err(rejected) => Err(format!("the list did not come back: {}", rejected.error)),
         }
@@ -145,21 +148,48 @@ impl Life {
                 let pieces = pieces.collect();
                 self.mapped(index, held, vec![physical], pieces, None, 64).map(Some)
             }
-            Err(Rejected { error, buffer: Some(_) }) => self.excuse(error, None, pages, 64).map(|()| None),
+            Err(Rejected { error, buffer: Some(_) }) => self.excuse(error, pages, 64).map(|()| None),
             Err(rejected) => Err(format!("a ragged buffer did not come back: {}", rejected.error)),
         }
     }
 
     /// Whether a map may fail like this.
-    fn excuse(&self, error: DmaError, at: Option<Iova>, pages: u32, mask: u32) -> Result<(), String> {
+    fn excuse(&self, error: DmaError, pages: u32, mask: u32) -> Result<(), String> {
         let fine = match error {
             DmaError::OutOfMemory => self.short_of_memory,
-            DmaError::IovaTaken { .. } => at.is_some(),
             // What is mapped, and what alignment costs, may fill a small window.
-            DmaError::NoIova { .. } => at.is_none() && (mask <= 30 || pages > 1 << 12),
+            DmaError::NoIova { .. } => mask <= 30 || pages > 1 << 12,
             _ => false,
         };
-        if fine { Ok(()) } else { Err(format!("map of {pages} pages at {at:?} below 2^{mask}: {error}")) }
+        if fine { Ok(()) } else { Err(format!("map of {pages} pages below 2^{mask}: {error}")) }
+    }
+
+    /// Whether a map into a given range, whose first address and length these are, may fail like this.
+    fn excuse_at(
+        &self,
+        index: usize,
+        error: DmaError,
+        (first, bytes): (u64, u64),
+        mask: u32,
+    ) -> Result<(), String> {
+        let function = &self.functions[index];
+        let (last, bits) = (first + (bytes - 1), function.address_bits.min(mask));
+        let is_beyond = bits < 64 && last >> bits != 0;
+        let meets = |(start, mapped): (u64, Mapped)| start <= last && first <= start + (mapped.bytes - 1);
+        let is_taken = self.groups[function.group].oracle.ranges().any(meets);
+        let raises_interrupts = first < 0xfef0_0000 && last >= 0xfee0_0000;
+        let fine = match error {
+            DmaError::OutOfMemory => self.short_of_memory,
+            DmaError::IovaBeyond { .. } => is_beyond,
+            DmaError::IovaReserved { .. } => !is_beyond && (raises_interrupts || is_taken),
+            DmaError::IovaTaken { .. } => !is_beyond && !raises_interrupts && is_taken,
+            _ => false,
+        };
+        if fine {
+            Ok(())
+        } else {
+            Err(format!("map of {bytes:#x} bytes at {first:#x} below 2^{bits}: {error}"))
+        }
     }
 
     fn mapped(

@@ -1,0 +1,60 @@
+//! Which addresses of a domain are whose.
+
+use mm::{PAGE_BYTES, PhysRange};
+
+use super::Domain;
+use crate::{
+    Iova,
+    backend::Backend,
+    dma::{DmaError, space::Placement},
+    iova::{INTERRUPT_RANGE, IovaError, IovaRequest},
+};
+
+impl<B: Backend> Domain<B> {
+    /// Takes addresses for `bytes` bytes, whole pages.
+    #[inline]
+    pub(super) fn allocate(&self, placement: Placement, bytes: u64) -> Result<Iova, DmaError> {
+        let pages = bytes / PAGE_BYTES;
+        let (taken, last) = match placement {
+            Placement::Below(last) => (self.iovas.allocate(pages, last), last),
+            Placement::Within { last, boundary } => {
+                (self.iovas.allocate_with(&IovaRequest { boundary, ..IovaRequest::new(pages, last) }), last)
+            }
+            Placement::At { iova, last } => return self.allocate_at(iova, bytes, last),
+        };
+        taken.map_err(|error| match error {
+            IovaError::OutOfMemory => DmaError::OutOfMemory,
+            _ => DmaError::NoIova { pages, last },
+        })
+    }
+
+    /// Takes exactly the `bytes` bytes, whole pages, at `iova`, for a device that can send addresses up to `last`.
+    fn allocate_at(&self, iova: Iova, bytes: u64, last: u64) -> Result<Iova, DmaError> {
+        let (first, last) = (iova.as_u64(), last.min(self.last));
+        let end = first.checked_add(bytes - 1).filter(|&end| end <= last);
+        let end = end.ok_or(DmaError::IovaBeyond { iova, last })?;
+        match self.iovas.allocate_at(iova, bytes / PAGE_BYTES) {
+            Ok(()) => Ok(iova),
+            Err(IovaError::OutOfMemory) => Err(DmaError::OutOfMemory),
+            Err(IovaError::NotWholePages { .. }) => Err(DmaError::IovaUnaligned { iova }),
+            Err(_) if self.is_reserved(first, end) => Err(DmaError::IovaReserved { iova }),
+            Err(_) => Err(DmaError::IovaTaken { iova }),
+        }
+    }
+
+    /// Whether some of `first..=last` is never handed out.
+    fn is_reserved(&self, first: u64, last: u64) -> bool {
+        let meets = |start: u64, end: u64| start <= last && first <= end;
+        let meets_region = |&PhysRange { start, bytes }: &PhysRange| {
+            meets(start.as_u64(), start.as_u64().saturating_add(bytes - 1))
+        };
+        meets(*INTERRUPT_RANGE.start(), *INTERRUPT_RANGE.end()) || self.reserved.iter().any(meets_region)
+    }
+
+    /// Gives the `pages` pages at `iova` back.
+    pub(super) fn free(&self, iova: Iova, pages: u64) {
+        if let Err(error) = self.iovas.free(iova, pages) {
+            log::error!("domain {}: {error}", self.number);
+        }
+    }
+}
