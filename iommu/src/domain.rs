@@ -6,33 +6,38 @@
 
 mod addresses;
 mod bounce;
+mod members;
 mod owed;
 mod ragged;
 mod space;
+mod standing;
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 use core::{
     mem::ManuallyDrop,
-    sync::atomic::{AtomicU8, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 use bounce::Bounce;
+use members::Members;
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
     table::{EditError, Format, MapError, PageTable, Stale, TableMemory},
 };
 use owed::OwedFlushes;
+use standing::Standing;
 
 use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
     backend::{Backend, UnitSet},
     dma::{Access, DmaError, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
-    dump::{MappingReport, Visitor},
-    iova::{IovaError, IovaSpace},
-    platform::Work,
+    dump::{DomainKind, DomainReport, MappingReport, Visitor},
+    iova::IovaSpace,
+    platform::LockClass,
     reach::{HostWidth, TableKind},
     stale_ranges::StaleRanges,
+    sync::IrqLock,
 };
 
 #[cfg(all(test, loom))]
@@ -84,69 +89,59 @@ pub(crate) struct Domain<B: Backend> {
     iovas: IovaSpace<B::Platform>,
     /// Last address that all its units translate.
     last: u64,
-    /// Memory that firmware wants its devices to reach at all times.
-    reserved: Vec<PhysRange>,
     tags: B::Tags,
     reaper: Arc<Reaper<B::Platform>>,
     bounce: Bounce<B::Platform>,
     owed: OwedFlushes,
     mapped_pages: AtomicU64,
-    standing: AtomicU8,
+    kind: Kind,
+    standing: Standing,
+    members: IrqLock<Members>,
 }
 
-/// What becomes of a domain when its group is taken back. It only ever goes forward.
+/// Whose a domain is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum Standing {
-    /// Drivers map and unmap.
-    InUse,
-    /// No device translates through it any more, but one may still be finishing what it had translated: nothing is
-    /// mapped, and no memory comes back.
-    Revoked,
-    /// The devices are quiet: memory comes back.
-    Quiet,
+pub(crate) enum Kind {
+    /// A group's own: it ends when the group is taken back.
+    Own,
+    /// Made by itself, for groups that come and go.
+    Assigned,
 }
 
 impl<B: Backend> Domain<B> {
-    /// An empty domain that all of `units` can walk, with `reserved` mapped one to one.
+    /// An empty domain that all of `units` can walk.
     pub fn new(
         number: u64,
         backend: Arc<B>,
         reaper: Arc<Reaper<B::Platform>>,
         units: UnitSet,
-        reserved: &[PhysRange],
+        kind: Kind,
     ) -> Result<Self, DmaError> {
         let platform = backend.platform().clone();
         let format = backend.format(units).ok_or(DmaError::NoCommonFormat)?;
         // The table last: dropped on the way out, it would lose its root.
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
-        let mut list = Vec::new();
-        list.try_reserve_exact(reserved.len()).map_err(|_| DmaError::OutOfMemory)?;
-        list.extend_from_slice(reserved);
         let bounce = Bounce::new(platform.clone());
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
         let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;
         let tags = backend.new_tags(table.root(), format);
-        let domain = Self {
+        Ok(Self {
             number,
             backend,
             units,
             table: ManuallyDrop::new(table),
             iovas,
             last,
-            reserved: list,
             tags,
             reaper,
             bounce,
             owed: OwedFlushes::new(),
             mapped_pages: AtomicU64::new(0),
-            standing: AtomicU8::new(Standing::InUse as u8),
-        };
-        for &region in reserved {
-            domain.map_reserved_region(region)?;
-        }
-        Ok(domain)
+            kind,
+            standing: Standing::new(),
+            members: IrqLock::new(LockClass::Members, Members::default()),
+        })
     }
 
     /// Number of the domain, for people.
@@ -154,24 +149,9 @@ impl<B: Backend> Domain<B> {
         self.number
     }
 
-    /// Pages mapped now, reserved regions included.
-    pub fn mapped_pages(&self) -> u64 {
-        self.mapped_pages.load(Ordering::Relaxed)
-    }
-
-    /// Refuses new mappings, and keeps what is mapped until [`set_quiet`](Self::set_quiet).
-    pub fn revoke(&self) {
-        self.standing.fetch_max(Standing::Revoked as u8, Ordering::SeqCst);
-    }
-
-    /// Lets the memory of a revoked domain come back: no source is attached, and the devices are quiet.
-    pub fn set_quiet(&self) {
-        self.standing.store(Standing::Quiet as u8, Ordering::SeqCst);
-        self.backend.platform().wake(Work::Reap);
-    }
-
-    fn is(&self, standing: Standing) -> bool {
-        self.standing.load(Ordering::SeqCst) == standing as u8
+    /// Whose it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The table, to look at.
@@ -185,6 +165,21 @@ impl<B: Backend> Domain<B> {
             let Access { read, write } = self.backend.rights(run.access);
             let iova = Iova::new(run.input);
             visitor.mapping(&MappingReport { iova, output: run.output, bytes: run.bytes, read, write });
+        }
+    }
+
+    /// What it is.
+    pub fn report(&self) -> DomainReport {
+        let kind = match self.kind {
+            Kind::Own => DomainKind::Kernel,
+            Kind::Assigned => DomainKind::Assigned,
+        };
+        DomainReport {
+            number: self.number,
+            kind,
+            root: self.table.root(),
+            levels: Format::levels(self.table.format()),
+            mapped_pages: self.mapped_pages.load(Ordering::Relaxed),
         }
     }
 
@@ -208,27 +203,12 @@ impl<B: Backend> Domain<B> {
         self.backend.block(&self.tags, unit, source)
     }
 
-    /// Memory that firmware wants the device to reach at all times (RMRR), mapped one to one.
-    fn map_reserved_region(&self, region: PhysRange) -> Result<(), DmaError> {
-        let first = region.start.as_u64();
-        let iova = Iova::new(first);
-        self.iovas.reserve(first, first + (region.bytes - 1)).map_err(|error| match error {
-            IovaError::OutOfMemory => DmaError::OutOfMemory,
-            _ => DmaError::IovaTaken { iova },
-        })?;
-        match self.map_leaves(iova, &[region], region.bytes, Access { read: true, write: true }) {
-            Ok(()) => Ok(()),
-            Err(NotMapped::Untouched(error)) => Err(error),
-            Err(NotMapped::Exposed(unflushed)) => Err(unflushed.into()),
-        }
-    }
-
     /// Whether anything may be mapped.
     #[inline]
     fn admit(&self) -> Result<(), DmaError> {
         self.backend.check(self.units)?;
         self.backend.check_devices(&self.tags).map_err(DmaError::Silent)?;
-        if self.is(Standing::InUse) { Ok(()) } else { Err(DmaError::Revoked) }
+        if self.standing.is_closed() { Err(DmaError::Revoked) } else { Ok(()) }
     }
 
     /// Writes the leaves of a range; a unit need not see them before they are [published](Self::publish).

@@ -21,7 +21,10 @@ pub trait Visitor {
     /// The domain of the group shown just before; blocked groups have none.
     fn domain(&mut self, _domain: &DomainReport) {}
 
-    /// One run of addresses that the domain shown just before maps.
+    /// A domain that was created for groups which come and go, after all groups; and how many of them are attached to it.
+    fn created_domain(&mut self, _domain: &DomainReport, _groups: usize) {}
+
+    /// One run of addresses that the domain shown just before maps. Those of a created domain come with it alone.
     fn mapping(&mut self, _mapping: &MappingReport) {}
 
     /// What follows is the way of requests of `source` through the tables of `unit`.
@@ -161,12 +164,23 @@ pub enum GroupStanding {
 pub struct DomainReport {
     /// Its number.
     pub number: u64,
+    /// Whose it is.
+    pub kind: DomainKind,
     /// Root of its page table.
     pub root: PhysAddr,
     /// Levels of its page table.
     pub levels: u8,
     /// Pages of 4 KiB mapped now.
     pub mapped_pages: u64,
+}
+
+/// Whose a domain is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DomainKind {
+    /// The kernel's, for one group: its drivers map what they lend to a device.
+    Kernel,
+    /// An owner's who created it ([`Iommu::create_domain`](crate::Iommu::create_domain)).
+    Assigned,
 }
 
 /// One entry that a unit reads for a request.

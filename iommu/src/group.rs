@@ -3,25 +3,26 @@
 //! A group is blocked until a driver claims one of its functions; only its reserved memory is reachable before. All
 //! its functions translate through one domain, because the hardware cannot tell them apart.
 
+mod claim;
 mod error;
 #[cfg(all(test, loom))]
 mod interleavings;
+mod layout;
 mod retire;
 mod revoke;
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm::{PhysAddr, PhysRange, table::Format};
+use mm::{PhysAddr, table::Format};
 
 use crate::{
     PciAddress, Platform, SourceId,
     arc::{Room, TryArc},
-    ats::{self, DeviceTlb},
     backend::{Backend, UnitSet},
     budget::Budget,
     dma::{DmaError, Stuck, reaper::Reaper},
-    domain::Domain,
+    domain::{Domain, Kind},
     dump::GroupStanding,
     fault::Fault,
     options::Quarantine,
@@ -29,73 +30,12 @@ use crate::{
     policy::{History, Limits, Verdict, judge},
     scratch::Scratch,
     sync::{IrqLock, IrqLockGuard},
-    topology::{self, FunctionKind, TopologyError},
     walk::Steps,
 };
-pub use error::ClaimError;
-pub use error::ReleaseError;
+pub(crate) use claim::{Claimed, Home};
+pub use error::{ClaimError, ReleaseError};
+pub(crate) use layout::GroupLayout;
 pub(crate) use revoke::stop_bus_master;
-
-/// What is known of a group before anything runs.
-#[derive(PartialEq, Eq, Debug)]
-pub(crate) struct GroupLayout {
-    /// Its functions.
-    pub functions: Vec<PciAddress>,
-    /// Those of them that send requests of their own. Bridges do not: bus mastering lets those of others through, and
-    /// no driver would turn it on again.
-    pub endpoints: Vec<PciAddress>,
-    /// The ids that requests of its functions carry, each with the index of the unit that sees it.
-    pub sources: Vec<(SourceId, usize)>,
-    /// Memory that firmware wants its functions to reach at all times: sorted and apart.
-    pub reserved: Vec<PhysRange>,
-}
-
-impl GroupLayout {
-    /// What the topology says of a group. `None` if a part of it is covered by no unit: nothing could block it, so it
-    /// is never handed out.
-    pub fn of(group: topology::Group<'_>) -> Result<Option<Self>, TopologyError> {
-        let (mut functions, mut endpoints, mut sources) = (Vec::new(), Vec::new(), Vec::new());
-        functions.try_reserve_exact(group.functions().len())?;
-        functions.extend(group.functions().map(|function| function.address));
-        endpoints.try_reserve_exact(functions.len())?;
-        let is_endpoint = |function: &&topology::Function| function.kind == FunctionKind::Endpoint;
-        endpoints.extend(group.functions().filter(is_endpoint).map(|function| function.address));
-        sources.try_reserve_exact(group.sources().len())?;
-        for source in group.sources() {
-            let Some(unit) = source.unit else { return Ok(None) };
-            sources.push((source.id, unit));
-        }
-        let reserved = merge_overlapping(group.reserved()?);
-        Ok(Some(Self { functions, endpoints, sources, reserved }))
-    }
-
-    /// The unit that sees the group's requests, if the group is one function with one requester id and no reserved
-    /// memory: only such a one may be trusted with a TLB of its own (see [`ats`](crate::ats)).
-    pub fn lone_function_unit(&self) -> Option<usize> {
-        match (&*self.functions, &*self.sources, &*self.reserved) {
-            ([_], &[(_, unit)], []) => Some(unit),
-            _ => None,
-        }
-    }
-
-    /// The units that see the group's requests.
-    pub fn units(&self) -> UnitSet {
-        self.sources.iter().fold(UnitSet::default(), |units, &(_, unit)| units.with(unit))
-    }
-}
-
-/// Joins regions that overlap or touch; they come sorted by their start.
-fn merge_overlapping(mut regions: Vec<PhysRange>) -> Vec<PhysRange> {
-    regions.dedup_by(|next, kept| {
-        let kept_end = kept.start.as_u64() + kept.bytes;
-        let touches = next.start.as_u64() <= kept_end;
-        if touches {
-            kept.bytes = kept_end.max(next.start.as_u64() + next.bytes) - kept.start.as_u64();
-        }
-        touches
-    });
-    regions
-}
 
 /// One group.
 pub(crate) struct Group<B: Backend> {
@@ -120,6 +60,10 @@ struct State<B: Backend> {
     claimed: Vec<Claim>,
     /// Somebody attaches or detaches right now, without the lock: both wait for hardware.
     changing: bool,
+    /// How often the group was taken back from all who had it.
+    term: u64,
+    /// Its devices were reset when it was last taken back, and nobody has had it since.
+    is_reset: bool,
     /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
     revoked: Option<TryArc<Domain<B>>>,
     quarantined: bool,
@@ -159,6 +103,8 @@ impl<B: Backend> Group<B> {
             domain: None,
             claimed: Vec::new(),
             changing: false,
+            term: 0,
+            is_reset: false,
             revoked: None,
             quarantined: false,
             muted: false,
@@ -235,9 +181,17 @@ impl<B: Backend> Group<B> {
         (0..claims).filter_map(listener).for_each(|listener| listener(incident));
     }
 
-    /// Makes `listener` the one that is told what happens to `function`, if it is claimed.
-    pub fn listen(&self, platform: &B::Platform, function: PciAddress, listener: Listener) {
+    /// How often the group was taken back, its devices quiet.
+    pub fn term(&self, platform: &B::Platform) -> u64 {
+        self.state.lock(platform).term
+    }
+
+    /// Makes `listener` the one that is told what happens to `function`, if it is claimed since `term`.
+    pub fn listen(&self, platform: &B::Platform, term: u64, function: PciAddress, listener: Listener) {
         let mut state = self.state.lock(platform);
+        if state.term != term {
+            return;
+        }
         let claim = state.claimed.iter_mut().find(|claim| claim.function == function);
         let before = claim.and_then(|claim| claim.listener.replace(listener));
         drop(state);
@@ -267,45 +221,9 @@ impl<B: Backend> Group<B> {
             return Ok(());
         }
         let before = self.begin(maker, function)?;
-        let result = self.attached(maker, before, None);
+        let result = self.at_home(maker, before, None);
         self.end(maker).domain = result.as_ref().ok().cloned();
         Ok(result.map(drop)?)
-    }
-
-    /// Gives `function` to a driver: attaches the group to a domain of its own if it has none yet. With `device_tlb` the
-    /// function, which is all of the group, may use its TLB.
-    pub fn claim(
-        &self,
-        maker: &DomainMaker<B>,
-        function: PciAddress,
-        device_tlb: Option<DeviceTlb>,
-    ) -> Result<TryArc<Domain<B>>, ClaimError> {
-        maker.backend.check(self.layout.units()).map_err(DmaError::from)?;
-        let platform = &**maker.backend.platform();
-        let before = self.begin(maker, function)?;
-        let result = match self.admit(platform, function) {
-            Ok(()) => self.attached(maker, before, device_tlb).map_err(ClaimError::from),
-            Err(error) => Err(error),
-        };
-        let mut state = self.end(maker);
-        if let Ok(domain) = &result {
-            state.domain = Some(domain.clone());
-            // Room was made in `admit`.
-            state.claimed.push(Claim { function, listener: None });
-        }
-        result
-    }
-
-    /// Checks that `function` may be claimed, and makes room for the claim.
-    fn admit(&self, platform: &B::Platform, function: PciAddress) -> Result<(), ClaimError> {
-        let mut state = self.state.lock(platform);
-        if state.quarantined {
-            return Err(ClaimError::Quarantined { function });
-        }
-        if state.claimed.iter().any(|claim| claim.function == function) {
-            return Err(ClaimError::Claimed { function });
-        }
-        state.claimed.try_reserve(1).map_err(|_| DmaError::OutOfMemory.into())
     }
 
     /// Makes the caller the only one that changes the group, until [`end`](Self::end), without holding its lock while
@@ -336,31 +254,6 @@ impl<B: Backend> Group<B> {
             platform.wake(Work::Faults);
         }
         state
-    }
-
-    /// `domain`, or a new one to which all the group's sources are attached.
-    fn attached(
-        &self,
-        maker: &DomainMaker<B>,
-        domain: Option<TryArc<Domain<B>>>,
-        device_tlb: Option<DeviceTlb>,
-    ) -> Result<TryArc<Domain<B>>, DmaError> {
-        if let Some(domain) = domain {
-            return Ok(domain);
-        }
-        let platform = &**maker.backend.platform();
-        let domain = maker.make(self.layout.units(), &self.layout.reserved)?;
-        if device_tlb.is_some() {
-            // What the TLB has kept, of firmware's or of a driver before, must not come to life with the entry.
-            self.layout.functions.iter().for_each(|&function| ats::disable(platform, function));
-        }
-        for (done, &(source, unit)) in self.layout.sources.iter().enumerate() {
-            if let Err(error) = domain.attach(unit, source, device_tlb) {
-                self.block_sources(done, |unit, source| domain.block(unit, source))?;
-                return Err(error);
-            }
-        }
-        Ok(domain)
     }
 
     /// Condemns the group to quarantine if a device of it did not empty its TLB.
@@ -396,34 +289,11 @@ impl<B: Backend> DomainMaker<B> {
         Self { backend, reaper, quarantine, next_number: AtomicU64::new(1) }
     }
 
-    fn make(&self, units: UnitSet, reserved: &[PhysRange]) -> Result<TryArc<Domain<B>>, DmaError> {
+    /// An empty domain that all of `units` can walk.
+    pub fn make(&self, units: UnitSet, kind: Kind) -> Result<TryArc<Domain<B>>, DmaError> {
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        Domain::new(number, self.backend.clone(), self.reaper.clone(), units, reserved)
+        Domain::new(number, self.backend.clone(), self.reaper.clone(), units, kind)
             .map(|domain| room.fill(domain))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use mm::PhysAddr;
-    use std::{vec, vec::Vec};
-
-    use super::*;
-
-    #[test]
-    fn overlapping_regions_become_one() {
-        let regions = |list: &[(u64, u64)]| -> Vec<PhysRange> {
-            list.iter().map(|&(start, bytes)| PhysRange::new(PhysAddr::new(start), bytes)).collect()
-        };
-        let cases = [
-            (vec![], vec![]),
-            (vec![(0x1000, 0x1000), (0x3000, 0x1000)], vec![(0x1000, 0x1000), (0x3000, 0x1000)]),
-            (vec![(0x1000, 0x1000), (0x2000, 0x1000)], vec![(0x1000, 0x2000)]),
-            (vec![(0x1000, 0x5000), (0x2000, 0x1000), (0x5000, 0x3000)], vec![(0x1000, 0x7000)]),
-        ];
-        for (given, expected) in cases {
-            assert_eq!(merge_overlapping(regions(&given)), regions(&expected), "{given:x?}");
-        }
     }
 }

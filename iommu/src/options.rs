@@ -24,6 +24,17 @@ pub enum Quarantine {
     ScratchPage,
 }
 
+/// What becomes of groups that firmware reserves memory for (RMRR) when they are to be assigned to an owner who is to be
+/// isolated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReservedPolicy {
+    /// `rmrr=strict`: they are refused. Firmware may use the device, and the memory, at any time.
+    #[default]
+    Strict,
+    /// `rmrr=relaxed`: they are assigned, each to a domain that it has for itself, with its memory mapped there too.
+    Relaxed,
+}
+
 /// When the flush comes that retired mappings wait for. It changes nothing for [`unmap`](crate::Mapping::unmap), which
 /// waits for its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -55,6 +66,8 @@ pub struct Options {
     pub flush: Flush,
     /// What a group in quarantine reaches.
     pub quarantine: Quarantine,
+    /// Whether groups with reserved memory are assigned.
+    pub rmrr: ReservedPolicy,
     /// Log every group at bring-up: its functions, requester ids and reserved memory.
     pub verbose: bool,
     /// Check what drivers map: see [`checks`](crate::checks).
@@ -72,6 +85,7 @@ impl Default for Options {
             snoop: true,
             flush: Flush::Strict,
             quarantine: Quarantine::Basic,
+            rmrr: ReservedPolicy::Strict,
             verbose: false,
             debug: false,
         }
@@ -98,6 +112,8 @@ const WORDS: &[Word] = &[
     ("no-snoop", |options| options.snoop = false),
     ("quarantine=basic", |options| options.quarantine = Quarantine::Basic),
     ("quarantine=scratch-page", |options| options.quarantine = Quarantine::ScratchPage),
+    ("rmrr=strict", |options| options.rmrr = ReservedPolicy::Strict),
+    ("rmrr=relaxed", |options| options.rmrr = ReservedPolicy::Relaxed),
     ("verbose", |options| options.verbose = true),
     ("debug", |options| options.debug = true),
 ];
@@ -147,6 +163,8 @@ mod tests {
             ("no-snoop", Options { snoop: false, ..base }),
             ("quarantine=scratch-page", Options { quarantine: Quarantine::ScratchPage, ..base }),
             ("quarantine=scratch-page,quarantine=basic", base),
+            ("rmrr=relaxed", Options { rmrr: ReservedPolicy::Relaxed, ..base }),
+            ("rmrr=relaxed,rmrr=strict", base),
             ("verbose", Options { verbose: true, ..base }),
             ("debug", Options { debug: true, ..base }),
             ("no-qinval,qinval", base),

@@ -103,6 +103,10 @@ pub unsafe trait Platform: Send + Sync + 'static {
 pub enum LockClass {
     /// The domain that a group is attached to, and who claimed it.
     Group,
+    /// Which domains were created.
+    Domains,
+    /// The groups of a domain.
+    Members,
     /// The units and domain ids by which hardware may have cached a domain's translations.
     Tags,
     /// Context tables and domain ids of a unit.

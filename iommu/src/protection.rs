@@ -1,5 +1,7 @@
 //! The subsystem at work: the units of a machine, its groups, and the way of a fault.
 
+mod claim;
+mod created;
 mod error;
 mod hotplug;
 mod layout;
@@ -10,29 +12,26 @@ use core::sync::atomic::AtomicBool;
 
 use crate::{
     Iova, Options, PciAddress, Platform, SourceId,
-    arc::{Room, TryArc},
-    ats::{self, DeviceTlb},
-    backend::Backend,
-    checks::{Checks, Frame},
-    dma::{
-        DmaDevice, DmaError, Stuck,
-        device::{FaultCount, FaultCounts},
-        reaper::Reaper,
-    },
+    arc::TryArc,
+    checks::Checks,
+    dma::{DmaDevice, DomainError, Stuck, reaper::Reaper, space::Space},
     dmar::Dmar,
-    dump::{DomainReport, GroupReport, Visitor},
+    domain::Kind,
+    dump::{GroupReport, Visitor},
     fault::Fault,
     fault_log::FaultLog,
     group::{ClaimError, DomainMaker, Group, GroupLayout, Incident, ReleaseError, stop_bus_master},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
+    options::ReservedPolicy,
     platform::{Event, LockClass, Work},
     policy::{Limits, Verdict},
     strangers::Strangers,
     subsystem::{Control, Machine, Trust},
     sync::IrqLock,
-    topology::{Ats, Function, FunctionKind, Topology},
+    topology::{Function, FunctionKind, Topology},
     vtd::{InterruptControllers, Vtd},
 };
+use created::CreatedDomains;
 pub use error::StartError;
 pub use hotplug::HotplugError;
 use layout::Layout;
@@ -44,6 +43,9 @@ const MAX_LOGGED_WARNINGS: usize = 16;
 pub(crate) struct Protection<P: Platform> {
     shared: Arc<Shared<P>>,
     maker: DomainMaker<Vtd<P>>,
+    created: CreatedDomains<P>,
+    /// Groups with reserved memory are assigned too.
+    assigns_reserved: bool,
     /// With `iommu=debug`.
     checks: Option<Arc<Checks<P>>>,
 }
@@ -91,7 +93,8 @@ impl<P: Platform> Protection<P> {
         let shared =
             Arc::new(Shared { platform, backend, dmar, layout, changing, faults, strangers, limits });
         let checks = options.debug.then(|| Arc::new(Checks::new(shared.platform.clone())));
-        let protection = Self { shared, maker, checks };
+        let assigns_reserved = options.rmrr == ReservedPolicy::Relaxed;
+        let protection = Self { shared, maker, created: CreatedDomains::new(), assigns_reserved, checks };
         protection.map_reserved(protection.shared.layout().groups());
         protection.shared.backend.enable_translation()?;
         protection.log_start(options);
@@ -210,16 +213,6 @@ impl<P: Platform> Shared<P> {
         }
     }
 
-    /// The TLB that `function`, which its owner trusts, may use.
-    fn device_tlb(&self, group: &Group<Vtd<P>>, function: PciAddress) -> Option<DeviceTlb> {
-        let unit = group.layout().lone_function_unit()?;
-        let Layout { topology, .. } = &*self.layout();
-        if topology.ats(function) != Ats::Allowed || !self.backend.serves_device_tlbs(unit) {
-            return None;
-        }
-        ats::find(&*self.platform, function, topology.physical(function))
-    }
-
     /// Stops the devices behind a unit that does not answer any more.
     fn stop_behind(&self, stuck: Stuck) {
         for group in self.layout().groups() {
@@ -235,25 +228,29 @@ impl<P: Platform> Shared<P> {
 
 impl<P: Platform> Control for Protection<P> {
     fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError> {
-        let shared = &self.shared;
-        let group = shared.group(function).ok_or(ClaimError::Unknown { function })?;
-        let device_tlb = match trust {
-            Trust::Nothing => None,
-            Trust::Translations => shared.device_tlb(&group, function),
-        };
-        // What can be refused comes first: once the function is claimed nothing fails any more.
-        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
-        let frame = Frame::new(self.checks.as_ref())?;
-        let faults = DeviceFaults { shared: shared.clone(), group: group.clone(), function };
-        let faults = TryArc::try_new(faults).ok_or(DmaError::OutOfMemory)?;
-        let domain = group.claim(&self.maker, function, device_tlb)?;
-        // Only now may the device ask for translations. Firmware may have left ATS on.
-        match device_tlb {
-            Some(_) => ats::enable(&*shared.platform, function),
-            None if shared.layout().topology.ats(function) == Ats::Required => {}
-            None => ats::disable(&*shared.platform, function),
-        }
-        Ok(DmaDevice::new(room, function, frame.around(function, domain.into()), faults.into()))
+        self.claim_own(function, trust)
+    }
+
+    fn create_domain(&self, functions: &[PciAddress]) -> Result<(u64, TryArc<dyn Space>), DomainError> {
+        let domain = self.create(functions)?;
+        Ok((domain.number(), domain.into()))
+    }
+
+    fn created_domain(&self, number: u64) -> Option<TryArc<dyn Space>> {
+        self.created(number).map(Into::into)
+    }
+
+    fn destroy_domain(&self, number: u64) -> Result<(), DomainError> {
+        self.destroy(number)
+    }
+
+    fn assign(
+        &self,
+        function: PciAddress,
+        domain: u64,
+        reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<DmaDevice, ClaimError> {
+        self.assign_to(function, domain, reset)
     }
 
     fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
@@ -364,6 +361,7 @@ impl<P: Platform> Control for Protection<P> {
             for domain in self.shared.layout().groups().filter_map(|group| group.domain(platform)) {
                 domain.pay_what_is_due(now_ns);
             }
+            self.each_created(|domain| domain.pay_what_is_due(now_ns));
         }
         reaper.reap();
         // After that: what was dropped is no leak.
@@ -392,42 +390,17 @@ impl<P: Platform> Control for Protection<P> {
             let (faults, standing) = (group.faults(platform), group.standing(platform));
             visitor.group(&GroupReport { group: number, functions, sources, reserved, faults, standing });
             let Some(domain) = group.domain(platform) else { continue };
-            let table = domain.table();
-            visitor.domain(&DomainReport {
-                number: domain.number(),
-                root: table.root(),
-                levels: mm::table::Format::levels(table.format()),
-                mapped_pages: domain.mapped_pages(),
-            });
-            domain.visit_mappings(visitor);
+            visitor.domain(&domain.report());
+            if domain.kind() == Kind::Own {
+                domain.visit_mappings(visitor);
+            }
         }
+        self.each_created(|domain| {
+            visitor.created_domain(&domain.report(), domain.groups());
+            domain.visit_mappings(visitor);
+        });
         self.shared.faults.visit(&*self.shared.platform, visitor);
         visitor.stranger_faults(self.shared.strangers.faults(&*self.shared.platform));
         self.checks.iter().for_each(|checks| checks.visit(visitor));
-    }
-}
-
-/// The fault count of one claimed function: its group's, because its unit cannot tell them apart.
-struct DeviceFaults<P: Platform> {
-    shared: Arc<Shared<P>>,
-    group: TryArc<Group<Vtd<P>>>,
-    function: PciAddress,
-}
-
-impl<P: Platform> FaultCount for DeviceFaults<P> {
-    fn faults(&self) -> FaultCounts {
-        let mut unattributed = 0;
-        let mut last_unit = None;
-        for &(_, unit) in &self.group.layout().sources {
-            if last_unit.replace(unit) != Some(unit) {
-                self.shared.backend.drain_faults(unit, |fault| self.shared.enter(unit, fault));
-                unattributed += self.shared.backend.lost_faults(unit);
-            }
-        }
-        FaultCounts { own: self.group.faults(&self.shared.platform), unattributed }
-    }
-
-    fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {
-        self.group.listen(&self.shared.platform, self.function, listener);
     }
 }

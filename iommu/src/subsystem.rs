@@ -1,14 +1,17 @@
 //! The handle that a kernel holds: bring-up, claims, events, and what the shell shows.
 
+mod control;
+
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
+pub(crate) use self::control::{Control, Trust};
 use crate::{
     Iova, Options, PciAddress, Platform,
     arc::{Room, TryArc},
     checks::{Checks, Frame},
     direct::{DirectSpace, NoFaults},
-    dma::{DmaDevice, DmaError, reaper::Reaper},
+    dma::{DmaDevice, DmaDomain, DmaError, DomainError, reaper::Reaper},
     dump::Visitor,
     group::{ClaimError, ReleaseError},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt},
@@ -37,89 +40,6 @@ pub struct Machine<'a> {
 #[derive(Clone)]
 pub struct Iommu {
     control: Arc<dyn Control>,
-}
-
-/// What a function is trusted with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Trust {
-    /// Its requests are translated, all of them.
-    Nothing,
-    /// It may keep translations, and send what it says are translated addresses.
-    Translations,
-}
-
-/// What a handle does, without the platform's and the vendor's types. Where nothing is said, what it does without a unit:
-/// nothing is isolated, nothing faults, and interrupts name CPU and vector themselves.
-pub(crate) trait Control: Send + Sync {
-    fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError>;
-
-    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
-        Err(ReleaseError::Unknown { function })
-    }
-
-    fn release(
-        &self,
-        function: PciAddress,
-        _reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), ReleaseError> {
-        Err(ReleaseError::Unknown { function })
-    }
-
-    fn group(&self, _function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
-        Ok(Vec::new())
-    }
-
-    fn functions_appeared(&self, _functions: &[topology::Function]) -> Result<(), HotplugError> {
-        Ok(())
-    }
-
-    fn functions_gone(
-        &self,
-        _functions: &[PciAddress],
-        _quiet: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), HotplugError> {
-        Ok(())
-    }
-
-    fn message_interrupts(
-        &self,
-        _source: MessageSource,
-        count: u16,
-    ) -> Result<MessageInterrupts, InterruptError> {
-        interrupts::compatible_messages(count)
-    }
-
-    fn wired_interrupt(&self, _io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
-        Ok(interrupts::compatible_wire())
-    }
-
-    fn set_fault_limits(&self, limits: Limits) -> Limits {
-        limits
-    }
-
-    fn handle_event(&self, _event: Event) {}
-
-    fn process_faults(&self) {}
-
-    fn next_faults_ns(&self) -> u64 {
-        u64::MAX
-    }
-
-    fn reap(&self) {}
-
-    fn next_reap_ns(&self) -> u64 {
-        u64::MAX
-    }
-
-    fn live_mappings(&self) -> usize {
-        0
-    }
-
-    fn trace(&self, _function: PciAddress, _address: Option<Iova>, _visitor: &mut dyn Visitor) -> bool {
-        false
-    }
-
-    fn visit(&self, _visitor: &mut dyn Visitor) {}
 }
 
 impl Iommu {
@@ -171,6 +91,42 @@ impl Iommu {
     /// As [`claim`](Self::claim).
     pub fn claim_trusted(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function, Trust::Translations)
+    }
+
+    /// A domain by itself, that all units which see `functions` can walk, and that groups of functions behind these units can
+    /// be [assigned](Self::assign) to. What is mapped in it, by its handle or by those of its functions, is what all of them
+    /// reach. It stays until it is [destroyed](DmaDomain::destroy).
+    ///
+    /// # Errors
+    /// See [`DomainError`].
+    pub fn create_domain(&self, functions: &[PciAddress]) -> Result<DmaDomain, DomainError> {
+        let (number, space) = self.control.create_domain(functions)?;
+        Ok(DmaDomain::new(self.control.clone(), number, space))
+    }
+
+    /// The domain with this number, if it was created and not yet destroyed.
+    #[must_use]
+    pub fn domain(&self, number: u64) -> Option<DmaDomain> {
+        let space = self.control.created_domain(number)?;
+        Some(DmaDomain::new(self.control.clone(), number, space))
+    }
+
+    /// Gives `function`, of a group that nobody has or that is in `domain` already, to the owner of `domain`: its group reaches
+    /// what is mapped there. What is mapped by the handle is mapped in the domain, for all that are in it.
+    ///
+    /// Every endpoint of the group is stopped, and unless nobody has had it since it was last released, `reset` is called for
+    /// it as by [`release`](Self::release). Until the group is attached it reaches nothing. To give a group from one owner
+    /// to another, release it first: in between it reaches nothing but its reserved memory.
+    ///
+    /// # Errors
+    /// See [`ClaimError`]; the function stays as it was, but stopped.
+    pub fn assign(
+        &self,
+        function: PciAddress,
+        domain: &DmaDomain,
+        mut reset: impl FnMut(PciAddress) -> bool,
+    ) -> Result<DmaDevice, ClaimError> {
+        self.control.assign(function, domain.number(), &mut reset)
     }
 
     /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing else,

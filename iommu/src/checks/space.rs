@@ -179,10 +179,6 @@ impl<P: Platform> Space for CheckedSpace<P> {
         self.inner.to_device(segment);
     }
 
-    fn was_taken_back(&self) -> bool {
-        self.inner.was_taken_back()
-    }
-
     fn let_go(&self) {
         self.checks.depart(self.claim);
     }

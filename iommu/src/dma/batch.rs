@@ -44,12 +44,12 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
     }
 
     /// After an error of the `run` mappings that come after `done` ones: those before are unmapped, and freed; those after,
-    /// and these if their device was taken away, are left to the reaper; these stay pinned for any other reason.
+    /// and these if a device was taken away, are left to the reaper; these stay pinned for any other reason.
     fn give_up(mappings: vec::IntoIter<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
         for (index, mapping) in mappings.enumerate() {
             if index < done {
                 drop(free(mapping));
-            } else if index < done + run && error != DmaError::Revoked {
+            } else if index < done + run && !error.passes() {
                 mem::forget(mapping);
             } else {
                 drop(mapping);

@@ -45,6 +45,11 @@ pub(crate) trait FaultCount: Send + Sync {
     /// Faults of the device so far, those included that its unit has recorded but not yet reported.
     fn faults(&self) -> FaultCounts;
 
+    /// Whether the device was taken from whom these are shown to, and is quiet.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Makes `listener` the one that is told of them.
     fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>);
 }
@@ -264,7 +269,7 @@ impl DmaDevice {
     /// handle, and another driver may have it by now. What is left to the old one is to give its memory back.
     #[must_use]
     pub fn was_taken_back(&self) -> bool {
-        self.shared.space.was_taken_back()
+        self.shared.faults.is_over()
     }
 
     /// Number of faults that the device has caused so far, those included that its unit has recorded but no interrupt

@@ -96,6 +96,13 @@ pub enum DmaError {
     /// The device was taken away from its driver, or is in quarantine. Nothing new is mapped; what is mapped comes back to
     /// the system, not to the driver, when the device is known to be quiet.
     Revoked,
+    /// A device was taken out of the domain and is not known to be quiet yet: what the domain has mapped may still be on
+    /// its way. As with [`Revoked`](Self::Revoked) it comes back to the system. A retired mapping waits for its buffer
+    /// instead ([`Mapping::retire`](super::Mapping::retire)).
+    Restless,
+    /// Memory that firmware reserves for a device (RMRR) is for that device alone: its domain has no room for another
+    /// group, or others are there already.
+    ReservedForOne,
     /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
     Stuck(Stuck),
     /// The device did not empty its TLB. Nothing can be mapped for it, nor given back by it, until its group is released.
@@ -202,6 +209,8 @@ impl fmt::Display for DmaError {
             Self::BadLength { count } => write!(f, "{count} is not a valid length"),
             Self::NotMapped { iova } => write!(f, "{iova} is not mapped as recorded"),
             Self::Revoked => f.write_str("the device was taken away from its driver"),
+            Self::Restless => f.write_str("a device that was taken out of the domain may not be quiet"),
+            Self::ReservedForOne => f.write_str("a domain with reserved memory is for one group alone"),
             Self::Stuck(stuck) => stuck.fmt(f),
             Self::Silent(silent) => silent.fmt(f),
         }
@@ -209,6 +218,13 @@ impl fmt::Display for DmaError {
 }
 
 impl core::error::Error for DmaError {}
+
+impl DmaError {
+    /// Whether what was not given back can be later: the reaper tries again.
+    pub(crate) const fn passes(self) -> bool {
+        matches!(self, Self::Revoked | Self::Restless)
+    }
+}
 
 impl From<Stuck> for DmaError {
     fn from(stuck: Stuck) -> Self {

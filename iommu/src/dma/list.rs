@@ -157,8 +157,10 @@ impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
     /// Those of [`Mapping::unmap`](super::Mapping::unmap), with the same consequences for all buffers.
     pub fn unmap(mut self) -> Result<ScatterList<B>, DmaError> {
         let result = self.space.unmap_list(&self.list, D::ACCESS);
-        if result == Err(DmaError::Revoked) {
-            return Err(DmaError::Revoked);
+        if let Err(error) = result
+            && error.passes()
+        {
+            return Err(error);
         }
         let mut list = mem::take(&mut self.list);
         match result {

@@ -90,7 +90,7 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
             // SAFETY: the buffer was taken apart in `new`, and the space flushed every translation to it.
             Ok(()) => Ok(unsafe { B::from_raw(live.segment.buffer) }),
             Err(error) => {
-                if error == DmaError::Revoked {
+                if error.passes() {
                     abandon::<B>(live, None);
                 }
                 Err(error)

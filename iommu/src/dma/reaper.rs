@@ -62,7 +62,7 @@ impl Abandoned {
         };
         match result {
             Ok(()) => self.free(),
-            Err(DmaError::Revoked) => return Some(self),
+            Err(error) if error.passes() => return Some(self),
             Err(error) => {
                 // Behind a unit that does not answer it is all that was mapped: a line for each doubling is enough.
                 let count = pinned.fetch_add(1, Ordering::Relaxed) + 1;

@@ -95,7 +95,7 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
             // SAFETY: the buffer was taken apart by the mapping, and the space flushed every translation to it.
             Ok(()) => Ok(unsafe { B::from_raw(live.segment.buffer) }),
             Err(error) => {
-                if error == DmaError::Revoked {
+                if error.passes() {
                     abandon::<B>(live, owed);
                 }
                 Err(error)

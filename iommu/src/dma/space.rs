@@ -69,7 +69,7 @@ pub(crate) trait Space: Send + Sync {
     fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped>;
 
     /// Undoes [`map`](Self::map); when it returns `Ok`, no unit can translate the range any more, and what a device with
-    /// this `access` wrote is in the buffer. After [`DmaError::Revoked`] nothing was done, and the mapping is to be
+    /// this `access` wrote is in the buffer. After an error that [passes](DmaError::passes) nothing was done, and the mapping is to be
     /// abandoned; after any other error the memory must never be used again.
     fn unmap(&self, segment: &Segment, access: Access) -> Result<(), DmaError>;
 
@@ -132,11 +132,6 @@ pub(crate) trait Space: Send + Sync {
     /// Makes what the CPU wrote ready for the device, which has the buffer from now on.
     fn to_device(&self, segment: &Segment) {
         self.copy_ends(segment, Way::In);
-    }
-
-    /// Whether the device was taken from its driver and is quiet.
-    fn was_taken_back(&self) -> bool {
-        false
     }
 
     /// The driver's last handle of the device is gone.

@@ -33,13 +33,21 @@ impl<B: Backend> Domain<B> {
         let (first, last) = (iova.as_u64(), last.min(self.last));
         let end = first.checked_add(bytes - 1).filter(|&end| end <= last);
         let end = end.ok_or(DmaError::IovaBeyond { iova, last })?;
-        match self.iovas.allocate_at(iova, bytes / PAGE_BYTES) {
-            Ok(()) => Ok(iova),
-            Err(IovaError::OutOfMemory) => Err(DmaError::OutOfMemory),
-            Err(IovaError::NotWholePages { .. }) => Err(DmaError::IovaUnaligned { iova }),
-            Err(_) if self.is_reserved(first, end) => Err(DmaError::IovaReserved { iova }),
-            Err(_) => Err(DmaError::IovaTaken { iova }),
+        match self.allocate_fixed(iova, bytes) {
+            Err(DmaError::IovaTaken { .. }) if self.is_reserved(first, end) => {
+                Err(DmaError::IovaReserved { iova })
+            }
+            result => result.map(|()| iova),
         }
+    }
+
+    /// Takes exactly the `bytes` bytes at `iova`.
+    pub(super) fn allocate_fixed(&self, iova: Iova, bytes: u64) -> Result<(), DmaError> {
+        self.iovas.allocate_at(iova, bytes / PAGE_BYTES).map_err(|error| match error {
+            IovaError::OutOfMemory => DmaError::OutOfMemory,
+            IovaError::NotWholePages { .. } => DmaError::IovaUnaligned { iova },
+            _ => DmaError::IovaTaken { iova },
+        })
     }
 
     /// Whether some of `first..=last` is never handed out.
@@ -48,7 +56,8 @@ impl<B: Backend> Domain<B> {
         let meets_region = |&PhysRange { start, bytes }: &PhysRange| {
             meets(start.as_u64(), start.as_u64().saturating_add(bytes - 1))
         };
-        meets(*INTERRUPT_RANGE.start(), *INTERRUPT_RANGE.end()) || self.reserved.iter().any(meets_region)
+        let members = self.members.lock(&**self.backend.platform());
+        meets(*INTERRUPT_RANGE.start(), *INTERRUPT_RANGE.end()) || members.reserved.iter().any(meets_region)
     }
 
     /// Gives the `pages` pages at `iova` back.

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use mm::{PAGE_BYTES, table::Stale};
 
-use super::{Domain, Standing};
+use super::Domain;
 use crate::{
     Iova, Platform,
     backend::Backend,
@@ -19,16 +19,16 @@ use crate::{
 };
 
 impl<B: Backend> Domain<B> {
-    /// Whether anything may come back: when the domain was revoked its devices may not be quiet.
+    /// Whether anything may come back: a device that was taken out of the domain may not be quiet.
     #[inline]
     fn admit_return(&self) -> Result<(), DmaError> {
         debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
-        if self.is(Standing::Revoked) { Err(DmaError::Revoked) } else { Ok(()) }
+        self.standing.check_return()
     }
 
     /// Clears the leaves of a range.
     #[inline]
-    fn clear(&self, iova: Iova, bytes: u64) -> Result<Stale, DmaError> {
+    pub(super) fn clear(&self, iova: Iova, bytes: u64) -> Result<Stale, DmaError> {
         // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush.
         let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes) };
         let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
@@ -102,7 +102,7 @@ impl<B: Backend> Space for Domain<B> {
     }
 
     fn retire(&self, segment: &Segment) -> Result<Owed, DmaError> {
-        self.admit_return()?;
+        self.standing.check_retire()?;
         let (iova, bytes) = segment.pages();
         self.owe(self.clear(iova, bytes)?)
     }
@@ -110,7 +110,8 @@ impl<B: Backend> Space for Domain<B> {
     fn is_pending(&self, owed: Owed) -> bool {
         // Of a domain that was revoked, and of a flush that failed, `redeem` says so at once. Once the devices are quiet
         // nothing translates through the domain, and the flush is nothing to wait for.
-        self.is(Standing::InUse) && self.is_paid(owed) == Ok(false)
+        let is_restless = self.standing.check_return() == Err(DmaError::Restless);
+        !self.standing.is_closed() && (is_restless || self.is_paid(owed) == Ok(false))
     }
 
     fn redeem(&self, segment: &Segment, access: Access, owed: Owed) -> Result<(), DmaError> {
@@ -181,10 +182,6 @@ impl<B: Backend> Space for Domain<B> {
             // SAFETY: the caller holds the mapping, and its ends are never what the device reaches.
             unsafe { self.bounce.copy(segment, way) };
         }
-    }
-
-    fn was_taken_back(&self) -> bool {
-        self.is(Standing::Quiet)
     }
 
     fn abandon(&self, abandoned: Abandoned) {

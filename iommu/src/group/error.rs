@@ -30,6 +30,29 @@ pub enum ClaimError {
         /// The function asked for.
         function: PciAddress,
     },
+    /// Its group is attached to another domain than the one that is asked for.
+    Elsewhere {
+        /// The function asked for.
+        function: PciAddress,
+        /// Number of the domain that it is attached to.
+        domain: u64,
+    },
+    /// The function could not be made quiet, so that its group is not given to a new owner.
+    NotQuiet {
+        /// The function of the group that was not reset.
+        function: PciAddress,
+    },
+    /// Firmware wants its group to reach memory at all times (RMRR), and so to share it with whoever made that memory: it is
+    /// not given to an owner who is to be isolated, unless `iommu=rmrr=relaxed` says so.
+    Reserved {
+        /// The function asked for.
+        function: PciAddress,
+    },
+    /// There is no such domain, or not any more.
+    NoDomain {
+        /// Its number.
+        domain: u64,
+    },
     /// There is no remapping unit, and `iommu=off` was not given.
     NoUnit,
     /// The domain could not be made or attached.
@@ -45,6 +68,14 @@ impl fmt::Display for ClaimError {
             Self::Claimed { function } => write!(f, "{function} has a driver already"),
             Self::Busy { function } => write!(f, "the group of {function} is changing hands"),
             Self::Quarantined { function } => write!(f, "the group of {function} is in quarantine"),
+            Self::Elsewhere { function, domain } => {
+                write!(f, "the group of {function} is in domain {domain}")
+            }
+            Self::NotQuiet { function } => write!(f, "{function} could not be made quiet"),
+            Self::Reserved { function } => {
+                write!(f, "firmware reserves memory for the group of {function}, which is not assigned")
+            }
+            Self::NoDomain { domain } => write!(f, "there is no domain {domain}"),
             Self::NoUnit => f.write_str("no remapping unit isolates devices, and iommu=off was not given"),
             Self::Domain(error) => error.fmt(f),
         }

@@ -41,7 +41,7 @@ impl Model {
     }
 
     fn claim(&self) -> Result<(), ClaimError> {
-        self.group.claim(&self.maker, FUNCTION, None).map(drop)
+        self.group.claim(&self.maker, FUNCTION, Home::Own(None)).map(drop)
     }
 }
 

@@ -84,7 +84,8 @@ impl<B: Backend> Group<B> {
             }
             return Err(error);
         }
-        state.quarantined = false;
+        (state.quarantined, state.is_reset) = (false, true);
+        state.term += 1;
         state.retired = future == Future::None;
         state.muted = state.retired;
         let (revoked, claimed) = (state.revoked.take(), core::mem::take(&mut state.claimed));
@@ -165,12 +166,13 @@ impl<B: Backend> Group<B> {
             };
         }
         if !is_reserved_only {
-            domain.revoke();
+            domain.begin_revoking();
         }
         let sources = self.layout.sources.len();
         if let Err(stuck) = self.block_sources(sources, |unit, source| domain.block(unit, source)) {
             return Taken { revoked: Some(domain), result: Err(stuck), ..Taken::nothing() };
         }
+        domain.leave(&self.layout.reserved);
         self.isolate(maker, Some(domain).filter(|_| !is_reserved_only))
     }
 
@@ -252,8 +254,8 @@ impl<B: Backend> Group<B> {
     }
 
     /// A domain with the reserved memory alone, attached. Without memory for one the group stays blocked.
-    fn reserved_only(&self, maker: &DomainMaker<B>) -> Option<TryArc<Domain<B>>> {
-        self.attached(maker, None, None)
+    pub(super) fn reserved_only(&self, maker: &DomainMaker<B>) -> Option<TryArc<Domain<B>>> {
+        self.at_home(maker, None, None)
             .inspect_err(|error| log::error!("reserved memory of {:?}: {error}", self.layout.functions))
             .ok()
     }

@@ -125,6 +125,7 @@ impl Life {
             let mut functions = self.functions.iter().filter(|function| function.group == group);
             let Some(handle) = functions.find_map(|function| function.handle.clone()) else { continue };
             let buffer = self.driven.machine.allocate_buffer(1, 1).ok_or("no buffer is left")?;
+            handle.set_address_bits(64);
             let mapped = handle.dma_map_at(buffer, Bidirectional, Iova::new(iova));
             let mapping = mapped.map_err(|rejected| format!("{iova:#x} is not free: {}", rejected.error))?;
             mapping.unmap().map_err(|error| error.to_string())?;

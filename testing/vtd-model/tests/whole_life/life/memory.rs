@@ -84,7 +84,7 @@ impl Life {
                     return Err(format!("the buffer did not come back from a refused map: {error}"));
                 }
                 match at {
-                    Some(at) => self.excuse_at(index, error, (at.as_u64(), u64::from(pages) * PAGE), mask)?,
+                    Some(at) => self.excuse_at(index, error, (at.as_u64(), u64::from(pages) * PAGE))?,
                     None => self.excuse(error, pages, mask)?,
                 }
                 let near = at.map_or(0x1000, Iova::as_u64);
@@ -165,31 +165,20 @@ impl Life {
     }
 
     /// Whether a map into a given range, whose first address and length these are, may fail like this.
-    fn excuse_at(
-        &self,
-        index: usize,
-        error: DmaError,
-        (first, bytes): (u64, u64),
-        mask: u32,
-    ) -> Result<(), String> {
-        let function = &self.functions[index];
-        let (last, bits) = (first + (bytes - 1), function.address_bits.min(mask));
-        let is_beyond = bits < 64 && last >> bits != 0;
+    fn excuse_at(&self, index: usize, error: DmaError, (first, bytes): (u64, u64)) -> Result<(), String> {
+        let (group, last) = (self.functions[index].group, first + (bytes - 1));
         let meets = |(start, mapped): (u64, Mapped)| start <= last && first <= start + (mapped.bytes - 1);
-        let is_taken = self.groups[function.group].oracle.ranges().any(meets);
+        let is_taken = self.groups[group].oracle.ranges().any(meets);
         let raises_interrupts = first < 0xfef0_0000 && last >= 0xfee0_0000;
         let fine = match error {
             DmaError::OutOfMemory => self.short_of_memory,
-            DmaError::IovaBeyond { .. } => is_beyond,
-            DmaError::IovaReserved { .. } => !is_beyond && (raises_interrupts || is_taken),
-            DmaError::IovaTaken { .. } => !is_beyond && !raises_interrupts && is_taken,
+            // A domain is as wide as the narrowest of its group's units.
+            DmaError::IovaBeyond { last: limit, .. } => last > limit && limit >= (1 << 30) - 1,
+            DmaError::IovaReserved { .. } => raises_interrupts || is_taken,
+            DmaError::IovaTaken { .. } => !raises_interrupts && is_taken,
             _ => false,
         };
-        if fine {
-            Ok(())
-        } else {
-            Err(format!("map of {bytes:#x} bytes at {first:#x} below 2^{bits}: {error}"))
-        }
+        if fine { Ok(()) } else { Err(format!("map of {bytes:#x} bytes at {first:#x}: {error}")) }
     }
 
     fn mapped(

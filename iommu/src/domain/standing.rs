@@ -1,0 +1,88 @@
+//! What becomes of a domain's mappings while groups leave it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::dma::DmaError;
+
+/// Whether anything new is mapped in a domain, and how many groups have left it and may not be quiet.
+///
+/// What such a group had translated before it was blocked may still be on its way, so nothing that the domain has mapped
+/// comes back until it is quiet.
+pub(super) struct Standing(AtomicU32);
+
+impl Standing {
+    /// Nothing new is mapped. It stays so.
+    const CLOSED: u32 = 1 << 31;
+
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    #[inline]
+    fn read(&self) -> u32 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.read() & Self::CLOSED != 0
+    }
+
+    pub fn close(&self) {
+        self.0.fetch_or(Self::CLOSED, Ordering::SeqCst);
+    }
+
+    /// A group is about to be blocked.
+    pub fn begin_restless(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A group that was blocked is quiet.
+    pub fn end_restless(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether what was mapped may come back.
+    #[inline]
+    pub fn check_return(&self) -> Result<(), DmaError> {
+        match self.read() {
+            0 | Self::CLOSED => Ok(()),
+            1..Self::CLOSED => Err(DmaError::Restless),
+            _ => Err(DmaError::Revoked),
+        }
+    }
+
+    /// Whether what was mapped may at least begin to come back: its way ends with [`check_return`](Self::check_return).
+    #[inline]
+    pub fn check_retire(&self) -> Result<(), DmaError> {
+        match self.check_return() {
+            Err(DmaError::Restless) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mapped_comes_back_when_all_that_left_are_quiet() {
+        let standing = Standing::new();
+        assert_eq!((standing.is_closed(), standing.check_return()), (false, Ok(())));
+        standing.begin_restless();
+        standing.begin_restless();
+        standing.end_restless();
+        assert_eq!(standing.check_return(), Err(DmaError::Restless));
+        assert_eq!(standing.check_retire(), Ok(()));
+        standing.end_restless();
+        assert_eq!(standing.check_return(), Ok(()));
+        standing.begin_restless();
+        standing.close();
+        assert!(standing.is_closed());
+        assert_eq!(standing.check_return(), Err(DmaError::Revoked));
+        assert_eq!(standing.check_retire(), Err(DmaError::Revoked));
+        standing.end_restless();
+        assert_eq!((standing.is_closed(), standing.check_return()), (true, Ok(())));
+    }
+}
