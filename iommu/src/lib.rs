@@ -105,8 +105,8 @@ mod walk;
 
 pub use address::{Iova, PciAddress, SourceId};
 pub use dma::{
-    Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaDomain, DmaError, DomainError, FromDevice, Mapping,
-    PageBuffer, Pool, PoolBuffer, Rejected, ToDevice,
+    Bidirectional, Coherent, DmaBuffer, DmaDevice, DmaDomain, DmaError, DomainError, FromDevice, Grant,
+    Mapping, PageBuffer, Pool, PoolBuffer, Rejected, ToDevice,
 };
 pub use group::{ClaimError, Incident, ReleaseError};
 pub use options::Options;

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "lock of class 1 wanted while one of class 1 is held")]
+    #[should_panic(expected = "lock of class 3 wanted while one of class 3 is held")]
     fn two_locks_of_a_class_are_noticed() {
         let platform = FakePlatform::new(0, 0);
         let (one, other) = (IrqLock::new(LockClass::Tags, ()), IrqLock::new(LockClass::Tags, ()));

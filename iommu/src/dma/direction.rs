@@ -25,6 +25,9 @@ pub trait DeviceReads: Direction {}
 /// Directions in which the device writes.
 pub trait DeviceWrites: Direction {}
 
+/// Directions that allow nothing beyond `D`: what is lent in direction `D` may be passed on in them.
+pub trait Within<D: Direction>: Direction {}
+
 /// The device reads what the CPU wrote; it cannot write.
 #[derive(Clone, Copy, Debug)]
 pub struct ToDevice;
@@ -57,3 +60,7 @@ impl DeviceReads for ToDevice {}
 impl DeviceReads for Bidirectional {}
 impl DeviceWrites for FromDevice {}
 impl DeviceWrites for Bidirectional {}
+
+impl<D: Direction> Within<D> for D {}
+impl Within<Bidirectional> for ToDevice {}
+impl Within<Bidirectional> for FromDevice {}

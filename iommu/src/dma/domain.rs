@@ -35,6 +35,10 @@ impl DmaDomain {
         self.number
     }
 
+    pub(super) fn space(&self) -> &TryArc<dyn Space> {
+        &self.space
+    }
+
     /// Lends `buffer` to all devices of the domain, whether there are any yet or not: as
     /// [`DmaDevice::dma_map`](super::DmaDevice::dma_map), at any address that the domain's units translate.
     ///

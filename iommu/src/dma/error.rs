@@ -80,6 +80,11 @@ pub enum DmaError {
         /// What is left, in bytes.
         left_bytes: u64,
     },
+    /// What is shared by two domains is whole pages, and this is not: a copy would stand in for its ends.
+    NotWholePages {
+        /// Its length in bytes.
+        bytes: usize,
+    },
     /// Too many buffers of the domain that are not whole pages are mapped at the same time: there is no page left to stand
     /// in for their ends.
     NoBounceSlot,
@@ -204,6 +209,9 @@ impl fmt::Display for DmaError {
             }
             Self::BeyondReservation { bytes, left_bytes } => {
                 write!(f, "{bytes} bytes do not fit into the {left_bytes} that are left of the reservation")
+            }
+            Self::NotWholePages { bytes } => {
+                write!(f, "{bytes} bytes are not whole pages, which can be shared")
             }
             Self::NoBounceSlot => f.write_str("too many buffers that are not whole pages"),
             Self::BadLength { count } => write!(f, "{count} is not a valid length"),

@@ -12,6 +12,7 @@ pub(crate) mod device;
 mod direction;
 mod domain;
 mod error;
+mod grant;
 mod limits;
 mod list;
 mod mapping;
@@ -29,10 +30,13 @@ pub use batch::Unmapped;
 pub use buffer::{DmaBuffer, RawBuffer};
 pub use coherent::Coherent;
 pub use device::{DmaDevice, FaultCounts};
-pub use direction::{Access, Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
+pub use direction::{
+    Access, Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice, Within,
+};
 pub use domain::{DmaDomain, DomainError};
 pub(crate) use error::Unflushed;
 pub use error::{DmaError, Rejected, Silent, Stuck};
+pub use grant::Grant;
 pub use limits::SegmentLimits;
 pub use list::{DeviceSegment, ScatterList, ScatterMapping};
 pub use mapping::Mapping;

@@ -34,16 +34,22 @@ pub(crate) struct Abandoned {
 enum Dropped {
     /// A mapping, and the flush that it waits for if it was retired.
     One { live: Live, owed: Option<Owed> },
+    /// One that a second domain shares: that comes first.
+    Granted { granted: Option<Live>, live: Live },
     /// Those of a list.
     List { space: TryArc<dyn Space>, list: List },
 }
 
 /// Nobody reads the buffer any more.
-const UNREAD: Access = Access { read: false, write: false };
+pub(super) const UNREAD: Access = Access { read: false, write: false };
 
 impl Abandoned {
     pub(super) fn new(live: Live, owed: Option<Owed>, release: unsafe fn(RawBuffer)) -> Self {
         Self { dropped: Dropped::One { live, owed }, release }
+    }
+
+    pub(super) fn granted(granted: Live, live: Live, release: unsafe fn(RawBuffer)) -> Self {
+        Self { dropped: Dropped::Granted { granted: Some(granted), live }, release }
     }
 
     pub(super) fn list(space: TryArc<dyn Space>, list: List, release: unsafe fn(RawBuffer)) -> Self {
@@ -52,12 +58,20 @@ impl Abandoned {
 
     /// Unmaps and frees. A buffer whose unit does not answer stays pinned; one whose device may not be quiet yet comes
     /// back, to be tried again.
-    fn reap(self, pinned: &AtomicU64) -> Option<Self> {
-        let result = match &self.dropped {
+    fn reap(mut self, pinned: &AtomicU64) -> Option<Self> {
+        let result = match &mut self.dropped {
             Dropped::One { live: Live { space, segment }, owed: Some(owed) } => {
                 space.redeem(segment, UNREAD, *owed)
             }
             Dropped::One { live: Live { space, segment }, owed: None } => space.unmap(segment, UNREAD),
+            Dropped::Granted { granted, live } => {
+                let revoked =
+                    granted.as_ref().map_or(Ok(()), |Live { space, segment }| space.unmap(segment, UNREAD));
+                revoked.and_then(|()| {
+                    *granted = None;
+                    live.space.unmap(&live.segment, UNREAD)
+                })
+            }
             Dropped::List { space, list } => space.unmap_list(list, UNREAD),
         };
         match result {
@@ -84,14 +98,14 @@ impl Abandoned {
             unsafe { (self.release)(segment.buffer) }
         };
         match self.dropped {
-            Dropped::One { live, .. } => free(live.segment),
+            Dropped::One { live, .. } | Dropped::Granted { live, .. } => free(live.segment),
             Dropped::List { list, .. } => list.segments.into_iter().for_each(free),
         }
     }
 
     fn iova(&self) -> Iova {
         match &self.dropped {
-            Dropped::One { live, .. } => live.segment.iova,
+            Dropped::One { live, .. } | Dropped::Granted { live, .. } => live.segment.iova,
             Dropped::List { list, .. } => list.place.map_or(Iova::new(0), |place| place.first),
         }
     }
