@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "wanted while one of class 4 is held")]
+    #[should_panic(expected = "wanted while one of class 6 is held")]
     fn a_wrong_order_is_noticed() {
         let platform = FakePlatform::new(0, 0);
         let group = IrqLock::new(LockClass::Group, ());
