@@ -7,9 +7,25 @@ use super::{
     mapping::release,
     reaper::{Abandoned, UNREAD},
     segment::{Ends, Segment},
-    space::{Live, MapRequest, NotMapped, Placement},
+    space::{MapRequest, NotMapped, Placed, Placement, Space},
 };
-use crate::Iova;
+use crate::{Iova, arc::TryArc};
+
+/// Where a second domain has the buffer of a mapping.
+pub(super) struct Share {
+    space: TryArc<dyn Space>,
+    iova: Iova,
+}
+
+impl Share {
+    /// Takes `buffer` from the devices of the second domain.
+    pub fn unmap(&self, buffer: &RawBuffer) -> Result<(), DmaError> {
+        let &RawBuffer { first, bytes, .. } = buffer;
+        let segment =
+            Segment { iova: self.iova, buffer: RawBuffer { first, bytes, cookie: 0 }, ends: Ends::NONE };
+        self.space.unmap(&segment, UNREAD)
+    }
+}
 
 /// A mapping, in the domain of its owner, whose memory the devices of a second domain reach too.
 ///
@@ -34,8 +50,7 @@ use crate::Iova;
 /// ```
 #[must_use = "a grant that is dropped is revoked, and its memory freed"]
 pub struct Grant<B: DmaBuffer, D: Direction> {
-    /// Where it is mapped for the second domain.
-    granted: ManuallyDrop<Live>,
+    share: ManuallyDrop<Share>,
     mapping: ManuallyDrop<Mapping<B, D>>,
     types: PhantomData<fn(B, D) -> B>,
 }
@@ -81,11 +96,9 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
             return Err(Rejected { error: DmaError::NotWholePages { bytes }, buffer: Some(self) });
         }
         match domain.space().map(&request) {
-            Ok(placed) => {
-                let buffer = RawBuffer { first, bytes, cookie: 0 };
-                let segment = Segment { iova: placed.iova, buffer, ends: Ends::NONE };
-                let granted = ManuallyDrop::new(Live { space: domain.space().clone(), segment });
-                Ok(Grant { granted, mapping: ManuallyDrop::new(self), types: PhantomData })
+            Ok(Placed { iova, .. }) => {
+                let share = ManuallyDrop::new(Share { space: domain.space().clone(), iova });
+                Ok(Grant { share, mapping: ManuallyDrop::new(self), types: PhantomData })
             }
             Err(NotMapped::Untouched(error)) => Err(Rejected { error, buffer: Some(self) }),
             Err(NotMapped::Exposed(unflushed)) => {
@@ -101,7 +114,7 @@ impl<B: DmaBuffer, D: Direction> Grant<B, D> {
     /// Where the devices of the second domain find the first byte.
     #[must_use]
     pub fn iova(&self) -> Iova {
-        self.granted.segment.iova
+        self.share.iova
     }
 
     /// The mapping of the owner.
@@ -117,11 +130,11 @@ impl<B: DmaBuffer, D: Direction> Grant<B, D> {
     /// Those of [`Mapping::unmap`], for the second domain, with the same consequences for the memory and its mapping: after
     /// [`DmaError::Revoked`] and [`DmaError::Restless`] both are left to the reaper.
     pub fn revoke(self) -> Result<Mapping<B, D>, DmaError> {
-        let (granted, mapping) = self.into_parts();
-        match granted.space.unmap(&granted.segment, UNREAD) {
+        let (share, mapping) = self.into_parts();
+        match share.unmap(mapping.buffer()) {
             Ok(()) => Ok(mapping),
             Err(error) if error.passes() => {
-                abandon(granted, mapping);
+                abandon(share, mapping);
                 Err(error)
             }
             Err(error) => {
@@ -131,24 +144,24 @@ impl<B: DmaBuffer, D: Direction> Grant<B, D> {
         }
     }
 
-    fn into_parts(self) -> (Live, Mapping<B, D>) {
+    fn into_parts(self) -> (Share, Mapping<B, D>) {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `self` is not dropped, so this is the only time that the two are taken.
-        unsafe { (ManuallyDrop::take(&mut this.granted), ManuallyDrop::take(&mut this.mapping)) }
+        unsafe { (ManuallyDrop::take(&mut this.share), ManuallyDrop::take(&mut this.mapping)) }
     }
 }
 
 /// Leaves a grant and its mapping to the reaper.
-fn abandon<B: DmaBuffer, D: Direction>(granted: Live, mapping: Mapping<B, D>) {
+fn abandon<B: DmaBuffer, D: Direction>(share: Share, mapping: Mapping<B, D>) {
     let live = mapping.into_live();
     let space = live.space.clone();
-    space.abandon(Abandoned::granted(granted, live, release::<B>));
+    space.abandon(Abandoned::shared(share, live, release::<B>));
 }
 
 impl<B: DmaBuffer, D: Direction> Drop for Grant<B, D> {
     fn drop(&mut self) {
         // SAFETY: neither is used after `drop`, and `into_parts` prevents a drop.
-        let parts = unsafe { (ManuallyDrop::take(&mut self.granted), ManuallyDrop::take(&mut self.mapping)) };
+        let parts = unsafe { (ManuallyDrop::take(&mut self.share), ManuallyDrop::take(&mut self.mapping)) };
         abandon(parts.0, parts.1);
     }
 }

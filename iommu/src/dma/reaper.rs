@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::{
     Access, DmaError, RawBuffer,
     backlog::Backlog,
+    grant::Share,
     segment::{List, Segment},
     space::{Live, Owed, Space},
 };
@@ -35,7 +36,7 @@ enum Dropped {
     /// A mapping, and the flush that it waits for if it was retired.
     One { live: Live, owed: Option<Owed> },
     /// One that a second domain shares: that comes first.
-    Granted { granted: Option<Live>, live: Live },
+    Shared { share: Option<Share>, live: Live },
     /// Those of a list.
     List { space: TryArc<dyn Space>, list: List },
 }
@@ -48,8 +49,8 @@ impl Abandoned {
         Self { dropped: Dropped::One { live, owed }, release }
     }
 
-    pub(super) fn granted(granted: Live, live: Live, release: unsafe fn(RawBuffer)) -> Self {
-        Self { dropped: Dropped::Granted { granted: Some(granted), live }, release }
+    pub(super) fn shared(share: Share, live: Live, release: unsafe fn(RawBuffer)) -> Self {
+        Self { dropped: Dropped::Shared { share: Some(share), live }, release }
     }
 
     pub(super) fn list(space: TryArc<dyn Space>, list: List, release: unsafe fn(RawBuffer)) -> Self {
@@ -64,11 +65,10 @@ impl Abandoned {
                 space.redeem(segment, UNREAD, *owed)
             }
             Dropped::One { live: Live { space, segment }, owed: None } => space.unmap(segment, UNREAD),
-            Dropped::Granted { granted, live } => {
-                let revoked =
-                    granted.as_ref().map_or(Ok(()), |Live { space, segment }| space.unmap(segment, UNREAD));
+            Dropped::Shared { share, live } => {
+                let revoked = share.as_ref().map_or(Ok(()), |share| share.unmap(&live.segment.buffer));
                 revoked.and_then(|()| {
-                    *granted = None;
+                    *share = None;
                     live.space.unmap(&live.segment, UNREAD)
                 })
             }
@@ -98,14 +98,14 @@ impl Abandoned {
             unsafe { (self.release)(segment.buffer) }
         };
         match self.dropped {
-            Dropped::One { live, .. } | Dropped::Granted { live, .. } => free(live.segment),
+            Dropped::One { live, .. } | Dropped::Shared { live, .. } => free(live.segment),
             Dropped::List { list, .. } => list.segments.into_iter().for_each(free),
         }
     }
 
     fn iova(&self) -> Iova {
         match &self.dropped {
-            Dropped::One { live, .. } | Dropped::Granted { live, .. } => live.segment.iova,
+            Dropped::One { live, .. } | Dropped::Shared { live, .. } => live.segment.iova,
             Dropped::List { list, .. } => list.place.map_or(Iova::new(0), |place| place.first),
         }
     }

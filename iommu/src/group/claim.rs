@@ -29,6 +29,9 @@ pub(crate) struct Claimed<B: Backend> {
     pub term: u64,
 }
 
+/// Where a group is after somebody wanted it elsewhere, and where it is for them.
+type Moved<B> = (Option<TryArc<Domain<B>>>, Result<TryArc<Domain<B>>, ClaimError>);
+
 impl<B: Backend> Group<B> {
     /// Gives `function` to somebody, with all of the group in the domain that is its `home`.
     pub fn claim(
@@ -118,7 +121,7 @@ impl<B: Backend> Group<B> {
         before: Option<TryArc<Domain<B>>>,
         domain: &TryArc<Domain<B>>,
         reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> (Option<TryArc<Domain<B>>>, Result<TryArc<Domain<B>>, ClaimError>) {
+    ) -> Moved<B> {
         if let Some(before) = &before {
             if TryArc::ptr_eq(before, domain) {
                 return (Some(domain.clone()), Ok(domain.clone()));
