@@ -15,6 +15,8 @@ mod devices;
 mod memory;
 mod panic;
 mod platform;
+mod process;
+mod programs;
 mod selftests;
 mod shell;
 mod smp;
@@ -72,6 +74,7 @@ fn start_cpu() {
         arch::gdt::load(stacks);
         arch::idt::use_interrupt_stacks();
     }
+    arch::user::init();
     arch::cache::init();
     arch::legacy_pic::disable();
     let (tsc_hz, source) = clock::init();

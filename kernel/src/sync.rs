@@ -28,6 +28,8 @@ pub enum Rank {
     Iommu,
     /// Keys received and not read.
     Input = Self::Iommu as u8 + LockClass::COUNT,
+    /// Which processes there are, and how one ended.
+    Processes,
     /// The waiters of one wait queue.
     WaitQueue,
     /// The body of a thread that has not started.

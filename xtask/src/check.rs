@@ -69,7 +69,9 @@ fn lints(workspace: &Workspace) -> Vec<Command> {
     // The kernel is no default member: it builds for the bare target only, with the libraries under it.
     let mut kernel = workspace.cargo_on_kernel("clippy");
     kernel.args(["--", "--deny", "warnings"]);
-    vec![format, host, interleavings, engine, kernel]
+    let mut programs = workspace.cargo_on_programs("clippy");
+    programs.args(["--", "--deny", "warnings"]);
+    vec![format, host, interleavings, engine, kernel, programs]
 }
 
 fn run_miri(workspace: &Workspace, consent: Consent) -> Result<bool> {
@@ -144,11 +146,12 @@ mod tests {
         let lines: Vec<String> = lints(&Workspace::locate().unwrap()).iter().map(shown).collect();
         let clippy: Vec<&String> = lines.iter().filter(|line| line.contains("clippy")).collect();
         assert!(
-            clippy.len() == 4 && clippy.iter().all(|line| line.ends_with("--deny warnings")),
+            clippy.len() == 5 && clippy.iter().all(|line| line.ends_with("--deny warnings")),
             "{lines:?}"
         );
         assert!(clippy[1].contains("--package interleavings"));
         assert!(clippy[2].contains("--package mm --no-default-features"));
-        assert!(clippy[3].contains("--target x86_64-unknown-none"));
+        assert!(clippy[3].contains("--package kernel --target x86_64-unknown-none"));
+        assert!(clippy[4].contains("--package attacker --target x86_64-unknown-none"));
     }
 }

@@ -105,5 +105,18 @@ pub const SHELL: &[Line] = &[
     Line { typed: "disk disk0 read 0", shows: &[] },
     Line { typed: "release 00:03.0", shows: &["00:03.0 was reset, and its driver has started anew"] },
     Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line { typed: "ps", shows: &["pid  program       pages  for\n"] },
+    Line { typed: "start nothing", shows: &["nothing: there is no such program"] },
+    // Whatever it may not reads as one line; the kernel goes on.
+    Line {
+        typed: "start attacker 3",
+        shows: &[
+            "process 1 (attacker) ended by an exception: read from protected address 0xffff800004000000, at 0x2",
+        ],
+    },
+    Line { typed: "start attacker 1", shows: &["process 2 (attacker) runs"] },
+    Line { typed: "ps", shows: &["   2  attacker"] },
+    Line { typed: "kill 1", shows: &["there is no process 1"] },
+    Line { typed: "kill 2", shows: &["process 2 (attacker) killed"] },
     Line { typed: "exit", shows: &[] },
 ];

@@ -1,6 +1,7 @@
 //! Where things are, and the calls of cargo.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,8 @@ use anyhow::{Context, Result, bail};
 
 /// The bare-metal target that the kernel is built for.
 pub const KERNEL_TARGET: &str = "x86_64-unknown-none";
+/// The packages of programs for ring 3: each has one program, of its name.
+const PROGRAMS: &[&str] = &["attacker"];
 
 /// How the kernel is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,17 +61,55 @@ impl Workspace {
 
     /// A cargo command on the kernel, for its target.
     pub fn cargo_on_kernel(&self, subcommand: &str) -> Command {
+        self.cargo_on_bare(subcommand, &["kernel"])
+    }
+
+    /// A cargo command on the programs for ring 3, for their target, which is the kernel's.
+    pub fn cargo_on_programs(&self, subcommand: &str) -> Command {
+        self.cargo_on_bare(subcommand, PROGRAMS)
+    }
+
+    fn cargo_on_bare(&self, subcommand: &str, packages: &[&str]) -> Command {
         let mut command = self.cargo(subcommand);
-        command.args(["--package", "kernel", "--target", KERNEL_TARGET]);
+        command.args(packages.iter().flat_map(|package| ["--package", package]));
+        command.args(["--target", KERNEL_TARGET]);
         // Flags in the environment would replace those in .cargo/config.toml, without which the kernel cannot run.
         command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
         command
     }
 
-    /// Builds the kernel and returns where it is.
+    /// Builds the programs for ring 3 and returns the folder that they, and nothing else, are in. They are always built as they
+    /// are shipped, without the symbols that nobody reads in the kernel's image.
+    fn build_programs(&self) -> Result<PathBuf> {
+        let profile = Build::Shipped.profile();
+        let mut command = self.cargo_on_programs("build");
+        command.args(["--bins", "--profile", profile]);
+        command.args(["--config", "profile.release.strip=true", "--config", "profile.release.debug=false"]);
+        succeed(&mut command)?;
+        let folder = self.scratch("programs")?;
+        for entry in fs::read_dir(&folder)? {
+            let old = entry?.path();
+            if !PROGRAMS.iter().any(|&name| old.ends_with(name)) {
+                fs::remove_file(&old).with_context(|| format!("cannot remove {}", old.display()))?;
+            }
+        }
+        for name in PROGRAMS {
+            let built = self.target.join(KERNEL_TARGET).join(profile).join(name);
+            let file = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+            let copy = folder.join(name);
+            // A file that is written anew makes cargo build the kernel anew.
+            if fs::read(&copy).ok().as_ref() != Some(&file) {
+                fs::write(&copy, file).with_context(|| format!("cannot write {}", copy.display()))?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Builds the kernel, with the programs in it, and returns where it is.
     pub fn build_kernel(&self, build: Build) -> Result<PathBuf> {
+        let programs = self.build_programs()?;
         let mut command = self.cargo_on_kernel("build");
-        command.args(["--profile", build.profile()]);
+        command.args(["--profile", build.profile()]).env("SLUICE_PROGRAMS", programs);
         succeed(&mut command)?;
         let kernel = self.target.join(KERNEL_TARGET).join(build.profile()).join("kernel");
         if !kernel.is_file() {

@@ -15,11 +15,19 @@ use super::cpu::Cpu;
 /// The code segment, also in the boot GDT.
 pub const CODE_SELECTOR: SegmentSelector = SegmentSelector::new(1, Ring::Ring0);
 const TASK_SELECTOR: SegmentSelector = SegmentSelector::new(3, Ring::Ring0);
+/// The segments of programs in ring 3. Unlike `syscall` and `sysret`, gates ask for no order of them.
+pub const USER_DATA_SELECTOR: SegmentSelector = SegmentSelector::new(5, Ring::Ring3);
+pub const USER_CODE_SELECTOR: SegmentSelector = SegmentSelector::new(6, Ring::Ring3);
 
 /// 64-bit code, present, accessed.
 const CODE: u64 = 0x00af_9b00_0000_ffff;
 /// Writable data, present, accessed.
 const DATA: u64 = 0x00cf_9300_0000_ffff;
+/// As both, for ring 3.
+const USER_CODE: u64 = CODE | RING_3;
+const USER_DATA: u64 = DATA | RING_3;
+/// DPL 3.
+const RING_3: u64 = 3 << 45;
 
 /// The exceptions that get a stack of their own, because the current one may be unusable when they come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,13 +48,13 @@ impl InterruptStack {
 
 /// The GDT and the TSS of one CPU.
 pub struct Descriptors {
-    table: [u64; 5],
+    table: [u64; 7],
     task: TaskStateSegment,
 }
 
 impl Descriptors {
     pub const fn new() -> Self {
-        Self { table: [0, CODE, DATA, 0, 0], task: TaskStateSegment::new() }
+        Self { table: [0, CODE, DATA, 0, 0, USER_DATA, USER_CODE], task: TaskStateSegment::new() }
     }
 }
 
@@ -70,6 +78,16 @@ pub unsafe fn load(stack_tops: [u64; InterruptStack::ALL.len()]) {
         lgdt(&DescriptorTablePointer::new(table));
         load_tr(TASK_SELECTOR);
     }
+}
+
+/// Sets where this CPU's stack begins when something interrupts ring 3. Called with interrupts off.
+///
+/// # Safety
+/// There is room for a trap frame below `top`, which is aligned to 16 bytes, whenever this CPU is in ring 3.
+pub unsafe fn set_kernel_stack(top: u64) {
+    let task = Cpu::current().descriptors.get();
+    // SAFETY: only this CPU uses its descriptors, and the processor reads this field on leaving ring 3 only.
+    unsafe { (*task).task.set_rsp(Ring::Ring0, top) };
 }
 
 /// The two words of a descriptor for an available 64-bit TSS at `base`.

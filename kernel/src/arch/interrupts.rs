@@ -22,6 +22,8 @@ pub const TIMER: u8 = 0xf0;
 pub const RESCHEDULE: u8 = 0xf1;
 /// Another CPU changed the address space.
 pub const FLUSH: u8 = 0xf2;
+/// How programs call the kernel. Nothing raises it.
+pub const CALL: u8 = abi::VECTOR;
 /// The local APIC's error interrupt.
 pub const APIC_ERROR: u8 = 0xfe;
 /// What the local APIC delivers when an interrupt went away before it was taken. Not acknowledged.
@@ -73,7 +75,7 @@ pub fn allocate(handler: Handler) -> Option<Vector> {
 
 /// Whether `vector` has a handler, or a meaning of its own.
 pub fn is_used(vector: u8) -> bool {
-    matches!(vector, 0..LEGACY_BASE | TIMER | RESCHEDULE | FLUSH | APIC_ERROR | SPURIOUS)
+    matches!(vector, 0..LEGACY_BASE | TIMER | RESCHEDULE | FLUSH | CALL | APIC_ERROR | SPURIOUS)
         || HANDLERS[usize::from(vector)].lock().is_some()
 }
 

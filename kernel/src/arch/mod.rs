@@ -19,6 +19,7 @@ pub mod probe;
 pub mod random;
 pub mod trampoline;
 mod traps;
+pub mod user;
 
 pub use cpu::Cpu;
 pub use exit::{ExitCode, exit, halt_for_ever};

@@ -8,31 +8,31 @@ use super::{backtrace, cpu::Cpu, interrupts};
 use crate::{panic, smp};
 
 /// The registers of the interrupted code, as the entry stubs and the CPU push them.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct TrapFrame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
+    pub(super) r15: u64,
+    pub(super) r14: u64,
+    pub(super) r13: u64,
+    pub(super) r12: u64,
+    pub(super) r11: u64,
+    pub(super) r10: u64,
+    pub(super) r9: u64,
+    pub(super) r8: u64,
     pub rbp: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rbx: u64,
-    rax: u64,
+    pub(super) rdi: u64,
+    pub(super) rsi: u64,
+    pub(super) rdx: u64,
+    pub(super) rcx: u64,
+    pub(super) rbx: u64,
+    pub(super) rax: u64,
     pub vector: u64,
     pub error: u64,
     pub rip: u64,
-    cs: u64,
-    rflags: u64,
+    pub(super) cs: u64,
+    pub(super) rflags: u64,
     pub rsp: u64,
-    ss: u64,
+    pub(super) ss: u64,
 }
 
 impl fmt::Display for TrapFrame {
@@ -49,9 +49,9 @@ impl fmt::Display for TrapFrame {
 }
 
 /// The lowest vector that a local APIC delivers.
-const FIRST_OF_APIC: u8 = 16;
+pub(super) const FIRST_OF_APIC: u8 = 16;
 
-/// Where all entry stubs lead.
+/// Where the entry stubs lead if the kernel was interrupted, or anything by what has a stack of its own.
 pub(super) extern "C" fn handle_trap(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         irq::NONMASKABLE_INTERRUPT_VECTOR if smp::is_stopping() => stop(frame),
@@ -84,7 +84,7 @@ fn stop(frame: &TrapFrame) -> ! {
     smp::stop_here()
 }
 
-fn fault_address() -> u64 {
+pub(super) fn fault_address() -> u64 {
     // SAFETY: reading CR2 has no effect; this is ring 0.
     unsafe { cr2() as u64 }
 }
@@ -109,6 +109,7 @@ fn fatal_exception(vector: u8, frame: &TrapFrame) -> ! {
 }
 
 /// A page fault in words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageFault {
     /// What was accessed.
     pub address: u64,
@@ -145,7 +146,7 @@ impl fmt::Display for PageFault {
     }
 }
 
-const fn name(vector: u8) -> &'static str {
+pub(super) const fn name(vector: u8) -> &'static str {
     match vector {
         0 => "divide error",
         1 => "debug",

@@ -222,10 +222,15 @@ unsafe fn unmap(input: u64, bytes: u64) {
 }
 
 /// Takes what `stale` speaks of out of the TLBs of all CPUs.
-fn flush(stale: Stale) -> Flushed {
+pub(super) fn flush(stale: Stale) -> Flushed {
     smp::flush_all_cpus();
     // SAFETY: every CPU that uses this table has flushed its whole TLB since; no global pages are in use.
     unsafe { stale.assume_flushed() }
+}
+
+/// The kernel's table, whose upper half is in that of each process.
+pub(super) fn table() -> Option<&'static PageTable<X86Format, KernelTables>> {
+    TABLE.get()
 }
 
 /// Physical address of the root, for CPUs that start.

@@ -10,6 +10,7 @@ mod heap;
 pub mod layout;
 mod ranges;
 pub mod stacks;
+mod user_table;
 
 use core::{fmt, ops::Range, ptr::NonNull};
 
@@ -21,6 +22,7 @@ pub use address_space::{Alias, KernelTables, lookup, root, runs};
 pub use exhausted::Exhausted;
 pub use heap::small_bytes;
 pub use ranges::RangeSet;
+pub use user_table::UserTable;
 
 use crate::boot_info::{BootInfo, Region};
 

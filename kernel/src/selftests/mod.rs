@@ -12,6 +12,7 @@ mod mapping_cost;
 mod memory;
 mod misbehaving;
 mod not_enforced;
+mod process;
 mod threading;
 mod time;
 

@@ -9,6 +9,7 @@ pub mod input;
 mod iommu;
 mod line;
 mod net;
+mod processes;
 mod quarantine;
 mod tables;
 
@@ -50,6 +51,7 @@ static COMMANDS: &[&[Command]] = &[
     builtin::COMMANDS,
     devices::COMMANDS,
     net::COMMANDS,
+    processes::COMMANDS,
     iommu::COMMANDS,
     tables::COMMANDS,
     quarantine::COMMANDS,

@@ -15,7 +15,7 @@ use core::sync::atomic::{
 use iommu::platform::MAX_CPUS;
 
 use crate::arch::{
-    Cpu,
+    Cpu, InterruptGuard,
     apic::{self, Ipi},
     interrupts,
 };
@@ -53,6 +53,12 @@ pub fn next_cpu(is_reachable: impl Fn(u32) -> bool) -> &'static Cpu {
     let reachable = || online().filter(|cpu| is_reachable(cpu.apic_id()));
     let turn = NEXT.fetch_add(1, Relaxed).checked_rem(reachable().count());
     turn.and_then(|turn| reachable().nth(turn)).unwrap_or(Cpu::first())
+}
+
+/// Makes every other CPU come out of ring 3.
+pub fn interrupt_others() {
+    let _guard = InterruptGuard::new();
+    others().for_each(reschedule);
 }
 
 /// Makes `cpu` look for something better to do.

@@ -28,7 +28,7 @@ use crate::{
         apic::{self, Ipi},
         clock::{self, NS_PER_MS, NS_PER_S},
         gdt::{self, InterruptStack},
-        halt_for_ever, idt, trampoline,
+        halt_for_ever, idt, trampoline, user,
     },
     memory::{self, Alias, stacks::Stack},
     threads,
@@ -286,6 +286,7 @@ pub extern "C" fn started() -> ! {
     // SAFETY: this CPU does so once, with stacks that are its own.
     unsafe { gdt::load(stacks) };
     idt::load();
+    user::init();
     let arrived = if apic::init().is_ok() { ARRIVED } else { FAILED };
     // Too late, if that fails.
     if MAILBOX.step.compare_exchange(STARTING, arrived, SeqCst, SeqCst).is_err() || arrived == FAILED {

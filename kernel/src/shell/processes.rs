@@ -1,0 +1,70 @@
+//! Processes: which there are, starting and ending them.
+
+use super::{Command, Shell, UsageError};
+use crate::{
+    arch::clock::{self, NS_PER_S},
+    println,
+    process::{self, Process},
+    programs,
+};
+
+/// How long a process may take to end.
+const END_NS: u64 = 5 * NS_PER_S;
+/// How long one that was started is waited for, in case that it ends at once.
+const START_NS: u64 = NS_PER_S / 2;
+
+pub(super) static COMMANDS: &[Command] = &[
+    Command { name: "ps", arguments: "", help: "the processes in ring 3, and what can be started", run: ps },
+    Command {
+        name: "start",
+        arguments: "PROGRAM [NUMBER]",
+        help: "start a program in ring 3, with a number as its argument",
+        run: start,
+    },
+    Command { name: "kill", arguments: "PID", help: "end a process", run: kill },
+];
+
+fn ps(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let [] = arguments else { return Err(UsageError) };
+    println!("pid  program       pages  for");
+    for process in process::all() {
+        let Process { pid, name, started_ns, .. } = *process;
+        let seconds = clock::now_ns().saturating_sub(started_ns) / NS_PER_S;
+        println!("{pid:4}  {name:12}  {:5}  {seconds} s", process.pages());
+    }
+    for file in programs::FILES {
+        println!("`start {}` starts a program of {} bytes", file.name, file.bytes.len());
+    }
+    Ok(())
+}
+
+fn start(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let (name, number) = match arguments {
+        [name] => (name, 0),
+        [name, number] => (name, number.parse().map_err(|_| UsageError)?),
+        _ => return Err(UsageError),
+    };
+    match process::start(name, number) {
+        Ok(process) => match process.wait(clock::now_ns() + START_NS) {
+            Some(ending) => println!("{process} {ending}"),
+            None => println!("{process} runs"),
+        },
+        Err(error) => println!("{name}: {error}"),
+    }
+    Ok(())
+}
+
+fn kill(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let [pid] = arguments else { return Err(UsageError) };
+    let pid = pid.parse().map_err(|_| UsageError)?;
+    let Some(process) = process::find(pid) else {
+        println!("there is no process {pid}");
+        return Ok(());
+    };
+    process.kill();
+    match process.wait(clock::now_ns() + END_NS) {
+        Some(ending) => println!("{process} {ending}"),
+        None => println!("{process} has not ended yet"),
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The calls by which programs in ring 3 ask the kernel for something: all that both have to agree on.
+//!
+//! A program puts the number of a [`Call`] into RAX, its arguments into RDI, RSI, RDX, R10 and R8, executes `int` with
+//! [`VECTOR`], and finds the answer in RAX; every other register stays as it is. An answer is a number up to [`ANSWER_MAX`],
+//! or the negative of an [`Error`]. Addresses are the program's own, lengths are in bytes, times in nanoseconds since boot. What a
+//! call does not take is ignored. Nothing that a program passes is believed: the kernel checks every argument, and an address that
+//! the program itself could not use as it asks for is [`Error::BadAddress`].
+//!
+//! | call              | arguments                    | answer                        | errors                             |
+//! |-------------------|------------------------------|-------------------------------|------------------------------------|
+//! | `Exit`            | code                         | none: the program has ended   |                                    |
+//! | `Log`             | address, length              | 0                             | `BadAddress`, `TooLong`, `TooOften`|
+//! | `MapMemory`       | length                       | address of new, zeroed memory | `BadLength`, `OutOfMemory`         |
+//! | `UnmapMemory`     | address                      | 0                             | `BadAddress`, `InUse`              |
+//! | `Now`             |                              | the time                      |                                    |
+//! | `SleepUntil`      | time                         | 0                             |                                    |
+//!
+//! A program starts at the entry point of its file with one number as its argument (in RDI), on a stack of [`STACK_BYTES`]. It has
+//! neither x87 nor SSE. What it does that the CPU does not let it do is its end; a number that is no call's is
+//! [`Error::NoSuchCall`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+use core::ops::Range;
+
+/// The vector of the gate. Only this one can be raised from ring 3.
+pub const VECTOR: u8 = 0xf3;
+
+/// The largest answer that is no error.
+pub const ANSWER_MAX: u64 = i64::MAX as u64;
+
+/// Where a program's file may want to be: in the lowest 2 GiB, so that code of any code model works, but not at their start,
+/// where the target of a null pointer is.
+pub const IMAGE: Range<u64> = 0x20_0000..0x4000_0000;
+/// The first address behind a program's stack.
+pub const STACK_TOP: u64 = 0x7fff_f000;
+/// How long the stack is. Nothing is mapped for as much again below it.
+pub const STACK_BYTES: u64 = 64 << 10;
+/// Where `MapMemory` finds addresses. Each is given out once in a program's life.
+pub const MEMORY: Range<u64> = 1 << 32..1 << 46;
+
+/// How much `MapMemory` gives at once.
+pub const MEMORY_MAX: u64 = 1 << 20;
+/// How long a line of `Log` may be.
+pub const LOG_MAX: usize = 200;
+
+/// Whether a program may have anything at `address`: from the start of [`IMAGE`] to the end of [`MEMORY`].
+#[must_use]
+pub const fn is_user(address: u64) -> bool {
+    address >= IMAGE.start && address < MEMORY.end
+}
+
+/// The registers of a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Registers {
+    /// The call's.
+    pub number: u64,
+    /// RDI, RSI, RDX, R10 and R8.
+    pub arguments: [u64; 5],
+}
+
+macro_rules! numbered {
+    ($(#[$of:meta])* $name:ident: $($(#[$doc:meta])* $variant:ident = $number:literal,)+) => {
+        $(#[$of])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u64)]
+        pub enum $name {
+            $($(#[$doc])* $variant = $number,)+
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The one with this number.
+            #[must_use]
+            pub const fn from_number(number: u64) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// What a program can ask for. The module's table says what each takes and answers.
+    Call:
+    /// Ends the program.
+    Exit = 0,
+    /// Writes a line to the kernel's log. What is not printable is shown as a dot.
+    Log = 1,
+    /// New memory: zeroed, writable, not executable, in whole pages, and of a length up to [`MEMORY_MAX`].
+    MapMemory = 2,
+    /// Gives memory from `MapMemory` back.
+    UnmapMemory = 3,
+    /// What time it is.
+    Now = 4,
+    /// Waits.
+    SleepUntil = 5,
+}
+
+numbered! {
+    /// Why the kernel does not do what a program asks for.
+    Error:
+    /// The program has nothing at the address, or not that much, or may not use it so.
+    BadAddress = 1,
+    /// The length is 0 or more than the call takes.
+    BadLength = 2,
+    /// The program has as much as it may have, or there is no more.
+    OutOfMemory = 3,
+    /// A line has more than [`LOG_MAX`] bytes.
+    TooLong = 4,
+    /// The program has written more lines than it may in this time.
+    TooOften = 5,
+    /// A device has it.
+    InUse = 6,
+    /// The number is no call's.
+    NoSuchCall = 7,
+}
+
+/// The answer that says so.
+#[must_use]
+pub const fn encode(answer: Result<u64, Error>) -> u64 {
+    match answer {
+        Ok(value) => value,
+        Err(error) => (error as u64).wrapping_neg(),
+    }
+}
+
+/// What an answer says.
+///
+/// # Errors
+/// The kernel has not done it. A number that is no error's is taken for [`Error::BadAddress`]; the kernel gives none.
+pub const fn decode(answer: u64) -> Result<u64, Error> {
+    if answer <= ANSWER_MAX {
+        return Ok(answer);
+    }
+    match Error::from_number(answer.wrapping_neg()) {
+        Some(error) => Err(error),
+        None => Err(Error::BadAddress),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_say_what_was_put_into_them() {
+        for value in [0, 1, ANSWER_MAX] {
+            assert_eq!(decode(encode(Ok(value))), Ok(value));
+        }
+        for &error in Error::ALL {
+            assert_eq!(decode(encode(Err(error))), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_number_is_one_call() {
+        for &call in Call::ALL {
+            assert_eq!(Call::from_number(call as u64), Some(call));
+        }
+        assert_eq!(Call::from_number(Call::ALL.len() as u64), None);
+        assert_eq!(Call::from_number(u64::MAX), None);
+    }
+
+    #[test]
+    fn the_parts_of_a_program_are_apart_and_canonical() {
+        assert!(IMAGE.end <= STACK_TOP - 2 * STACK_BYTES && STACK_TOP < MEMORY.start && MEMORY.end < 1 << 47);
+        assert!(is_user(IMAGE.start) && is_user(STACK_TOP) && is_user(MEMORY.end - 1));
+        assert!(!is_user(0) && !is_user(MEMORY.end) && !is_user(u64::MAX));
+    }
+}

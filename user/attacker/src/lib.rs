@@ -1,0 +1,104 @@
+//! What the attacker does, by the number it is started with: shared with the tests that say what has to come of it.
+#![no_std]
+#![forbid(unsafe_code)]
+
+macro_rules! attacks {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// What the attacker does.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u64)]
+        pub enum Attack {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Attack {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// What its number is.
+            #[must_use]
+            pub fn from_number(number: u64) -> Option<Self> {
+                Self::ALL.get(usize::try_from(number).ok()?).copied()
+            }
+        }
+    };
+}
+
+attacks! {
+    /// None: it exits with [`LEFT`].
+    Nothing,
+    /// Never gives the CPU back.
+    Spin,
+    /// Sleeps for ever.
+    Sleep,
+    /// Reads the kernel's memory in the direct map.
+    ReadKernel,
+    /// Writes where the kernel's code is.
+    WriteKernel,
+    /// Jumps to where the kernel's code is.
+    ExecuteKernel,
+    /// Reads where the target of a null pointer would be.
+    ReadNull,
+    /// Writes its own code.
+    WriteCode,
+    /// Executes its own stack.
+    ExecuteStack,
+    /// Uses more stack than it has.
+    OverflowStack,
+    /// Jumps to an address that is not canonical.
+    JumpAstray,
+    /// Divides by zero.
+    Divide,
+    /// Stops the CPU.
+    Halt,
+    /// Turns interrupts off.
+    DisableInterrupts,
+    /// Writes a port.
+    Port,
+    /// Writes a model-specific register.
+    WriteMsr,
+    /// Loads another page table.
+    LoadTable,
+    /// Sets a GS base.
+    SetGsBase,
+    /// Asks where the kernel's descriptors are.
+    StoreDescriptors,
+    /// Raises a vector that an interrupt has.
+    RaiseInterrupt,
+    /// Raises the vector of a breakpoint, by its long form.
+    RaiseException,
+    /// Traces itself.
+    Trace,
+    /// Uses SSE.
+    Sse,
+    /// Uses the x87.
+    X87,
+    /// Calls the kernel by `syscall`.
+    Syscall,
+    /// Calls the kernel by `sysenter`.
+    Sysenter,
+    /// Leaves flags and segments as the kernel would not have them, and calls it: exits with [`LEFT`].
+    Flags,
+    /// Looks for a while whether any register changes by itself: exits with [`LEFT`] if none does.
+    Registers,
+    /// Makes every call with every kind of argument: exits with [`LEFT`] if none is answered as if it were right.
+    Calls,
+    /// Takes all the memory that it gets, twice: exits with the number of pages that it got the second time.
+    Exhaust,
+    /// Uses memory after it gave it back.
+    UseAfterUnmap,
+    /// Looks for something in new memory: exits with [`LEFT`] if there is nothing.
+    Leftovers,
+    /// Writes far more lines than it may: exits with the number of those that were taken.
+    Flood,
+    /// Panics.
+    Panic,
+}
+
+/// What the attacker exits with if nothing came of it, and it would have noticed.
+pub const LEFT: u64 = 42;
+
+/// RAM at 64 MiB in the kernel's direct map, by its layout.
+pub const DIRECT_MAP: u64 = 0xffff_8000_0400_0000;
+/// Where the kernel's code begins, by its linker script.
+pub const KERNEL_CODE: u64 = 0xffff_ffff_8020_0000;
