@@ -88,7 +88,9 @@ impl<M: TableMemory> Drop for UserTable<M> {
         let table = unsafe { ManuallyDrop::take(&mut self.table) };
         // SAFETY: as in `new`. The kernel's tables are not this one's to free.
         let root = unsafe { root_of(&table) };
-        KERNELS.into_iter().for_each(|index| root[index].store(0, Relaxed));
+        for index in KERNELS {
+            root[index].store(0, Relaxed);
+        }
         // SAFETY: the CPUs have the root only in ring 3, and nobody is there, as it would be borrowed (see `arch::user`).
         // Loading another root made them forget what they had of it: there are no global pages.
         unsafe { table.destroy() };

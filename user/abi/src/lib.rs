@@ -39,6 +39,12 @@ pub const STACK_BYTES: u64 = 64 << 10;
 /// Where `MapMemory` finds addresses. Each is given out once in a program's life.
 pub const MEMORY: Range<u64> = 1 << 32..1 << 46;
 
+const _: () = {
+    assert!(IMAGE.end <= STACK_TOP - 2 * STACK_BYTES && STACK_TOP < MEMORY.start && MEMORY.end < 1 << 47);
+    assert!(is_user(IMAGE.start) && is_user(STACK_TOP) && is_user(MEMORY.end - 1));
+    assert!(!is_user(0) && !is_user(MEMORY.end) && !is_user(u64::MAX));
+};
+
 /// How much `MapMemory` gives at once.
 pub const MEMORY_MAX: u64 = 1 << 20;
 /// How long a line of `Log` may be.
@@ -164,12 +170,5 @@ mod tests {
         }
         assert_eq!(Call::from_number(Call::ALL.len() as u64), None);
         assert_eq!(Call::from_number(u64::MAX), None);
-    }
-
-    #[test]
-    fn the_parts_of_a_program_are_apart_and_canonical() {
-        assert!(IMAGE.end <= STACK_TOP - 2 * STACK_BYTES && STACK_TOP < MEMORY.start && MEMORY.end < 1 << 47);
-        assert!(is_user(IMAGE.start) && is_user(STACK_TOP) && is_user(MEMORY.end - 1));
-        assert!(!is_user(0) && !is_user(MEMORY.end) && !is_user(u64::MAX));
     }
 }
