@@ -11,7 +11,7 @@ use super::walker::Walker;
 use super::{G1, K4, M2, Tree, finish, flush, range};
 
 /// Operations in each of the five tests.
-const OPERATIONS: u32 = if cfg!(miri) { 60 } else { 300_000 };
+const OPERATIONS: u32 = if cfg!(miri) { 24 } else { 300_000 };
 
 /// What is mapped: first input to length, output and rights.
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl<F: Format> Play<'_, F> {
                 let stale = self.waiting.swap_remove(self.random.below(self.waiting.len() as u64) as usize);
                 self.tree.redeem(flush(stale));
             }
-            if operation % if cfg!(miri) { 16 } else { 4096 } == 0 {
+            if operation % 4096 == 0 {
                 self.compare();
             }
         }
