@@ -166,7 +166,7 @@ fn dropped_tickets_lose_no_slots() {
     let unit = unit(&platform);
     platform.unit.behave(|manner| manner.lazy = true);
     let batch = [domain(), device(8)];
-    for _ in 0..2000 {
+    for _ in 0..if cfg!(miri) { 300 } else { 2000 } {
         drop(unit.submit(&platform, &batch).unwrap());
         platform.unit.run(usize::MAX);
     }
@@ -179,7 +179,7 @@ fn dropped_tickets_lose_no_slots() {
 #[test]
 fn many_wait_at_once_and_each_for_its_own() {
     const THREADS: u64 = 8;
-    const ROUNDS: u64 = 300;
+    const ROUNDS: u64 = if cfg!(miri) { 10 } else { 300 };
     let platform = Arc::new(FakePlatform::new(CAP, ECAP));
     platform.slow_clock();
     let unit = Arc::new(unit(&platform));
