@@ -24,8 +24,9 @@ type Hold = Box<dyn FnOnce(&Arena) + Send>;
 pub struct Arena {
     pages: *mut Table,
     capacity: usize,
-    used: Vec<AtomicBool>,
-    written: Vec<[AtomicU64; TABLE_ENTRIES]>,
+    // Boxed slices are indexed in place, where a `Vec` is borrowed whole each time, which takes Miri long.
+    used: Box<[AtomicBool]>,
+    written: Box<[Table]>,
     free: Mutex<Vec<usize>>,
     /// Allocations that still succeed.
     budget: AtomicUsize,
@@ -151,9 +152,7 @@ impl Arena {
 
     /// The same entry as it was written back.
     fn written(&self, page: usize, index: usize) -> &AtomicU64 {
-        assert!(page < self.written.len() && index < TABLE_ENTRIES);
-        // SAFETY: within the pages, and as above.
-        unsafe { &*self.written.as_ptr().cast::<AtomicU64>().add(page * TABLE_ENTRIES + index) }
+        &self.written[page][index]
     }
 
     fn write_line(&self, line: usize) {

@@ -21,7 +21,8 @@ const FIRST: u64 = 0x12_3456_0000;
 const PAGES: usize = 600;
 
 pub struct FakeMemory {
-    words: Box<[AtomicU64]>,
+    /// Only ever indexed page by page: Miri takes its time over a reference to all of them.
+    pages: Box<[Table]>,
     next: AtomicUsize,
     limit: AtomicUsize,
     /// What was written back: physical address and length of each run.
@@ -32,9 +33,9 @@ pub struct FakeMemory {
 impl FakeMemory {
     pub fn new() -> Self {
         // SAFETY: an atomic of zero bytes is 0.
-        let words = unsafe { Box::new_zeroed_slice(PAGES * TABLE_ENTRIES).assume_init() };
+        let pages = unsafe { Box::new_zeroed_slice(PAGES).assume_init() };
         let (next, limit) = (AtomicUsize::new(0), AtomicUsize::new(PAGES));
-        Self { words, next, limit, written_back: Mutex::new(Vec::new()), steps: StepCount::new(0) }
+        Self { pages, next, limit, written_back: Mutex::new(Vec::new()), steps: StepCount::new(0) }
     }
 
     /// A moment that another CPU, or the unit, may come first in: `loom` tries it before each access to tables and
@@ -64,7 +65,8 @@ impl FakeMemory {
     pub fn word(&self, address: u64) -> &AtomicU64 {
         assert!(address.is_multiple_of(8), "unaligned word at {address:#x}");
         let offset = address.checked_sub(FIRST).expect("a virtual address was given to hardware");
-        &self.words[offset as usize / 8]
+        let word = offset as usize / 8;
+        &self.pages[word / TABLE_ENTRIES][word % TABLE_ENTRIES]
     }
 
     /// What hardware does for a wait: 32 bits.
@@ -98,12 +100,14 @@ unsafe impl TableMemory for FakeMemory {
 
     unsafe fn table(&self, page: PhysAddr) -> &Table {
         self.step(Ordering::Acquire);
-        let offset = page.as_u64().checked_sub(FIRST).expect("not a page of this memory") as usize / 8;
-        self.words[offset..offset + TABLE_ENTRIES].try_into().unwrap()
+        let offset = page.as_u64().checked_sub(FIRST).expect("not a page of this memory");
+        assert!(offset.is_multiple_of(PAGE_BYTES), "{page} is no page");
+        &self.pages[(offset / PAGE_BYTES) as usize]
     }
 
     fn write_back(&self, first: *const u8, bytes: usize) {
-        let offset = first.addr().checked_sub(self.words.as_ptr().addr()).expect("not in this memory");
+        let start = &raw const self.pages[0];
+        let offset = first.addr().checked_sub(start.addr()).expect("not in this memory");
         self.written_back.lock().unwrap().push((FIRST + offset as u64, bytes));
     }
 }
