@@ -118,5 +118,8 @@ pub const SHELL: &[Line] = &[
     Line { typed: "ps", shows: &["   2  attacker"] },
     Line { typed: "kill 1", shows: &["there is no process 1"] },
     Line { typed: "kill 2", shows: &["process 2 (attacker) killed"] },
+    // The one that is nobody's, for a process that has it write to the kernel's memory; when it is blocked, the host decides.
+    Line { typed: "start attacker 35 00:06.0", shows: &["process 3 (attacker) "] },
+    Line { typed: "start attacker 0 00:04.0", shows: &["00:04.0: 0000:00:04.0 "] },
     Line { typed: "exit", shows: &[] },
 ];

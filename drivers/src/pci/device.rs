@@ -95,6 +95,11 @@ impl Device {
         Ok(mmio)
     }
 
+    /// Lets the function answer at the addresses of its memory BARs.
+    pub fn enable_memory(&self) {
+        self.config().change_command(command::MEMORY, 0);
+    }
+
     /// Lets the function send requests: DMA and message-signalled interrupts. Its pin interrupt is turned off.
     pub fn enable_bus_master(&self) {
         self.config().change_command(command::BUS_MASTER | command::INTX_DISABLE, 0);

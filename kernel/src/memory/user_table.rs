@@ -9,7 +9,7 @@ use core::{mem::ManuallyDrop, sync::atomic::Ordering::Relaxed};
 use mm::{
     PhysAddr, PhysRange,
     table::{
-        EditError, MapError, PageTable, TABLE_ENTRIES, Table, TableMemory,
+        EditError, PageTable, TABLE_ENTRIES, Table, TableMemory,
         x86::{X86Access, X86Format},
     },
 };
@@ -42,20 +42,24 @@ impl<M: TableMemory> UserTable<M> {
         self.table.root()
     }
 
-    /// Maps `range` at `input`, open to ring 3, which may do what `access` says.
-    ///
-    /// # Errors
-    /// As of the engine: no memory for tables, or something is mapped there.
+    /// Maps `range` at `input`, open to ring 3, which may do what `access` says. False if there is no memory for tables, or
+    /// something is mapped there; then nothing has changed.
     ///
     /// # Safety
     /// The addresses are in the lower half, and nothing that Rust knows of is in `range`.
-    pub unsafe fn map(&self, input: u64, range: PhysRange, access: X86Access) -> Result<(), MapError> {
+    pub unsafe fn map(&self, input: u64, range: PhysRange, access: X86Access) -> bool {
         // SAFETY: the caller's promise; `self` is borrowed by one thread, that of the process.
-        let stale = unsafe { self.table.map(input, &[range], access | X86Access::USER) }?;
+        let (stale, mapped) = match unsafe { self.table.map(input, &[range], access | X86Access::USER) } {
+            Ok(stale) => (stale, true),
+            Err(error) => {
+                log::debug!("{error}");
+                (error.into_undone(), false)
+            }
+        };
         if let Some(stale) = stale {
             self.table.redeem(address_space::flush(stale));
         }
-        Ok(())
+        mapped
     }
 
     /// Unmaps `bytes` bytes at `input`. When this returns, no CPU can use the mapping any more.

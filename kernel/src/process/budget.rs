@@ -1,11 +1,16 @@
 //! How much memory a process has: the pages that its program sees, and those of its table.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{
-    AtomicUsize,
-    Ordering::{AcqRel, Relaxed},
+use core::{
+    mem::ManuallyDrop,
+    ptr::{self, NonNull},
+    sync::atomic::{
+        AtomicUsize,
+        Ordering::{AcqRel, Relaxed},
+    },
 };
 
+use iommu::dma::{DmaBuffer, RawBuffer};
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
     table::{Table, TableMemory},
@@ -117,6 +122,28 @@ impl Pages {
         // SAFETY: inside the run, which the direct map shows, and which is this value's alone.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Some(())
+    }
+}
+
+// SAFETY: the run is owned, stays where it is, and holds bytes, which the kernel never borrows. It is no stack and no part of
+// the image.
+unsafe impl DmaBuffer for Pages {
+    fn into_raw(self) -> RawBuffer {
+        let pages = ManuallyDrop::new(self);
+        // SAFETY: it is not dropped, so that the reference is moved.
+        let budget = unsafe { ptr::read(&raw const pages.budget) };
+        let first = layout::direct(pages.first) as *mut u8;
+        let bytes = pages.count * PAGE_BYTES as usize;
+        // SAFETY: the direct map does not begin at 0.
+        let first = unsafe { NonNull::new_unchecked(first) };
+        RawBuffer { first, bytes, cookie: Arc::into_raw(budget) as usize }
+    }
+
+    unsafe fn from_raw(raw: RawBuffer) -> Self {
+        let offset = raw.first.as_ptr() as u64 - layout::DIRECT_MAP;
+        // SAFETY: the number is that of the pointer that `into_raw` made.
+        let budget = unsafe { Arc::from_raw(raw.cookie as *const Budget) };
+        Self { first: PhysAddr::new(offset), count: raw.bytes / PAGE_BYTES as usize, budget }
     }
 }
 

@@ -19,6 +19,7 @@ impl Running {
                 self.process.wait_in_kernel(first, || false);
                 Ok(0)
             }
+            Some(call) => self.serve_device(call, registers.arguments),
             None => Err(Error::NoSuchCall),
         };
         self.context.answer(abi::encode(answer));

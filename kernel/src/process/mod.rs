@@ -11,9 +11,11 @@
 
 mod budget;
 mod calls;
+mod device;
+mod device_calls;
 mod space;
 
-use alloc::{boxed::Box, sync::Arc};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{
     fmt,
     sync::atomic::{
@@ -25,6 +27,7 @@ use core::{
 use program::{Program, ProgramError};
 
 pub use budget::total_pages;
+pub use device::{GiveError, Given, Giver};
 
 use crate::{
     arch::{
@@ -122,20 +125,24 @@ impl fmt::Display for StartError {
 
 impl core::error::Error for StartError {}
 
-/// Starts the program called `name`, with `argument`.
+/// Starts the program called `name`, with `argument` and `devices`.
 ///
 /// # Errors
-/// See [`StartError`]. Nothing is left of it then.
-pub fn start(name: &str, argument: u64) -> Result<Arc<Process>, StartError> {
+/// See [`StartError`]. Nothing is left of it then, and the devices are free.
+pub fn start(name: &str, argument: u64, devices: Vec<Given>) -> Result<Arc<Process>, StartError> {
     let file = programs::find(name).ok_or(StartError::NoSuchProgram)?;
-    start_file(file, argument)
+    start_file(file, argument, devices)
 }
 
 /// Starts the program that `file` holds, which need not be one of the kernel's.
 ///
 /// # Errors
 /// As for [`start`].
-pub fn start_file(file: &programs::File, argument: u64) -> Result<Arc<Process>, StartError> {
+pub fn start_file(
+    file: &programs::File,
+    argument: u64,
+    devices: Vec<Given>,
+) -> Result<Arc<Process>, StartError> {
     static LAST_PID: AtomicU32 = AtomicU32::new(0);
     let program = Program::read(file.bytes).map_err(StartError::Program)?;
     let budget = Arc::new(Budget::new(PAGES_MAX));
@@ -151,7 +158,9 @@ pub fn start_file(file: &programs::File, argument: u64) -> Result<Arc<Process>, 
     });
     let context = UserContext::new(program.entry, abi::STACK_TOP, argument);
     let listed = Listed::new(&process)?;
-    let running = Running { context, space, lines: Lines::new(), process: process.clone(), _listed: listed };
+    devices.iter().for_each(|device| device.belong_to(&process));
+    let lines = Lines::new();
+    let running = Running { context, space, devices, lines, process: process.clone(), _listed: listed };
     threads::spawn("process", Box::new(move || running.run())).map_err(StartError::Spawn)?;
     Ok(process)
 }
@@ -192,8 +201,8 @@ impl Process {
 
     fn end(&self, ending: Ending) {
         match ending {
-            Ending::Exited(_) => log::debug!("{self} {ending}"),
-            Ending::Killed | Ending::Fault(_) | Ending::Astray(_) => log::warn!("{self} {ending}"),
+            Ending::Exited(_) | Ending::Killed => log::debug!("{self} {ending}"),
+            Ending::Fault(_) | Ending::Astray(_) => log::warn!("{self} {ending}"),
         }
         *self.ending.lock() = Some(ending);
         self.changed.wake_all();
@@ -225,7 +234,9 @@ impl Drop for Listed {
 /// What its own thread has of a process.
 struct Running {
     context: UserContext,
+    /// Goes before the devices: their registers are out of reach when they are taken back.
     space: Space,
+    devices: Vec<Given>,
     lines: Lines,
     process: Arc<Process>,
     _listed: Listed,

@@ -25,21 +25,28 @@ pub struct Space {
     budget: Arc<Budget>,
 }
 
-/// Addresses that belong together.
+/// Addresses that belong together, and what is there: one run of memory.
 struct Region {
     start: u64,
-    pages: Pages,
-    /// The program asked for it, and may give it back.
-    is_memory: bool,
+    range: PhysRange,
+    backing: Backing,
+}
+
+/// Whose the run is.
+enum Backing {
+    /// The program's file's, or the stack's.
+    Program(#[expect(dead_code, reason = "they go with the region")] Pages),
+    /// Memory that the program asked for, and may give back.
+    Memory(Pages),
+    /// The same while a device of the process has it: whoever lent it has the pages.
+    Lent,
+    /// Registers of a device.
+    Registers,
 }
 
 impl Region {
-    fn bytes(&self) -> u64 {
-        self.pages.range().bytes
-    }
-
     fn contains(&self, address: u64) -> bool {
-        address.checked_sub(self.start).is_some_and(|offset| offset < self.bytes())
+        address.checked_sub(self.start).is_some_and(|offset| offset < self.range.bytes)
     }
 }
 
@@ -52,10 +59,12 @@ impl Space {
         for segment in program.segments() {
             let mut pages = Pages::zeroed(budget, usize::try_from(segment.pages).ok()?)?;
             pages.fill(usize::try_from(segment.offset).ok()?, segment.bytes)?;
-            space.add(segment.start, pages, segment.access, false)?;
+            let access = access_of(segment.access);
+            space.add(segment.start, pages.range(), access, Backing::Program(pages)).ok()?;
         }
         let stack = Pages::zeroed(budget, (abi::STACK_BYTES / PAGE_BYTES) as usize)?;
-        space.add(abi::STACK_TOP - abi::STACK_BYTES, stack, Access::Write, false)?;
+        let start = abi::STACK_TOP - abi::STACK_BYTES;
+        space.add(start, stack.range(), READ_WRITE, Backing::Program(stack)).ok()?;
         Some(space)
     }
 
@@ -77,14 +86,44 @@ impl Space {
         if bytes == 0 || bytes > abi::MEMORY_MAX {
             return Err(Error::BadLength);
         }
-        let pages = bytes.div_ceil(PAGE_BYTES);
-        // One page between two regions stays free.
-        let (start, end) = (self.next, self.next + (pages + 1) * PAGE_BYTES);
+        let bytes = bytes.next_multiple_of(PAGE_BYTES);
+        let start = self.reserve(bytes)?;
+        let pages = Pages::zeroed(&self.budget, (bytes / PAGE_BYTES) as usize).ok_or(Error::OutOfMemory)?;
+        self.add(start, pages.range(), READ_WRITE, Backing::Memory(pages))?;
+        Ok(start)
+    }
+
+    /// Shows the program registers, which are in `pieces` of `bytes` bytes: where each is among them, and in memory. Returns
+    /// where the first of the `bytes` bytes would be.
+    ///
+    /// # Errors
+    /// There is no memory for tables, or no room. Nothing is mapped then.
+    ///
+    /// # Safety
+    /// The pieces are registers of a device that is the process's, and no memory; each is whole pages.
+    pub unsafe fn map_registers(
+        &mut self,
+        bytes: u64,
+        pieces: impl Iterator<Item = (u64, PhysRange)>,
+    ) -> Result<u64, Error> {
+        let start = self.reserve(bytes)?;
+        for (at, range) in pieces {
+            let added = self.add(start + at, range, REGISTERS, Backing::Registers);
+            if let Err(error) = added {
+                let is_piece = |region: &Region| (start..start + bytes).contains(&region.start);
+                while self.remove(is_piece) {}
+                return Err(error);
+            }
+        }
+        Ok(start)
+    }
+
+    /// Addresses for `bytes` bytes, whole pages, and a page behind them that stays free.
+    fn reserve(&mut self, bytes: u64) -> Result<u64, Error> {
+        let (start, end) = (self.next, self.next + bytes + PAGE_BYTES);
         if end > abi::MEMORY.end {
             return Err(Error::OutOfMemory);
         }
-        let pages = Pages::zeroed(&self.budget, pages as usize).ok_or(Error::OutOfMemory)?;
-        self.add(start, pages, Access::Write, true).ok_or(Error::OutOfMemory)?;
         self.next = end;
         Ok(start)
     }
@@ -92,18 +131,56 @@ impl Space {
     /// Takes memory that starts at `start` back.
     ///
     /// # Errors
-    /// None that the program asked for does.
+    /// None that the program asked for does, or a device has it.
     pub fn unmap_memory(&mut self, start: u64) -> Result<(), Error> {
-        let is_it = |region: &Region| region.start == start && region.is_memory;
+        let region = self.regions.iter().flatten().find(|region| region.start == start);
+        match region.map(|region| &region.backing) {
+            Some(Backing::Memory(_)) => {
+                self.remove(|region| region.start == start);
+                Ok(())
+            }
+            Some(Backing::Lent) => Err(Error::InUse),
+            Some(Backing::Program(_) | Backing::Registers) | None => Err(Error::BadAddress),
+        }
+    }
+
+    /// The pages of the memory that starts at `start`, for a device. The program goes on seeing them.
+    ///
+    /// # Errors
+    /// It is no memory that the program asked for, or a device has it.
+    pub fn lend(&mut self, start: u64) -> Result<Pages, Error> {
+        let region = self.regions.iter_mut().flatten().find(|region| region.start == start);
+        let region = region.ok_or(Error::BadAddress)?;
+        match core::mem::replace(&mut region.backing, Backing::Lent) {
+            Backing::Memory(pages) => Ok(pages),
+            other => {
+                let error = if matches!(other, Backing::Lent) { Error::InUse } else { Error::BadAddress };
+                region.backing = other;
+                Err(error)
+            }
+        }
+    }
+
+    /// What a device had is the program's alone again.
+    pub fn take_back(&mut self, pages: Pages) {
+        let was_it =
+            |region: &&mut Region| region.range == pages.range() && matches!(region.backing, Backing::Lent);
+        if let Some(region) = self.regions.iter_mut().flatten().find(was_it) {
+            region.backing = Backing::Memory(pages);
+        }
+    }
+
+    /// Removes a region that is so. False if there is none.
+    fn remove(&mut self, is_so: impl Fn(&Region) -> bool) -> bool {
         let mut slots = self.regions.iter_mut();
-        let slot = slots.find(|slot| slot.as_ref().is_some_and(is_it)).ok_or(Error::BadAddress)?;
-        let Some(region) = slot.take() else { return Err(Error::BadAddress) };
-        if let Err(error) = self.table.unmap(start, region.bytes()) {
+        let Some(slot) = slots.find(|slot| slot.as_ref().is_some_and(&is_so)) else { return false };
+        let Some(region) = slot.take() else { return false };
+        if let Err(error) = self.table.unmap(region.start, region.range.bytes) {
             // It cannot be, as the table has just what the regions say. Pages that ring 3 may still reach are lost.
             log::error!("{error}");
             core::mem::forget(region);
         }
-        Ok(())
+        true
     }
 
     /// Copies what the program has at `address`.
@@ -113,9 +190,9 @@ impl Space {
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Error> {
         let mut at = address;
         for byte in into {
-            let region = self.region(at).ok_or(Error::BadAddress)?;
-            let PhysRange { start, .. } = region.pages.range();
-            let from = layout::direct(start) + (at - region.start);
+            let is_memory = |region: &&Region| !matches!(region.backing, Backing::Registers);
+            let region = self.region(at).filter(is_memory).ok_or(Error::BadAddress)?;
+            let from = layout::direct(region.range.start) + (at - region.start);
             // SAFETY: a byte of the region's pages, which the direct map shows. Others may be writing it.
             *byte = unsafe { (from as *const u8).read_volatile() };
             at = at.checked_add(1).ok_or(Error::BadAddress)?;
@@ -127,24 +204,34 @@ impl Space {
         self.regions.iter().flatten().find(|region| region.contains(address))
     }
 
-    /// Maps `pages` at `start`, where nothing is. `None` if there is no memory for tables, or no room.
-    fn add(&mut self, start: u64, pages: Pages, access: Access, is_memory: bool) -> Option<()> {
-        let slot = self.regions.iter_mut().find(|slot| slot.is_none())?;
-        let permissions = match access {
-            Access::Read => X86Access::NO_EXECUTE,
-            Access::Write => X86Access::NO_EXECUTE | X86Access::WRITE,
-            Access::Execute => X86Access::empty(),
-        };
-        // SAFETY: the loader and `map_memory` keep to the lower half, and the pages are reached by copying alone.
-        match unsafe { self.table.map(start, pages.range(), permissions) } {
-            Ok(()) => {
-                *slot = Some(Region { start, pages, is_memory });
-                Some(())
-            }
-            Err(error) => {
-                log::debug!("{error}");
-                None
-            }
+    /// Maps `range` at `start`, where nothing is.
+    fn add(
+        &mut self,
+        start: u64,
+        range: PhysRange,
+        access: X86Access,
+        backing: Backing,
+    ) -> Result<(), Error> {
+        let slot = self.regions.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
+        // SAFETY: the loader and `reserve` keep to the lower half; memory is the backing's, and the kernel reaches it by
+        // copying alone; registers are what the caller of `map_registers` says.
+        if !unsafe { self.table.map(start, range, access) } {
+            return Err(Error::OutOfMemory);
         }
+        *slot = Some(Region { start, range, backing });
+        Ok(())
+    }
+}
+
+const READ_WRITE: X86Access = X86Access::NO_EXECUTE.union(X86Access::WRITE);
+/// Uncached.
+const REGISTERS: X86Access = READ_WRITE.union(X86Access::CACHE_DISABLE).union(X86Access::WRITE_THROUGH);
+
+/// What the pages of a file are mapped with.
+fn access_of(access: Access) -> X86Access {
+    match access {
+        Access::Read => X86Access::NO_EXECUTE,
+        Access::Write => READ_WRITE,
+        Access::Execute => X86Access::empty(),
     }
 }

@@ -13,6 +13,7 @@ mod memory;
 mod misbehaving;
 mod not_enforced;
 mod process;
+mod process_devices;
 mod threading;
 mod time;
 

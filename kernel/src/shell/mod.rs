@@ -9,7 +9,7 @@ pub mod input;
 mod iommu;
 mod line;
 mod net;
-mod processes;
+pub mod processes;
 mod quarantine;
 mod tables;
 

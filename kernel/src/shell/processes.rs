@@ -1,10 +1,14 @@
 //! Processes: which there are, starting and ending them.
 
+use alloc::vec::Vec;
+
+use suites::Machine;
+
 use super::{Command, Shell, UsageError};
 use crate::{
     arch::clock::{self, NS_PER_S},
     println,
-    process::{self, Process},
+    process::{self, Giver, Process},
     programs,
 };
 
@@ -17,8 +21,8 @@ pub(super) static COMMANDS: &[Command] = &[
     Command { name: "ps", arguments: "", help: "the processes in ring 3, and what can be started", run: ps },
     Command {
         name: "start",
-        arguments: "PROGRAM [NUMBER]",
-        help: "start a program in ring 3, with a number as its argument",
+        arguments: "PROGRAM [NUMBER [FUNCTION]]",
+        help: "start a program in ring 3, with a number as its argument, and give it a device",
         run: start,
     },
     Command { name: "kill", arguments: "PID", help: "end a process", run: kill },
@@ -38,13 +42,29 @@ fn ps(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
-fn start(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
-    let (name, number) = match arguments {
-        [name] => (name, 0),
-        [name, number] => (name, number.parse().map_err(|_| UsageError)?),
+fn start(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
+    let (name, number, function) = match arguments {
+        [name] => (name, "0", None),
+        [name, number] => (name, *number, None),
+        [name, number, function] => (name, *number, Some(function)),
         _ => return Err(UsageError),
     };
-    match process::start(name, number) {
+    let number = number.parse().map_err(|_| UsageError)?;
+    let mut devices = Vec::new();
+    if let Some(name) = function {
+        let Some(function) = shell.find(name) else {
+            println!("there is no function {name}");
+            return Ok(());
+        };
+        match giver(shell.machine).give(function) {
+            Ok(given) => devices.push(given),
+            Err(error) => {
+                println!("{name}: {error}");
+                return Ok(());
+            }
+        }
+    }
+    match process::start(name, number, devices) {
         Ok(process) => match process.wait(clock::now_ns() + START_NS) {
             Some(ending) => println!("{process} {ending}"),
             None => println!("{process} runs"),
@@ -52,6 +72,16 @@ fn start(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         Err(error) => println!("{name}: {error}"),
     }
     Ok(())
+}
+
+/// What it takes to give devices of `machine` to processes.
+pub fn giver(machine: &Machine) -> Giver {
+    Giver {
+        host: machine.host.clone(),
+        iommu: machine.iommu.clone(),
+        hotplug: machine.hotplug.clone(),
+        remaps_interrupts: machine.remaps_interrupts(),
+    }
 }
 
 fn kill(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {

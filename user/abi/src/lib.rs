@@ -14,6 +14,18 @@
 //! | `UnmapMemory`     | address                      | 0                             | `BadAddress`, `InUse`              |
 //! | `Now`             |                              | the time                      |                                    |
 //! | `SleepUntil`      | time                         | 0                             |                                    |
+//! | `ConfigRead`      | device, offset               | the dword there               | `NoSuchDevice`, `BadAddress`       |
+//! | `BarBytes`        | device, BAR                  | its length                    | `NoSuchDevice`, `NotLendable`      |
+//! | `MapBar`          | device, BAR                  | address of its registers      | the same, `InUse`, `OutOfMemory`   |
+//! | `Share`           | device, address, IOVA, way   | 0                             | `NoSuchDevice`, `BadAddress`, `BadIova`, `InUse`, `OutOfMemory`, `DeviceLost` |
+//! | `Unshare`         | device, IOVA                 | 0                             | `NoSuchDevice`, `BadIova`, `DeviceLost` |
+//! | `Interrupts`      | device                       | how many it has               | `NoSuchDevice`                     |
+//! | `AwaitInterrupt`  | device, interrupt, time      | 1 if it came, 0 if not        | `NoSuchDevice`, `BadAddress`       |
+//!
+//! Devices are those that the process was given when it was started, by number from 0: there is no way to others. A BAR is mapped as
+//! a whole, but for the pages that the tables of MSI-X are in: they are not there. What is shared is memory from `MapMemory`, all of it, from
+//! the IOVA on, with a [`DeviceAccess`] as its way; the program goes on seeing it, and cannot give it back meanwhile.
+//! An interrupt that came before it is waited for is not lost.
 //!
 //! A program starts at the entry point of its file with one number as its argument (in RDI), on a stack of [`STACK_BYTES`]. It has
 //! neither x87 nor SSE. What it does that the CPU does not let it do is its end; a number that is no call's is
@@ -105,6 +117,20 @@ numbered! {
     Now = 4,
     /// Waits.
     SleepUntil = 5,
+    /// Reads the configuration space of a device.
+    ConfigRead = 6,
+    /// How long a BAR is.
+    BarBytes = 7,
+    /// Shows the program a device's registers, once each.
+    MapBar = 8,
+    /// Lets a device reach memory from `MapMemory`.
+    Share = 9,
+    /// Takes from a device what it can reach at an IOVA. When this returns, it can no more.
+    Unshare = 10,
+    /// How many interrupts a device has for the program.
+    Interrupts = 11,
+    /// Waits until a device has raised an interrupt since this last answered 1 for it, or for the time.
+    AwaitInterrupt = 12,
 }
 
 numbered! {
@@ -124,6 +150,25 @@ numbered! {
     InUse = 6,
     /// The number is no call's.
     NoSuchCall = 7,
+    /// The process was given no device of this number.
+    NoSuchDevice = 8,
+    /// The IOVA is not the start of a page, or in use, or beyond what there is.
+    BadIova = 9,
+    /// There is no such BAR, or it is none of which anything can be mapped.
+    NotLendable = 10,
+    /// The device was taken away, or does not answer.
+    DeviceLost = 11,
+}
+
+numbered! {
+    /// What a device may do with memory.
+    DeviceAccess:
+    /// Read it.
+    Read = 1,
+    /// Write it.
+    Write = 2,
+    /// Both.
+    ReadWrite = 3,
 }
 
 /// The answer that says so.

@@ -29,6 +29,45 @@ const HOSTILE: [u64; 16] = [
     u64::MAX,
 ];
 
+/// Makes each call about a device with all hostile arguments. Exits with [`LEFT`] if none was answered
+/// as if it had been right.
+pub fn all_wrong_about_a_device() -> u64 {
+    const DEVICE: u64 = 0;
+    for &call in &Call::ALL[Call::ConfigRead as usize..] {
+        for second in HOSTILE {
+            for third in HOSTILE {
+                // A time that is far off would be waited for.
+                let third = if call == Call::AwaitInterrupt { 0 } else { third };
+                for fourth in [0, 1, 3, 4, u64::MAX] {
+                    let arguments = [DEVICE, second, third, fourth, 0];
+                    // SAFETY: none of it is memory that the program has.
+                    let answer = unsafe { runtime::call_raw(Registers { number: call as u64, arguments }) };
+                    if !is_right_about_a_device(call, second, abi::decode(answer)) {
+                        runtime::log(format_args!(
+                            "{call:?} of {second:#x}, {third:#x}, {fourth:#x}: {answer:#x}"
+                        ));
+                        return TAKEN;
+                    }
+                }
+            }
+        }
+    }
+    LEFT
+}
+
+/// Whether `answer` is what the kernel may say to this of an `edu`.
+fn is_right_about_a_device(call: Call, second: u64, answer: Result<u64, Error>) -> bool {
+    match call {
+        Call::ConfigRead => answer.is_ok() == (second == 0),
+        // It has one, and one interrupt. It can be mapped once.
+        Call::BarBytes => answer.is_ok() == (second == 0),
+        Call::MapBar => second == 0 && answer != Err(Error::NotLendable) || answer == Err(Error::NotLendable),
+        Call::Interrupts => answer == Ok(1),
+        Call::AwaitInterrupt => answer == if second == 0 { Ok(0) } else { Err(Error::BadAddress) },
+        _ => answer.is_err(),
+    }
+}
+
 /// Makes each call with all hostile arguments. Exits with [`LEFT`] if none was answered as if it had been right.
 pub fn all_wrong() -> u64 {
     for number in (0..64).chain(HOSTILE).chain((0..64).map(|bit| 1 << bit)) {

@@ -93,6 +93,21 @@ attacks! {
     Flood,
     /// Panics.
     Panic,
+    /// Has its device, an `edu`, copy memory that they share, and waits for its interrupt: exits with [`LEFT`] if all is as it
+    /// should be.
+    EduCopies,
+    /// Has it read and write the kernel's memory, by its physical address: exits with [`LEFT`] when it has tried.
+    EduReachesKernel,
+    /// Has it write memory that it shared with it before, and no more: exits with [`LEFT`] if it finds nothing there.
+    EduReachesWhatItHad,
+    /// Has it write memory that was shared for it to read: exits with [`LEFT`] if it finds nothing there.
+    EduWritesWhatItMayRead,
+    /// Reads what is behind its registers.
+    EduBeyondRegisters,
+    /// As `Calls`, with a device to make them about.
+    EduCalls,
+    /// Keeps it writing to memory for ever.
+    EduWritesForEver,
 }
 
 /// What the attacker exits with if nothing came of it, and it would have noticed.

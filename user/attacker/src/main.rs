@@ -3,6 +3,7 @@
 #![no_main]
 
 mod calls;
+mod edu;
 mod registers;
 
 use core::{arch::asm, hint::black_box, ptr};
@@ -32,6 +33,13 @@ fn attack(number: u64) -> u64 {
         Some(Attack::Leftovers) => calls::look_for_leftovers(),
         Some(Attack::Flood) => calls::flood(),
         Some(Attack::Panic) => panic!("as asked for"),
+        Some(Attack::EduCopies) => edu::run(edu::copy),
+        Some(Attack::EduReachesKernel) => edu::run(edu::reach_kernel),
+        Some(Attack::EduReachesWhatItHad) => edu::run(edu::reach_what_it_had),
+        Some(Attack::EduWritesWhatItMayRead) => edu::run(edu::write_what_it_may_read),
+        Some(Attack::EduBeyondRegisters) => edu::run(edu::read_beyond_registers),
+        Some(Attack::EduCalls) => calls::all_wrong_about_a_device(),
+        Some(Attack::EduWritesForEver) => edu::run(edu::write_for_ever),
         Some(other) => {
             // SAFETY: it is what it is: each of them ends the program.
             unsafe { misbehave(other) };

@@ -3,10 +3,13 @@
 //! A program says [`main!`] once, with a function that takes the number it was started with.
 #![no_std]
 
+mod device;
+
 use core::{arch::asm, fmt, fmt::Write, ptr::NonNull};
 
 pub use abi;
 use abi::{Call, Error, Registers};
+pub use device::Device;
 
 /// Makes `$main`, a `fn(u64) -> u64`, what the program does. What it returns is the code that the program exits with.
 #[macro_export]

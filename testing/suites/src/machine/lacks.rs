@@ -51,6 +51,11 @@ pub fn idle_edu(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| machine.idle_edu().is_none().then_some("an edu device to leave unclaimed"))
 }
 
+/// For tests that give an `edu` to a process.
+pub fn idle_remapped_edu(context: &Context<'_>) -> Option<&'static str> {
+    idle_edu(context).or_else(|| remapping(context))
+}
+
 /// For tests that turn virtual functions on.
 pub fn virtual_functions(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;

@@ -1,0 +1,168 @@
+//! Devices in the hands of programs that are not trusted.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use attacker::{Attack, LEFT};
+use harness::{Context, Failure, check, check_eq, failure, test};
+use iommu::PciAddress;
+use mm::PAGE_BYTES;
+use suites::{Machine, lacks, reports};
+
+use super::process::end_of;
+use crate::{
+    arch::clock::NS_PER_MS,
+    memory::layout,
+    process::{self, Ending, GiveError, Giver, Process},
+    shell::processes::giver,
+    threads,
+};
+
+/// The `edu` that nobody has, and what it takes to give it to a process.
+struct Edu<'a> {
+    machine: &'a Machine,
+    giver: Giver,
+    function: PciAddress,
+}
+
+impl<'a> Edu<'a> {
+    fn of(context: &'a Context<'_>) -> Result<Self, Failure> {
+        let machine = Machine::of(context)?;
+        let function = machine.idle_edu().ok_or(failure!("no edu"))?;
+        Ok(Self { machine, giver: giver(machine), function })
+    }
+
+    fn start(&self, attack: Attack) -> Result<Arc<Process>, Failure> {
+        let mut devices = Vec::new();
+        devices.push(self.giver.give(self.function)?);
+        Ok(process::start("attacker", attack as u64, devices)?)
+    }
+
+    fn run(&self, attack: Attack) -> Result<Ending, Failure> {
+        end_of(&*self.start(attack)?)
+    }
+
+    fn faults(&self) -> u64 {
+        reports::group(&self.machine.iommu, self.function).map_or(0, |group| group.faults)
+    }
+
+    /// Nobody has it, and nothing is left of what a process had shared with it.
+    fn check_free(&self) -> Result<(), Failure> {
+        let group = reports::group(&self.machine.iommu, self.function).ok_or(failure!("no group"))?;
+        check!(group.domain.is_none(), "{} has a domain", self.function);
+        check_eq!(process::total_pages(), 0, "pages of processes");
+        Ok(())
+    }
+}
+
+test! {
+    /// A process drives the device that it was given: registers, memory that they share, and its interrupt. Afterwards the
+    /// device is free, and the next process finds it as the first one did.
+    lacks = lacks::idle_remapped_edu,
+    fn a_process_drives_its_device(context) {
+        let edu = Edu::of(context)?;
+        let (faults, mappings) = (edu.faults(), edu.machine.iommu.live_mappings());
+        for _ in 0..2 {
+            check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+            edu.check_free()?;
+        }
+        check_eq!(edu.faults(), faults);
+        check_eq!(edu.machine.iommu.live_mappings(), mappings);
+    }
+}
+
+test! {
+    /// What a process has its device do to memory that it has not shared with it, or not so, is blocked and recorded: the kernel's,
+    /// its own, and what it shared before.
+    lacks = lacks::idle_remapped_edu,
+    fn memory_that_was_not_shared_is_out_of_reach(context) {
+        const CODE_BYTES: usize = 64;
+        let code = || {
+            // SAFETY: code of the kernel, which can be read.
+            unsafe { core::slice::from_raw_parts(layout::text().start as *const u8, CODE_BYTES) }.to_vec()
+        };
+        let before = code();
+        let edu = Edu::of(context)?;
+        for attack in [Attack::EduReachesKernel, Attack::EduReachesWhatItHad, Attack::EduWritesWhatItMayRead] {
+            let faults = edu.faults();
+            check_eq!(edu.run(attack)?, Ending::Exited(LEFT), "{attack:?}");
+            check!(edu.faults() > faults, "{attack:?}: no fault was recorded");
+            edu.check_free()?;
+        }
+        check!(code() == before, "the kernel's code has changed");
+    }
+}
+
+test! {
+    /// A process sees the registers of its device and nothing behind them, and no call about a device takes hostile arguments.
+    lacks = lacks::idle_remapped_edu,
+    fn registers_end_where_they_end(context) {
+        let edu = Edu::of(context)?;
+        let Ending::Fault(exception) = edu.run(Attack::EduBeyondRegisters)? else {
+            return Err(failure!("there is something behind the registers"));
+        };
+        let fault = exception.page_fault.ok_or(failure!("{exception}"))?;
+        check!(!fault.is_protection() && fault.address.is_multiple_of(PAGE_BYTES), "{exception}");
+        check_eq!(edu.run(Attack::EduCalls)?, Ending::Exited(LEFT));
+        edu.check_free()?;
+    }
+}
+
+test! {
+    /// A process that is killed in the middle of a transfer leaves a quiet device, whose memory comes back, and which the next process
+    /// can have.
+    deadline_ms = 120_000,
+    lacks = lacks::idle_remapped_edu,
+    fn a_killed_process_leaves_its_device_quiet(context) {
+        const KILLS: u64 = 5;
+        let edu = Edu::of(context)?;
+        let (faults, mappings) = (edu.faults(), edu.machine.iommu.live_mappings());
+        for round in 0..KILLS {
+            let process = edu.start(Attack::EduWritesForEver)?;
+            // At another moment of a transfer, which takes 100 ms, each time.
+            threads::sleep_until(context.now_ns() + 30 * NS_PER_MS + round * 47 % 100 * NS_PER_MS);
+            check_eq!(process.wait(0), None);
+            process.kill();
+            check_eq!(end_of(&process)?, Ending::Killed);
+            edu.check_free()?;
+        }
+        check_eq!(edu.faults(), faults, "faults of a device that did nothing wrong");
+        check_eq!(edu.machine.iommu.live_mappings(), mappings);
+        check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+    }
+}
+
+test! {
+    /// A process whose device is put in quarantine ends, and its device is free then.
+    lacks = lacks::idle_remapped_edu,
+    fn a_process_ends_with_its_device(context) {
+        let edu = Edu::of(context)?;
+        let process = edu.start(Attack::EduWritesForEver)?;
+        threads::sleep_until(context.now_ns() + 30 * NS_PER_MS);
+        check_eq!(process.wait(0), None);
+        edu.machine.iommu.quarantine(edu.function)?;
+        check_eq!(end_of(&process)?, Ending::Killed);
+        edu.check_free()?;
+        check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+    }
+}
+
+test! {
+    /// No process gets a device that somebody has, one that cannot be isolated from others, none at all, or any where a device can
+    /// raise every interrupt.
+    lacks = lacks::idle_remapped_edu,
+    fn not_every_device_is_given(context) {
+        let edu = Edu::of(context)?;
+        let _given = edu.giver.give(edu.function)?;
+        check!(matches!(edu.giver.give(edu.function), Err(GiveError::Claim(_))), "it was given twice");
+        let has_neighbours =
+            |function: PciAddress| edu.machine.iommu.group(function).is_ok_and(|group| group.len() > 1);
+        let functions = edu.machine.hotplug.functions();
+        let shared = functions.iter().find(|found| has_neighbours(found.address));
+        let shared = shared.ok_or(failure!("every function is alone in its group"))?.address;
+        check!(matches!(edu.giver.give(shared), Err(GiveError::NotAlone { .. })), "{shared} was given");
+        let absent = PciAddress::from_devfn(0, 0xff, 0xff);
+        check!(matches!(edu.giver.give(absent), Err(GiveError::Absent)), "nothing was given");
+        let unmapped = Giver { remaps_interrupts: false, ..edu.giver.clone() };
+        check!(matches!(unmapped.give(edu.function), Err(GiveError::Interrupts)), "interrupts are not remapped");
+    }
+}
