@@ -1,6 +1,6 @@
 //! Devices in the hands of programs that are not trusted.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{sync::Arc, vec};
 
 use attacker::{Attack, LEFT};
 use harness::{Context, Failure, check, check_eq, failure, test};
@@ -32,8 +32,7 @@ impl<'a> Edu<'a> {
     }
 
     fn start(&self, attack: Attack) -> Result<Arc<Process>, Failure> {
-        let mut devices = Vec::new();
-        devices.push(self.giver.give(self.function)?);
+        let devices = vec![self.giver.give(self.function)?];
         Ok(process::start("attacker", attack as u64, devices)?)
     }
 
