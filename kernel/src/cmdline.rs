@@ -28,6 +28,8 @@ pub struct Options<'a> {
     pub power_cut: Option<Flushing>,
     /// How long the stress test runs, in seconds.
     pub stress_s: u64,
+    /// How many processes are killed while their device writes.
+    pub kills: u64,
     /// How much is written to and read from the disk at random, in MiB.
     pub bulk_mib: u64,
     /// The port on which the host serves files to the network tests.
@@ -82,6 +84,9 @@ const VISITORS_MAX: u64 = 10_000;
 /// The stress test's deadline leaves so much.
 const STRESS_S_MAX: u64 = 240;
 
+/// As many as there is time for within the deadline of the test that kills them.
+const KILLS_MAX: u64 = 1000;
+
 impl Default for Options<'_> {
     fn default() -> Self {
         Self {
@@ -95,6 +100,7 @@ impl Default for Options<'_> {
             selftest: None,
             power_cut: None,
             stress_s: 5,
+            kills: 3,
             bulk_mib: 4,
             net_port: None,
             fetch_mib: 2,
@@ -146,6 +152,7 @@ impl<'a> Options<'a> {
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "disk" if value == "hollow" => self.hollow_disk = true,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
+            "kills" => self.kills = value.parse().ok().filter(|kills| (1..=KILLS_MAX).contains(kills))?,
             "bulk" => self.bulk_mib = value.parse().ok().filter(|mib| (1..=BULK_MIB_MAX).contains(mib))?,
             "net-port" => self.net_port = Some(value.parse().ok().filter(|&port| port != 0)?),
             "fetch" => self.fetch_mib = value.parse().ok().filter(|mib| (1..=FETCH_MIB_MAX).contains(mib))?,

@@ -83,6 +83,7 @@ pub fn start(
         memory: Arc::new(Frames),
         lines_logged: console::lines,
         stress_s: words.stress_s,
+        kills: words.kills,
         bulk_mib: words.bulk_mib,
         net_port: words.net_port,
         fetch_mib: words.fetch_mib,

@@ -10,7 +10,7 @@ use suites::{Machine, lacks, reports};
 
 use super::process::end_of;
 use crate::{
-    arch::clock::NS_PER_MS,
+    arch::{clock::NS_PER_MS, random},
     memory::layout,
     process::{self, Ending, GiveError, Giver, Process},
     shell::processes::giver,
@@ -107,18 +107,17 @@ test! {
 }
 
 test! {
-    /// A process that is killed in the middle of a transfer leaves a quiet device, whose memory comes back, and which the next process
-    /// can have.
-    deadline_ms = 120_000,
+    /// A process that is killed in the middle of a transfer, at any moment of it, leaves a quiet device, whose memory comes back, and
+    /// which the next process can have. As often as `kills=` says, 3 times otherwise.
+    deadline_ms = 900_000,
     lacks = lacks::idle_remapped_edu,
     fn a_killed_process_leaves_its_device_quiet(context) {
-        const KILLS: u64 = 5;
         let edu = Edu::of(context)?;
         let (faults, mappings) = (edu.faults(), edu.machine.iommu.live_mappings());
-        for round in 0..KILLS {
+        for _ in 0..edu.machine.kills {
             let process = edu.start(Attack::EduWritesForEver)?;
-            // At another moment of a transfer, which takes 100 ms, each time.
-            threads::sleep_until(context.now_ns() + 30 * NS_PER_MS + round * 47 % 100 * NS_PER_MS);
+            // A transfer takes 100 ms.
+            threads::sleep_until(context.now_ns() + 10 * NS_PER_MS + random::seed() % (100 * NS_PER_MS));
             check_eq!(process.wait(0), None);
             process.kill();
             check_eq!(end_of(&process)?, Ending::Killed);
@@ -141,7 +140,7 @@ test! {
         edu.machine.iommu.quarantine(edu.function)?;
         check_eq!(end_of(&process)?, Ending::Killed);
         edu.check_free()?;
-        check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+        drop(edu.giver.give(edu.function)?);
     }
 }
 

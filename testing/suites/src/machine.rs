@@ -72,6 +72,8 @@ pub struct Parts {
     pub lines_logged: fn() -> u64,
     /// How long the stress test runs, in seconds.
     pub stress_s: u64,
+    /// How many processes are killed while their device writes.
+    pub kills: u64,
     /// How much the disk tests write and read at random, in MiB.
     pub bulk_mib: u64,
     /// The port on which the host serves files.
