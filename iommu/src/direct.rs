@@ -1,6 +1,7 @@
-//! `iommu=off`: devices use physical addresses and reach all of memory.
+//! Devices that use physical addresses: all of them with `iommu=off`, those in an identity domain with `iommu=passthrough`.
 //!
-//! It exists to measure what isolation costs and to boot a machine without a unit; it is never a fallback.
+//! The first exists to measure what isolation costs and to boot a machine without a unit; it is never a fallback. The second
+//! gives up the isolation of memory, and keeps that of interrupts, the faults, and the way back.
 
 use alloc::sync::Arc;
 
@@ -16,38 +17,91 @@ use crate::{
     },
 };
 
-/// The space of every device when there is no isolation: an IOVA is a physical address.
-pub(crate) struct DirectSpace<P: Platform> {
-    platform: Arc<P>,
-    reaper: Arc<Reaper<P>>,
+/// Whether anything is lent to a device, and comes back.
+pub(crate) trait Gate: Send + Sync {
+    /// Fails when nothing is lent any more.
+    fn admit(&self) -> Result<(), DmaError>;
+
+    /// Fails while nothing comes back.
+    fn admit_return(&self) -> Result<(), DmaError>;
+
+    /// Last address that the device reaches.
+    fn last(&self) -> u64;
 }
 
-impl<P: Platform> DirectSpace<P> {
-    pub fn new(platform: Arc<P>, reaper: Arc<Reaper<P>>) -> Self {
-        Self { platform, reaper }
+/// Without a unit nothing is ever taken from a driver.
+impl Gate for () {
+    fn admit(&self) -> Result<(), DmaError> {
+        Ok(())
+    }
+
+    fn admit_return(&self) -> Result<(), DmaError> {
+        Ok(())
+    }
+
+    fn last(&self) -> u64 {
+        u64::MAX
     }
 }
 
-impl<P: Platform> Space for DirectSpace<P> {
+/// A space in which an IOVA is a physical address.
+pub(crate) struct DirectSpace<P: Platform, G> {
+    platform: Arc<P>,
+    reaper: Arc<Reaper<P>>,
+    gate: G,
+}
+
+impl<P: Platform, G: Gate> DirectSpace<P, G> {
+    pub fn new(platform: Arc<P>, reaper: Arc<Reaper<P>>, gate: G) -> Self {
+        Self { platform, reaper, gate }
+    }
+
+    /// Where memory lies for a device, if that is where it may lie.
+    fn place(&self, memory: mm::PhysRange, placement: Placement) -> Result<Iova, DmaError> {
+        let iova = Iova::new(memory.start.as_u64());
+        let reached = self.gate.last();
+        let last = iova.as_u64() + (memory.bytes - 1);
+        let no_iova = |limit| DmaError::NoIova { pages: memory.bytes.div_ceil(mm::PAGE_BYTES), last: limit };
+        match placement {
+            Placement::Below(limit) | Placement::Within { last: limit, .. } if last > limit.min(reached) => {
+                Err(no_iova(limit.min(reached)))
+            }
+            Placement::Within { last: limit, boundary } if iova.as_u64() / boundary != last / boundary => {
+                Err(no_iova(limit))
+            }
+            Placement::At { iova: wanted, .. } if wanted != iova => Err(DmaError::IovaTaken { iova: wanted }),
+            Placement::At { last: limit, .. } if last > limit.min(reached) => {
+                Err(DmaError::IovaBeyond { iova, last: limit.min(reached) })
+            }
+            _ => Ok(iova),
+        }
+    }
+}
+
+impl<P: Platform, G: Gate> Space for DirectSpace<P, G> {
     fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped> {
+        self.gate.admit()?;
         let memory = physical(&*self.platform, request.first, request.bytes)?;
-        let iova = place(memory, request.placement)?;
+        let iova = self.place(memory, request.placement)?;
         self.reaper.reserve()?;
         // Nothing is kept from the device, so the buffer is used as it lies.
         Ok(Placed { iova, ends: Ends::NONE })
     }
 
     fn unmap(&self, _segment: &Segment, _access: Access) -> Result<(), DmaError> {
+        self.gate.admit_return()?;
         self.reaper.release();
         Ok(())
     }
 
     fn unmap_all(&self, batch: &dyn Batch, _access: Access) -> Result<(), DmaError> {
+        self.gate.admit_return()?;
         (0..batch.len()).for_each(|_| self.reaper.release());
         Ok(())
     }
 
     fn retire(&self, _segment: &Segment) -> Result<Owed, DmaError> {
+        self.gate.admit_return()?;
         Ok(Owed(0))
     }
 
@@ -68,12 +122,13 @@ impl<P: Platform> Space for DirectSpace<P> {
     ) -> Result<(), NotMapped> {
         for segment in &mut list.segments {
             let memory = physical(&*self.platform, segment.buffer.first, segment.buffer.bytes)?;
-            segment.iova = place(memory, placement)?;
+            segment.iova = self.place(memory, placement)?;
         }
         Ok(self.reserve(list, 0, placement)?)
     }
 
     fn reserve(&self, list: &mut List, bytes: u64, _placement: Placement) -> Result<(), DmaError> {
+        self.gate.admit()?;
         self.reaper.reserve()?;
         list.place = Some(Place::reserved(Iova::new(0), bytes));
         Ok(())
@@ -86,11 +141,12 @@ impl<P: Platform> Space for DirectSpace<P> {
         placement: Placement,
         _origin: Origin,
     ) -> Result<(), NotMapped> {
+        self.gate.admit()?;
         let (Some(segment), Some(all)) = (list.segments.last_mut(), &mut list.place) else { return Ok(()) };
         let RawBuffer { first, bytes, .. } = segment.buffer;
         let pages_bytes = Cut::of(first, bytes).mapped_bytes();
         all.next(pages_bytes)?;
-        segment.iova = place(physical(&*self.platform, first, bytes)?, placement)?;
+        segment.iova = self.place(physical(&*self.platform, first, bytes)?, placement)?;
         all.mapped_bytes += pages_bytes;
         Ok(())
     }
@@ -98,6 +154,7 @@ impl<P: Platform> Space for DirectSpace<P> {
     fn sync(&self, _list: &List) {}
 
     fn unmap_list(&self, _list: &List, _access: Access) -> Result<(), DmaError> {
+        self.gate.admit_return()?;
         self.reaper.release();
         Ok(())
     }
@@ -106,24 +163,6 @@ impl<P: Platform> Space for DirectSpace<P> {
 
     fn abandon(&self, abandoned: Abandoned) {
         self.reaper.abandon(abandoned);
-    }
-}
-
-/// Where memory lies for a device, if that is where it may lie.
-fn place(memory: mm::PhysRange, placement: Placement) -> Result<Iova, DmaError> {
-    let iova = Iova::new(memory.start.as_u64());
-    let last = iova.as_u64() + (memory.bytes - 1);
-    let no_iova = |limit| DmaError::NoIova { pages: memory.bytes.div_ceil(mm::PAGE_BYTES), last: limit };
-    match placement {
-        Placement::Below(limit) | Placement::Within { last: limit, .. } if last > limit => {
-            Err(no_iova(limit))
-        }
-        Placement::Within { last: limit, boundary } if iova.as_u64() / boundary != last / boundary => {
-            Err(no_iova(limit))
-        }
-        Placement::At { iova: wanted, .. } if wanted != iova => Err(DmaError::IovaTaken { iova: wanted }),
-        Placement::At { last: limit, .. } if last > limit => Err(DmaError::IovaBeyond { iova, last: limit }),
-        _ => Ok(iova),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod bounce;
+mod identity;
 mod members;
 mod owed;
 mod ragged;
@@ -15,7 +16,7 @@ mod standing;
 use alloc::sync::Arc;
 use core::{
     mem::ManuallyDrop,
-    sync::atomic::{AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
 };
 
 use bounce::Bounce;
@@ -95,6 +96,7 @@ pub(crate) struct Domain<B: Backend> {
     owed: OwedFlushes,
     mapped_pages: AtomicU64,
     kind: Kind,
+    is_identity: AtomicBool,
     standing: Standing,
     members: IrqLock<Members>,
 }
@@ -139,6 +141,7 @@ impl<B: Backend> Domain<B> {
             owed: OwedFlushes::new(),
             mapped_pages: AtomicU64::new(0),
             kind,
+            is_identity: AtomicBool::new(false),
             standing: Standing::new(),
             members: IrqLock::new(LockClass::Members, Members::default()),
         })
@@ -171,6 +174,7 @@ impl<B: Backend> Domain<B> {
     /// What it is.
     pub fn report(&self) -> DomainReport {
         let kind = match self.kind {
+            Kind::Own if self.is_identity() => DomainKind::Identity,
             Kind::Own => DomainKind::Kernel,
             Kind::Assigned => DomainKind::Assigned,
         };

@@ -179,6 +179,8 @@ pub struct DomainReport {
 pub enum DomainKind {
     /// The kernel's, for one group: its drivers map what they lend to a device.
     Kernel,
+    /// The kernel's, for one group that is trusted with all of RAM: an IOVA is a physical address.
+    Identity,
     /// An owner's who created it ([`Iommu::create_domain`](crate::Iommu::create_domain)).
     Assigned,
 }

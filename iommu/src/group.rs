@@ -14,7 +14,7 @@ mod revoke;
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use mm::{PhysAddr, table::Format};
+use mm::{PhysAddr, PhysRange, table::Format};
 
 use crate::{
     PciAddress, Platform, SourceId,
@@ -281,12 +281,19 @@ pub(crate) struct DomainMaker<B: Backend> {
     pub reaper: Arc<Reaper<B::Platform>>,
     /// What groups in quarantine reach.
     quarantine: Quarantine,
+    /// RAM, for groups that are trusted with it.
+    memory: Vec<PhysRange>,
     next_number: AtomicU64,
 }
 
 impl<B: Backend> DomainMaker<B> {
-    pub fn new(backend: Arc<B>, reaper: Arc<Reaper<B::Platform>>, quarantine: Quarantine) -> Self {
-        Self { backend, reaper, quarantine, next_number: AtomicU64::new(1) }
+    pub fn new(
+        backend: Arc<B>,
+        reaper: Arc<Reaper<B::Platform>>,
+        quarantine: Quarantine,
+        memory: Vec<PhysRange>,
+    ) -> Self {
+        Self { backend, reaper, quarantine, memory, next_number: AtomicU64::new(1) }
     }
 
     /// An empty domain that all of `units` can walk.

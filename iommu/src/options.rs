@@ -66,6 +66,8 @@ pub struct Options {
     pub flush: Flush,
     /// What a group in quarantine reaches.
     pub quarantine: Quarantine,
+    /// Every function is trusted with all of RAM: see [`Iommu::claim_identity`](crate::Iommu::claim_identity).
+    pub passthrough: bool,
     /// Whether groups with reserved memory are assigned.
     pub rmrr: ReservedPolicy,
     /// Log every group at bring-up: its functions, requester ids and reserved memory.
@@ -85,6 +87,7 @@ impl Default for Options {
             snoop: true,
             flush: Flush::Strict,
             quarantine: Quarantine::Basic,
+            passthrough: false,
             rmrr: ReservedPolicy::Strict,
             verbose: false,
             debug: false,
@@ -112,6 +115,8 @@ const WORDS: &[Word] = &[
     ("no-snoop", |options| options.snoop = false),
     ("quarantine=basic", |options| options.quarantine = Quarantine::Basic),
     ("quarantine=scratch-page", |options| options.quarantine = Quarantine::ScratchPage),
+    ("passthrough", |options| options.passthrough = true),
+    ("no-passthrough", |options| options.passthrough = false),
     ("rmrr=strict", |options| options.rmrr = ReservedPolicy::Strict),
     ("rmrr=relaxed", |options| options.rmrr = ReservedPolicy::Relaxed),
     ("verbose", |options| options.verbose = true),
@@ -163,6 +168,8 @@ mod tests {
             ("no-snoop", Options { snoop: false, ..base }),
             ("quarantine=scratch-page", Options { quarantine: Quarantine::ScratchPage, ..base }),
             ("quarantine=scratch-page,quarantine=basic", base),
+            ("passthrough", Options { passthrough: true, ..base }),
+            ("passthrough,no-passthrough", base),
             ("rmrr=relaxed", Options { rmrr: ReservedPolicy::Relaxed, ..base }),
             ("rmrr=relaxed,rmrr=strict", base),
             ("verbose", Options { verbose: true, ..base }),

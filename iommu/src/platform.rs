@@ -94,6 +94,13 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// Whether the kernel has any of `range` as memory of its own: in use, or to be handed out. Firmware may say that a
     /// device needs such memory (RMRR); it does not get it.
     fn is_own_memory(&self, range: PhysRange) -> bool;
+
+    /// Whether the memory map has all of `range` as reserved, or as firmware's. It is asked to report what firmware says of
+    /// memory that it does not say there; a host that does not know says yes.
+    fn is_firmware_memory(&self, range: PhysRange) -> bool {
+        let _ = range;
+        true
+    }
 }
 
 /// What a lock of this crate protects, in the order in which locks nest: who holds one takes later ones only, and then

@@ -5,6 +5,7 @@ mod created;
 mod error;
 mod hotplug;
 mod layout;
+mod reserved;
 mod trace;
 
 use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
@@ -22,7 +23,6 @@ use crate::{
     fault_log::FaultLog,
     group::{ClaimError, DomainMaker, Group, GroupLayout, Incident, ReleaseError, stop_bus_master},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
-    options::ReservedPolicy,
     platform::{Event, LockClass, Work},
     policy::{Limits, Verdict},
     strangers::Strangers,
@@ -44,8 +44,7 @@ pub(crate) struct Protection<P: Platform> {
     shared: Arc<Shared<P>>,
     maker: DomainMaker<Vtd<P>>,
     created: CreatedDomains<P>,
-    /// Groups with reserved memory are assigned too.
-    assigns_reserved: bool,
+    options: Options,
     /// With `iommu=debug`.
     checks: Option<Arc<Checks<P>>>,
 }
@@ -78,7 +77,7 @@ impl<P: Platform> Protection<P> {
         let dmar = Dmar::parse(table)?;
         log_warnings(&dmar);
         let mut topology = Topology::build(machine.functions, Some(&dmar))?;
-        topology.refuse_reserved(|region| platform.is_own_memory(region))?;
+        reserved::judge(&*platform, Some(&dmar), &mut topology)?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
             log::warn!("{problem}");
         }
@@ -86,15 +85,14 @@ impl<P: Platform> Protection<P> {
         let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
         let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
         let layout = IrqLock::new(LockClass::Layout, Layout::new(topology)?);
-        let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine);
+        let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine, copy_of(machine.memory)?);
         let limits = IrqLock::new(LockClass::FaultLimits, Limits::default());
         let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
         let (faults, strangers) = (FaultLog::boxed(), Strangers::new());
         let shared =
             Arc::new(Shared { platform, backend, dmar, layout, changing, faults, strangers, limits });
         let checks = options.debug.then(|| Arc::new(Checks::new(shared.platform.clone())));
-        let assigns_reserved = options.rmrr == ReservedPolicy::Relaxed;
-        let protection = Self { shared, maker, created: CreatedDomains::new(), assigns_reserved, checks };
+        let protection = Self { shared, maker, created: CreatedDomains::new(), options, checks };
         protection.map_reserved(protection.shared.layout().groups());
         protection.shared.backend.enable_translation()?;
         protection.log_start(options);
@@ -136,10 +134,10 @@ fn log_warnings(dmar: &Dmar<'_>) {
     }
 }
 
-fn copy_of(table: &[u8]) -> Result<Vec<u8>, StartError> {
+fn copy_of<T: Copy>(list: &[T]) -> Result<Vec<T>, StartError> {
     let mut copy = Vec::new();
-    copy.try_reserve_exact(table.len()).map_err(|_| StartError::OutOfMemory)?;
-    copy.extend_from_slice(table);
+    copy.try_reserve_exact(list.len()).map_err(|_| StartError::OutOfMemory)?;
+    copy.extend_from_slice(list);
     Ok(copy)
 }
 

@@ -5,6 +5,8 @@ mod control;
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
 use core::fmt;
 
+use mm::PhysRange;
+
 pub(crate) use self::control::{Control, Trust};
 use crate::{
     Iova, Options, PciAddress, Platform,
@@ -31,6 +33,9 @@ pub struct Machine<'a> {
     pub functions: &'a [topology::Function],
     /// Ids of the I/O APICs in the MADT.
     pub io_apics: &'a [u8],
+    /// RAM, as far as drivers may lend it, in whole pages: what a group reaches that is claimed as
+    /// [trusted with memory](Iommu::claim_identity), or with `iommu=passthrough`.
+    pub memory: &'a [PhysRange],
     /// The local APICs are in x2APIC mode. Interrupts reach CPUs with ids above 255 only then, and only if all units
     /// that remap interrupts report EIM.
     pub x2apic: bool,
@@ -91,6 +96,18 @@ impl Iommu {
     /// As [`claim`](Self::claim).
     pub fn claim_trusted(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function, Trust::Translations)
+    }
+
+    /// As [`claim`](Self::claim), for a function that is trusted with all of RAM ([`Machine::memory`]): its group's domain maps
+    /// it one to one, and an IOVA is a physical address. It cannot raise others' interrupts, nor reach other devices; its
+    /// other faults are recorded, and it is taken back as any other.
+    ///
+    /// With `iommu=passthrough` every claim is one like this.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    pub fn claim_identity(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
+        self.control.claim(function, Trust::Memory)
     }
 
     /// A domain by itself, that all units which see `functions` can walk, and that groups of functions behind these units can
@@ -296,7 +313,7 @@ impl<P: Platform> Control for Unprotected<P> {
     fn claim(&self, function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let faults = TryArc::try_new(NoFaults).ok_or(DmaError::OutOfMemory)?;
-        let space = DirectSpace::new(self.platform.clone(), self.reaper.clone());
+        let space = DirectSpace::new(self.platform.clone(), self.reaper.clone(), ());
         let space = TryArc::try_new(space).ok_or(DmaError::OutOfMemory)?;
         let frame = Frame::new(self.checks.as_ref())?;
         Ok(DmaDevice::new(room, function, frame.around(function, space.into()), faults.into()))

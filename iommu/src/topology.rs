@@ -148,6 +148,22 @@ impl Topology {
         result
     }
 
+    /// Notes as [`Problem`]s the reserved regions that are left and `is_odd`. Their functions keep them.
+    ///
+    /// # Errors
+    /// Not enough memory for the problems.
+    pub fn note_reserved(&mut self, is_odd: impl Fn(PhysRange) -> bool) -> Result<(), TopologyError> {
+        let Coverage { regions, reserved, .. } = &self.coverage;
+        for &(index, region) in reserved {
+            let (function, region) =
+                (self.hierarchy.functions()[index as usize].address, regions[region as usize]);
+            if is_odd(region) {
+                push(&mut self.problems, Problem::ReservedMemoryUnknown { function, region })?;
+            }
+        }
+        Ok(())
+    }
+
     /// All functions, sorted by address.
     #[must_use]
     pub fn functions(&self) -> &[Function] {

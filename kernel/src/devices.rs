@@ -13,6 +13,7 @@ use drivers::{
     quiet::is_quiet,
 };
 use iommu::{Iommu, Platform, StartError, platform::Work};
+use mm::PhysRange;
 use suites::{Memory, Parts, Plugged};
 
 use crate::{
@@ -137,7 +138,14 @@ fn start_iommu(
     topology.extend(functions.iter().map(Function::topology));
     let io_apics: Vec<u8> = tables.io_apics.iter().map(|io_apic| io_apic.id).collect();
     let x2apic = apic::is_x2apic();
-    let machine = iommu::Machine { dmar: tables.dmar, functions: &topology, io_apics: &io_apics, x2apic };
+    let memory: Vec<PhysRange> = memory::ram().collect();
+    let machine = iommu::Machine {
+        dmar: tables.dmar,
+        functions: &topology,
+        io_apics: &io_apics,
+        memory: &memory,
+        x2apic,
+    };
     let iommu = Iommu::start(kernel.clone(), &machine, options).map_err(DevicesError::Iommu)?;
     kernel.use_iommu(iommu.clone());
     let handle = iommu.clone();

@@ -21,7 +21,7 @@ use crate::{
 impl<B: Backend> Domain<B> {
     /// Whether anything may come back: a device that was taken out of the domain may not be quiet.
     #[inline]
-    fn admit_return(&self) -> Result<(), DmaError> {
+    pub(super) fn admit_return(&self) -> Result<(), DmaError> {
         debug_assert!(!self.backend.platform().in_interrupt(), "nothing is unmapped in a hard interrupt");
         self.standing.check_return()
     }

@@ -17,6 +17,8 @@ use crate::{
 pub(crate) enum Home<'a, B: Backend> {
     /// One of the group's own, made for it if it has none. With the TLB the function, which is all of the group, may use it.
     Own(Option<DeviceTlb>),
+    /// The same, with all of RAM in it.
+    Identity,
     /// This one, after each endpoint of the group was made quiet.
     Assigned(&'a TryArc<Domain<B>>, &'a mut dyn FnMut(PciAddress) -> bool),
 }
@@ -49,6 +51,7 @@ impl<B: Backend> Group<B> {
                 let domain = self.at_home(maker, before, device_tlb);
                 (domain.as_ref().ok().cloned(), domain.map_err(ClaimError::from))
             }
+            (Ok(_), Home::Identity) => self.trusted(maker, before),
             (Ok(is_reset), Home::Assigned(domain, reset)) => {
                 self.moved(maker, before, domain, &mut |function| is_reset || reset(function))
             }
@@ -79,7 +82,8 @@ impl<B: Backend> Group<B> {
         }
         if let Some(domain) = state.domain.as_ref().filter(|_| !state.claimed.is_empty()) {
             let is_there = match home {
-                Home::Own(_) => domain.kind() == Kind::Own,
+                Home::Own(_) => domain.kind() == Kind::Own && !domain.is_identity(),
+                Home::Identity => domain.is_identity(),
                 Home::Assigned(wanted, _) => TryArc::ptr_eq(domain, wanted),
             };
             if !is_there {
@@ -109,6 +113,34 @@ impl<B: Backend> Group<B> {
         }
         self.attach(&domain, device_tlb)?;
         Ok(domain)
+    }
+
+    /// `before`, or a new domain of the group's own, with all of RAM in it. Returns where the group is then, and the domain.
+    ///
+    /// What is in `before`, which nobody uses, is the group's reserved memory. It is left for a new one, so that what cannot be
+    /// mapped leaves nothing behind.
+    fn trusted(&self, maker: &DomainMaker<B>, before: Option<TryArc<Domain<B>>>) -> Moved<B> {
+        if let Some(before) = before.as_ref().filter(|before| before.is_identity()) {
+            return (Some(before.clone()), Ok(before.clone()));
+        }
+        let made = maker.make(self.layout.units(), Kind::Own).and_then(|domain| {
+            domain.enter(self.layout.units(), &self.layout.reserved)?;
+            domain.become_identity(&maker.memory)?;
+            Ok(domain)
+        });
+        let domain = match made {
+            Ok(domain) => domain,
+            Err(error) => return (before, Err(error.into())),
+        };
+        if let Some(before) = &before
+            && let Err(stuck) = self.leave_reserved(maker, before)
+        {
+            return (Some(before.clone()), Err(DmaError::from(stuck).into()));
+        }
+        match self.attach(&domain, None) {
+            Ok(()) => (Some(domain.clone()), Ok(domain)),
+            Err(error) => (before.and_then(|_| self.reserved_only(maker)), Err(error.into())),
+        }
     }
 
     /// Takes the group from `before`, which nobody uses, to `domain`. Returns where it is then, and `domain` if it is there.

@@ -36,6 +36,7 @@ impl Model {
             units_up(&platform),
             Arc::new(Reaper::new(platform, Flush::Strict)),
             Quarantine::Basic,
+            vec![],
         );
         Arc::new(Self { group: Group::new(layout), maker })
     }

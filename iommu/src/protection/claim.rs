@@ -9,11 +9,14 @@ use crate::{
     ats::{self, DeviceTlb},
     backend::Backend,
     checks::Frame,
+    direct::DirectSpace,
     dma::{
         DmaDevice, DmaError,
         device::{FaultCount, FaultCounts},
+        space::Space,
     },
     group::{ClaimError, Claimed, Group, Home},
+    options::ReservedPolicy,
     subsystem::Trust,
     topology::Ats,
     vtd::Vtd,
@@ -25,10 +28,16 @@ impl<P: Platform> Protection<P> {
         let shared = &self.shared;
         let group = shared.group(function).ok_or(ClaimError::Unknown { function })?;
         let device_tlb = match trust {
-            Trust::Nothing => None,
             Trust::Translations => shared.device_tlb(&group, function),
+            Trust::Nothing | Trust::Memory => None,
         };
-        let device = self.claim_as(&group, function, Home::Own(device_tlb))?;
+        let home = match trust {
+            // Who may send any address needs none translated.
+            Trust::Nothing | Trust::Memory if self.options.passthrough => Home::Identity,
+            Trust::Memory => Home::Identity,
+            Trust::Nothing | Trust::Translations => Home::Own(device_tlb),
+        };
+        let device = self.claim_as(&group, function, home)?;
         // Only now may the device ask for translations. Firmware may have left ATS on.
         match device_tlb {
             Some(_) => ats::enable(&*shared.platform, function),
@@ -45,7 +54,7 @@ impl<P: Platform> Protection<P> {
         reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<DmaDevice, ClaimError> {
         let group = self.shared.group(function).ok_or(ClaimError::Unknown { function })?;
-        if !group.layout().reserved.is_empty() && !self.assigns_reserved {
+        if !group.layout().reserved.is_empty() && self.options.rmrr == ReservedPolicy::Strict {
             return Err(ClaimError::Reserved { function });
         }
         let domain = self.created(domain).ok_or(ClaimError::NoDomain { domain })?;
@@ -63,11 +72,18 @@ impl<P: Platform> Protection<P> {
         // What can be refused comes first: once the function is claimed nothing fails any more.
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let room_for_faults = Room::try_new().ok_or(DmaError::OutOfMemory)?;
+        let room_for_space = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let frame = Frame::new(self.checks.as_ref())?;
         let Claimed { domain, term } = group.claim(&self.maker, function, home)?;
+        let space: TryArc<dyn Space> = if domain.is_identity() {
+            let (platform, reaper) = (self.shared.platform.clone(), self.maker.reaper.clone());
+            room_for_space.fill(DirectSpace::new(platform, reaper, domain)).into()
+        } else {
+            domain.into()
+        };
         let faults = DeviceFaults { shared: self.shared.clone(), group: group.clone(), function, term };
         let faults = room_for_faults.fill(faults);
-        Ok(DmaDevice::new(room, function, frame.around(function, domain.into()), faults.into()))
+        Ok(DmaDevice::new(room, function, frame.around(function, space), faults.into()))
     }
 
     fn disable_ats(&self, function: PciAddress) {

@@ -10,7 +10,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::{MAX_LOGGED_WARNINGS, Protection, layout::Layout, stop_bus_masters};
+use super::{MAX_LOGGED_WARNINGS, Protection, layout::Layout, reserved, stop_bus_masters};
 use crate::{
     PciAddress, Platform,
     arc::TryArc,
@@ -123,7 +123,7 @@ impl<P: Platform> Protection<P> {
         // It could be read when everything started.
         let dmar = Dmar::parse(&self.shared.dmar).ok();
         let mut topology = Topology::build(functions, dmar.as_ref())?;
-        topology.refuse_reserved(|region| self.shared.platform.is_own_memory(region))?;
+        reserved::judge(&*self.shared.platform, dmar.as_ref(), &mut topology)?;
         let known = before.topology.problems();
         for problem in
             topology.problems().iter().filter(|problem| !known.contains(problem)).take(MAX_LOGGED_WARNINGS)

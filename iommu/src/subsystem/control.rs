@@ -22,6 +22,8 @@ pub(crate) enum Trust {
     Nothing,
     /// It may keep translations, and send what it says are translated addresses.
     Translations,
+    /// It reaches all of RAM.
+    Memory,
 }
 
 /// What a handle does, without the platform's and the vendor's types. Where nothing is said, what it does without a unit:

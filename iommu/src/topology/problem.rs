@@ -103,8 +103,16 @@ pub enum Problem {
         /// The unit of another.
         second: Option<usize>,
     },
-    /// A function is to have memory that the kernel has as its own: it does not get it.
+    /// A function is to have what the kernel has as its own, memory or the registers of a unit, or the addresses that raise
+    /// interrupts: it does not get it.
     ReservedMemoryInUse {
+        /// The function.
+        function: PciAddress,
+        /// The region, as whole pages.
+        region: PhysRange,
+    },
+    /// A function is to have memory that the host's memory map does not call reserved: it has it.
+    ReservedMemoryUnknown {
         /// The function.
         function: PciAddress,
         /// The region, as whole pages.
@@ -156,6 +164,12 @@ impl fmt::Display for Problem {
                 write!(
                     f,
                     "{function}: {bytes:#x} bytes at {start}, reserved for it, are the kernel's: refused"
+                )
+            }
+            Self::ReservedMemoryUnknown { function, region: PhysRange { start, bytes } } => {
+                write!(
+                    f,
+                    "{function}: {bytes:#x} bytes at {start}, reserved for it, are not in the memory map as such"
                 )
             }
             Self::TooMuchReservedMemory { function, region: PhysRange { start, bytes } } => {

@@ -179,6 +179,11 @@ pub fn unshareable(first: NonNull<u8>, bytes: usize) -> Unshareable {
     }
 }
 
+/// The RAM that the frame allocator gives out, and what was taken from it before.
+pub fn ram() -> impl Iterator<Item = PhysRange> {
+    RAM.get().into_iter().flat_map(|ram| ram.as_slice().iter().copied())
+}
+
 /// Whether any of `range` is the kernel's: its image, RAM that it uses or hands out, or the page that CPUs start at.
 pub fn is_own(range: PhysRange) -> bool {
     let starts_cpus = start_page().is_some_and(|page| {
@@ -186,6 +191,11 @@ pub fn is_own(range: PhysRange) -> bool {
             && page.as_u64() < range.start.as_u64() + range.bytes
     });
     starts_cpus || range_overlaps_image(range) || RAM.get().is_some_and(|ram| ram.overlaps(range))
+}
+
+/// Whether the memory map speaks of all of `range`, and not as RAM.
+pub fn is_firmwares(range: PhysRange) -> bool {
+    FIRMWARE.get().is_some_and(|firmware| firmware.contains(range))
 }
 
 fn checked_range(base: PhysAddr, bytes: usize) -> Option<PhysRange> {

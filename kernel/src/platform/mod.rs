@@ -175,4 +175,8 @@ unsafe impl Platform for Kernel {
     fn is_own_memory(&self, range: PhysRange) -> bool {
         memory::is_own(range)
     }
+
+    fn is_firmware_memory(&self, range: PhysRange) -> bool {
+        memory::is_firmwares(range)
+    }
 }

@@ -64,7 +64,8 @@ impl Driven {
     ) -> Result<Self, iommu::StartError> {
         let platform = Arc::new(ModelPlatform::new(&machine));
         let dmar = machine.config().dmar_table();
-        let found = iommu::Machine { dmar: Some(&dmar), functions, io_apics, x2apic: true };
+        let memory = machine.config().memory.ram();
+        let found = iommu::Machine { dmar: Some(&dmar), functions, io_apics, memory: &memory, x2apic: true };
         let options = Options { queue_order: machine.config().queue_order, ..options };
         let iommu = Iommu::start(platform.clone(), &found, options)?;
         Ok(Self { machine, platform, iommu })

@@ -208,6 +208,11 @@ unsafe impl Platform for ModelPlatform {
         let _turn = turn::take();
         self.machine.config().memory.is_kernels(range)
     }
+
+    fn is_firmware_memory(&self, range: PhysRange) -> bool {
+        let _turn = turn::take();
+        self.machine.config().memory.is_firmwares(range)
+    }
 }
 
 impl ModelRegisters {

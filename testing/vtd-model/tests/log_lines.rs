@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use driven::Driven;
 use iommu::{Bidirectional, Options};
-use vtd_model::MachineConfig;
+use vtd_model::{MachineConfig, ReservedMemory};
 
 /// More than anybody would read.
 const MAPPINGS: usize = 400;
@@ -82,4 +82,24 @@ fn where_interrupts_are_not_remapped_the_log_says_why_and_what_that_costs() {
     assert_eq!(warnings(MachineConfig::plain(1), Options::default()), [""; 0]);
     assert_eq!(warnings(MachineConfig::plain(1), unwanted), line("iommu=no-intremap was given"));
     assert_eq!(warnings(unable, Options::default()), line("unit 0 cannot"));
+}
+
+#[test]
+fn what_firmware_reserves_and_its_memory_map_does_not_is_mapped_and_logged() {
+    const ELSEWHERE: u64 = 0x5000_0000;
+    listen();
+    let firmware = MachineConfig::plain(1).memory.firmware;
+    for (base, lines) in [(firmware, 0), (ELSEWHERE, 1), (firmware - 0x1000, 1)] {
+        let _before = LOGGED.take();
+        let mut config = MachineConfig::plain(1);
+        let function = config.functions[0].address;
+        config.reserved.push(ReservedMemory { function, base, limit: base + 0x1fff });
+        let driven = Driven::start(config).expect("units that work");
+        let reach = driven.device(function).reach_of_tables().expect("translated");
+        assert_eq!(reach.iter().map(|run| run.address).min(), Some(base));
+        let logged = LOGGED.take();
+        let about =
+            logged.iter().filter(|(_, line)| line.contains("reserved for it, are not in the memory map"));
+        assert_eq!(about.count(), lines, "{base:#x}: {logged:#?}");
+    }
 }

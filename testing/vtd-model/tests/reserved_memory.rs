@@ -96,3 +96,66 @@ fn more_than_anything_needs_is_refused_and_what_is_left_is_mapped() {
         driven.assert_content("reserved memory");
     }
 }
+
+/// Registers of a unit are memory to a device that may reach them: it could turn translation off.
+#[test]
+fn neither_registers_of_a_unit_nor_what_raises_interrupts_is_memory() {
+    let unit = MachineConfig::plain(1).units[0].base;
+    // First and last byte.
+    let refused = [
+        (unit, unit + PAGE - 1),
+        (unit - PAGE, unit + PAGE - 1),
+        (0xfee0_0000, 0xfee0_0fff),
+        (0xfedf_f000, 0xfee0_0fff),
+        (0xfeef_f000, 0xfef0_0fff),
+    ];
+    for (base, limit) in refused {
+        let mut config = MachineConfig::plain(1);
+        let function = config.functions[0].address;
+        config.reserved.push(ReservedMemory { function, base, limit });
+        config.reserved.push(ReservedMemory { function, base: ELSEWHERE, limit: ELSEWHERE + PAGE - 1 });
+        let driven = Driven::start(config).expect("units that work");
+        let reach = driven.device(function).reach_of_tables().unwrap_or_default();
+        let runs: Vec<_> = reach.iter().map(|run| (run.address, run.bytes)).collect();
+        assert_eq!(runs, [(ELSEWHERE, PAGE)], "{base:#x}");
+        driven.iommu.claim(function).expect("it can be used all the same");
+    }
+    // Right beside them it is.
+    for base in [unit - PAGE, 0xfedf_f000, 0xfef0_0000] {
+        let mut config = MachineConfig::plain(1);
+        let function = config.functions[0].address;
+        config.reserved.push(ReservedMemory { function, base, limit: base + PAGE - 1 });
+        let driven = Driven::start(config).expect("units that work");
+        let reach = driven.device(function).reach_of_tables().expect("translated");
+        assert_eq!(reach.iter().map(|run| run.address).collect::<Vec<_>>(), [base]);
+    }
+}
+
+/// Two functions of different groups that firmware wants to reach the same, and one that is to have more of it: each has its
+/// own, whatever becomes of the others.
+#[test]
+fn regions_that_overlap_are_each_functions_own() {
+    let mut config = MachineConfig::plain(3);
+    config.relax_ns = 1_000_000;
+    let [one, other, third] = [0, 1, 2].map(|index| config.functions[index].address);
+    let region = |function, pages: u64| ReservedMemory {
+        function,
+        base: ELSEWHERE,
+        limit: ELSEWHERE + pages * PAGE - 1,
+    };
+    config.reserved.extend([region(one, 2), region(other, 2), region(other, 4)]);
+    let driven = Driven::start(config).expect("units that work");
+    let bytes = |function| {
+        driven.device(function).reach_of_tables().unwrap_or_default().iter().map(|run| run.bytes).sum::<u64>()
+    };
+    let all = || [one, other, third].map(bytes);
+    assert_eq!(all(), [2 * PAGE, 4 * PAGE, 0]);
+    driven.iommu.quarantine(one).expect("a unit that works");
+    assert_eq!(all(), [2 * PAGE, 4 * PAGE, 0]);
+    driven.iommu.claim(other).expect("free");
+    driven.iommu.release(other, |_| true).expect("a quiet device");
+    driven.iommu.release(one, |_| true).expect("a quiet device");
+    assert_eq!(all(), [2 * PAGE, 4 * PAGE, 0]);
+    driven.machine.audit();
+    driven.assert_content("regions that overlap");
+}

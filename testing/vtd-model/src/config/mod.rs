@@ -3,7 +3,7 @@
 mod generate;
 
 use iommu::PciAddress;
-use mm::PhysRange;
+use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 
 use crate::memory::MemoryMap;
 
@@ -370,6 +370,22 @@ impl MemoryMap {
         let (start, end) = (range.start.as_u64(), range.start.as_u64() + range.bytes);
         let own = [(self.tables, self.table_pages * 4096), (self.buffers, self.buffer_bytes)];
         own.iter().any(|&(first, bytes)| start < first + bytes as u64 && first < end)
+    }
+
+    /// Whether all of `range` is memory that firmware keeps.
+    #[must_use]
+    pub fn is_firmwares(&self, range: PhysRange) -> bool {
+        let (start, end) = (range.start.as_u64(), range.start.as_u64() + range.bytes);
+        self.firmware <= start && end <= self.firmware + self.firmware_bytes as u64
+    }
+
+    /// What a kernel would call its RAM.
+    #[must_use]
+    pub fn ram(&self) -> [PhysRange; 3] {
+        let table_bytes = self.table_pages as u64 * PAGE_BYTES;
+        let ranges =
+            [(self.tables, table_bytes), (self.buffers, self.buffer_bytes as u64), (self.foreign, 1 << 30)];
+        ranges.map(|(start, bytes)| PhysRange::new(PhysAddr::new(start), bytes))
     }
 
     /// A small map below 2^36.
