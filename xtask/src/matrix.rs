@@ -351,6 +351,14 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "passthrough",
+        about: "devices with a driver are trusted with all of RAM",
+        cmdline: "iommu=passthrough",
+        tests: "passthrough::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
         name: "debug",
         about: "drivers are checked: the disk's does nothing wrong, and one that does is found out",
         cmdline: "iommu=debug",

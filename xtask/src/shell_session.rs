@@ -34,6 +34,20 @@ pub const SHELL: &[Line] = &[
     Line { typed: "groups", shows: &["group  standing", "claimed", "0000:00:04.0  QEMU edu"] },
     Line { typed: "domains", shows: &["group  domain", "blocked"] },
     Line { typed: "domains -v", shows: &["  0x"] },
+    // An owner that is not the kernel, and then another: domains are numbered in the order in which they are made.
+    Line { typed: "assign 00:06.0 to new", shows: &["00:06.0 was reset and is in domain 7;"] },
+    Line {
+        typed: "domains -v",
+        shows: &["7 assigned         4         0", "0000:00:06.0  QEMU edu", "1 groups are assigned to it"],
+    },
+    Line { typed: "assign 00:06.0 to new", shows: &["00:06.0 was reset and is in domain 8;"] },
+    Line { typed: "destroy 8", shows: &["1 groups are in domain 8"] },
+    Line { typed: "assign 00:03.0 to 8", shows: &["00:03.0 has a driver of the kernel's"] },
+    Line { typed: "deassign 00:06.0", shows: &["00:06.0 was reset and is free"] },
+    Line { typed: "deassign 00:06.0", shows: &["00:06.0 is assigned to nobody"] },
+    Line { typed: "destroy 7", shows: &["domain 7 is gone"] },
+    Line { typed: "destroy 8", shows: &["domain 8 is gone"] },
+    Line { typed: "assign 00:06.0 to 8", shows: &["there is no domain 8 that could be given a device"] },
     // The line's own interrupt, which brought this here, came by the entry of the I/O APIC.
     Line { typed: "irt", shows: &["unit  entry  may be raised by", "I/O APIC"] },
     Line {

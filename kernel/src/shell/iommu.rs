@@ -4,7 +4,10 @@ use alloc::{format, string::String, vec::Vec};
 
 use iommu::{
     PciAddress,
-    dump::{DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport, Visitor},
+    dump::{
+        DomainKind, DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport,
+        Visitor,
+    },
     fault::{Fault, FaultTarget},
     interrupts::Sender,
 };
@@ -172,10 +175,20 @@ impl Visitor for Domains<'_> {
 
     fn domain(&mut self, domain: &DomainReport) {
         if let Some(Row { group, faults, functions, .. }) = self.group.take() {
-            let DomainReport { number, levels, mapped_pages, .. } = domain;
-            let row = format!("{group:5}  {number:<12}  {levels:6}  {mapped_pages:8}  {faults:8}");
+            let DomainReport { levels, mapped_pages, .. } = domain;
+            let name = name_of_domain(domain);
+            let row = format!("{group:5}  {name:12}  {levels:6}  {mapped_pages:8}  {faults:8}");
             print_functions(self.shell, &row, &functions);
         }
+    }
+
+    fn created_domain(&mut self, domain: &DomainReport, groups: usize) {
+        self.finish();
+        let DomainReport { levels, mapped_pages, .. } = domain;
+        let name = name_of_domain(domain);
+        println!(
+            "    -  {name:12}  {levels:6}  {mapped_pages:8}         -       {groups} groups are assigned to it"
+        );
     }
 
     fn mapping(&mut self, mapping: &MappingReport) {
@@ -190,6 +203,15 @@ impl Visitor for Domains<'_> {
 
     fn lost_faults(&mut self, _count: u64) {
         self.finish();
+    }
+}
+
+/// What a domain is called.
+fn name_of_domain(domain: &DomainReport) -> String {
+    match domain.kind {
+        DomainKind::Kernel => format!("{}", domain.number),
+        DomainKind::Identity => format!("{} identity", domain.number),
+        DomainKind::Assigned => format!("{} assigned", domain.number),
     }
 }
 

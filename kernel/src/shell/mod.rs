@@ -2,6 +2,7 @@
 //!
 //! A command is an entry of [`COMMANDS`], in the order in which `help` shows them.
 
+mod assign;
 mod attack;
 mod builtin;
 mod devices;
@@ -54,6 +55,7 @@ static COMMANDS: &[&[Command]] = &[
     processes::COMMANDS,
     iommu::COMMANDS,
     tables::COMMANDS,
+    assign::COMMANDS,
     quarantine::COMMANDS,
     attack::COMMANDS,
 ];

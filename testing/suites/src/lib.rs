@@ -6,6 +6,8 @@
 //! - `unit`: the state of the remapping units after bring-up, and who gets a device;
 //! - `edu`: DMA inside of mappings moves the right bytes;
 //! - `isolation`: everything else is blocked, and recorded exactly;
+//! - `assigned`: a device that changes owners, and memory that two of them share;
+//! - `passthrough`: a device that is trusted with all of RAM;
 //! - `interrupts`: a device raises what was given to it and nothing else;
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
 //! - `ragged`: buffers that are not whole pages;
@@ -20,6 +22,7 @@
 
 extern crate alloc;
 
+mod assigned;
 mod disk;
 mod disk_bulk;
 mod disk_errors;
@@ -33,6 +36,7 @@ mod machine;
 mod mapping;
 mod network;
 mod nvme;
+mod passthrough;
 mod pattern;
 mod plugged;
 pub mod power_cut;

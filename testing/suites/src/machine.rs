@@ -21,7 +21,9 @@ use drivers::{
     quiet::is_quiet,
 };
 use harness::{Context, Failure, failure};
-use iommu::{DmaDevice, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits};
+use iommu::{
+    DmaDevice, DmaDomain, Iommu, Iova, Options, PciAddress, dump::UnitReport, options::Mode, policy::Limits,
+};
 use net::Interface;
 
 use self::slot::Slot;
@@ -123,6 +125,8 @@ impl Drop for FaultLimits<'_> {
 pub enum Isolation {
     /// Remapping units.
     Enforced,
+    /// Remapping units that let each device with a driver reach all of RAM (`iommu=passthrough`).
+    Trusted,
     /// Nothing, because it was asked for: devices use physical addresses.
     Off,
     /// Nothing, so that no device is handed out.
@@ -166,6 +170,7 @@ impl Machine {
         match self.parts.options.mode {
             Mode::Off => Isolation::Off,
             Mode::On | Mode::Force if reports::units(&self.parts.iommu).is_empty() => Isolation::Refused,
+            Mode::On | Mode::Force if self.parts.options.passthrough => Isolation::Trusted,
             Mode::On | Mode::Force => Isolation::Enforced,
         }
     }
@@ -216,6 +221,12 @@ impl Machine {
     pub fn release(&self, function: PciAddress) -> Result<(), Failure> {
         let (group, functions) = (self.iommu.group(function)?, self.hotplug.functions());
         Ok(self.iommu.release(function, |member| is_quiet(&self.host, &functions, &group, member))?)
+    }
+
+    /// Takes `function` from whoever has it, and gives it to the owner of `domain`.
+    pub fn assign(&self, function: PciAddress, domain: &DmaDomain) -> Result<DmaDevice, Failure> {
+        self.release(function)?;
+        Ok(self.iommu.assign(function, domain, |_| false)?)
     }
 
     /// Takes `function` back, and opens it anew if there is a driver for it. Returns whether there is.

@@ -92,6 +92,10 @@ pub fn group(iommu: &Iommu, function: PciAddress) -> Option<Group> {
             }
         }
 
+        fn created_domain(&mut self, _domain: &DomainReport, _groups: usize) {
+            self.here = false;
+        }
+
         fn mapping(&mut self, mapping: &MappingReport) {
             if let (true, Some(found)) = (self.here, &mut self.found) {
                 found.mappings.push(*mapping);

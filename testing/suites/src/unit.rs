@@ -69,7 +69,7 @@ test! {
         let machine = Machine::of(context)?;
         check!(!machine.functions.is_empty(), "no PCI function was found");
         match machine.isolation() {
-            Isolation::Enforced => claims_are_exclusive(machine)?,
+            Isolation::Enforced | Isolation::Trusted => claims_are_exclusive(machine)?,
             Isolation::Refused => {
                 check!(machine.disk().is_err(), "the disk is in use");
                 for function in &machine.functions {

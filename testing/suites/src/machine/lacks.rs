@@ -25,6 +25,13 @@ pub fn edu(context: &Context<'_>) -> Option<&'static str> {
     dma(context).or_else(|| edus(context, 1))
 }
 
+/// For tests of an `edu` that is trusted with all of RAM.
+pub fn trusted_edu(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let is_trusted = machine.isolation() == Isolation::Trusted;
+    if is_trusted { edus(context, 1) } else { Some("iommu=passthrough") }
+}
+
 /// For tests that attack by `edu`.
 pub fn isolated_edu(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| edus(context, 1))
