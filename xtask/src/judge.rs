@@ -71,7 +71,9 @@ pub fn judge(
             || reason == NOTHING_TO_PLUG && scenario.devices.is_empty()
             || reason == NO_VIRTUAL_FUNCTIONS
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
-            || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED);
+            || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
+            || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
+            || reason == NOTHING_RESERVED && !scenario.reserves;
         if !may_be_skipped {
             score.count(name, Err(format!("was skipped: {reason}")));
         }
@@ -156,6 +158,10 @@ const NOTHING_TO_PLUG: &str = "devices to plug in";
 const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
 /// What it lacks when drivers are not checked.
 const NOT_CHECKED: &str = "iommu=debug";
+/// What it lacks when devices are not trusted.
+const NOT_TRUSTED: &str = "iommu=passthrough";
+/// What it lacks with tables of QEMU's.
+const NOTHING_RESERVED: &str = "memory reserved for an edu device";
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::disk;
 use crate::scenario::{DiskPlace, Drive, Nic, Scenario};
+use crate::{disk, firmware};
 
 /// Processor and accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,11 @@ impl Machine<'_> {
             // Interrupt remapping needs the IOAPIC in QEMU, not in KVM.
             Processor::Kvm => ("q35,kernel-irqchip=split", &["-accel", "kvm", "-cpu", "host"][..]),
         };
-        list.option("-M", machine.to_string());
+        let acpi = if self.scenario.reserves { ",acpi=off" } else { "" };
+        list.option("-M", format!("{machine}{acpi}"));
+        if let (true, Some(folder)) = (self.scenario.reserves, self.files.control.parent()) {
+            list.0.extend(firmware::arguments(folder));
+        }
         list.0.extend(processor.iter().map(OsString::from));
         list.option("-smp", self.scenario.cpus.to_string());
         list.option("-m", format!("{}M", self.scenario.memory_mib));

@@ -13,6 +13,7 @@ mod check;
 mod control;
 mod disk;
 mod dmar;
+mod firmware;
 mod glob;
 mod hands;
 mod host_tests;

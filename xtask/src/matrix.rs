@@ -351,6 +351,14 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "reserved-memory",
+        about: "firmware reserves memory for a device, and wants some of the kernel's for it too",
+        reserves: true,
+        tests: "reserved::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
         name: "passthrough",
         about: "devices with a driver are trusted with all of RAM",
         cmdline: "iommu=passthrough",

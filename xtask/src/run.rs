@@ -11,6 +11,7 @@ use lexopt::{Parser, ValueExt};
 
 use crate::boot::{self, Ending, Limits, Logs, Report, Verdict};
 use crate::disk;
+use crate::firmware;
 use crate::machine::{Console, Files, Machine};
 use crate::matrix::SCENARIOS;
 use crate::network::Network;
@@ -120,6 +121,9 @@ impl Options {
             disk::create(&disk)?;
         }
         let logs = Logs::within(&folder);
+        if scenario.reserves {
+            firmware::write(&folder)?;
+        }
         let files = Files {
             kernel: &kernel,
             disk: &disk,

@@ -33,6 +33,8 @@ pub struct Scenario {
     pub fetch_mib: u64,
     /// How many visitors each of the guest's servers has.
     pub visitors: usize,
+    /// Firmware's tables are ours ([`crate::firmware`]), with memory reserved for a device.
+    pub reserves: bool,
     /// Further QEMU arguments.
     pub qemu: &'static [&'static str],
     /// What can be plugged in while the guest runs.
@@ -115,6 +117,7 @@ impl Scenario {
         nics: &[Nic::Virtio],
         fetch_mib: 2,
         visitors: 20,
+        reserves: false,
         qemu: &[],
         devices: &[],
         typed: &[],

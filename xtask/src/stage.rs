@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::boot::{self, Cut, Ending, Limits, Logs, Report};
 use crate::control::{Record, Verdict};
 use crate::disk::{self, Claim};
+use crate::firmware;
 use crate::machine::{Console, Files, Machine, Processor};
 use crate::network::{self, Fetched, Network};
 use crate::power_cut;
@@ -108,6 +109,9 @@ impl Stage<'_> {
         let write_log = write_log_within(folder);
         if cut.is_some() {
             File::create(&write_log).with_context(|| format!("cannot create {}", write_log.display()))?;
+        }
+        if scenario.reserves {
+            firmware::write(folder).with_context(|| format!("cannot write to {}", folder.display()))?;
         }
         let network = Network::start(scenario)?;
         let cmdline = [self.command_line(scenario, after), network.words(scenario)].join(" ");

@@ -8,6 +8,7 @@
 //! - `isolation`: everything else is blocked, and recorded exactly;
 //! - `assigned`: a device that changes owners, and memory that two of them share;
 //! - `passthrough`: a device that is trusted with all of RAM;
+//! - `reserved`: memory that firmware reserves for a device;
 //! - `interrupts`: a device raises what was given to it and nothing else;
 //! - `mapping`: the life of a mapping, and errors that leave nothing behind;
 //! - `ragged`: buffers that are not whole pages;
@@ -42,6 +43,7 @@ mod plugged;
 pub mod power_cut;
 mod ragged;
 pub mod reports;
+mod reserved;
 mod resets;
 mod retired;
 mod storm;

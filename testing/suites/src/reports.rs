@@ -7,6 +7,7 @@ use iommu::{
     dump::{DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport, Visitor},
     fault::Fault,
 };
+use mm::PhysRange;
 
 /// The units.
 pub fn units(iommu: &Iommu) -> Vec<UnitReport> {
@@ -57,6 +58,8 @@ pub struct Group {
     pub sources: Vec<SourceId>,
     /// The unit that sees the first of them.
     pub unit: Option<usize>,
+    /// Memory that firmware wants it to reach at all times.
+    pub reserved: Vec<PhysRange>,
     /// Its domain, if it is not blocked.
     pub domain: Option<DomainReport>,
     /// What the domain maps.
@@ -82,7 +85,8 @@ pub fn group(iommu: &Iommu, function: PciAddress) -> Option<Group> {
                 let sources = group.sources.iter().map(|&(source, _)| source).collect();
                 let unit = group.sources.first().map(|&(_, unit)| unit);
                 let (faults, standing) = (group.faults, Some(group.standing));
-                self.found = Some(Group { sources, unit, faults, standing, ..Group::default() });
+                let reserved = group.reserved.to_vec();
+                self.found = Some(Group { sources, unit, reserved, faults, standing, ..Group::default() });
             }
         }
 

@@ -7,6 +7,7 @@ use drivers::{
 use harness::Context;
 
 use super::{Isolation, Machine};
+use crate::reports;
 
 /// For tests that move data, isolated or not.
 pub fn dma(context: &Context<'_>) -> Option<&'static str> {
@@ -23,6 +24,15 @@ pub fn unit(context: &Context<'_>) -> Option<&'static str> {
 /// For tests that move data by `edu`.
 pub fn edu(context: &Context<'_>) -> Option<&'static str> {
     dma(context).or_else(|| edus(context, 1))
+}
+
+/// For tests of an `edu` that nobody has claimed and that firmware reserves memory for.
+pub fn reserved_edu(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    idle_edu(context).or_else(|| {
+        let group = machine.idle_edu().and_then(|function| reports::group(&machine.iommu, function));
+        group.is_none_or(|group| group.reserved.is_empty()).then_some("memory reserved for an edu device")
+    })
 }
 
 /// For tests of an `edu` that is trusted with all of RAM.
