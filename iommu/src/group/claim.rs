@@ -3,6 +3,8 @@
 //! There is one way for all kinds of domains: blocked, if anything was reachable; then the domain has all that it needs;
 //! then the sources are attached.
 
+use core::mem;
+
 use super::{Claim, ClaimError, DomainMaker, Group, stop_bus_master};
 use crate::{
     PciAddress,
@@ -57,12 +59,17 @@ impl<B: Backend> Group<B> {
             }
         };
         let mut state = self.end(maker);
-        state.domain = domain;
-        let domain = result?;
-        // Room was made in `admit`.
-        state.claimed.push(Claim { function, listener: None });
-        state.is_reset = false;
-        Ok(Claimed { domain, term: state.term })
+        let left = mem::replace(&mut state.domain, domain);
+        let claimed = result.map(|domain| {
+            // Room was made in `admit`.
+            state.claimed.push(Claim { function, listener: None });
+            state.is_reset = false;
+            Claimed { domain, term: state.term }
+        });
+        drop(state);
+        // The domain that it was in goes after the lock.
+        drop(left);
+        claimed
     }
 
     /// Checks that `function` may be claimed, and makes room for the claim. Returns whether nobody has had the group since its
