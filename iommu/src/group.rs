@@ -60,10 +60,8 @@ struct State<B: Backend> {
     claimed: Vec<Claim>,
     /// Somebody attaches or detaches right now, without the lock: both wait for hardware.
     changing: bool,
-    /// How often the group was taken back from all who had it.
+    /// How often the group was taken back from all who had it, its devices made quiet.
     term: u64,
-    /// Its devices were reset when it was last taken back, and nobody has had it since.
-    is_reset: bool,
     /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
     revoked: Option<TryArc<Domain<B>>>,
     quarantined: bool,
@@ -104,7 +102,6 @@ impl<B: Backend> Group<B> {
             claimed: Vec::new(),
             changing: false,
             term: 0,
-            is_reset: false,
             revoked: None,
             quarantined: false,
             muted: false,

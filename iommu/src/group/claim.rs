@@ -63,7 +63,6 @@ impl<B: Backend> Group<B> {
         let claimed = result.map(|domain| {
             // Room was made in `admit`.
             state.claimed.push(Claim { function, listener: None });
-            state.is_reset = false;
             Claimed { domain, term: state.term }
         });
         drop(state);
@@ -98,7 +97,9 @@ impl<B: Backend> Group<B> {
             }
         }
         state.claimed.try_reserve(1).map_err(|_| DmaError::OutOfMemory)?;
-        Ok(state.is_reset)
+        // A group that nobody has now was released by whoever had it last, which resets it. Before the first of them
+        // firmware had it.
+        Ok(state.term > 0)
     }
 
     /// `domain`, or a new one of the group's own to which all its sources are attached.

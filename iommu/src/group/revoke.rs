@@ -84,7 +84,7 @@ impl<B: Backend> Group<B> {
             }
             return Err(error);
         }
-        (state.quarantined, state.is_reset) = (false, true);
+        state.quarantined = false;
         state.term += 1;
         state.retired = future == Future::None;
         state.muted = state.retired;
