@@ -20,7 +20,7 @@ use crate::{
 /// What one look at the clock costs.
 const TICK_NS: u64 = 100;
 /// What one round of waiting costs, so that deadlines of minutes are met soon.
-const RELAX_NS: u64 = if cfg!(miri) { 100_000_000 } else { 1_000_000 };
+const RELAX_NS: u64 = if cfg!(miri) { 400_000_000 } else { 1_000_000 };
 
 #[cfg(loom)]
 use loom::{thread::yield_now, thread_local};
