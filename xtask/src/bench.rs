@@ -15,16 +15,18 @@ use crate::machine::Processor;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::plot;
 use crate::qemu::Qemu;
-use crate::scenario::{Drive, Scenario};
+use crate::scenario::{Drive, Nic, Scenario};
 use crate::setup;
+use crate::side_by_side;
 use crate::stage::Stage;
 use crate::workspace::{Build, Workspace, succeed};
 
 const USAGE: &str = "Usage: cargo xtask bench [OPTIONS] [-- ARGUMENTS-TO-THE-HOST-BENCHMARKS]
 
-Boots the kernel with one tick of the time-stamp counter for each instruction and runs its benchmarks, those of the disk
-(disk_cost) on a machine for each kind of disk and of isolation; measures the speed of the disk (disk_speed) on the same
-machines; then runs the host's benchmarks (criterion).
+Boots the kernel with one tick of the time-stamp counter for each instruction and runs its benchmarks, those of disks and
+of fetching files (disk_cost, fetch_cost) on a machine for each kind of device and of isolation; measures their speed
+(disk_speed, fetch_speed) on the same machines, and sets the ways of isolation side by side; then runs the host's benchmarks
+(criterion).
 
   --bench GLOB        only these in-kernel benchmarks
   --no-guest          only the host's
@@ -57,7 +59,11 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     if !no_guest {
         let measurements = in_guest(&workspace, &boot, &pattern)?;
-        print!("{}", table(&measurements));
+        print!(
+            "{}{}",
+            table(&measurements),
+            side_by_side::table(&measurements, &ISOLATIONS.map(|(name, _)| name))
+        );
         if let Some(file) = plot {
             let written = std::fs::write(&file, plot::svg(&measurements));
             written.with_context(|| format!("cannot write {}", file.display()))?;
@@ -74,7 +80,7 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The benchmarks of the kernel that `pattern` names: those of the disk on machines of their own.
+/// The benchmarks of the kernel that `pattern` names: those of devices on machines of their own.
 fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<Vec<Measurement>> {
     if boot.kvm {
         bail!("instructions are counted by QEMU's emulation; KVM cannot");
@@ -92,10 +98,9 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     let scenario =
         Scenario { name: "bench", tests: "none", nics: &[], silence_s: SILENCE_S, ..Scenario::DEFAULT };
     let mut measurements = guest.measure(&scenario, Processor::Counting, pattern)?;
-    for machine in disk_machines() {
-        for (suite, processor) in
-            [("disk_cost", Processor::CountingWithDevices), ("disk_speed", Processor::Emulated)]
-        {
+    for machine in device_machines() {
+        let [cost, speed] = machine.suites;
+        for (suite, processor) in [(cost, Processor::CountingWithDevices), (speed, Processor::Emulated)] {
             if let Some(glob) = within(suite, pattern) {
                 let mut found = guest.measure(&machine.scenario, processor, &glob)?;
                 found.iter_mut().for_each(|measurement| machine.label(measurement));
@@ -117,44 +122,51 @@ fn within(suite: &str, pattern: &str) -> Option<String> {
     }
 }
 
-/// A machine on which the disk is measured.
-struct DiskMachine {
+/// Ways to unmap, by the kernel's words.
+const ISOLATIONS: [(&str, &str); 3] =
+    [("off", "iommu=off"), ("strict", "iommu=strict"), ("deferred", "iommu=deferred")];
+
+/// A machine on which a device is measured.
+struct DeviceMachine {
     scenario: Scenario,
-    drive: &'static str,
+    /// What is counted there, and what is timed.
+    suites: [&'static str; 2],
+    device: &'static str,
     isolation: &'static str,
 }
 
-/// Each kind of disk, with nothing behind it, by each way to unmap.
-fn disk_machines() -> Vec<DiskMachine> {
+/// Each kind of disk, with nothing behind it, and of network device, by each way to unmap.
+fn device_machines() -> Vec<DeviceMachine> {
+    let bare = Scenario {
+        name: "bench-device",
+        tests: "none",
+        nics: &[],
+        silence_s: SILENCE_S,
+        ..Scenario::DEFAULT
+    };
+    let disk = |drive| Scenario { drive, hollow: true, ..bare.clone() };
+    let net = |nics| Scenario { nics, ..bare.clone() };
+    let devices = [
+        ("nvme", ["disk_cost", "disk_speed"], disk(Drive::Nvme)),
+        ("virtio", ["disk_cost", "disk_speed"], disk(Drive::VirtioBlk)),
+        ("e1000e", ["fetch_cost", "fetch_speed"], net(&[Nic::E1000e])),
+        ("virtio", ["fetch_cost", "fetch_speed"], net(&[Nic::Virtio])),
+    ];
     let mut machines = Vec::new();
-    for (drive, name) in [(Drive::Nvme, "nvme"), (Drive::VirtioBlk, "virtio")] {
-        let isolations = [
-            ("off", "iommu=off disk=hollow"),
-            ("strict", "disk=hollow"),
-            ("deferred", "iommu=deferred disk=hollow"),
-        ];
-        for (isolation, cmdline) in isolations {
-            let scenario = Scenario {
-                name: "bench-disk",
-                tests: "none",
-                drive,
-                hollow: true,
-                nics: &[],
-                cmdline,
-                silence_s: SILENCE_S,
-                ..Scenario::DEFAULT
-            };
-            machines.push(DiskMachine { scenario, drive: name, isolation });
+    for (device, suites, machine) in devices {
+        for (isolation, cmdline) in ISOLATIONS {
+            let scenario = Scenario { cmdline, ..machine.clone() };
+            machines.push(DeviceMachine { scenario, suites, device, isolation });
         }
     }
     machines
 }
 
-impl DiskMachine {
+impl DeviceMachine {
     /// Says in the name what was measured.
     fn label(&self, measurement: &mut Measurement) {
-        let Self { drive, isolation, .. } = self;
-        measurement.name = format!("{}_{drive}_{isolation}", measurement.name);
+        let Self { device, isolation, .. } = self;
+        measurement.name = format!("{}_{device}_{isolation}", measurement.name);
     }
 }
 

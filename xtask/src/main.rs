@@ -32,6 +32,7 @@ mod schedule;
 mod session;
 mod setup;
 mod shell_session;
+mod side_by_side;
 mod stage;
 mod symbols;
 mod test;

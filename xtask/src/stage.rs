@@ -159,6 +159,8 @@ impl Stage<'_> {
             words.insert(0, "exit".to_string());
         }
         words.extend(after.map(|name| format!("test-after={name}")));
+        // A disk without a medium is one whose speed may be measured.
+        words.extend(scenario.hollow.then(|| "disk=hollow".to_string()));
         words.extend([scenario.cmdline, self.qemu.words(), self.cmdline].map(String::from));
         words.retain(|word| !word.is_empty());
         words.join(" ")

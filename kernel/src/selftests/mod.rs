@@ -6,6 +6,7 @@ mod cpus;
 mod disk_cost;
 mod dma_cost;
 mod driver_checks;
+mod fetch_cost;
 mod firmware;
 mod interrupts;
 mod mapping_cost;

@@ -35,7 +35,7 @@ mod interrupts;
 mod isolation;
 mod machine;
 mod mapping;
-mod network;
+pub mod network;
 mod nvme;
 mod passthrough;
 mod pattern;

@@ -26,7 +26,7 @@ const FETCH_DEADLINE_NS: u64 = 30_000_000_000;
 const HOST: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 
 /// Every interface, once it has an address.
-fn interfaces(machine: &Machine) -> Result<Vec<Arc<Interface>>, Failure> {
+pub fn interfaces(machine: &Machine) -> Result<Vec<Arc<Interface>>, Failure> {
     let all: Vec<_> = (0..).map_while(|number| machine.interface(number)).collect();
     check!(!all.is_empty(), "no interface could be opened");
     for interface in &all {
@@ -52,13 +52,14 @@ fn url(machine: &Machine, path: &str) -> Result<Url, Failure> {
     Ok(format!("http://{HOST}:{port}{path}").parse()?)
 }
 
-/// Fetches a file, for as long as it gets on.
-fn fetch(
+/// Fetches a file of the host's, for as long as it gets on.
+pub fn fetch<S: Sink>(
     machine: &Machine,
     interface: &Interface,
     path: &str,
-) -> Result<Result<Fetched<Hashing>, FetchError>, Failure> {
-    let job = interface.fetch(url(machine, path)?, Hashing(Sha256::new()))?;
+    sink: S,
+) -> Result<Result<Fetched<S>, FetchError>, Failure> {
+    let job = interface.fetch(url(machine, path)?, sink)?;
     let mut progress = 0;
     loop {
         let deadline_ns = machine.host.now_ns().saturating_add(FETCH_DEADLINE_NS);
@@ -73,7 +74,7 @@ fn fetch(
 /// Fetches `bytes` bytes and tells the host what came.
 fn fetch_and_report(context: &Context<'_>, interface: &Interface, bytes: u64) -> Result<(), Failure> {
     let machine = Machine::of(context)?;
-    let fetched = fetch(machine, interface, &format!("/data/{bytes}"))??;
+    let fetched = fetch(machine, interface, &format!("/data/{bytes}"), Hashing(Sha256::new()))??;
     check_eq!(fetched.bytes, bytes);
     context.value("fetched", format_args!("{bytes} {}", Hex(fetched.sink.0.finalize().to_vec())));
     Ok(())
@@ -102,7 +103,10 @@ test! {
     fn what_does_not_come_is_an_error(context) {
         let machine = Machine::of(context)?;
         for interface in interfaces(machine)? {
-            let error = |path| Ok::<_, Failure>(fetch(machine, &interface, path)?.map(|fetched| fetched.bytes));
+            let error = |path| {
+                let result = fetch(machine, &interface, path, Hashing(Sha256::new()))?;
+                Ok::<_, Failure>(result.map(|fetched| fetched.bytes))
+            };
             check_eq!(error("/nothing")?, Err(FetchError::Status(404)));
             check_eq!(error("/short")?, Err(FetchError::Short { bytes: 1000, promised: 2000 }));
             check_eq!(error("/nonsense")?, Err(FetchError::NotHttp));
