@@ -12,7 +12,7 @@ use crate::{
         Access, DmaError, RawBuffer,
         device::{FaultCount, FaultCounts},
         reaper::{Abandoned, Reaper},
-        segment::{Cut, Ends, List, Place, Segment},
+        segment::{Ends, Extent, List, Place, Segment},
         space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
     },
 };
@@ -144,7 +144,7 @@ impl<P: Platform, G: Gate> Space for DirectSpace<P, G> {
         self.gate.admit()?;
         let (Some(segment), Some(all)) = (list.segments.last_mut(), &mut list.place) else { return Ok(()) };
         let RawBuffer { first, bytes, .. } = segment.buffer;
-        let pages_bytes = Cut::of(first, bytes).mapped_bytes();
+        let pages_bytes = Extent::of(&segment.buffer).bytes;
         all.next(pages_bytes)?;
         segment.iova = self.place(physical(&*self.platform, first, bytes)?, placement)?;
         all.mapped_bytes += pages_bytes;

@@ -50,24 +50,33 @@ impl StaleRanges {
 
     /// Adds `stale`, which is of `table` like the others.
     pub fn add<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
-        let first = stale.first();
-        let at = self.tokens().take_while(|held| held.first() <= first).count();
-        // Most often it begins where another one ends, and is no range of its own.
-        if let Some(Some(below)) = at.checked_sub(1).map(|below| &mut self.tokens[below])
-            && below.last().saturating_add(1) >= first
+        let at = self.tokens().take_while(|held| held.first() <= stale.first()).count();
+        let index = match at.checked_sub(1) {
+            Some(below) if self.touches(below, &stale) => below,
+            _ => at,
+        };
+        // Most often it begins where another one ends, or the other way round, and is no range of its own.
+        if self.touches(index, &stale)
+            && let Some(Some(held)) = self.tokens.get_mut(index)
         {
-            drop(table.merge(below, stale));
-            return self.join_what_touches(table, at - 1);
+            drop(table.merge(held, stale));
+        } else {
+            self.tokens[self.count] = Some(stale);
+            self.count += 1;
+            self.tokens[index..self.count].rotate_right(1);
         }
-        self.tokens[self.count] = Some(stale);
-        self.count += 1;
-        self.tokens[at..self.count].rotate_right(1);
-        self.join_what_touches(table, at);
+        self.join_what_touches(table, index);
         if self.count > MAX_RANGES
             && let Some((_, index)) = self.narrowest_gap()
         {
             self.join(table, index);
         }
+    }
+
+    /// Whether `stale` and the token at `index`, if there is one, overlap or adjoin.
+    fn touches(&self, index: usize, stale: &Stale) -> bool {
+        let Some(Some(held)) = self.tokens.get(index) else { return false };
+        held.first() <= stale.last().saturating_add(1) && stale.first() <= held.last().saturating_add(1)
     }
 
     fn tokens(&self) -> impl Iterator<Item = &Stale> + Clone {

@@ -82,11 +82,28 @@ impl List {
 
     /// Makes room for `count` more buffers.
     pub fn reserve(&mut self, count: usize) -> Result<(), DmaError> {
-        let ranges = count.checked_mul(Self::RANGES).ok_or(DmaError::OutOfMemory)?;
+        let all = self.segments.len().checked_add(count).and_then(|all| all.checked_mul(Self::RANGES));
+        let missing = all.ok_or(DmaError::OutOfMemory)?.saturating_sub(self.ranges.len());
         self.segments.try_reserve(count).map_err(|_| DmaError::OutOfMemory)?;
-        self.ranges
-            .try_reserve(self.segments.len() * Self::RANGES + ranges)
-            .map_err(|_| DmaError::OutOfMemory)
+        self.ranges.try_reserve(missing).map_err(|_| DmaError::OutOfMemory)
+    }
+}
+
+/// The pages that a buffer takes in an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    /// Where its first byte lies in the first of them.
+    pub offset: u64,
+    /// Their length.
+    pub bytes: u64,
+}
+
+impl Extent {
+    /// Of `buffer`.
+    #[inline]
+    pub fn of(buffer: &RawBuffer) -> Self {
+        let offset = buffer.first.as_ptr().addr() as u64 % PAGE_BYTES;
+        Self { offset, bytes: (offset + buffer.bytes as u64).next_multiple_of(PAGE_BYTES) }
     }
 }
 
@@ -140,11 +157,6 @@ impl Cut {
         let tail = (bytes - to_page) % PAGE;
         Self { head: to_page, middle: bytes - to_page - tail, tail, offset }
     }
-
-    /// Length of the pages that the buffer takes in the address space.
-    pub fn mapped_bytes(&self) -> u64 {
-        ((self.offset + self.head + self.middle + self.tail) as u64).next_multiple_of(PAGE_BYTES)
-    }
 }
 
 #[cfg(test)]
@@ -167,8 +179,27 @@ mod tests {
                 let touched = (offset + bytes).div_ceil(PAGE);
                 let mapped = usize::from(head > 0) + middle / PAGE + usize::from(tail > 0);
                 assert_eq!(mapped, touched, "{bytes} at {offset}");
-                assert_eq!(Cut::of(first, bytes).mapped_bytes(), (touched * PAGE) as u64);
+                let extent = Extent::of(&RawBuffer { first, bytes, cookie: 0 });
+                assert_eq!((extent.offset, extent.bytes), (offset as u64, (touched * PAGE) as u64));
             }
         }
+    }
+    #[test]
+    fn a_list_with_room_for_what_was_announced_asks_for_no_more() {
+        const BUFFERS: usize = 16;
+        let mut list = List::default();
+        list.reserve(BUFFERS).expect("memory");
+        let room = (list.segments.capacity(), list.ranges.capacity());
+        for _ in 0..BUFFERS {
+            list.reserve(1).expect("memory");
+            let buffer = RawBuffer { first: NonNull::dangling(), bytes: 1, cookie: 0 };
+            list.segments.push(Segment { iova: Iova::new(0), buffer, ends: Ends::NONE });
+            // As they are while a single buffer is linked.
+            list.ranges.clear();
+            list.ranges.extend([PhysRange::new(mm::PhysAddr::new(0), 1); List::RANGES]);
+        }
+        assert_eq!((list.segments.capacity(), list.ranges.capacity()), room);
+        list.reserve(1).expect("memory");
+        assert!(list.ranges.capacity() >= (BUFFERS + 1) * List::RANGES);
     }
 }

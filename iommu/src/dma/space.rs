@@ -173,8 +173,14 @@ impl MapRequest {
     /// Whether the buffer is whole pages.
     #[inline]
     pub fn is_whole_pages(&self) -> bool {
-        ((self.first.as_ptr().addr() | self.bytes) as u64).is_multiple_of(PAGE_BYTES)
+        is_whole_pages(self.first, self.bytes)
     }
+}
+
+/// Whether the `bytes` bytes at `first` begin and end with a page.
+#[inline]
+pub(crate) fn is_whole_pages(first: NonNull<u8>, bytes: usize) -> bool {
+    ((first.as_ptr().addr() | bytes) as u64).is_multiple_of(PAGE_BYTES)
 }
 
 /// The physical memory of the `bytes` bytes at `first`.

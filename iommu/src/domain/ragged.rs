@@ -10,8 +10,8 @@ use crate::{
     backend::Backend,
     dma::{
         Access, DmaError, RawBuffer,
-        segment::{Cut, Ends, List, Place, Segment},
-        space::{MapRequest, NotMapped, Placed, Placement, Way, physical},
+        segment::{Cut, Ends, Extent, List, Place, Segment},
+        space::{MapRequest, NotMapped, Placed, Placement, Way, is_whole_pages, physical},
     },
 };
 
@@ -40,8 +40,9 @@ impl<B: Backend> Domain<B> {
             count += 1;
         });
         let mapped = stood_in.map_err(NotMapped::from).and_then(|()| {
-            let iova = self.allocate(placement, cut.mapped_bytes())?;
-            self.map_at(iova, &ranges[..count], cut.mapped_bytes(), request.access)
+            let bytes = Extent::of(&segment.buffer).bytes;
+            let iova = self.allocate(placement, bytes)?;
+            self.map_at(iova, &ranges[..count], bytes, request.access)
         });
         match mapped {
             Ok(page) => Ok(Placed { iova: Iova::new(page.as_u64() + cut.offset as u64), ends: segment.ends }),
@@ -72,9 +73,9 @@ impl<B: Backend> Domain<B> {
                 let first = mapped.first;
                 let mut page = first.as_u64();
                 for segment in segments {
-                    let cut = Cut::of(segment.buffer.first, segment.buffer.bytes);
-                    segment.iova = Iova::new(page + cut.offset as u64);
-                    page += cut.mapped_bytes();
+                    let extent = Extent::of(&segment.buffer);
+                    segment.iova = Iova::new(page + extent.offset);
+                    page += extent.bytes;
                 }
                 Ok(())
             }
@@ -91,8 +92,7 @@ impl<B: Backend> Domain<B> {
     pub(super) fn link_last(&self, list: &mut List, access: Access) -> Result<(), NotMapped> {
         let List { segments, ranges, place } = list;
         let (Some(segment), Some(place)) = (segments.last_mut(), place) else { return Ok(()) };
-        let cut = Cut::of(segment.buffer.first, segment.buffer.bytes);
-        let bytes = cut.mapped_bytes();
+        let Extent { offset, bytes } = Extent::of(&segment.buffer);
         let page = place.next(bytes)?;
         ranges.clear();
         let stood_in = self.stand_in_all(slice::from_mut(segment), ranges).map_err(NotMapped::from);
@@ -103,7 +103,7 @@ impl<B: Backend> Domain<B> {
         }
         match linked {
             Ok(()) => {
-                segment.iova = Iova::new(page.as_u64() + cut.offset as u64);
+                segment.iova = Iova::new(page.as_u64() + offset);
                 Ok(())
             }
             Err(error) => {
@@ -113,7 +113,7 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    /// Gets slots for the ends of all `segments`, and says what memory they are. Returns the length of their pages.
+    /// Gets slots for the ends of all `segments` that have some, and says what memory they are. Returns the length of their pages.
     fn stand_in_all(
         &self,
         segments: &mut [Segment],
@@ -124,15 +124,21 @@ impl<B: Backend> Domain<B> {
             let RawBuffer { first, bytes, .. } = segment.buffer;
             let memory = physical(&**self.backend.platform(), first, bytes)?;
             // The list has room for that many.
-            self.stand_in(segment, memory, &mut |range| ranges.push(range))?;
-            let mapped = Cut::of(first, bytes).mapped_bytes();
+            let mapped = if is_whole_pages(first, bytes) {
+                ranges.push(memory);
+                memory.bytes
+            } else {
+                self.stand_in(segment, memory, &mut |range| ranges.push(range))?;
+                Extent::of(&segment.buffer).bytes
+            };
             sum = sum.checked_add(mapped).ok_or(DmaError::BadLength { count: bytes })?;
         }
         Ok(sum)
     }
 
-    /// Gets slots for the ends of a segment whose buffer lies in `memory`, fills them, and says what memory the device is
+    /// Gets slots for the ends of a segment, not whole pages, whose buffer lies in `memory`, fills them, and says what memory the device is
     /// to reach instead: at most a slot, whole pages, a slot.
+    #[cold]
     fn stand_in(
         &self,
         segment: &mut Segment,

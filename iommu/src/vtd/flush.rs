@@ -68,7 +68,7 @@ impl<P: Platform> Vtd<P> {
         let held = tags.list.lock(&*self.platform);
         if let Some(tag) = held.only_unit() {
             drop(held);
-            return self.invalidate_ranges(tags, &[Some(tag)], None, only_leaves, ranges);
+            return self.invalidate_at(tags, tag, only_leaves, ranges);
         }
         let list = *held;
         drop(held);
@@ -77,6 +77,22 @@ impl<P: Platform> Vtd<P> {
             tags.check_devices().map_err(Unflushed::Device)?;
         }
         self.invalidate_ranges(tags, &list.units, list.device, only_leaves, ranges)
+    }
+
+    /// Invalidates `ranges` at the one unit that there is.
+    #[inline]
+    fn invalidate_at(
+        &self,
+        tags: &Tags,
+        tag: Tag,
+        only_leaves: bool,
+        ranges: impl Iterator<Item = (Iova, Iova)>,
+    ) -> Result<(), Unflushed> {
+        let unit = &self.units[tag.unit].unit;
+        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability());
+        ranges.for_each(|(first, last)| plan.add(first, last));
+        let result = unit.invalidate(&*self.platform, plan.invalidations());
+        result.map_err(|error| self.unflushed(tags, tag.unit, error))
     }
 
     /// Starts the invalidation of `ranges` at each of `units`, and at the `device` behind one of them, then waits for all

@@ -176,8 +176,12 @@ impl<P: Platform> Unit<P> {
     ///
     /// # Errors
     /// [`InvalidationError`]; see [`Ticket::wait`].
+    #[inline]
     pub fn invalidate(&self, platform: &P, batch: &[Invalidation]) -> Result<(), InvalidationError> {
-        self.submit(platform, batch)?.wait(platform)
+        match &self.queue {
+            Some(queue) => queue.carry_out(platform, &self.hardware, batch),
+            None => self.submit(platform, batch)?.wait(platform),
+        }
     }
 
     /// Makes hardware see entries that were not present before (CAP.RWBF). Does nothing on most units.

@@ -29,6 +29,7 @@ impl FreeList {
     }
 
     /// A free number, no longer free.
+    #[inline]
     pub fn take(&self) -> Option<usize> {
         let mut seen = self.top.load(Ordering::Acquire);
         loop {
@@ -41,6 +42,7 @@ impl FreeList {
     }
 
     /// Gives `number`, which was taken, back.
+    #[inline]
     pub fn give(&self, number: usize) {
         let mut seen = self.top.load(Ordering::Relaxed);
         loop {
@@ -53,6 +55,7 @@ impl FreeList {
     }
 
     /// Puts `number` on top if the stack is still as it was `seen`.
+    #[inline]
     fn exchange(&self, seen: u64, number: u32) -> Result<(), u64> {
         let changes = (seen >> u32::BITS).wrapping_add(1) << u32::BITS;
         let new = changes | u64::from(number);

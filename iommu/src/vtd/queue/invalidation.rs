@@ -143,6 +143,7 @@ impl Invalidation {
         }
     }
 
+    #[inline]
     pub(super) fn descriptor(self, capability: &Capability) -> Descriptor {
         match self {
             Self::Context(scope) => scope.descriptor(),
@@ -180,6 +181,7 @@ impl ContextScope {
 
 impl IotlbScope {
     /// Requests in flight are always drained where the unit can: the memory is given to somebody else next.
+    #[inline]
     fn descriptor(self, capability: &Capability) -> Descriptor {
         let nowhere = Iova::new(0);
         let (granularity, domain, first, order, leaf_only) = match self {

@@ -12,6 +12,8 @@ pub(super) struct Job<'a> {
     batch: &'a [Invalidation],
     /// For each stage one bit an item of the batch.
     stages: [u64; Stage::ALL.len()],
+    /// How many bits that are.
+    items: usize,
     /// Ask for everything instead of a part.
     coarse: bool,
     capability: &'a Capability,
@@ -32,13 +34,14 @@ pub(super) enum Step {
 
 impl<'a> Job<'a> {
     /// All of `batch`, of at most [`MAX_ITEMS`].
+    #[inline]
     pub fn new(batch: &'a [Invalidation], capability: &'a Capability) -> Self {
         debug_assert!(batch.len() <= MAX_ITEMS);
         let mut stages = [0; Stage::ALL.len()];
         for (index, invalidation) in batch.iter().enumerate() {
             stages[invalidation.stage() as usize] |= 1 << index;
         }
-        Self { batch, stages, coarse: false, capability }
+        Self { batch, stages, items: batch.len(), coarse: false, capability }
     }
 
     /// What is left of the job once its main wait is done.
@@ -64,11 +67,13 @@ impl<'a> Job<'a> {
         let items = self.batch.iter().enumerate().fold(0, |items, (index, invalidation)| {
             if keep(invalidation) { items | 1 << index } else { items }
         });
-        Self { stages: self.stages.map(|stage| stage & items), ..self }
+        let stages = self.stages.map(|stage| stage & items);
+        let items = stages.iter().map(|stage| stage.count_ones() as usize).sum();
+        Self { stages, items, ..self }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.stages == [0; Stage::ALL.len()]
+        self.items == 0
     }
 
     pub fn has_main(&self) -> bool {
@@ -93,9 +98,13 @@ impl<'a> Job<'a> {
         self.devices().any(|device| device == source)
     }
 
+    #[inline]
     fn items(&self, stage: Stage) -> impl Iterator<Item = Invalidation> {
         let mut left = self.stages[stage as usize];
         core::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
             let item = self.batch.get(left.trailing_zeros() as usize)?;
             left &= left - 1;
             Some(if self.coarse { item.coarse() } else { *item })
@@ -103,27 +112,28 @@ impl<'a> Job<'a> {
     }
 
     /// How many descriptors it takes: one an item, a fence between contexts and translations, and the two waits.
+    #[inline]
     pub fn descriptors(&self) -> usize {
         let fence = self.has(Stage::Contexts) && self.has(Stage::Translations);
-        let items: u32 =
-            self.stages.iter().filter(|&&stage| stage != 0).map(|stage| stage.count_ones()).sum();
-        items as usize + usize::from(fence) + usize::from(self.has_main()) + usize::from(self.has_devices())
+        self.items + usize::from(fence) + usize::from(self.has_main()) + usize::from(self.has_devices())
     }
 
     /// Visits the steps in order.
+    #[inline]
     pub fn for_each(&self, mut visit: impl FnMut(Step)) {
-        for stage in Stage::ALL {
-            if stage == Stage::Devices && self.has_main() {
-                visit(Step::MainDone { fence: self.has_devices() });
-            }
-            if stage == Stage::Translations && self.has(Stage::Contexts) && self.has(stage) {
+        let invalidate = |item: Invalidation| Step::Invalidate(item.descriptor(self.capability));
+        if self.has(Stage::Contexts) {
+            self.items(Stage::Contexts).for_each(|item| visit(invalidate(item)));
+            if self.has(Stage::Translations) {
                 visit(Step::Fence);
             }
-            for item in self.items(stage) {
-                visit(Step::Invalidate(item.descriptor(self.capability)));
-            }
+        }
+        self.items(Stage::Translations).for_each(|item| visit(invalidate(item)));
+        if self.has_main() {
+            visit(Step::MainDone { fence: self.has_devices() });
         }
         if self.has_devices() {
+            self.items(Stage::Devices).for_each(|item| visit(invalidate(item)));
             visit(Step::DevicesDone);
         }
     }

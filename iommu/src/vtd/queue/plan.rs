@@ -65,6 +65,7 @@ impl Plan {
     /// A plan for translations of `domain`. With `leaf_only`, nothing but leaves changed, so that cached upper levels
     /// may stay.
     #[must_use]
+    #[inline]
     pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability) -> Self {
         let max_order = capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1));
         let whole = Invalidation::Iotlb(IotlbScope::Domain(domain));
@@ -81,9 +82,10 @@ impl Plan {
 
     /// The same plan, for the TLB of `device` as well. Nothing was added yet.
     #[must_use]
-    pub fn with_device(self, device: Option<CachingDevice>) -> Self {
+    pub fn with_device(mut self, device: Option<CachingDevice>) -> Self {
         debug_assert!(self.count == 0, "the ranges before would not be in the device's plan");
-        Self { device, ..self }
+        self.device = device;
+        self
     }
 
     /// Adds `first..=last`.

@@ -78,6 +78,7 @@ impl Ring {
         tail.checked_sub(behind as u64)
     }
 
+    #[inline]
     pub fn write<P: Platform>(&self, platform: &P, position: u64, descriptor: RawDescriptor) {
         self.with_words(platform, position, |words| {
             use core::sync::atomic::Ordering::Relaxed;

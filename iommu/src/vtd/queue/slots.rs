@@ -108,6 +108,7 @@ impl Slots {
     }
 
     /// A free slot, near those that this CPU used before.
+    #[inline]
     pub fn take<P: Platform>(&self, platform: &P) -> Option<OwnedSlot> {
         let near = platform.cpu() % WORDS;
         self.take_free(near).or_else(|| {
@@ -127,10 +128,12 @@ impl Slots {
     }
 
     /// Takes back a slot that was not armed, or whose completion was seen.
+    #[inline]
     pub fn put_back(&self, slot: OwnedSlot) {
         self.free_slot(usize::from(slot.0));
     }
 
+    #[inline]
     fn free_slot(&self, index: usize) {
         self.slots[index].state.store(FREE, Ordering::Relaxed);
         self.free[index / 64].fetch_or(1 << (index % 64), Ordering::Release);
@@ -147,6 +150,7 @@ impl Slots {
     }
 
     /// The wait descriptor, to be written at `position`, that completes `slot`.
+    #[inline]
     pub fn arm(&self, slot: &OwnedSlot, position: u64, devices: bool, fence: bool) -> Wait {
         let state = self.slot(slot);
         let value = state.value.load(Ordering::Relaxed).wrapping_add(1);
@@ -169,6 +173,7 @@ impl Slots {
     }
 
     /// How the wait of `slot` stands.
+    #[inline]
     pub fn status<P: Platform>(&self, platform: &P, slot: &OwnedSlot) -> Status {
         let state = self.slot(slot);
         if self.is_done(platform, usize::from(slot.0)) {

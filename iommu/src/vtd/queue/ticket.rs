@@ -98,10 +98,58 @@ impl<'a, P: Platform> Ticket<'a, P> {
     /// [`InvalidationError::Stuck`]: the unit is given up. [`InvalidationError::DeviceTimeout`]: all was done but for
     /// the TLBs of devices that did not answer.
     pub fn wait(mut self, platform: &P) -> Result<(), InvalidationError> {
-        let Some(State { hardware, queue, mut job, mut pending }) = self.state.take() else { return Ok(()) };
+        let Some(State { hardware, queue, job, pending }) = self.state.take() else { return Ok(()) };
+        queue.finish(platform, hardware, job, pending)
+    }
+}
+
+impl Queue {
+    /// Carries `batch` out: a [`Ticket`] that is waited for at once.
+    ///
+    /// # Errors
+    /// Those of [`Ticket::wait`].
+    #[inline]
+    pub(in crate::vtd) fn carry_out<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        batch: &[Invalidation],
+    ) -> Result<(), InvalidationError> {
+        for chunk in batch.chunks(MAX_ITEMS) {
+            let job = Job::new(chunk, &hardware.capability);
+            let pending = self.submit(platform, hardware, &job)?;
+            self.finish(platform, hardware, job, pending)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all of `job` is carried out, whatever that takes.
+    #[inline]
+    fn finish<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        job: Job<'_>,
+        pending: Pending,
+    ) -> Result<(), InvalidationError> {
+        match self.outcome(platform, hardware, pending)? {
+            Outcome::Done => Ok(()),
+            outcome => self.finish_in_parts(platform, hardware, job, outcome),
+        }
+    }
+
+    /// Carries out what an `outcome` has left of `job`.
+    #[cold]
+    fn finish_in_parts<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        mut job: Job<'_>,
+        mut outcome: Outcome,
+    ) -> Result<(), InvalidationError> {
         let mut silent = Silent::default();
-        for _ in 0..MAX_ATTEMPTS {
-            match queue.outcome(platform, hardware, pending)? {
+        for attempt in 1..=MAX_ATTEMPTS {
+            match outcome {
                 Outcome::Done => return silent.result(hardware),
                 Outcome::Refused if job.is_coarse() => break,
                 Outcome::Refused => job = job.coarse(),
@@ -120,7 +168,11 @@ impl<'a, P: Platform> Ticket<'a, P> {
             if job.is_empty() {
                 return silent.result(hardware);
             }
-            pending = queue.submit(platform, hardware, &job)?;
+            if attempt == MAX_ATTEMPTS {
+                break;
+            }
+            let pending = self.submit(platform, hardware, &job)?;
+            outcome = self.outcome(platform, hardware, pending)?;
         }
         if job.has_main() {
             return Err(hardware.mark_stuck().into());
