@@ -30,6 +30,33 @@ pub use self::{
 use crate::host::Host;
 
 /// A device that stores blocks. Dropping the last handle shuts it down in the background.
+///
+/// # Examples
+/// ```no_run
+/// use std::{collections::BTreeMap, sync::Arc};
+///
+/// use drivers::{
+///     block::{BlockDevice, Completions, Operation, Request, Transfer},
+///     host::Host,
+/// };
+/// use iommu::PageBuffer;
+///
+/// /// Reads the first blocks of the medium, four requests at a time. The tag says which one is done.
+/// fn read(host: &Arc<dyn Host>, disk: &dyn BlockDevice) -> Option<BTreeMap<u64, PageBuffer>> {
+///     let completions = Completions::new(host, 4).ok()?;
+///     for tag in 0..4 {
+///         let transfer = Transfer { first: 8 * tag, blocks: 8, buffer: PageBuffer::zeroed(8)? };
+///         disk.submit(Request { tag, operation: Operation::Read(transfer) }, &completions).ok()?;
+///     }
+///     let mut read = BTreeMap::new();
+///     while read.len() < 4 {
+///         let done = completions.wait(u64::MAX)?;
+///         done.result.ok()?;
+///         read.insert(done.tag, done.buffer?);
+///     }
+///     Some(read)
+/// }
+/// ```
 pub trait BlockDevice: Send + Sync {
     /// What the device is like; does not change.
     fn info(&self) -> BlockInfo;
@@ -197,6 +224,21 @@ impl BlockInfo {
 ///
 /// # Errors
 /// The device rejected the request or failed.
+///
+/// # Examples
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use drivers::{
+///     block::{self, BlockDevice, Operation, TransferError},
+///     host::Host,
+/// };
+///
+/// /// What was written before this is durable after it.
+/// fn sync(host: &Arc<dyn Host>, disk: &dyn BlockDevice) -> Result<(), TransferError> {
+///     block::transfer(host, disk, Operation::Flush).map(drop)
+/// }
+/// ```
 pub fn transfer(
     host: &Arc<dyn Host>,
     device: &dyn BlockDevice,

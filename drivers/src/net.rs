@@ -32,6 +32,27 @@ pub const FRAME_LIMIT_BYTES: usize = HEADER_BYTES + 1500;
 
 /// A device that moves Ethernet frames. Dropping it makes it quiet; its memory comes back only then, and stays pinned if it
 /// does not become quiet.
+///
+/// # Examples
+/// ```no_run
+/// use drivers::net::{FRAME_LIMIT_BYTES, NetDevice};
+///
+/// /// One turn of a thread that sends back what it receives.
+/// fn echo(device: &mut dyn NetDevice) {
+///     device.service();
+///     let mut frame = [0; FRAME_LIMIT_BYTES];
+///     while device.room() > 0 {
+///         let Some(bytes) = device.receive(&mut frame) else { break };
+///         // What finds no room is dropped, as a network does.
+///         let _ = device.transmit(&frame[..bytes], None);
+///     }
+///     device.flush();
+///     // Nothing new since: the next event is waited for.
+///     if !device.rearm() {
+///         device.event().wait(device.service_by_ns());
+///     }
+/// }
+/// ```
 pub trait NetDevice: Send {
     /// What the device is like; does not change.
     fn info(&self) -> NetInfo;

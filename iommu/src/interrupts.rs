@@ -131,6 +131,16 @@ impl MessageInterrupts {
     ///
     /// # Errors
     /// [`InterruptError`]. After [`RouteError::Invalidation`] the interrupt may still go the old way, else it does.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::interrupts::{Destination, InterruptError, MessageInterrupts};
+    ///
+    /// /// Moves a live interrupt to another CPU: remapped, the function keeps its message.
+    /// fn follow(interrupts: &MessageInterrupts, apic: u32, vector: u8) -> Result<(), InterruptError> {
+    ///     interrupts.route(0, Destination { apic, vector }).map(drop)
+    /// }
+    /// ```
     pub fn route(&self, number: u16, to: Destination) -> Result<MsiMessage, InterruptError> {
         self.0.route(number, to, false)?;
         match self.0.block() {

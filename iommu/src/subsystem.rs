@@ -42,6 +42,23 @@ pub struct Machine<'a> {
 }
 
 /// The IOMMU subsystem of one machine. Clones are the same.
+///
+/// # Examples
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use iommu::{Iommu, Machine, Options, Platform, StartError};
+///
+/// /// A kernel's start: units up, everything blocked, and the two threads that the subsystem wants.
+/// fn start<P: Platform>(platform: Arc<P>, machine: &Machine<'_>) -> Result<Iommu, StartError> {
+///     let iommu = Iommu::start(platform, machine, Options::default())?;
+///     let (faults, reaper) = (iommu.clone(), iommu.clone());
+///     // Each is woken by `Platform::wake`, and at the time that it names itself.
+///     std::thread::spawn(move || loop { faults.process_faults() });
+///     std::thread::spawn(move || loop { reaper.reap() });
+///     Ok(iommu)
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Iommu {
     control: Arc<dyn Control>,
@@ -80,6 +97,15 @@ impl Iommu {
     ///
     /// # Errors
     /// See [`ClaimError`]; the function stays blocked.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{ClaimError, DmaDevice, Iommu, PciAddress};
+    ///
+    /// fn disk(iommu: &Iommu) -> Result<DmaDevice, ClaimError> {
+    ///     iommu.claim(PciAddress::from_devfn(0, 0, 3 << 3))
+    /// }
+    /// ```
     pub fn claim(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function, Trust::Nothing)
     }
@@ -151,6 +177,16 @@ impl Iommu {
     ///
     /// # Errors
     /// See [`ReleaseError`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, PciAddress, ReleaseError};
+    ///
+    /// /// A device that is suspected of something is stopped now, and asked later.
+    /// fn stop(iommu: &Iommu, function: PciAddress) -> Result<(), ReleaseError> {
+    ///     iommu.quarantine(function)
+    /// }
+    /// ```
     pub fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
         self.control.quarantine(function)
     }
@@ -164,6 +200,21 @@ impl Iommu {
     ///
     /// # Errors
     /// See [`ReleaseError`]. The group is in quarantine then, unless it was [`Busy`](ReleaseError::Busy) or unknown.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{ClaimError, DmaDevice, Iommu, PciAddress};
+    ///
+    /// /// Another driver gets the function; `reset` is the kernel's way to make one quiet.
+    /// fn change_hands(
+    ///     iommu: &Iommu,
+    ///     function: PciAddress,
+    ///     reset: impl Fn(PciAddress) -> bool,
+    /// ) -> Result<DmaDevice, Box<dyn std::error::Error>> {
+    ///     iommu.release(function, reset)?;
+    ///     Ok(iommu.claim(function)?)
+    /// }
+    /// ```
     pub fn release(
         &self,
         function: PciAddress,
@@ -177,6 +228,16 @@ impl Iommu {
     ///
     /// # Errors
     /// No memory for the list.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, PciAddress};
+    ///
+    /// /// Whether `function` can be handed out without another one.
+    /// fn is_alone(iommu: &Iommu, function: PciAddress) -> bool {
+    ///     iommu.group(function).is_ok_and(|group| group == [function])
+    /// }
+    /// ```
     pub fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
         self.control.group(function)
     }
@@ -200,6 +261,17 @@ impl Iommu {
     ///
     /// # Errors
     /// See [`HotplugError`]. What could not be taken from its drivers is in quarantine; the call can be made again.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{HotplugError, Iommu, PciAddress, topology::Function};
+    ///
+    /// /// What is in a slot is replaced: nothing of the old function's rights is the new one's.
+    /// fn replace(iommu: &Iommu, old: PciAddress, new: &Function, power_off: impl Fn() -> bool) -> Result<(), HotplugError> {
+    ///     iommu.functions_gone(&[old], |_| power_off())?;
+    ///     iommu.functions_appeared(std::slice::from_ref(new))
+    /// }
+    /// ```
     pub fn functions_gone(
         &self,
         functions: &[PciAddress],
@@ -213,6 +285,28 @@ impl Iommu {
     ///
     /// # Errors
     /// [`InterruptError`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{
+    ///     Iommu, PciAddress,
+    ///     interrupts::{Destination, InterruptError, MessageInterrupts, MessageSource},
+    /// };
+    ///
+    /// /// Two MSI-X vectors, one for each of two CPUs; `program` writes an entry of the function's table.
+    /// fn two(
+    ///     iommu: &Iommu,
+    ///     function: PciAddress,
+    ///     program: impl Fn(u16, u64, u32),
+    /// ) -> Result<MessageInterrupts, InterruptError> {
+    ///     let interrupts = iommu.message_interrupts(MessageSource::Function(function), 2)?;
+    ///     for number in 0..interrupts.count() {
+    ///         let message = interrupts.route(number, Destination { apic: number.into(), vector: 0x40 })?;
+    ///         program(number, message.address, message.data);
+    ///     }
+    ///     Ok(interrupts)
+    /// }
+    /// ```
     pub fn message_interrupts(
         &self,
         source: MessageSource,
@@ -225,11 +319,35 @@ impl Iommu {
     ///
     /// # Errors
     /// [`InterruptError`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, interrupts::{Destination, InterruptError, WireMode, WiredInterrupt}};
+    ///
+    /// /// An input of I/O APIC 0; `program` writes its redirection entry, high half first.
+    /// fn serial(iommu: &Iommu, program: impl Fn(u32, u32)) -> Result<WiredInterrupt, InterruptError> {
+    ///     let wire = iommu.wired_interrupt(0)?;
+    ///     let mode = WireMode { active_low: false, level_triggered: false };
+    ///     let entry = wire.route(mode, Destination { apic: 0, vector: 0x41 })?;
+    ///     program(entry.high, entry.low);
+    ///     Ok(wire)
+    /// }
+    /// ```
     pub fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
         self.control.wired_interrupt(io_apic)
     }
 
     /// Says how many faults of one group are put up with from now on. Returns what was said before.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, policy::Limits};
+    ///
+    /// /// Strict: throttled after 4 faults, in quarantine after 16; a second without one halves the count.
+    /// fn be_strict(iommu: &Iommu) -> Option<Limits> {
+    ///     Some(iommu.set_fault_limits(Limits::new(4, 16, 1_000_000_000)?))
+    /// }
+    /// ```
     pub fn set_fault_limits(&self, limits: Limits) -> Limits {
         self.control.set_fault_limits(limits)
     }
@@ -281,6 +399,24 @@ impl Iommu {
     }
 
     /// Shows `visitor` the units, groups, domains and faults as they are now.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, dump::{UnitReport, Visitor}};
+    ///
+    /// /// Prints a line for each unit.
+    /// struct Units;
+    ///
+    /// impl Visitor for Units {
+    ///     fn unit(&mut self, unit: &UnitReport) {
+    ///         println!("unit {}: {} doorbells", unit.unit, unit.doorbells);
+    ///     }
+    /// }
+    ///
+    /// fn print(iommu: &Iommu) {
+    ///     iommu.visit(&mut Units);
+    /// }
+    /// ```
     pub fn visit(&self, visitor: &mut dyn Visitor) {
         self.control.visit(visitor);
     }

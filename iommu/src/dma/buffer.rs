@@ -25,6 +25,29 @@ unsafe impl Sync for RawBuffer {}
 /// The memory that [`into_raw`](Self::into_raw) describes must be owned by the buffer, stay valid and in place until
 /// [`from_raw`](Self::from_raw), be initialised, and hold plain data, for which any bytes that a device writes are a
 /// valid value. It must not be a stack or a part of the kernel image.
+///
+/// # Examples
+/// ```no_run
+/// use std::ptr::NonNull;
+///
+/// use iommu::{DmaBuffer, PageBuffer, dma::RawBuffer};
+///
+/// /// Pages with a name that the driver wants back with them.
+/// struct Named(PageBuffer, usize);
+///
+/// // SAFETY: the memory is the page buffer's, which keeps the contract; the name travels as a number.
+/// unsafe impl DmaBuffer for Named {
+///     fn into_raw(self) -> RawBuffer {
+///         RawBuffer { cookie: self.1, ..self.0.into_raw() }
+///     }
+///
+///     unsafe fn from_raw(raw: RawBuffer) -> Self {
+///         let name = raw.cookie;
+///         // SAFETY: passed on to the caller; page buffers do not use the number.
+///         Self(unsafe { PageBuffer::from_raw(raw) }, name)
+///     }
+/// }
+/// ```
 pub unsafe trait DmaBuffer: Send + 'static {
     /// Gives up ownership and tells where the memory is.
     fn into_raw(self) -> RawBuffer;

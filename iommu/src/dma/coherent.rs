@@ -15,6 +15,18 @@ use crate::{DmaDevice, Iova};
 /// program's order for the compiler; a driver puts the fence that its device's protocol asks for between them.
 ///
 /// Dropping it unmaps it (through the reaper) before its memory is used again.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::Coherent;
+///
+/// /// The driver's end of a ring whose entries the device marks as done.
+/// fn next_done(ring: &Coherent<u64>, index: usize) -> Option<u64> {
+///     const DONE: u64 = 1 << 63;
+///     let entry = ring.read(index % ring.len());
+///     (entry & DONE != 0).then_some(entry & !DONE)
+/// }
+/// ```
 pub struct Coherent<T> {
     mapping: Mapping<PageBuffer, Bidirectional>,
     count: usize,

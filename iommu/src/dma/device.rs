@@ -18,6 +18,21 @@ use crate::{
 };
 
 /// One claimed PCI function, as its driver holds it. Clones are the same device.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::{DmaDevice, DmaError, Iommu, PciAddress, ToDevice};
+///
+/// /// A driver claims its function, maps what the device is to read, and takes it back when the device is done.
+/// fn send(iommu: &Iommu, function: PciAddress, transfer: impl Fn(u64, usize)) -> Result<(), Box<dyn std::error::Error>> {
+///     let device: DmaDevice = iommu.claim(function)?;
+///     let mapping = device.dma_map(vec![7_u8; 100], ToDevice)?;
+///     transfer(mapping.iova().as_u64(), mapping.len());
+///     let bytes: Vec<u8> = mapping.unmap()?;
+///     assert_eq!(bytes.len(), 100);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct DmaDevice {
     shared: TryArc<Shared>,
@@ -78,6 +93,18 @@ impl DmaDevice {
 
     /// States how many address bits the device can send (32 for a device with 32-bit descriptors). Mappings made from
     /// now on lie below. All 64 until it is called.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, DmaError, PageBuffer, ToDevice};
+    ///
+    /// /// Of a device whose descriptors hold 32 bits of address.
+    /// fn first_page(device: &DmaDevice, page: PageBuffer) -> Result<u32, DmaError> {
+    ///     device.set_address_bits(32);
+    ///     let mapping = device.dma_map(page, ToDevice)?;
+    ///     Ok(mapping.iova().as_u64() as u32)
+    /// }
+    /// ```
     pub fn set_address_bits(&self, bits: u32) {
         let last = 1_u64.checked_shl(bits).map_or(u64::MAX, |limit| limit - 1);
         self.shared.limits.set_last(last);
@@ -140,6 +167,18 @@ impl DmaDevice {
     ///
     /// # Errors
     /// Also [`DmaError::IovaTaken`], [`DmaError::IovaReserved`], [`DmaError::IovaBeyond`] and [`DmaError::IovaUnaligned`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, DmaError, FromDevice, Iova, PageBuffer};
+    ///
+    /// /// For a device that writes to one address, whatever it is told.
+    /// fn mailbox(device: &DmaDevice) -> Result<PageBuffer, DmaError> {
+    ///     let page = PageBuffer::zeroed(1).ok_or(DmaError::OutOfMemory)?;
+    ///     let mapping = device.dma_map_at(page, FromDevice, Iova::new(0x1000_0000))?;
+    ///     mapping.unmap()
+    /// }
+    /// ```
     #[track_caller]
     pub fn dma_map_at<B: DmaBuffer, D: Direction>(
         &self,
@@ -213,6 +252,19 @@ impl DmaDevice {
     /// # Errors
     /// [`DmaError::BadLength`] for no bytes, or more than there can be; [`DmaError::NoIova`]; [`DmaError::OutOfMemory`];
     /// and what says that nothing can be mapped for the device any more.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, DmaError, PageBuffer, ToDevice};
+    ///
+    /// fn two(device: &DmaDevice, first: PageBuffer, second: PageBuffer) -> Result<(), DmaError> {
+    ///     let mut request = device.dma_reserve(2, first.len() + second.len(), ToDevice)?;
+    ///     request.link(first)?;
+    ///     request.link(second)?;
+    ///     let mapping = request.sync();
+    ///     mapping.unmap().map(drop)
+    /// }
+    /// ```
     pub fn dma_reserve<B: DmaBuffer, D: Direction>(
         &self,
         pieces: usize,
@@ -255,6 +307,20 @@ impl DmaDevice {
     /// # Errors
     /// [`DmaError::BadLength`] for no buffers, buffers of no bytes, or more than there can be, and the errors of
     /// [`dma_map`](Self::dma_map).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, DmaError, ToDevice};
+    ///
+    /// /// Packets of up to 2 KiB: no map and no unmap for each.
+    /// fn queue(device: &DmaDevice, packet: &[u8], post: impl Fn(u64, usize)) -> Result<(), DmaError> {
+    ///     let pool = device.dma_pool(2048, 256, ToDevice)?;
+    ///     let mut buffer = pool.take().ok_or(DmaError::OutOfMemory)?;
+    ///     buffer.copy_from(0, packet);
+    ///     post(buffer.iova().as_u64(), packet.len());
+    ///     Ok(())
+    /// }
+    /// ```
     #[track_caller]
     pub fn dma_pool<D: Direction>(
         &self,
@@ -267,6 +333,16 @@ impl DmaDevice {
 
     /// Whether the device was taken from its driver, and is quiet: it will never touch again what was mapped by this
     /// handle, and another driver may have it by now. What is left to the old one is to give its memory back.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, FromDevice, Mapping, PageBuffer};
+    ///
+    /// /// A driver whose device does not answer: nothing is asked of it any more, and the buffer comes back.
+    /// fn give_up(device: &DmaDevice, mapping: Mapping<PageBuffer, FromDevice>) -> Option<PageBuffer> {
+    ///     if device.was_taken_back() { mapping.unmap().ok() } else { None }
+    /// }
+    /// ```
     #[must_use]
     pub fn was_taken_back(&self) -> bool {
         self.shared.faults.is_over()
@@ -277,6 +353,17 @@ impl DmaDevice {
     ///
     /// A device may call a transfer that the IOMMU blocked a success. A driver therefore reads this before it
     /// completes requests, and fails every request that was in flight when the number changed.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::DmaDevice;
+    ///
+    /// /// Whether what was in flight since `before` may be called done.
+    /// fn is_clean(device: &DmaDevice, before: &mut u64) -> bool {
+    ///     let now = device.fault_count();
+    ///     std::mem::replace(before, now) == now
+    /// }
+    /// ```
     #[must_use]
     pub fn fault_count(&self) -> u64 {
         let FaultCounts { own, unattributed } = self.fault_counts();
@@ -285,6 +372,17 @@ impl DmaDevice {
 
     /// The same, with what is certainly the device's apart from what may be another's. In a storm of another device behind
     /// the same unit only the second number grows: what was in flight is in doubt, and can be done again.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{DmaDevice, dma::FaultCounts};
+    ///
+    /// /// Requests that the device itself spoiled fail; those that are only in doubt are repeated.
+    /// fn judge(device: &DmaDevice, before: FaultCounts) -> Result<bool, ()> {
+    ///     let now = device.fault_counts();
+    ///     if now.own != before.own { Err(()) } else { Ok(now.unattributed != before.unattributed) }
+    /// }
+    /// ```
     #[must_use]
     pub fn fault_counts(&self) -> FaultCounts {
         self.shared.faults.faults()

@@ -14,6 +14,17 @@ pub struct Access {
 }
 
 /// The direction of a transfer. The three implementations are all there are.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::{DmaBuffer, DmaDevice, DmaError, Mapping, dma::Direction};
+///
+/// /// Code that moves data either way says so by type.
+/// fn map<B: DmaBuffer, D: Direction>(device: &DmaDevice, buffer: B, way: D) -> Result<Mapping<B, D>, DmaError> {
+///     assert!(D::ACCESS.read || D::ACCESS.write);
+///     Ok(device.dma_map(buffer, way)?)
+/// }
+/// ```
 pub trait Direction: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Permissions that the device gets.
     const ACCESS: Access;

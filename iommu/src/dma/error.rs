@@ -241,6 +241,19 @@ impl From<Stuck> for DmaError {
 }
 
 /// A buffer that could not be mapped, and why.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::{DmaDevice, PageBuffer, Rejected, ToDevice};
+///
+/// /// Keeps a buffer that cannot be mapped just now for later.
+/// fn try_map(device: &DmaDevice, buffer: PageBuffer, later: &mut Vec<PageBuffer>) {
+///     if let Err(Rejected { error, buffer }) = device.dma_map(buffer, ToDevice) {
+///         log::warn!("{error}");
+///         later.extend(buffer);
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Rejected<B> {
     /// Why.

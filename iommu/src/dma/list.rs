@@ -133,6 +133,16 @@ impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
 
     /// The buffers as the device finds them, in their order: runs are as long as addresses are contiguous and the device's
     /// [limits](super::DmaDevice::set_segment_limits) allow.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{PageBuffer, ToDevice, dma::ScatterMapping};
+    ///
+    /// /// Address and length of each entry of the device's list.
+    /// fn entries(mapping: &ScatterMapping<PageBuffer, ToDevice>) -> Vec<(u64, u64)> {
+    ///     mapping.segments().map(|segment| (segment.iova.as_u64(), segment.bytes)).collect()
+    /// }
+    /// ```
     pub fn segments(&self) -> impl Iterator<Item = DeviceSegment> {
         let mut buffers = self.list.segments.iter().peekable();
         let mut left = DeviceSegment { iova: Iova::new(0), bytes: 0 };

@@ -14,6 +14,16 @@ use crate::{Iova, arc::TryArc};
 ///
 /// While it lives the CPU has no way to the memory. Dropping it without `unmap` leaves the flush, and then the freeing
 /// of the buffer, to the reaper thread; forgetting it leaks the buffer, still mapped.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::{DmaError, FromDevice, Mapping, PageBuffer};
+///
+/// /// The first byte that the device wrote: there is no way to it before the unmap.
+/// fn first(mapping: Mapping<PageBuffer, FromDevice>) -> Result<u8, DmaError> {
+///     Ok(mapping.unmap()?[0])
+/// }
+/// ```
 pub struct Mapping<B: DmaBuffer, D: Direction> {
     live: ManuallyDrop<Live>,
     types: PhantomData<fn(B, D) -> B>,

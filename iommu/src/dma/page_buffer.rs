@@ -14,6 +14,18 @@ use mm::PAGE_BYTES;
 use super::{DmaBuffer, RawBuffer};
 
 /// A page-aligned, zeroed run of whole pages, contiguous in the kernel's direct map.
+///
+/// # Examples
+/// ```no_run
+/// use iommu::PageBuffer;
+///
+/// /// Two pages with a text at their start.
+/// fn text(text: &str) -> Option<PageBuffer> {
+///     let mut pages = PageBuffer::zeroed(2)?;
+///     pages.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+///     Some(pages)
+/// }
+/// ```
 pub struct PageBuffer {
     first: NonNull<u8>,
     bytes: usize,
