@@ -9,7 +9,9 @@ use crate::{
     e1000e::{self, E1000eError},
     edu::{self, EduError},
     host::Host,
-    pci::{Config, Device, Function, ResetError, reset_bus, reset_by_power, reset_function},
+    pci::{
+        Config, Device, Function, ResetError, reset_bus, reset_by_power, reset_function, virtual_functions,
+    },
     virtio::{self, TransportError},
 };
 
@@ -63,11 +65,16 @@ pub struct Target<'a> {
 /// begins nothing itself.
 ///
 /// # Errors
-/// Why the first of them that it has did not work. It is left without bus mastering.
+/// Why the first of them that it has did not work. It is left without bus mastering, unless it has virtual functions
+/// outside of its group, which a reset would end: they have to be turned off first ([`ResetError::Shared`]).
 pub fn quieten(host: &Arc<dyn Host>, target: Target<'_>) -> Result<(), NotQuiet> {
     let device = Device::open(host.clone(), target.function).ok_or(ResetError::Absent)?;
     if device.is_bridge() {
         return Ok(());
+    }
+    let mut ended = target.group.iter().flat_map(|&member| virtual_functions(&**host, member));
+    if let Some(with) = ended.find(|function| !target.group.contains(function)) {
+        return Err(ResetError::Shared { with }.into());
     }
     let mut reason = NotQuiet::Reset(ResetError::NoMethod);
     for way in [by_function_level, by_power, by_its_own, by_bus] {

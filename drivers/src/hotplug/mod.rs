@@ -11,7 +11,7 @@
 mod port;
 mod virtual_functions;
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use iommu::{HotplugError, Iommu, PciAddress, ReleaseError};
@@ -26,6 +26,10 @@ use crate::{
 
 /// How long somebody else may be changing what is behind a port.
 const BUSY_DEADLINE_NS: u64 = 5_000_000_000;
+/// How long others may be changing which functions there are: more than all the deadlines of what is done meanwhile.
+const TURN_DEADLINE_NS: u64 = 60_000_000_000;
+/// After what time it is tried again to serve a slot for which there was no turn.
+const RETRY_NS: u64 = 1_000_000_000;
 
 /// The drivers of what is plugged in.
 pub trait Drivers: Send + Sync {
@@ -58,15 +62,6 @@ impl Hotplug {
         drivers: Arc<dyn Drivers>,
     ) -> Arc<Self> {
         let event = host.event();
-        let mut ports = Vec::new();
-        for function in functions.iter().filter(|function| is_port(function)) {
-            match Port::open(host, function, &functions, &event) {
-                Ok(Some(port)) if ports.try_reserve(1).is_ok() => ports.push(port),
-                Ok(None) => {}
-                Ok(Some(_)) => log::warn!("pci: no memory for the slot of {}", function.address),
-                Err(error) => log::warn!("pci: the slot of {} is not served: {error}", function.address),
-            }
-        }
         let functions = Lock::new(host.clone(), functions);
         let hotplug = Arc::new(Self {
             host: host.clone(),
@@ -75,8 +70,10 @@ impl Hotplug {
             functions,
             changing: AtomicBool::new(false),
         });
-        if !ports.is_empty() {
-            let server = Server { hotplug: hotplug.clone(), ports, apertures, event };
+        let mut server =
+            Server { hotplug: hotplug.clone(), ports: Vec::new(), looked_at: Vec::new(), apertures, event };
+        server.open_ports(&hotplug.functions());
+        if !server.ports.is_empty() {
             if let Err(error) = host.spawn("hotplug", Box::new(move || server.run())) {
                 log::warn!("pci: no slot is served: {error}");
             }
@@ -99,13 +96,16 @@ impl Hotplug {
         }
     }
 
-    /// Adds what has appeared. False if there is no memory for that.
-    fn enter(&self, new: &[Function]) -> bool {
+    /// Memory for a list with `count` more functions: what can fail of [`enter`](Self::enter).
+    fn room(&self, count: usize, _turn: &Turn<'_>) -> Result<Vec<Function>, TryReserveError> {
         let mut room = Vec::new();
-        let count = self.functions.lock().len() + new.len();
-        if room.try_reserve_exact(count).is_err() {
-            return false;
-        }
+        let wanted = self.functions.lock().len() + count;
+        room.try_reserve_exact(wanted)?;
+        Ok(room)
+    }
+
+    /// Adds what has appeared, for which `room` was made in the same turn.
+    fn enter(&self, new: &[Function], mut room: Vec<Function>, _turn: &Turn<'_>) {
         // Only whoever has the turn changes the list.
         let mut functions = self.functions.lock();
         room.extend(functions.iter().cloned());
@@ -114,15 +114,19 @@ impl Hotplug {
         let before = core::mem::replace(&mut *functions, room);
         drop(functions);
         drop(before);
-        true
     }
 
-    /// Waits to be the only one that changes which functions there are. Each wait of whoever has the turn has a deadline.
-    fn turn(&self) -> Turn<'_> {
+    /// Waits to be the only one that changes which functions there are; `None` if others are all the time. Whoever has the
+    /// turn calls no driver.
+    fn turn(&self) -> Option<Turn<'_>> {
+        let deadline_ns = self.host.now_ns().saturating_add(TURN_DEADLINE_NS);
         while self.changing.swap(true, Ordering::Acquire) {
+            if self.host.now_ns() >= deadline_ns {
+                return None;
+            }
             self.host.relax();
         }
-        Turn(&self.changing)
+        Some(Turn(&self.changing))
     }
 
     /// Takes `functions` from whoever has them, and out of the list.
@@ -130,6 +134,7 @@ impl Hotplug {
         &self,
         functions: &[PciAddress],
         is_quiet: &mut dyn FnMut(PciAddress) -> bool,
+        _turn: &Turn<'_>,
     ) -> Result<(), HotplugError> {
         let host = &*self.host;
         let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
@@ -162,10 +167,36 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Something that may have to be done more than once before it succeeds, and that is not done again after that.
+struct Attempts {
+    left: u8,
+    has_succeeded: bool,
+}
+
+impl Attempts {
+    /// Each may take a deadline.
+    const MOST: u8 = 3;
+
+    const fn new() -> Self {
+        Self { left: Self::MOST, has_succeeded: false }
+    }
+
+    /// Whether it has succeeded, if not before then by doing it now.
+    fn succeed(&mut self, attempt: impl FnOnce() -> bool) -> bool {
+        if !self.has_succeeded && self.left > 0 {
+            self.left -= 1;
+            self.has_succeeded = attempt();
+        }
+        self.has_succeeded
+    }
+}
+
 /// What the thread owns.
 struct Server {
     hotplug: Arc<Hotplug>,
     ports: Vec<Port>,
+    /// Functions that were ports, or not, when they appeared: those that have gone are forgotten.
+    looked_at: Vec<PciAddress>,
     apertures: Apertures,
     event: Arc<dyn Event>,
 }
@@ -173,11 +204,61 @@ struct Server {
 impl Server {
     fn run(mut self) {
         loop {
-            for port in &mut self.ports {
-                let _turn = self.hotplug.turn();
-                port.serve(&self.hotplug, &mut self.apertures);
+            let (mut until_ns, mut is_done) = (u64::MAX, true);
+            // What is plugged in may have slots of its own: they are at the end.
+            let mut index = 0;
+            while let Some(port) = self.ports.get_mut(index) {
+                let address = port.address();
+                let has_changed = match self.hotplug.turn() {
+                    Some(turn) => port.serve(&self.hotplug, &mut self.apertures, turn),
+                    None => {
+                        until_ns = self.hotplug.host.now_ns().saturating_add(RETRY_NS);
+                        false
+                    }
+                };
+                if has_changed {
+                    self.catch_up(address);
+                    is_done = false;
+                }
+                // Ports before this one may be gone now.
+                let served = self.ports.iter().position(|port| port.address() == address);
+                index = served.map_or(index, |served| served + 1);
             }
-            self.event.wait(u64::MAX);
+            if is_done {
+                self.event.wait(until_ns);
+            }
+        }
+    }
+
+    /// After the port at `served`: slots that went with what they were on are given up, and those that came are served. What
+    /// happens while a port gets another interrupt raises none: so all of them have to be looked at once more.
+    fn catch_up(&mut self, served: PciAddress) {
+        let functions = self.hotplug.functions();
+        let is_there = |address| functions.iter().any(|function| function.address == address);
+        self.ports.retain(|port| is_there(port.address()));
+        self.looked_at.retain(|&address| is_there(address));
+        for port in &mut self.ports {
+            port.follow(&*self.hotplug.host, &functions, served);
+            port.renew_interrupt(&self.hotplug.host, &self.event);
+        }
+        self.open_ports(&functions);
+    }
+
+    /// Serves the slots of ports among `functions` that have not been looked at.
+    fn open_ports(&mut self, functions: &[Function]) {
+        for function in functions.iter().filter(|function| is_port(function)) {
+            if self.looked_at.contains(&function.address) {
+                continue;
+            }
+            if self.looked_at.try_reserve(1).is_err() || self.ports.try_reserve(1).is_err() {
+                return log::warn!("pci: no memory for the slot of {}", function.address);
+            }
+            self.looked_at.push(function.address);
+            match Port::open(&self.hotplug.host, function, functions, &self.event) {
+                Ok(Some(port)) => self.ports.push(port),
+                Ok(None) => {}
+                Err(error) => log::warn!("pci: the slot of {} is not served: {error}", function.address),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use iommu::{HotplugError, PciAddress, topology};
 
-use super::Hotplug;
+use super::{Attempts, Hotplug, Turn};
 use crate::{
     host::{Event, Host, InterruptError},
     pci::{
@@ -22,16 +22,17 @@ const RESET_DEADLINE_NS: u64 = 2_000_000_000;
 pub(super) struct Port {
     slot: Slot,
     buses: BusRange,
-    is_on_root_bus: bool,
+    /// The bridge right above it; `None` on a root bus.
+    parent: Option<PciAddress>,
     /// Empty if nothing is in use in the slot.
     occupants: Vec<Occupant>,
-    _interrupt: PortInterrupt,
+    interrupt: PortInterrupt,
 }
 
 /// The port's interrupt, on while it lives.
 enum PortInterrupt {
-    Msi { _msi: Msi },
-    Msix { _msix: Msix },
+    Msi(Msi),
+    Msix(Msix),
 }
 
 /// A function in the slot, and the address registers that tell it from another one that was put in its place.
@@ -53,6 +54,8 @@ pub(super) enum PortError {
     /// Functions answer behind the port, while the slot says that it is empty: somebody else, as a rule firmware by ACPI,
     /// runs it.
     NotReported,
+    /// Others are changing which functions there are, all the time.
+    Busy,
     OutOfMemory,
 }
 
@@ -66,6 +69,7 @@ impl fmt::Display for PortError {
             Self::Iommu(error) => error.fmt(f),
             Self::Nothing => f.write_str("nothing answers"),
             Self::NotReported => f.write_str("it says that it is empty, but functions answer behind it"),
+            Self::Busy => f.write_str("others are changing which functions there are"),
             Self::OutOfMemory => f.write_str("no memory"),
         }
     }
@@ -120,11 +124,21 @@ impl PortInterrupt {
         match Msix::open(slot.device()) {
             Ok(mut msix) => {
                 msix.set(slot.interrupt_number(), interrupt()?)?;
-                Ok(Self::Msix { _msix: msix })
+                Ok(Self::Msix(msix))
             }
-            Err(MsixError::NoCapability) => Ok(Self::Msi { _msi: Msi::enable(slot.device(), interrupt()?)? }),
+            Err(MsixError::NoCapability) => Ok(Self::Msi(Msi::enable(slot.device(), interrupt()?)?)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Another one in its place. What is behind the port may be in use: nothing else of it changes.
+    fn renew(&mut self, host: &Arc<dyn Host>, slot: &Slot, event: &Arc<dyn Event>) -> Result<(), PortError> {
+        let interrupt = host.allocate_interrupt(slot.port(), event.clone())?;
+        match self {
+            Self::Msi(msi) => msi.replace(interrupt)?,
+            Self::Msix(msix) => msix.replace(slot.interrupt_number(), interrupt)?,
+        }
+        Ok(())
     }
 }
 
@@ -142,12 +156,8 @@ impl Port {
         }
         let Some(slot) = Slot::open(host, function.address) else { return Ok(None) };
         let buses = BusRange { segment: function.address.segment, first: secondary, last: subordinate };
-        let is_behind = |function: &&Function| {
-            let PciAddress { segment, bus, .. } = function.address;
-            segment == buses.segment && (buses.first..=buses.last).contains(&bus)
-        };
         let mut occupants = Vec::new();
-        for behind in functions.iter().filter(is_behind) {
+        for behind in functions.iter().filter(|function| is_on(buses, function.address)) {
             occupants.try_reserve(1)?;
             occupants.push(Occupant::read(&**host, behind.address));
         }
@@ -158,34 +168,81 @@ impl Port {
         let interrupt = PortInterrupt::enable(host, &slot, event)?;
         slot.device().enable_bus_master();
         slot.enable_events(true)?;
-        let is_on_root_bus = function.parent.is_none();
-        Ok(Some(Self { slot, buses, is_on_root_bus, occupants, _interrupt: interrupt }))
+        Ok(Some(Self { slot, buses, parent: function.parent, occupants, interrupt }))
     }
 
-    /// Looks at what has happened to the slot, and does what it takes.
-    pub fn serve(&mut self, hotplug: &Hotplug, apertures: &mut Apertures) {
-        let changes = self.slot.take_changes();
-        let is_occupied = self.slot.is_occupied();
-        if !self.occupants.is_empty() {
-            if !is_occupied || changes.occupant && !self.is_as_it_was(hotplug) {
-                report(self.slot.port(), "is gone", self.lose(hotplug));
-            } else if changes.button {
-                return report(self.slot.port(), "was taken out", self.let_go(hotplug));
-            } else {
-                return;
+    /// The port's address.
+    pub fn address(&self) -> PciAddress {
+        self.slot.port()
+    }
+
+    /// Takes a new interrupt for the port: where its group is that of what is behind it, the last one is gone with that.
+    pub fn renew_interrupt(&mut self, host: &Arc<dyn Host>, event: &Arc<dyn Event>) {
+        if let Err(error) = self.interrupt.renew(host, &self.slot, event) {
+            log::warn!("pci: the slot of {} has no interrupt: {error}", self.address());
+        }
+    }
+
+    /// Takes in what has changed in the slot because `other`, a port that may be behind this one, was served: what came and went
+    /// there, and the windows of `other`. `functions` are all that there are now.
+    pub fn follow(&mut self, host: &dyn Host, functions: &[Function], other: PciAddress) {
+        let is_there = |occupant: &Occupant| functions.iter().any(|now| now.address == occupant.function);
+        self.occupants.retain(is_there);
+        let buses = self.buses;
+        for function in functions.iter().filter(|function| is_on(buses, function.address)) {
+            let known = self.occupants.iter().position(|occupant| occupant.function == function.address);
+            match known {
+                Some(index) if function.address == other => {
+                    self.occupants[index] = Occupant::read(host, other)
+                }
+                None if function.physical.is_none() && self.occupants.try_reserve(1).is_ok() => {
+                    self.occupants.push(Occupant::read(host, function.address));
+                }
+                _ => {}
             }
         }
-        if is_occupied && self.occupants.is_empty() && (changes.button || changes.occupant) {
-            let result = self.take_in(hotplug, apertures);
-            if result.is_err() {
-                // Without power it harms nobody, and the next press of the button tries again.
-                let _ = self.slot.power_off();
+    }
+
+    /// Looks at what has happened to the slot, and does what it takes. The `turn` is over before a driver is called. Returns
+    /// whether anything may have come or gone.
+    pub fn serve(&mut self, hotplug: &Hotplug, apertures: &mut Apertures, turn: Turn<'_>) -> bool {
+        let changes = self.slot.take_changes();
+        let is_occupied = self.slot.is_occupied();
+        let port = self.slot.port();
+        if self.occupants.is_empty() {
+            if !is_occupied || !changes.button && !changes.occupant {
+                return false;
             }
-            let is_pressed_again = matches!(result, Ok(Changes { button: true, .. }));
-            report(self.slot.port(), "was plugged in", result.map(drop));
-            if is_pressed_again {
-                report(self.slot.port(), "was taken out", self.let_go(hotplug));
+            self.welcome(hotplug, apertures, turn);
+        } else if !is_occupied || changes.occupant && !self.is_as_it_was(hotplug) {
+            report(port, "is gone", self.lose(hotplug, turn));
+            // Something else may be in its place.
+            if is_occupied && self.occupants.is_empty() {
+                match hotplug.turn() {
+                    Some(turn) => self.welcome(hotplug, apertures, turn),
+                    None => report(port, "", Err(PortError::Busy)),
+                }
             }
+        } else if changes.button {
+            drop(turn);
+            report(port, "was taken out", self.let_go(hotplug));
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Has drivers take what is in the slot, unless somebody wants it back meanwhile.
+    fn welcome(&mut self, hotplug: &Hotplug, apertures: &mut Apertures, turn: Turn<'_>) {
+        let result = self.take_in(hotplug, apertures, turn);
+        if result.is_err() {
+            // Without power it harms nobody, and the next press of the button tries again.
+            let _ = self.slot.power_off();
+        }
+        let is_pressed_again = matches!(result, Ok(Changes { button: true, .. }));
+        report(self.slot.port(), "was plugged in", result.map(drop));
+        if is_pressed_again {
+            report(self.slot.port(), "was taken out", self.let_go(hotplug));
         }
     }
 
@@ -209,7 +266,12 @@ impl Port {
 
     /// Makes what is in the slot ready for drivers, and has them take it. What has changed while it got power is
     /// returned: that its link came up is no news, that somebody wants it back is.
-    fn take_in(&mut self, hotplug: &Hotplug, apertures: &mut Apertures) -> Result<Changes, PortError> {
+    fn take_in(
+        &mut self,
+        hotplug: &Hotplug,
+        apertures: &mut Apertures,
+        turn: Turn<'_>,
+    ) -> Result<Changes, PortError> {
         let host = &*hotplug.host;
         self.slot.power_on()?;
         let meanwhile = self.slot.take_changes();
@@ -225,20 +287,22 @@ impl Port {
             function.enable_isolation(host);
             function.parent = function.parent.or(Some(port));
         }
-        // Bridges above the port pass on what firmware had them pass on, and nothing taken anew.
-        let mut nothing = Apertures::nothing();
-        assign(host, port, &found, if self.is_on_root_bus { apertures } else { &mut nothing })?;
-        place_virtual(host, &mut found, &mut nothing);
+        match self.parent {
+            None => assign(host, port, &found, apertures)?,
+            Some(parent) => {
+                assign(host, port, &found, &mut Apertures::left_by(host, parent, &hotplug.functions())?)?;
+            }
+        }
+        place_virtual(host, &mut found, &mut Apertures::nothing());
         let mut list: Vec<topology::Function> = Vec::new();
         list.try_reserve_exact(found.len())?;
         list.extend(found.iter().map(Function::topology));
         self.occupants.try_reserve(found.len())?;
+        let room = hotplug.room(found.len(), &turn)?;
         hotplug.iommu.functions_appeared(&list)?;
         self.occupants.extend(found.iter().map(|function| Occupant::read(host, function.address)));
-        if !hotplug.enter(&found) {
-            self.lose(hotplug)?;
-            return Err(PortError::OutOfMemory);
-        }
+        hotplug.enter(&found, room, &turn);
+        drop(turn);
         found.iter().for_each(|function| hotplug.drivers.bind(function));
         Ok(meanwhile)
     }
@@ -248,21 +312,23 @@ impl Port {
         for occupant in &self.occupants {
             hotplug.drivers.unbind(occupant.function, false);
         }
-        self.take_back(hotplug)
+        let turn = hotplug.turn().ok_or(PortError::Busy)?;
+        self.take_back(hotplug, &turn)
     }
 
     /// Takes what is gone from its drivers, and then ends them: they get all their memory back.
-    fn lose(&mut self, hotplug: &Hotplug) -> Result<(), PortError> {
+    fn lose(&mut self, hotplug: &Hotplug, turn: Turn<'_>) -> Result<(), PortError> {
         let mut gone = Vec::new();
         gone.try_reserve_exact(self.occupants.len())?;
         gone.extend(self.occupants.iter().map(|occupant| occupant.function));
-        self.take_back(hotplug)?;
+        self.take_back(hotplug, &turn)?;
+        drop(turn);
         gone.into_iter().for_each(|function| hotplug.drivers.unbind(function, true));
         Ok(())
     }
 
     /// Takes the slot's functions out: blocked, without power, and only then their memory back.
-    fn take_back(&mut self, hotplug: &Hotplug) -> Result<(), PortError> {
+    fn take_back(&mut self, hotplug: &Hotplug, turn: &Turn<'_>) -> Result<(), PortError> {
         let host = &hotplug.host;
         let mut functions = Vec::new();
         for occupant in &self.occupants {
@@ -271,18 +337,21 @@ impl Port {
             hotplug.virtual_functions(occupant.function, &mut functions)?;
         }
         let slot = &self.slot;
-        let mut is_off = None;
+        let mut off = Attempts::new();
         let mut is_quiet = |function: PciAddress| {
-            let is_off =
-                *is_off.get_or_insert_with(|| slot.power_off().is_ok() && slot.has_power_controller());
+            let is_off = off.succeed(|| slot.power_off().is_ok() && slot.has_power_controller());
             let is_behind = functions.contains(&function);
             is_behind && (is_off || !slot.is_occupied())
                 || quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
         };
-        hotplug.take_out(&functions, &mut is_quiet)?;
+        hotplug.take_out(&functions, &mut is_quiet, turn)?;
         self.occupants.clear();
         Ok(())
     }
+}
+
+fn is_on(buses: BusRange, PciAddress { segment, bus, .. }: PciAddress) -> bool {
+    segment == buses.segment && (buses.first..=buses.last).contains(&bus)
 }
 
 fn report(port: PciAddress, what: &str, result: Result<(), PortError>) {

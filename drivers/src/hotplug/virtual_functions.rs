@@ -9,7 +9,7 @@ use core::fmt;
 
 use iommu::{HotplugError, PciAddress, topology};
 
-use super::Hotplug;
+use super::{Attempts, Hotplug, Turn};
 use crate::{
     pci::{Function, Sriov, SriovError},
     quiet::{Target, quieten},
@@ -32,6 +32,8 @@ pub enum VirtualError {
     Sriov(SriovError),
     /// The IOMMU does not take them, or cannot take them back.
     Iommu(HotplugError),
+    /// Others are changing which functions there are, all the time.
+    Busy,
     /// No memory for a list.
     OutOfMemory,
 }
@@ -43,6 +45,7 @@ impl fmt::Display for VirtualError {
             Self::NoCapability { function } => write!(f, "{function} has no virtual functions"),
             Self::Sriov(error) => error.fmt(f),
             Self::Iommu(error) => error.fmt(f),
+            Self::Busy => f.write_str("others are changing which functions there are"),
             Self::OutOfMemory => f.write_str("no memory for virtual functions"),
         }
     }
@@ -72,16 +75,16 @@ impl Hotplug {
     /// Gives `physical` so many virtual functions, and returns them.
     ///
     /// # Errors
-    /// See [`VirtualError`]. It has none then.
+    /// See [`VirtualError`]. It has none then, as far as [`Sriov::enable`] and [`Sriov::disable`] can tell.
     pub fn enable_virtual(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
-        let _turn = self.turn();
+        let turn = self.turn().ok_or(VirtualError::Busy)?;
         let known = self.functions();
         let host = &*self.host;
         let owner = find(&known, physical)?;
         let no_capability = VirtualError::NoCapability { function: physical };
         let sriov = Sriov::open(host, owner).ok_or(no_capability)?;
         let mut found = sriov.enable(count, &known)?;
-        self.introduce(&mut found).inspect_err(|_| {
+        self.introduce(&mut found, &turn).inspect_err(|_| {
             if let Err(error) = sriov.disable() {
                 log::warn!("pci: {physical}: {error}");
             }
@@ -93,24 +96,24 @@ impl Hotplug {
     /// Takes all virtual functions of `physical` from whoever has them: blocked, off, and only then their memory back.
     ///
     /// # Errors
-    /// See [`VirtualError`]. They are blocked.
+    /// See [`VirtualError`]. They are blocked, and can be turned off again.
     pub fn disable_virtual(&self, physical: PciAddress) -> Result<(), VirtualError> {
-        let _turn = self.turn();
+        let turn = self.turn().ok_or(VirtualError::Busy)?;
         let known = self.functions();
         let owner = find(&known, physical)?;
         let no_capability = VirtualError::NoCapability { function: physical };
         let sriov = Sriov::open(&*self.host, owner).ok_or(no_capability)?;
         let mut functions = Vec::new();
         self.virtual_functions(physical, &mut functions)?;
-        let mut is_off = None;
+        let mut off = Attempts::new();
         let mut is_quiet = |function: PciAddress| {
-            let is_off = *is_off.get_or_insert_with(|| sriov.disable().is_ok());
             let target = Target { function, bridge: owner.parent, group: &functions };
-            functions.contains(&function) && is_off || quieten(&self.host, target).is_ok()
+            functions.contains(&function) && off.succeed(|| sriov.disable().is_ok())
+                || quieten(&self.host, target).is_ok()
         };
-        self.take_out(&functions, &mut is_quiet)?;
-        // Nobody had them, so that nobody asked.
-        if is_off.is_none() {
+        self.take_out(&functions, &mut is_quiet, &turn)?;
+        // Nobody may have had them, so that nobody asked; or each was made quiet by itself, and they are still on.
+        if !off.has_succeeded {
             sriov.disable()?;
         }
         Ok(())
@@ -131,20 +134,14 @@ impl Hotplug {
     }
 
     /// Makes the IOMMU and everybody else know `found`.
-    fn introduce(&self, found: &mut [Function]) -> Result<(), VirtualError> {
+    fn introduce(&self, found: &mut [Function], turn: &Turn<'_>) -> Result<(), VirtualError> {
         found.iter_mut().for_each(|function| function.enable_isolation(&*self.host));
         let mut list: Vec<topology::Function> = Vec::new();
         list.try_reserve_exact(found.len())?;
         list.extend(found.iter().map(Function::topology));
-        let mut addresses = Vec::new();
-        addresses.try_reserve_exact(found.len())?;
-        addresses.extend(found.iter().map(|function| function.address));
+        let room = self.room(found.len(), turn)?;
         self.iommu.functions_appeared(&list)?;
-        if !self.enter(found) {
-            // Nobody has had them.
-            self.iommu.functions_gone(&addresses, |_| true)?;
-            return Err(VirtualError::OutOfMemory);
-        }
+        self.enter(found, room, turn);
         Ok(())
     }
 }

@@ -82,6 +82,20 @@ fn a_moved_entry_of_a_table_has_the_new_message_and_is_not_masked() {
 }
 
 #[test]
+fn another_interrupt_takes_the_place_of_one() {
+    let (bench, device) = with_msi(0x0080);
+    let mut msi = Msi::enable(&device, message(REMAPPED, 0x41)).unwrap();
+    msi.replace(message(0x1_0000_0000 | REMAPPED, 0x42)).unwrap();
+    assert_eq!(registers(&bench), [0x0081_0005, REMAPPED as u32, 1, 0x42]);
+    let (_bench, device, table) = with_table();
+    let mut msix = Msix::open(&device).unwrap();
+    msix.set(1, message(REMAPPED, 0x41)).unwrap();
+    msix.replace(1, message(0x1_0000_0000 | REMAPPED, 0x42)).unwrap();
+    assert_eq!(entry(&table, 1), [REMAPPED as u32, 1, 0x42, entry(&table, 0)[3] & !1]);
+    assert_eq!(msix.replace(2, message(REMAPPED, 0)), Err(MsixError::NotInUse(2)));
+}
+
+#[test]
 fn a_message_that_does_not_fit_is_refused() {
     let (bench, device) = with_msi(0x0000);
     let before = registers(&bench);

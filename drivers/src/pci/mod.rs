@@ -39,6 +39,9 @@ pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
-pub use resources::{Apertures, Ranges, ResourceError, Window, assign, number_buses, place_virtual};
+pub use resources::{
+    Apertures, Ranges, ResourceError, Window, assign, assign_unconfigured, number_buses, number_unconfigured,
+    place_virtual, unconfigure,
+};
 pub use slot::{Changes, Slot, SlotError};
-pub use sriov::{Sriov, SriovError, VirtualBars};
+pub use sriov::{Sriov, SriovError, VirtualBars, virtual_functions};

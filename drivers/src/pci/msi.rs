@@ -74,10 +74,28 @@ impl Msi {
         if wide {
             config.find(id::MSI, layout::BYTES_WIDE).ok_or(MsiError::NoCapability)?;
         }
-        let message = fitting(interrupt.message(), wide)?;
+        let mut msi = Self { device: device.clone(), capability, interrupt };
+        msi.program()?;
+        Ok(msi)
+    }
+
+    /// Makes the device raise `interrupt` instead of the one that it has. What it has to raise meanwhile is lost.
+    ///
+    /// # Errors
+    /// The capability cannot hold the message: it is off then.
+    pub fn replace(&mut self, interrupt: Box<dyn Interrupt>) -> Result<(), MsiError> {
+        self.interrupt = interrupt;
+        self.program()
+    }
+
+    fn program(&mut self) -> Result<(), MsiError> {
+        let (config, capability) = (self.device.config(), self.capability);
+        let control = config.read16(capability + layout::CONTROL);
+        let wide = control & layout::WIDE != 0;
         // Off while address and data change; one vector enabled.
         let off = control & !(layout::ENABLE | layout::MULTIPLE_ENABLE);
         config.write16(capability + layout::CONTROL, off);
+        let message = fitting(self.interrupt.message(), wide)?;
         config.write32(capability + layout::ADDRESS, message.address);
         if wide {
             config.write32(capability + layout::ADDRESS_HIGH, message.address_high);
@@ -85,7 +103,7 @@ impl Msi {
         let data_at = if wide { layout::DATA_WIDE } else { layout::DATA_NARROW };
         config.write16(capability + data_at, message.data);
         config.write16(capability + layout::CONTROL, off | layout::ENABLE);
-        Ok(Self { device: device.clone(), capability, interrupt })
+        Ok(())
     }
 
     /// Sends the interrupt to CPU number `cpu` from now on.

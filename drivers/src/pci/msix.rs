@@ -183,6 +183,21 @@ impl Msix {
         Ok(())
     }
 
+    /// Puts `interrupt` into entry `index` instead of what is there.
+    ///
+    /// # Errors
+    /// The entry is not in use.
+    pub fn replace(&mut self, index: u16, interrupt: Box<dyn Interrupt>) -> Result<(), MsixError> {
+        let used = self.interrupts.iter_mut().find(|(used, _)| *used == index);
+        let (_, current) = used.ok_or(MsixError::NotInUse(index))?;
+        let entry = Entry::at(&self.table, index)?;
+        // While it is masked, the function keeps what it has to raise.
+        entry.mask();
+        entry.send(interrupt.message());
+        *current = interrupt;
+        Ok(())
+    }
+
     /// Sends the interrupt in entry `index` to CPU number `cpu` from now on.
     ///
     /// # Errors

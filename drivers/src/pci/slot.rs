@@ -8,7 +8,11 @@ use core::fmt;
 
 use iommu::PciAddress;
 
-use super::{capability::id, config::Config, device::Device};
+use super::{
+    capability::id,
+    config::{Config, ConfigSpace},
+    device::Device,
+};
 use crate::host::Host;
 
 /// Offsets in the PCI Express capability.
@@ -105,15 +109,25 @@ pub struct Slot {
     capabilities: u32,
 }
 
+/// Where the PCI Express capability of a port with a hot-plug slot is, and the Slot Capabilities; `None` of any other function.
+fn capabilities<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> Option<(u16, u32)> {
+    let express = config.find(id::EXPRESS, offset::END)?;
+    let capabilities = config.read32(express + offset::SLOT_CAPABILITIES);
+    let has_slot = config.read16(express + offset::CAPABILITIES) & bits::HAS_SLOT != 0;
+    (has_slot && capabilities & bits::HOT_PLUG != 0).then_some((express, capabilities))
+}
+
+/// Whether the function is a port with a slot that devices can be plugged into while the machine runs.
+pub(super) fn has_slot<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> bool {
+    capabilities(config).is_some()
+}
+
 impl Slot {
     /// The slot of `port`, if it has one of that kind.
     pub fn open(host: &Arc<dyn Host>, port: PciAddress) -> Option<Self> {
         let device = Device::open(host.clone(), port)?;
-        let config = device.config();
-        let express = config.find(id::EXPRESS, offset::END)?;
-        let capabilities = config.read32(express + offset::SLOT_CAPABILITIES);
-        let has_slot = config.read16(express + offset::CAPABILITIES) & bits::HAS_SLOT != 0;
-        (has_slot && capabilities & bits::HOT_PLUG != 0).then_some(Self { device, express, capabilities })
+        let (express, capabilities) = capabilities(device.config())?;
+        Some(Self { device, express, capabilities })
     }
 
     /// The port, as the function that sends the slot's interrupt.

@@ -63,8 +63,13 @@ const SETTLE_OFF_NS: u64 = 1_000_000_000;
 /// Why there are no virtual functions, or why they stay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SriovError {
-    /// The physical function does not answer any more.
+    /// The physical function does not answer any more: what its virtual ones do is not known.
     Gone,
+    /// It was told to have no virtual functions any more, and has VF Enable set.
+    StaysOn {
+        /// SR-IOV Control.
+        control: u16,
+    },
     /// It has fewer than were asked for, or none was.
     Count {
         /// How many were asked for.
@@ -135,6 +140,9 @@ impl fmt::Display for SriovError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gone => f.write_str("the physical function does not answer"),
+            Self::StaysOn { control } => {
+                write!(f, "the virtual functions stay on: SR-IOV Control is {control:#x}")
+            }
             Self::Count { wanted, offered } => write!(f, "{wanted} virtual functions of {offered}"),
             Self::On { count } => write!(f, "{count} virtual functions are on"),
             Self::PageSize { supported } => write!(f, "no pages of 4 KiB, but sizes {supported:#x}"),
@@ -233,7 +241,8 @@ impl<'a> Sriov<'a> {
     /// all other functions.
     ///
     /// # Errors
-    /// See [`SriovError`]. There are none then.
+    /// See [`SriovError`]. There are none then, but after [`StaysOn`](SriovError::StaysOn) and [`Gone`](SriovError::Gone):
+    /// the IOMMU does not know those, so that they reach nothing.
     pub fn enable(&self, count: u16, known: &[Function]) -> Result<Vec<Function>, SriovError> {
         if !self.config().is_present() {
             return Err(SriovError::Gone);
@@ -247,21 +256,18 @@ impl<'a> Sriov<'a> {
         if self.is_on() {
             return Err(SriovError::On { count: self.read16(layout::NUM_VFS) });
         }
-        self.prepare(count).and_then(|first| self.turn_on(count, &first, known)).inspect_err(|_| {
-            // What it does not take is no worse than what it did not take before.
-            let _ = self.disable();
-        })
+        let enabled = self.prepare(count).and_then(|first| self.turn_on(count, &first, known));
+        enabled.map_err(|error| self.disable().err().unwrap_or(error))
     }
 
     /// Turns all virtual functions off, and waits until nothing is left of them: they touch memory no more.
     ///
     /// # Errors
-    /// VF Enable stays set.
+    /// [`StaysOn`](SriovError::StaysOn); [`Gone`](SriovError::Gone): a function that does not answer may only say so.
     pub fn disable(&self) -> Result<(), SriovError> {
         let before = self.read16(layout::CONTROL);
         if !self.config().is_present() {
-            // With the physical function, they are gone.
-            return Ok(());
+            return Err(SriovError::Gone);
         }
         let was_on = before & control::ENABLE != 0;
         let off = before & !(control::ENABLE | control::MEMORY | control::ARI);
@@ -269,9 +275,12 @@ impl<'a> Sriov<'a> {
         if was_on {
             pause(self.host, SETTLE_OFF_NS);
         }
-        let found = self.read16(layout::CONTROL);
-        if found & control::ENABLE != 0 && self.config().is_present() {
-            return Err(SriovError::NotTaken { register: layout::CONTROL, wanted: off, found });
+        let control = self.read16(layout::CONTROL);
+        if !self.config().is_present() {
+            return Err(SriovError::Gone);
+        }
+        if control & control::ENABLE != 0 {
+            return Err(SriovError::StaysOn { control });
         }
         self.write16(layout::NUM_VFS, 0);
         Ok(())
@@ -343,10 +352,7 @@ impl<'a> Sriov<'a> {
     /// Where virtual function `number` is.
     fn address(&self, number: u16) -> Result<PciAddress, SriovError> {
         let PciAddress { segment, bus, .. } = self.physical.address;
-        let [first, stride] =
-            [layout::FIRST_VF_OFFSET, layout::VF_STRIDE].map(|register| u32::from(self.read16(register)));
-        let own = u32::from(bus) << 8 | u32::from(self.physical.address.devfn());
-        let routing_id = own.saturating_add(first).saturating_add(stride.saturating_mul(number.into()));
+        let routing_id = routing_id(self.config(), self.capability, number);
         if routing_id >> 8 != u32::from(bus) {
             return Err(SriovError::OtherBus { routing_id });
         }
@@ -390,6 +396,29 @@ impl<'a> Sriov<'a> {
     fn config_of(&self, function: PciAddress) -> Config<'a, dyn Host> {
         Config::new(self.host, function)
     }
+}
+
+/// The virtual functions that `physical` has now, as it says itself: with a reset of it they are gone.
+pub fn virtual_functions(host: &dyn Host, physical: PciAddress) -> impl Iterator<Item = PciAddress> {
+    let config = Config::new(host, physical);
+    let capability = config.find_extended(extended_id::SRIOV, layout::BYTES);
+    let on = capability.filter(|capability| {
+        config.is_present() && config.read16(capability + layout::CONTROL) & control::ENABLE != 0
+    });
+    on.into_iter().flat_map(move |capability| {
+        (0..config.read16(capability + layout::NUM_VFS)).map(move |number| {
+            let routing_id = routing_id(config, capability, number);
+            PciAddress::from_devfn(physical.segment, (routing_id >> 8) as u8, routing_id as u8)
+        })
+    })
+}
+
+/// Bus, device and function of virtual function `number`. Beyond 16 bits there is nothing.
+fn routing_id(physical: Config<'_, dyn Host>, capability: u16, number: u16) -> u32 {
+    let [first, stride] = [layout::FIRST_VF_OFFSET, layout::VF_STRIDE]
+        .map(|register| u32::from(physical.read16(capability + register)));
+    let own = u32::from(physical.function().bus) << 8 | u32::from(physical.function().devfn());
+    own.saturating_add(first).saturating_add(stride.saturating_mul(number.into()))
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use super::*;
 use crate::{
     doubles::Bench,
     pci::{
-        Apertures, ConfigSpace,
+        Apertures, ConfigSpace, ResetError,
         fake::{FakeFunction, FakeFunctions, Write, at},
         place_virtual,
     },
+    quiet::{NotQuiet, Target, quieten},
 };
 
 const CAPABILITY: u16 = 0x100;
@@ -206,7 +207,7 @@ fn what_does_not_answer_costs_a_deadline_and_the_rest() {
     assert_eq!(control(&bench) & 1, 0);
     bench.host.space.remove(PHYSICAL);
     assert_eq!(sriov.enable(1, &found), Err(SriovError::Gone));
-    assert_eq!((sriov.disable(), sriov.is_on(), sriov.offered()), (Ok(()), false, 0));
+    assert_eq!((sriov.disable(), sriov.is_on(), sriov.offered()), (Err(SriovError::Gone), false, 0));
 }
 
 #[test]
@@ -234,4 +235,79 @@ fn registers_are_placed_for_all_that_there_can_be_beside_everything_else() {
     let mut found = vec![read(PHYSICAL)];
     place_virtual(&*bench.host, &mut found, &mut Apertures::nothing());
     assert_eq!(found[0].virtual_bars, None);
+}
+
+/// A machine in which two virtual functions are on.
+fn turned_on() -> (Bench, Vec<Function>) {
+    let (bench, found) = machine(physical(2, 1));
+    let functions =
+        Sriov::open(&*bench.host, &found[0]).unwrap().enable(2, &found).expect("virtual functions");
+    assert_eq!(virtual_functions(&*bench.host, PHYSICAL).collect::<Vec<_>>(), [at(4, 0, 2), at(4, 0, 3)]);
+    assert_eq!(functions.len(), 2);
+    (bench, found)
+}
+
+/// VF Enable stays set, whoever clears it.
+fn stick(functions: &mut FakeFunctions, (function, register, value): Write) {
+    if let Some(fake) = functions.get_mut(&PHYSICAL)
+        && (function, register) == (PHYSICAL, CONTROL)
+    {
+        fake.set(CONTROL, value | u32::from(control::ENABLE));
+    }
+}
+
+#[test]
+fn what_stays_on_is_said_to() {
+    let (bench, found) = turned_on();
+    let sriov = Sriov::open(&*bench.host, &found[0]).unwrap();
+    bench.host.space.react(stick);
+    let stays = SriovError::StaysOn { control: control::ENABLE };
+    assert_eq!((sriov.disable(), sriov.is_on()), (Err(stays), true));
+    assert_eq!(sriov.enable(1, &found), Err(SriovError::On { count: 2 }));
+    bench.host.space.react(obey);
+    assert_eq!((sriov.disable(), sriov.is_on()), (Ok(()), false));
+    // It is worse than that they do not answer.
+    bench.host.space.react(stick);
+    assert_eq!(sriov.enable(1, &found), Err(stays));
+}
+
+#[test]
+fn who_does_not_answer_has_not_turned_them_off() {
+    let (bench, found) = turned_on();
+    let sriov = Sriov::open(&*bench.host, &found[0]).unwrap();
+    let before = bench.host.space.read32(PHYSICAL, 0);
+    let say = |id| {
+        bench.host.space.react(move |functions, (function, register, _)| {
+            if (function, register) == (PHYSICAL, CONTROL) {
+                functions.entry(PHYSICAL).and_modify(|fake| fake.set(0, id));
+            }
+        });
+        bench.host.space.write32(PHYSICAL, CONTROL, 9);
+    };
+    say(0xffff);
+    assert_eq!(sriov.disable(), Err(SriovError::Gone), "it says nothing from the start");
+    say(before);
+    bench.host.space.react(|functions, (function, register, _)| {
+        if (function, register) == (PHYSICAL, CONTROL) {
+            functions.remove(&PHYSICAL);
+        }
+    });
+    assert_eq!(sriov.disable(), Err(SriovError::Gone), "it says nothing when it was told");
+}
+
+#[test]
+fn a_reset_that_would_end_virtual_functions_of_others_is_refused() {
+    let (bench, found) = turned_on();
+    let host = bench.as_host();
+    let quieten =
+        |group: &[PciAddress]| quieten(&host, Target { function: PHYSICAL, bridge: Some(PORT), group });
+    let shared = |with| Err(NotQuiet::Reset(ResetError::Shared { with }));
+    bench.host.space.writes.lock().unwrap().clear();
+    assert_eq!(quieten(&[PHYSICAL]), shared(at(4, 0, 2)));
+    assert_eq!(quieten(&[PHYSICAL, at(4, 0, 2)]), shared(at(4, 0, 3)));
+    assert_eq!(*bench.host.space.writes.lock().unwrap(), [], "it was touched");
+    let all = [PHYSICAL, at(4, 0, 2), at(4, 0, 3)];
+    assert_ne!(quieten(&all), shared(at(4, 0, 2)), "they are given up with it");
+    Sriov::open(&*bench.host, &found[0]).unwrap().disable().expect("off");
+    assert_ne!(quieten(&[PHYSICAL]), shared(at(4, 0, 2)));
 }

@@ -2,6 +2,8 @@
 
 use alloc::collections::TryReserveError;
 
+use iommu::PciAddress;
+
 use super::{
     super::{
         bar::BarKind,
@@ -59,6 +61,19 @@ impl Apertures {
         Self { free: Ranges::new() }
     }
 
+    /// What the memory window of `bridge` has left: `functions` are all that there are. Addresses in it may be taken for any
+    /// register: reading ahead is no more than allowed.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn left_by<C: ConfigSpace + ?Sized>(
+        space: &C,
+        bridge: PciAddress,
+        functions: &[Function],
+    ) -> Result<Self, TryReserveError> {
+        Ok(Self { free: left_in(Window::Memory, space, bridge, functions)? })
+    }
+
     /// What is free.
     pub fn free(&self) -> &Ranges {
         &self.free
@@ -77,8 +92,25 @@ impl Apertures {
     }
 }
 
+/// What of `window` of `bridge` none of `functions` right behind it decodes or passes on.
+pub(super) fn left_in<C: ConfigSpace + ?Sized>(
+    window: Window,
+    space: &C,
+    bridge: PciAddress,
+    functions: &[Function],
+) -> Result<Ranges, TryReserveError> {
+    let mut free = Ranges::new();
+    if let Some((first, last)) = window.read(Config::new(space, bridge)) {
+        free.add(first, last)?;
+    }
+    for function in functions.iter().filter(|function| function.parent == Some(bridge)) {
+        remove_registers(space, function, &mut free)?;
+    }
+    Ok(free)
+}
+
 /// Removes what `function` decodes: its BARs, and as a bridge its windows.
-pub(super) fn remove_registers<C: ConfigSpace + ?Sized>(
+fn remove_registers<C: ConfigSpace + ?Sized>(
     space: &C,
     function: &Function,
     free: &mut Ranges,

@@ -15,12 +15,19 @@ use super::{
     window::{WINDOW_BYTES, Window},
 };
 
+/// What a slot behind the port gets at least for what may be plugged in later.
+const SLOT_BYTES: u64 = 2 * WINDOW_BYTES;
+
 /// Why functions have no addresses, or bridges no bus numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ResourceError {
-    /// The host bridge has no room for a window of this size.
+    /// A bridge's window has no room, and cannot be had with more.
     NoRoom {
-        /// Bytes.
+        /// The bridge.
+        bridge: PciAddress,
+        /// Which of its windows.
+        window: Window,
+        /// Bytes that are wanted in one piece.
         bytes: u64,
     },
     /// The bridge did not take its window.
@@ -68,7 +75,9 @@ pub enum ResourceError {
 impl fmt::Display for ResourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoRoom { bytes } => write!(f, "no {bytes:#x} bytes of addresses are free"),
+            Self::NoRoom { bridge, window, bytes } => {
+                write!(f, "no {bytes:#x} bytes of addresses are free for the {window:?} window of {bridge}")
+            }
             Self::NoWindow { bridge, window } => write!(f, "{bridge} does not take a {window:?} window"),
             Self::NotPlaced { function, index } => write!(f, "BAR {index} of {function} takes no address"),
             Self::NoBus { bridge, last } => {
@@ -94,7 +103,10 @@ impl From<TryReserveError> for ResourceError {
 
 /// Gives every BAR in memory of `functions`, which are all that is behind `port`, sorted by address, and which nobody uses,
 /// an address, every bridge among them a window that holds what is behind it, and has the port and the bridges pass these
-/// on. BARs in I/O ports get none.
+/// on. BARs in I/O ports get none, and decode nothing. A port among them that has a slot gets room for what may be plugged in
+/// there later, if there is enough.
+///
+/// What the port's windows do not offer is taken from `apertures`: what the bus that it is on has left.
 ///
 /// # Errors
 /// See [`ResourceError`]. The functions decode nothing then.
@@ -104,7 +116,21 @@ pub fn assign<C: ConfigSpace + ?Sized>(
     functions: &[Function],
     apertures: &mut Apertures,
 ) -> Result<(), ResourceError> {
-    let mut needs = needs(space, port, functions)?;
+    match assign_with(space, port, functions, apertures, SLOT_BYTES) {
+        Err(ResourceError::NoRoom { .. }) => assign_with(space, port, functions, apertures, 0),
+        result => result,
+    }
+}
+
+/// The same, with `slot_bytes` for each slot at least.
+fn assign_with<C: ConfigSpace + ?Sized>(
+    space: &C,
+    port: PciAddress,
+    functions: &[Function],
+    apertures: &mut Apertures,
+    slot_bytes: u64,
+) -> Result<(), ResourceError> {
+    let mut needs = needs(space, port, functions, slot_bytes)?;
     let config = Config::new(space, port);
     let read_ahead = Window::Prefetchable.read(config).is_some();
     let mut placed = 0;
@@ -122,7 +148,7 @@ pub fn assign<C: ConfigSpace + ?Sized>(
                 opened.ok_or(ResourceError::NoWindow { bridge: parent, window: Window::Memory })?;
             let mut free = Ranges::new();
             free.add(first, last)?;
-            place(space, its.iter_mut(), &mut free)?;
+            place(space, its.iter_mut(), &mut free, Window::Memory)?;
         }
         placed += count;
     }
@@ -147,16 +173,18 @@ fn place_behind_port<C: ConfigSpace + ?Sized>(
     let Some(largest) = its().map(|need| need.align).max() else { return Ok(()) };
     let bytes = its().fold(0_u64, |sum, need| sum.saturating_add(need.bytes));
     let mut free = open(port, window, bytes, largest, apertures)?;
-    place(space, needs.iter_mut().filter(|need| is_its(need)), &mut free)
+    place(space, needs.iter_mut().filter(|need| is_its(need)), &mut free, window)
 }
 
 fn place<'a, C: ConfigSpace + ?Sized>(
     space: &C,
     needs: impl Iterator<Item = &'a mut Need>,
     free: &mut Ranges,
+    window: Window,
 ) -> Result<(), ResourceError> {
     for need in needs {
-        let base = free.take(need.bytes, need.align).ok_or(ResourceError::NoRoom { bytes: need.bytes })?;
+        let no_room = ResourceError::NoRoom { bridge: need.parent, window, bytes: need.bytes };
+        let base = free.take(need.bytes, need.align).ok_or(no_room)?;
         need.place(space, base)?;
     }
     Ok(())
@@ -178,7 +206,7 @@ fn open<C: ConfigSpace + ?Sized>(
             return Ok(free);
         }
     }
-    let no_room = ResourceError::NoRoom { bytes };
+    let no_room = ResourceError::NoRoom { bridge: port.function(), window, bytes };
     let bytes = bytes.checked_next_multiple_of(WINDOW_BYTES).ok_or(no_room)?;
     let first = apertures.take(bytes, largest.max(WINDOW_BYTES)).ok_or(no_room)?;
     let last = first + (bytes - 1);

@@ -207,7 +207,7 @@ fn what_does_not_fit_behind_bridges_is_named_and_decodes_nothing() {
     let before = apertures.free().clone();
     let found = set_up(&space);
     let refused = assign(&space, PORT, &found, &mut apertures).unwrap_err();
-    assert!(matches!(refused, ResourceError::NoRoom { bytes } if bytes >= 0x8000_0000), "{refused}");
+    assert!(matches!(refused, ResourceError::NoRoom { bytes, .. } if bytes >= 0x8000_0000), "{refused}");
     assert_eq!(apertures.free(), &before);
     assert!(found.iter().all(|function| space.read32(function.address, 0x04) & 7 == 0));
     // A bridge without a memory window.

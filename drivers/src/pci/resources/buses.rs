@@ -24,6 +24,30 @@ pub fn number_buses<C: ConfigSpace + ?Sized>(space: &C, buses: BusRange) -> Resu
     Numbering { space, buses, highest: buses.first }.behind(buses.first, MAX_DEPTH)
 }
 
+/// Has `bridge` lead to buses out of `buses`, of which it gets as many as what is behind it takes. Returns the last of them.
+///
+/// # Errors
+/// As [`number_buses`]. The bridge leads nowhere then.
+pub(super) fn number_behind<C: ConfigSpace + ?Sized>(
+    space: &C,
+    bridge: &Function,
+    buses: BusRange,
+) -> Result<u8, ResourceError> {
+    let mut numbering = Numbering { space, buses, highest: buses.first };
+    let numbered = numbering.write(bridge, bridge.address.bus, buses.first, buses.last).and_then(|()| {
+        numbering.behind(buses.first, MAX_DEPTH)?;
+        numbering.write(bridge, bridge.address.bus, buses.first, numbering.highest)
+    });
+    match numbered {
+        Ok(()) => Ok(numbering.highest),
+        Err(error) => {
+            // It takes no numbers, or leads nowhere now.
+            let _ = numbering.write(bridge, 0, 0, 0);
+            Err(error)
+        }
+    }
+}
+
 struct Numbering<'a, C: ConfigSpace + ?Sized> {
     space: &'a C,
     buses: BusRange,

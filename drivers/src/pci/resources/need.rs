@@ -10,6 +10,7 @@ use super::{
         bar::{Bar, BarKind},
         config::{Config, ConfigSpace, command},
         function::{Function, Layout},
+        slot::has_slot,
     },
     ResourceError,
     window::{WINDOW_BYTES, Window, close_ports},
@@ -75,12 +76,13 @@ impl Need {
 }
 
 /// What `functions`, sorted by address and all behind `port`, need: bridge by bridge from the port down, and of each
-/// bridge from the largest alignment to the smallest, in which order they are packed without gaps. Nothing decodes or
-/// forwards then.
+/// bridge from the largest alignment to the smallest, in which order they are packed without gaps; a bridge with a slot
+/// `slot_bytes` at least. Nothing decodes or forwards then.
 pub(super) fn needs<C: ConfigSpace + ?Sized>(
     space: &C,
     port: PciAddress,
     functions: &[Function],
+    slot_bytes: u64,
 ) -> Result<Vec<Need>, ResourceError> {
     if functions.len() > MAX_FUNCTIONS {
         return Err(ResourceError::TooManyFunctions { port, functions: functions.len() });
@@ -94,7 +96,8 @@ pub(super) fn needs<C: ConfigSpace + ?Sized>(
         config.change_command(0, command::MEMORY | command::PORT);
         if let Layout::Bridge(_) = found.layout {
             close(config);
-            if let Some((bytes, align)) = sum(needs.iter().filter(|need| need.parent == function)) {
+            let least = if has_slot(config) { slot_bytes } else { 0 };
+            if let Some((bytes, align)) = sum(needs.iter().filter(|need| need.parent == function), least) {
                 needs.try_reserve(1)?;
                 needs.push(Need { parent, function, bytes, align, taker: Taker::Window, base: 0 });
             }
@@ -109,15 +112,16 @@ pub(super) fn needs<C: ConfigSpace + ?Sized>(
     Ok(needs)
 }
 
-/// Length and alignment of a window that holds all of `needs`. A length too large for any window is the largest there is.
-fn sum<'a>(needs: impl Iterator<Item = &'a Need> + Clone) -> Option<(u64, u64)> {
-    let align = needs.clone().map(|need| need.align).max()?.max(WINDOW_BYTES);
-    let bytes = needs.fold(0_u64, |sum, need| sum.saturating_add(need.bytes));
-    Some((bytes.checked_next_multiple_of(align).unwrap_or(!(align - 1)), align))
+/// Length and alignment of a window that holds all of `needs`, and is no shorter than `least`; `None` for no window. A length
+/// too large for any window is the largest there is.
+fn sum<'a>(needs: impl Iterator<Item = &'a Need> + Clone, least: u64) -> Option<(u64, u64)> {
+    let align = needs.clone().map(|need| need.align).max().unwrap_or(0).max(WINDOW_BYTES);
+    let bytes = needs.fold(0_u64, |sum, need| sum.saturating_add(need.bytes)).max(least);
+    (bytes > 0).then_some((bytes.checked_next_multiple_of(align).unwrap_or(!(align - 1)), align))
 }
 
 /// Closes all windows of a bridge.
-fn close<C: ConfigSpace + ?Sized>(bridge: Config<'_, C>) {
+pub(super) fn close<C: ConfigSpace + ?Sized>(bridge: Config<'_, C>) {
     // A window that it lacks is not there to be closed, and one that is to be opened is checked then.
     let _ = Window::Memory.write(bridge, None);
     let _ = Window::Prefetchable.write(bridge, None);

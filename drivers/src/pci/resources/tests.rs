@@ -7,10 +7,14 @@ use crate::pci::{
 };
 
 /// Numbers that look random, the same in each run.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -206,7 +210,8 @@ fn a_device_that_needs_too_much_gets_nothing() {
     let mut apertures = apertures(&space);
     let before = apertures.free().clone();
     let refused = assign(&space, at(0, 3, 0), &behind(&space), &mut apertures);
-    assert_eq!(refused, Err(ResourceError::NoRoom { bytes: 0x10_0000_0000 }));
+    let (bridge, bytes) = (at(0, 3, 0), 0x10_0000_0000);
+    assert_eq!(refused, Err(ResourceError::NoRoom { bridge, window: Window::Memory, bytes }));
     assert_eq!(apertures.free(), &before);
     assert_eq!(space.read32(at(1, 0, 0), 0x04) & 2, 0, "it decodes nothing");
 }

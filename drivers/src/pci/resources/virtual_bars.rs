@@ -8,12 +8,11 @@ use iommu::PciAddress;
 use super::{
     super::{
         bar::{Bar, BarKind},
-        config::Config,
         function::Function,
         sriov::{Sriov, SriovError, VirtualBars},
     },
     Apertures, Ranges,
-    apertures::remove_registers,
+    apertures::left_in,
     window::Window,
 };
 use crate::host::Host;
@@ -98,16 +97,7 @@ enum Room<'a> {
 impl Room<'_> {
     /// What the windows of `port` have left.
     fn behind(host: &dyn Host, port: PciAddress, functions: &[Function]) -> Result<Self, TryReserveError> {
-        let left = |window: Window| {
-            let mut free = Ranges::new();
-            if let Some((first, last)) = window.read(Config::new(host, port)) {
-                free.add(first, last)?;
-            }
-            for function in functions.iter().filter(|function| function.parent == Some(port)) {
-                remove_registers(host, function, &mut free)?;
-            }
-            Ok::<_, TryReserveError>(free)
-        };
+        let left = |window| left_in(window, host, port, functions);
         Ok(Self::Port { memory: left(Window::Memory)?, prefetchable: left(Window::Prefetchable)? })
     }
 
