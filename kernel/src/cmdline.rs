@@ -40,6 +40,8 @@ pub struct Options<'a> {
     pub visitors: u64,
     /// The disk has no medium behind it: nothing is stored, and what it does costs no more than the way there.
     pub hollow_disk: bool,
+    /// The bridges are left as by firmware that configures none.
+    pub unconfigured_bridges: bool,
 }
 
 /// Which tests to run: those that the glob matches, from or after a name in sorted order.
@@ -106,6 +108,7 @@ impl Default for Options<'_> {
             fetch_mib: 2,
             visitors: 0,
             hollow_disk: false,
+            unconfigured_bridges: false,
         }
     }
 }
@@ -151,6 +154,7 @@ impl<'a> Options<'a> {
             "iommu" => self.iommu = value,
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "disk" if value == "hollow" => self.hollow_disk = true,
+            "bridges" if value == "unconfigured" => self.unconfigured_bridges = true,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "kills" => self.kills = value.parse().ok().filter(|kills| (1..=KILLS_MAX).contains(kills))?,
             "bulk" => self.bulk_mib = value.parse().ok().filter(|mib| (1..=BULK_MIB_MAX).contains(mib))?,

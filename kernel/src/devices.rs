@@ -1,6 +1,6 @@
 //! From firmware's tables to devices in use: PCI functions found, remapping units up, disks opened.
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
 use core::{any::Any, fmt};
 
 use ::net::Interface;
@@ -9,10 +9,13 @@ use drivers::{
     host::Host,
     hotplug::Hotplug,
     net,
-    pci::{Apertures, BusRange, Function, enumerate, place_virtual},
+    pci::{
+        Apertures, BusRange, Function, assign_unconfigured, enumerate, number_unconfigured, place_virtual,
+        unconfigure,
+    },
     quiet::is_quiet,
 };
-use iommu::{Iommu, Platform, StartError, platform::Work};
+use iommu::{Iommu, PciAddress, Platform, StartError, platform::Work};
 use mm::PhysRange;
 use suites::{Memory, Parts, Plugged};
 
@@ -61,8 +64,15 @@ pub fn start(
     words: &Options<'_>,
 ) -> Result<Parts, DevicesError> {
     let host: Arc<dyn Host> = kernel.clone();
-    let mut functions = find_functions(&*host, tables)?;
+    if words.unconfigured_bridges {
+        segments(tables)
+            .try_for_each(|buses| unconfigure(&*host, buses))
+            .map_err(|_| DevicesError::OutOfMemory)?;
+    }
+    let (mut functions, numbered) = find_functions(&*host, tables)?;
     let mut apertures = find_apertures(&*host, tables, memory_map, &functions)?;
+    assign_unconfigured(&*host, &numbered, &functions, &mut apertures)
+        .map_err(|_| DevicesError::OutOfMemory)?;
     place_virtual(&*host, &mut functions, &mut apertures);
     let iommu = start_iommu(kernel, tables, &functions, options)?;
     let disks = open_disks(&host, &iommu, &functions)?;
@@ -93,18 +103,37 @@ pub fn start(
     })
 }
 
-fn find_functions(host: &dyn Host, tables: &acpi::Tables) -> Result<Vec<Function>, DevicesError> {
-    let mut functions = Vec::new();
-    for segment in &tables.segments {
-        let range = BusRange { segment: segment.segment, first: segment.first_bus, last: segment.last_bus };
-        let mut found = enumerate(host, range).map_err(|_| DevicesError::OutOfMemory)?;
-        functions.try_reserve(found.len()).map_err(|_| DevicesError::OutOfMemory)?;
-        functions.append(&mut found);
+/// The buses of each segment.
+fn segments(tables: &acpi::Tables) -> impl Iterator<Item = BusRange> {
+    let range = |segment: &acpi::EcamSegment| BusRange {
+        segment: segment.segment,
+        first: segment.first_bus,
+        last: segment.last_bus,
+    };
+    tables.segments.iter().map(range)
+}
+
+/// Every function, and the bridges that firmware had not numbered.
+fn find_functions(
+    host: &dyn Host,
+    tables: &acpi::Tables,
+) -> Result<(Vec<Function>, Vec<PciAddress>), DevicesError> {
+    let (mut functions, mut numbered) = (Vec::new(), Vec::new());
+    for buses in segments(tables) {
+        append(&mut numbered, number_unconfigured(host, buses))?;
+        append(&mut functions, enumerate(host, buses))?;
     }
     // Groups follow what is on, so this comes before the topology is built.
     functions.iter_mut().for_each(|function| function.enable_isolation(host));
     log::info!("{} PCI functions", functions.len());
-    Ok(functions)
+    Ok((functions, numbered))
+}
+
+fn append<T>(list: &mut Vec<T>, found: Result<Vec<T>, TryReserveError>) -> Result<(), DevicesError> {
+    let mut found = found.map_err(|_| DevicesError::OutOfMemory)?;
+    list.try_reserve(found.len()).map_err(|_| DevicesError::OutOfMemory)?;
+    list.append(&mut found);
+    Ok(())
 }
 
 /// Addresses below 4 GiB that neither memory, nor configuration space, nor a function has.

@@ -32,6 +32,22 @@ const SLOT: &[&str] = &[
     "driver=null-co,node-name=slow,size=16777216,read-zeroes=on,latency-ns=4000000000",
 ];
 
+/// A switch behind a root port, with the same slot and with something else behind another of its ports.
+const SWITCH: &[&str] = &[
+    "-global",
+    "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+    "-device",
+    "pcie-root-port,id=above,bus=pcie.0,addr=0x9,chassis=9,slot=9",
+    "-device",
+    "x3130-upstream,id=switch,bus=above",
+    "-device",
+    "xio3130-downstream,id=hot,bus=switch,addr=0x0,chassis=10,slot=10",
+    "-device",
+    "xio3130-downstream,id=taken,bus=switch,addr=0x1,chassis=11,slot=11",
+    "-device",
+    "virtio-rng-pci,bus=taken,iommu_platform=on,disable-legacy=on",
+];
+
 /// What is plugged into it.
 const DEVICES: &[Device] = &[
     Device {
@@ -444,14 +460,40 @@ pub const SCENARIOS: &[Scenario] = &[
         ..HOTPLUG
     },
     Scenario {
+        name: "hotplug-switch",
+        about: "devices come and go in a slot behind a switch",
+        qemu: SWITCH,
+        tests: "hotplug_bridges::a_slot*",
+        ..HOTPLUG
+    },
+    Scenario {
+        name: "hotplug-switch-unconfigured",
+        about: "the same where firmware has configured no bridge",
+        qemu: SWITCH,
+        cmdline: "plugs bridges=unconfigured",
+        tests: "hotplug_bridges::a_slot*",
+        ..HOTPLUG
+    },
+    Scenario {
+        name: "bridges-unconfigured",
+        about: "firmware has configured no bridge: the kernel numbers them and opens their windows, and the disk is behind one",
+        qemu: SWITCH,
+        disk: DiskPlace::RootPort,
+        cmdline: "bridges=unconfigured",
+        ..DEFAULT
+    },
+    Scenario {
         name: "virtual-functions",
-        about: "a network controller is given virtual functions, and has them taken away",
+        about: "a network controller is given virtual functions, has them taken away, and is pulled out with them",
         qemu: &[
+            "-global",
+            "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
             "-device",
             "pcie-root-port,id=sriov,bus=pcie.0,addr=0xa,chassis=10,slot=10",
             "-device",
             "igb,bus=sriov,romfile=",
         ],
+        cmdline: "plugs",
         tests: "virtual_functions::*",
         // Before that, QEMU has no such controller.
         needs: &[Need::AtLeast(Version(10, 0))],

@@ -10,7 +10,7 @@ pub fn table(measurements: &[Measurement], ways: &[&str]) -> String {
     let mut text = format!("\n{:<width$}", "side by side");
     ways.iter().for_each(|way| text += &format!(" {way:>10}"));
     for way in ways.iter().skip(1) {
-        text += &format!(" {:>12} {:>13}", format!("{way} adds"), format!("{way}/first"));
+        text += &format!(" {:>12} {:>13}", format!("{way} adds"), format!("{way}/{}", ways[0]));
     }
     text += "  unit\n";
     for line in &lines {

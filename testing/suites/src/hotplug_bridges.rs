@@ -42,6 +42,28 @@ test! {
     }
 }
 
+test! {
+    /// The slot of a port of a switch: the addresses of what comes are out of windows that the whole switch passes on.
+    deadline_ms = 90_000,
+    lacks = lacks::plugs,
+    fn a_slot_behind_a_switch_is_served(context) {
+        come_and_go(context, "edu", 2, |machine, slot, edu| {
+            check_eq!(bridges_between(machine, edu.dma.function(), slot)?, 0);
+            check_eq!(bridges_between(machine, edu.dma.function(), &root(machine, slot)?)?, 2);
+            Ok(edu)
+        })?;
+    }
+}
+
+/// The port on a root bus that `slot` is behind.
+fn root(machine: &Machine, slot: &Slot) -> Result<Slot, Failure> {
+    let functions = machine.hotplug.functions();
+    let parent = |&function: &PciAddress| functions.iter().find(|found| found.address == function)?.parent;
+    let top = core::iter::successors(Some(slot.port()), parent).take(functions.len()).last();
+    let above = top.and_then(|top| Slot::open(&machine.host, top));
+    above.ok_or_else(|| failure!("{} is behind no other slot", slot.port()))
+}
+
 /// How many bridges are between `function` and the port of `slot`.
 fn bridges_between(machine: &Machine, function: PciAddress, slot: &Slot) -> Result<usize, Failure> {
     let functions = machine.hotplug.functions();

@@ -15,6 +15,7 @@
 //! - `retired`: buffers that come back late, and many at once;
 //! - `nvme`: the same from a device that does thousands of transfers a second;
 //! - `storm`: a device that faults without end is put in quarantine, the others go on, and it can be released;
+//! - `hierarchy`: bus numbers, windows and addresses of all that is behind bridges;
 //! - `disk`: a real disk, compared with what the host has in its image;
 //! - `network`: files fetched from the host, pages served to it, and neighbours that go for what a driver has mapped;
 //! - `virtual_functions`: a device that is told to have some, each with rights of its own;
@@ -29,6 +30,7 @@ mod disk_bulk;
 mod disk_errors;
 mod edu;
 mod faults;
+mod hierarchy;
 mod hotplug;
 mod hotplug_bridges;
 mod interrupts;

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use drivers::{
     hotplug::VirtualError,
     mmio::{ReadOnly, Register},
-    pci::{Config, Device, Function, Msix, Sriov, SriovError},
+    pci::{Config, Device, Function, Msix, ResetError, Slot, Sriov, SriovError},
+    quiet::{NotQuiet, Target, quieten},
 };
 use harness::{Failure, check, check_eq, failure, test};
 use iommu::{Bidirectional, ClaimError, DmaDevice, PciAddress};
@@ -14,6 +15,7 @@ use crate::{
     hotplug::{balance, is_back},
     machine::{Machine, lacks},
     pattern, reports,
+    storm::wait,
 };
 
 const COUNT: u16 = 2;
@@ -31,6 +33,11 @@ fn physical(machine: &Machine) -> Result<(PciAddress, u16), Failure> {
     let offered =
         |function: &Function| Some((function.address, Sriov::open(&*machine.host, function)?.offered()));
     functions.iter().find_map(offered).ok_or_else(|| failure!("nothing has virtual functions"))
+}
+
+/// The port above `function`.
+fn parent(machine: &Machine, function: PciAddress) -> Option<PciAddress> {
+    machine.hotplug.functions().iter().find(|found| found.address == function)?.parent
 }
 
 fn claim(machine: &Machine, function: &Function) -> Result<Claimed, Failure> {
@@ -101,7 +108,7 @@ test! {
                 check_eq!(machine.iommu.claim(function).map(drop), Err(ClaimError::Unknown { function }));
             }
         }
-        crate::storm::wait(machine, "the return of all that was mapped", || is_back(machine, before.0))?;
+        wait(machine, "the return of all that was mapped", || is_back(machine, before.0))?;
         check_eq!(reports::interrupts(&machine.iommu).len(), interrupts);
         check!(machine.hotplug.functions() == before.1, "other functions than before");
     }
@@ -125,5 +132,68 @@ test! {
         );
         check_eq!(machine.hotplug.enable_virtual(physical, offered)?.len(), usize::from(offered));
         machine.hotplug.disable_virtual(physical)?;
+    }
+}
+
+test! {
+    /// A reset of the physical function, which would end them under their drivers, is refused for as long as they are on.
+    deadline_ms = 60_000,
+    lacks = lacks::virtual_functions,
+    fn a_reset_that_would_end_them_is_refused(context) {
+        let machine = Machine::of(context)?;
+        let (physical, _) = physical(machine)?;
+        let group = [physical];
+        let reset = || {
+            let target = Target { function: physical, bridge: parent(machine, physical), group: &group };
+            quieten(&machine.host, target)
+        };
+        for _ in 0..2 {
+            let found = machine.hotplug.enable_virtual(physical, COUNT)?;
+            let with = found[0].address;
+            check_eq!(reset(), Err(NotQuiet::Reset(ResetError::Shared { with })));
+            let config = Config::new(&*machine.host, with);
+            check!(config.is_present(), "it is gone all the same");
+            machine.hotplug.disable_virtual(physical)?;
+            // What the reset takes away is there again the next time.
+            reset()?;
+        }
+    }
+}
+
+test! {
+    /// The slot of the physical function loses its power while they are on and have drivers: all of them are gone, and what
+    /// they had mapped comes back.
+    deadline_ms = 90_000,
+    lacks = |context| lacks::virtual_functions(context).or_else(|| lacks::plugs(context)),
+    fn pulled_out_of_their_slot_they_give_all_back(context) {
+        let machine = Machine::of(context)?;
+        let (physical, _) = physical(machine)?;
+        let port = parent(machine, physical).ok_or_else(|| failure!("it is in no slot"))?;
+        let slot = Slot::open(&machine.host, port).ok_or_else(|| failure!("{port} has no slot"))?;
+        let before = balance(machine);
+        let interrupts = reports::interrupts(&machine.iommu).len();
+        let found = machine.hotplug.enable_virtual(physical, COUNT)?;
+        let claimed = found.iter().map(|function| claim(machine, function)).collect::<Result<Vec<_>, _>>()?;
+        let map = |claimed: &Claimed| claimed.dma.dma_map(pattern::pages(1, 7)?, Bidirectional).map_err(Failure::from);
+        let mappings = claimed.iter().map(map).collect::<Result<Vec<_>, _>>()?;
+        slot.power_off()?;
+        let is_gone = || !machine.hotplug.functions().iter().any(|function| function.parent == Some(port));
+        wait(machine, "an empty slot", is_gone)?;
+        for (claimed, function) in claimed.into_iter().zip(&found) {
+            check!(claimed.dma.was_taken_back(), "{} still has its rights", function.address);
+        }
+        for mapping in mappings {
+            pattern::expect(&mapping.unmap()?, 7, "what a virtual function had")?;
+        }
+        for function in found.iter().map(|function| function.address).chain([physical]) {
+            check_eq!(machine.iommu.claim(function).map(drop), Err(ClaimError::Unknown { function }));
+        }
+        check_eq!(
+            machine.hotplug.enable_virtual(physical, COUNT).map(drop),
+            Err(VirtualError::Unknown { function: physical })
+        );
+        wait(machine, "the return of all that was mapped", || is_back(machine, before))?;
+        // The port takes another one for itself meanwhile.
+        wait(machine, "the return of their interrupts", || reports::interrupts(&machine.iommu).len() == interrupts)?;
     }
 }
