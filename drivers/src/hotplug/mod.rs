@@ -73,10 +73,10 @@ impl Hotplug {
         let mut server =
             Server { hotplug: hotplug.clone(), ports: Vec::new(), looked_at: Vec::new(), apertures, event };
         server.open_ports(&hotplug.functions());
-        if !server.ports.is_empty() {
-            if let Err(error) = host.spawn("hotplug", Box::new(move || server.run())) {
-                log::warn!("pci: no slot is served: {error}");
-            }
+        if !server.ports.is_empty()
+            && let Err(error) = host.spawn("hotplug", Box::new(move || server.run()))
+        {
+            log::warn!("pci: no slot is served: {error}");
         }
         hotplug
     }
