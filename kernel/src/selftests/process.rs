@@ -134,6 +134,22 @@ test! {
 }
 
 test! {
+    /// A process ends when it is killed also where no timer and no device interrupts it: alone on its CPU.
+    deadline_ms = 60_000,
+    fn what_nothing_interrupts_can_be_killed(context) {
+        const ROUNDS: usize = 60;
+        // Other things interrupt a CPU a few times a second: for so many rounds these are too few.
+        let deadline_ns = context.now_ns() + 10 * NS_PER_S;
+        for _ in 0..ROUNDS {
+            let process = start(Attack::Spin)?;
+            threads::sleep_until(context.now_ns() + 5 * clock::NS_PER_MS);
+            process.kill();
+            check_eq!(process.wait(deadline_ns), Some(Ending::Killed));
+        }
+    }
+}
+
+test! {
     /// A process that waits in the kernel ends as well when it is killed.
     fn what_waits_can_be_killed(_context) {
         let process = start(Attack::Sleep)?;
