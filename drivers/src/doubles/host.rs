@@ -77,7 +77,13 @@ impl Bench {
         let address = machine.config().functions[0].address;
         let functions = [topology::Function::endpoint(address)];
         let dmar = machine.config().dmar_table();
-        let found = iommu::Machine { dmar: Some(&dmar), functions: &functions, io_apics: &[], x2apic: false };
+        let found = iommu::Machine {
+            dmar: Some(&dmar),
+            functions: &functions,
+            io_apics: &[],
+            memory: &[],
+            x2apic: false,
+        };
         let iommu = Iommu::start(platform.clone(), &found, Options::default()).unwrap();
         let dma = iommu.claim(address).unwrap();
         let space = FakeSpace::default();
