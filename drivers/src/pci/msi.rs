@@ -27,6 +27,8 @@ pub struct Msi {
     device: Device,
     capability: u16,
     interrupt: Box<dyn Interrupt>,
+    /// The function may be somebody else's.
+    abandoned: bool,
 }
 
 /// Why a function's MSI cannot be used.
@@ -74,7 +76,7 @@ impl Msi {
         if wide {
             config.find(id::MSI, layout::BYTES_WIDE).ok_or(MsiError::NoCapability)?;
         }
-        let mut msi = Self { device: device.clone(), capability, interrupt };
+        let mut msi = Self { device: device.clone(), capability, interrupt, abandoned: false };
         msi.program()?;
         Ok(msi)
     }
@@ -141,8 +143,18 @@ fn fitting(message: MsiMessage, wide: bool) -> Result<Fitting, MsiError> {
     Ok(Fitting { address: address as u32, address_high, data })
 }
 
+impl Msi {
+    /// Gives the interrupt back without touching the function, which was taken away and is quiet.
+    pub fn abandon(mut self) {
+        self.abandoned = true;
+    }
+}
+
 impl Drop for Msi {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         let config = self.device.config();
         let control = config.read16(self.capability + layout::CONTROL);
         config.write16(self.capability + layout::CONTROL, control & !layout::ENABLE);

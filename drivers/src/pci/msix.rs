@@ -35,6 +35,8 @@ pub struct Msix {
     entries: u16,
     /// Given back only after MSI-X is off (see `drop`).
     interrupts: Vec<(u16, Box<dyn Interrupt>)>,
+    /// The function may be somebody else's.
+    abandoned: bool,
 }
 
 /// Why a function's MSI-X cannot be used.
@@ -158,7 +160,14 @@ impl Msix {
             Entry::at(&table, index)?.mask();
         }
         config.write16(capability + layout::CONTROL, on & !layout::FUNCTION_MASK);
-        Ok(Self { device: device.clone(), capability, table, entries, interrupts: Vec::new() })
+        Ok(Self {
+            device: device.clone(),
+            capability,
+            table,
+            entries,
+            interrupts: Vec::new(),
+            abandoned: false,
+        })
     }
 
     /// How many entries the table has.
@@ -217,8 +226,18 @@ impl Msix {
     }
 }
 
+impl Msix {
+    /// Gives the interrupts back without touching the function, which was taken away and is quiet.
+    pub fn abandon(mut self) {
+        self.abandoned = true;
+    }
+}
+
 impl Drop for Msix {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         let config = self.device.config();
         let control = config.read16(self.capability + layout::CONTROL);
         config.write16(self.capability + layout::CONTROL, control & !layout::ENABLE);

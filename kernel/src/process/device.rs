@@ -1,8 +1,9 @@
 //! A device in the hands of a process.
 //!
 //! What the process gets is the pages of its registers ([`Lendable`]), memory of its own at addresses that it chooses, and
-//! its interrupts, by asking for them. What the device reaches is what the process has shared with it, as with any driver: its
-//! function has a domain of its own, and is alone in its group.
+//! its interrupts, by asking for them. What the device reaches is what the process has shared with it: its function is alone in
+//! its group, and assigned to a domain that was created for it. So it is never trusted with all memory, as those of the kernel
+//! may be, nor given with memory that is firmware's.
 //!
 //! The end of the process takes the device as a quarantine and a release do: it is stopped, reaches nothing, is made quiet, and
 //! only then is the memory that it had given back. One that cannot be made quiet keeps it, and stays in quarantine.
@@ -21,13 +22,15 @@ use drivers::{
     quiet,
 };
 use iommu::{
-    ClaimError, DmaDevice, Incident, Iommu, Iova, PciAddress,
+    ClaimError, DmaDevice, DmaDomain, DomainError, Incident, Iommu, Iova, PciAddress, ReleaseError,
     dma::{Bidirectional, DmaError, FromDevice, Mapping, ToDevice},
+    dump::UnitReport,
 };
 use mm::PhysRange;
+use suites::reports;
 
 use super::{Process, budget::Pages, space::Space};
-use crate::memory;
+use crate::{arch::clock, memory, threads};
 
 /// Most pieces of memory that a process shares with a device at a time.
 const SHARES_MAX: usize = 32;
@@ -35,6 +38,10 @@ const SHARES_MAX: usize = 32;
 pub const INTERRUPTS_MAX: usize = 4;
 /// Most BARs of a function.
 const BARS: usize = 6;
+/// How long the end of a process waits for others that change its device's group.
+const BUSY_NS: u64 = 10_000_000_000;
+/// How often it looks.
+const BUSY_STEP_NS: u64 = 1_000_000;
 /// Where PCs have the registers of I/O APICs, remapping units and local APICs, and where interrupts are sent to.
 const CHIPSET: PhysRange = PhysRange { start: mm::PhysAddr::new(0xfec0_0000), bytes: 0x0140_0000 };
 
@@ -47,8 +54,6 @@ pub struct Giver {
     pub iommu: Iommu,
     /// Which functions there are.
     pub hotplug: Arc<Hotplug>,
-    /// Units remap interrupts: without that a device can raise any.
-    pub remaps_interrupts: bool,
 }
 
 /// Why a device is not given to a process.
@@ -56,6 +61,8 @@ pub struct Giver {
 pub enum GiveError {
     /// There is no such function.
     Absent,
+    /// It is a bridge: others depend on it.
+    Bridge,
     /// It, or whoever drives it, could raise any interrupt.
     Interrupts,
     /// It cannot be isolated from others, or no unit covers it.
@@ -63,10 +70,10 @@ pub enum GiveError {
         /// How many functions its group has.
         members: usize,
     },
-    /// Somebody has it, or it is in quarantine.
+    /// There can be no domain for it.
+    Domain(DomainError),
+    /// Somebody has it, it is in quarantine, firmware uses memory through it, or it could not be reset.
     Claim(ClaimError),
-    /// It could not be reset after its last owner.
-    NotQuiet,
     /// Its interrupts cannot be used.
     Msix(MsixError),
     /// The same.
@@ -81,10 +88,11 @@ impl fmt::Display for GiveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("there is no such function"),
+            Self::Bridge => f.write_str("it is a bridge"),
             Self::Interrupts => f.write_str("nothing remaps interrupts, so that it could raise any"),
             Self::NotAlone { members } => write!(f, "its isolation group has {members} functions, not 1"),
+            Self::Domain(error) => error.fmt(f),
             Self::Claim(error) => error.fmt(f),
-            Self::NotQuiet => f.write_str("it could not be reset"),
             Self::Msix(error) => error.fmt(f),
             Self::Msi(error) => error.fmt(f),
             Self::Interrupt(error) => error.fmt(f),
@@ -98,20 +106,58 @@ impl core::error::Error for GiveError {}
 /// A function that is a process's, until this is dropped.
 pub struct Given {
     giver: Giver,
+    domain: DmaDomain,
     dma: DmaDevice,
+    fate: Arc<Fate>,
     device: Device,
     interrupts: Interrupts,
     lines: [Arc<Line>; INTERRUPTS_MAX],
     shares: [Option<Share>; SHARES_MAX],
     /// Which BARs the process sees.
     mapped: [bool; BARS],
+    /// Of which it was said why nobody can.
+    refused: [bool; BARS],
+}
+
+/// What becomes of a device while a process has it.
+struct Fate {
+    /// It was taken away.
+    is_lost: AtomicBool,
+    /// The process gives it back: what comes now is no news to it.
+    is_over: AtomicBool,
+    /// Whose it is, once that has been started.
+    process: spin::Once<Weak<Process>>,
+}
+
+impl Fate {
+    /// It was taken from its process, whose end that is.
+    fn lose(&self, function: PciAddress) {
+        if self.is_over.load(SeqCst) || self.is_lost.swap(true, SeqCst) {
+            return;
+        }
+        if let Some(process) = self.process.get().and_then(Weak::upgrade) {
+            log::warn!("{process}: {function} was taken from it");
+            process.kill();
+        }
+    }
 }
 
 /// How the function raises interrupts.
 enum Interrupts {
     None,
-    Msi(#[expect(dead_code, reason = "on until it is dropped")] Msi),
+    Msi(Msi),
     Msix(Msix),
+}
+
+impl Interrupts {
+    /// Gives them back without touching the device, which may be somebody else's.
+    fn abandon(self) {
+        match self {
+            Self::None => {}
+            Self::Msi(msi) => msi.abandon(),
+            Self::Msix(msix) => msix.abandon(),
+        }
+    }
 }
 
 /// One interrupt: whether it has come, and whom to wake.
@@ -162,7 +208,9 @@ impl Giver {
     /// # Errors
     /// See [`GiveError`].
     pub fn give(&self, function: PciAddress) -> Result<Given, GiveError> {
-        if !self.remaps_interrupts {
+        // What units do, not what they could.
+        let units = reports::units(&self.iommu);
+        if units.is_empty() || !units.iter().all(UnitReport::remaps_interrupts) {
             return Err(GiveError::Interrupts);
         }
         let functions = self.hotplug.functions();
@@ -172,21 +220,38 @@ impl Giver {
             return Err(GiveError::NotAlone { members });
         }
         let device = Device::open_found(self.host.clone(), found).ok_or(GiveError::Absent)?;
-        let dma = self.iommu.claim(function).map_err(GiveError::Claim)?;
+        if device.is_bridge() {
+            return Err(GiveError::Bridge);
+        }
+        let domain = self.iommu.create_domain(&[function]).map_err(GiveError::Domain)?;
+        // Whatever its last owner has left in it ends here.
+        let is_quiet = |member| quiet::is_quiet(&self.host, &functions, &[function], member);
+        let dma = self.iommu.assign(function, &domain, is_quiet).map_err(|error| {
+            destroy(&domain);
+            GiveError::Claim(error)
+        })?;
+        let new = || AtomicBool::new(false);
+        let fate = Arc::new(Fate { is_lost: new(), is_over: new(), process: spin::Once::new() });
+        let of_incident = fate.clone();
+        dma.on_incident(Arc::new(move |incident| {
+            if matches!(incident, Incident::Quarantined | Incident::Removed) {
+                of_incident.lose(function);
+            }
+        }));
         let line = || Arc::new(Line { arrived: AtomicBool::new(false), process: spin::Once::new() });
         let mut given = Given {
             giver: self.clone(),
+            domain,
             dma,
+            fate,
             device,
             interrupts: Interrupts::None,
             lines: core::array::from_fn(|_| line()),
             shares: [const { None }; SHARES_MAX],
             mapped: [false; BARS],
+            refused: [false; BARS],
         };
-        // Whatever its last owner has left in it. From here on dropping gives it back.
-        if !quiet::is_quiet(&self.host, &functions, &[function], function) {
-            return Err(GiveError::NotQuiet);
-        }
+        // From here on dropping gives it back.
         given.set_up_interrupts()?;
         given.device.enable_memory();
         given.device.enable_bus_master();
@@ -200,19 +265,21 @@ impl Given {
         self.dma.function()
     }
 
+    /// Whether it was taken away, be it by a release that nobody speaks of.
+    pub fn is_lost(&self) -> bool {
+        self.fate.is_lost.load(SeqCst) || self.dma.was_taken_back()
+    }
+
     /// Makes its interrupts wake `process`, whose end is a consequence of the device's quarantine.
     pub(super) fn belong_to(&self, process: &Arc<Process>) {
         for line in &self.lines {
             line.process.call_once(|| Arc::downgrade(process));
         }
-        let (process, function) = (Arc::downgrade(process), self.function());
-        self.dma.on_incident(Arc::new(move |incident| {
-            if let (Incident::Quarantined | Incident::Removed, Some(process)) = (incident, process.upgrade())
-            {
-                log::warn!("{process}: {function} was taken from it");
-                process.kill();
-            }
-        }));
+        self.fate.process.call_once(|| Arc::downgrade(process));
+        // It may have happened before there was somebody to tell.
+        if self.is_lost() {
+            process.kill();
+        }
     }
 
     fn set_up_interrupts(&mut self) -> Result<(), GiveError> {
@@ -266,7 +333,7 @@ impl Given {
     }
 
     /// How long a BAR is of which something can be mapped.
-    pub fn bar_bytes(&self, index: u64) -> Result<u64, Error> {
+    pub fn bar_bytes(&mut self, index: u64) -> Result<u64, Error> {
         self.lendable(index).map(|(_, lendable)| lendable.range.bytes)
     }
 
@@ -283,25 +350,29 @@ impl Given {
         Ok(start)
     }
 
-    fn lendable(&self, index: u64) -> Result<(usize, Lendable), Error> {
+    fn lendable(&mut self, index: u64) -> Result<(usize, Lendable), Error> {
         let index =
             u8::try_from(index).ok().filter(|&index| usize::from(index) < BARS).ok_or(Error::NotLendable)?;
-        let lendable = Lendable::of(&self.device, index).map_err(|error| {
-            log::debug!("{}: {error}", self.function());
-            Error::NotLendable
-        })?;
+        let lendable = match Lendable::of(&self.device, index) {
+            Ok(lendable) => lendable,
+            Err(error) => return Err(self.refuse(index, &error)),
+        };
         let range = lendable.range;
         let is_chipset = range.start.as_u64() < CHIPSET.start.as_u64() + CHIPSET.bytes
             && CHIPSET.start.as_u64() < range.start.as_u64() + range.bytes;
-        if is_chipset || memory::is_own(range) {
-            log::warn!(
-                "{}: BAR {index} is at {:#x}, where no registers can be",
-                self.function(),
-                range.start.as_u64()
-            );
-            return Err(Error::NotLendable);
+        if is_chipset || memory::is_own(range) || memory::is_firmwares(range) {
+            let why = format_args!("it is at {:#x}, where no registers can be", range.start.as_u64());
+            return Err(self.refuse(index, &why));
         }
         Ok((index.into(), lendable))
+    }
+
+    /// Says why nobody can see a BAR, once.
+    fn refuse(&mut self, index: u8, why: &dyn fmt::Display) -> Error {
+        if !core::mem::replace(&mut self.refused[usize::from(index)], true) {
+            log::info!("{}: BAR {index} is not for processes: {why}", self.function());
+        }
+        Error::NotLendable
     }
 
     /// Lets it reach the memory that the process has at `address`.
@@ -332,7 +403,11 @@ impl Given {
                     space.take_back(pages);
                 }
                 Err(match error {
-                    DmaError::IovaTaken { .. } | DmaError::NoIova { .. } => Error::BadIova,
+                    DmaError::IovaTaken { .. }
+                    | DmaError::IovaReserved { .. }
+                    | DmaError::IovaBeyond { .. }
+                    | DmaError::IovaUnaligned { .. }
+                    | DmaError::NoIova { .. } => Error::BadIova,
                     DmaError::OutOfMemory => Error::OutOfMemory,
                     _ => Error::DeviceLost,
                 })
@@ -347,6 +422,8 @@ impl Given {
         let share = self.shares.iter_mut().find(is_it).and_then(Option::take).ok_or(Error::BadIova)?;
         let pages = share.memory.unmap().map_err(|error| {
             log::warn!("{}: {error}", self.function());
+            // The program still sees pages that the kernel may get back any time now: it does not run again.
+            self.fate.lose(self.dma.function());
             Error::DeviceLost
         })?;
         space.take_back(pages);
@@ -354,28 +431,58 @@ impl Given {
     }
 }
 
+impl Given {
+    /// Has the function taken from its process.
+    fn release(&self) -> Result<(), ReleaseError> {
+        let (function, Giver { host, iommu, hotplug, .. }) = (self.function(), &self.giver);
+        let deadline_ns = clock::now_ns() + BUSY_NS;
+        let functions = hotplug.functions();
+        let is_quiet = |member| quiet::is_quiet(host, &functions, &[function], member);
+        loop {
+            match iommu.release(function, is_quiet) {
+                // It is just being put into quarantine, or others take it.
+                Err(ReleaseError::Busy { .. }) if clock::now_ns() < deadline_ns => {
+                    threads::sleep_until(clock::now_ns() + BUSY_STEP_NS);
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
 impl Drop for Given {
     fn drop(&mut self) {
-        let function = self.function();
-        let Giver { host, iommu, hotplug, .. } = &self.giver;
-        // What comes now is no news to the process.
-        self.dma.on_incident(Arc::new(|_| {}));
-        if self.dma.was_taken_back() {
-            // It is quiet, and may be somebody else's.
-            self.interrupts = Interrupts::None;
+        self.fate.is_over.store(true, SeqCst);
+        let interrupts = core::mem::replace(&mut self.interrupts, Interrupts::None);
+        let released = if self.dma.was_taken_back() {
+            interrupts.abandon();
+            Ok(())
         } else {
             self.device.disable_bus_master();
-            self.interrupts = Interrupts::None;
-            let functions = hotplug.functions();
-            let is_quiet = |member| quiet::is_quiet(host, &functions, &[function], member);
-            if let Err(error) = iommu.release(function, is_quiet) {
-                log::error!("{function} keeps what it could reach: {error}");
+            drop(interrupts);
+            self.release()
+        };
+        if let Err(error) = released {
+            log::error!("{} keeps what it could reach: {error}", self.function());
+        }
+        let shares = core::mem::replace(&mut self.shares, [const { None }; SHARES_MAX]);
+        for share in shares.into_iter().flatten() {
+            if matches!(released, Err(ReleaseError::Busy { .. })) {
+                // Whoever takes it now has not begun: the domain would give back what the device may still write.
+                core::mem::forget(share);
+            } else if let Err(error) = share.memory.unmap() {
+                log::debug!("{}: {error}", self.function());
             }
         }
-        for share in self.shares.iter_mut().filter_map(Option::take) {
-            if let Err(error) = share.memory.unmap() {
-                log::debug!("{function}: {error}");
-            }
+        if released.is_ok() {
+            destroy(&self.domain);
         }
+    }
+}
+
+/// Ends a domain in which nothing is any more.
+fn destroy(domain: &DmaDomain) {
+    if let Err(error) = domain.destroy() {
+        log::warn!("{error}");
     }
 }

@@ -234,9 +234,10 @@ impl Drop for Listed {
 /// What its own thread has of a process.
 struct Running {
     context: UserContext,
-    /// Goes before the devices: their registers are out of reach when they are taken back.
-    space: Space,
+    /// They go before the space: what they could reach is nobody else's before they are quiet. The program, which could
+    /// use their registers, does not run any more.
     devices: Vec<Given>,
+    space: Space,
     lines: Lines,
     process: Arc<Process>,
     _listed: Listed,
@@ -253,7 +254,7 @@ impl Running {
 
     fn run_to_the_end(&mut self) -> Ending {
         loop {
-            if self.process.killed.load(SeqCst) {
+            if self.process.killed.load(SeqCst) || self.devices.iter().any(Given::is_lost) {
                 return Ending::Killed;
             }
             let rip = self.context.rip();

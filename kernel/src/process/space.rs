@@ -4,7 +4,7 @@
 //! pointer of a program. It looks the address up among the [`Region`]s, which it made itself, and copies by the direct map:
 //! no access of it can fault, and SMAP is never lifted.
 
-use alloc::sync::Arc;
+use alloc::{sync::Arc, vec::Vec};
 
 use abi::Error;
 use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::x86::X86Access};
@@ -23,6 +23,9 @@ pub struct Space {
     /// Where the next memory that is asked for goes: no address is given out twice.
     next: u64,
     budget: Arc<Budget>,
+    /// What the program gave back of the memory that a device had. A device may have translated before it was taken away and
+    /// still be writing: this goes with the space, which goes after the devices, as they are quiet then.
+    kept: Vec<Pages>,
 }
 
 /// Addresses that belong together, and what is there: one run of memory.
@@ -40,6 +43,8 @@ enum Backing {
     Memory(Pages),
     /// The same while a device of the process has it: whoever lent it has the pages.
     Lent,
+    /// The same after that.
+    Returned(Pages),
     /// Registers of a device.
     Registers,
 }
@@ -55,14 +60,15 @@ impl Space {
     pub fn load(program: &Program<'_>, budget: &Arc<Budget>) -> Option<Self> {
         let table = UserTable::new(BudgetedTables(budget.clone()))?;
         let regions = [const { None }; REGIONS_MAX];
-        let mut space = Self { table, regions, next: abi::MEMORY.start, budget: budget.clone() };
+        let (next, budget) = (abi::MEMORY.start, budget.clone());
+        let mut space = Self { table, regions, next, budget, kept: Vec::new() };
         for segment in program.segments() {
-            let mut pages = Pages::zeroed(budget, usize::try_from(segment.pages).ok()?)?;
+            let mut pages = Pages::zeroed(&space.budget, usize::try_from(segment.pages).ok()?)?;
             pages.fill(usize::try_from(segment.offset).ok()?, segment.bytes)?;
             let access = access_of(segment.access);
             space.add(segment.start, pages.range(), access, Backing::Program(pages)).ok()?;
         }
-        let stack = Pages::zeroed(budget, (abi::STACK_BYTES / PAGE_BYTES) as usize)?;
+        let stack = Pages::zeroed(&space.budget, (abi::STACK_BYTES / PAGE_BYTES) as usize)?;
         let start = abi::STACK_TOP - abi::STACK_BYTES;
         space.add(start, stack.range(), READ_WRITE, Backing::Program(stack)).ok()?;
         Some(space)
@@ -111,7 +117,7 @@ impl Space {
             let added = self.add(start + at, range, REGISTERS, Backing::Registers);
             if let Err(error) = added {
                 let is_piece = |region: &Region| (start..start + bytes).contains(&region.start);
-                while self.remove(is_piece) {}
+                while self.remove(is_piece).is_some() {}
                 return Err(error);
             }
         }
@@ -131,12 +137,20 @@ impl Space {
     /// Takes memory that starts at `start` back.
     ///
     /// # Errors
-    /// None that the program asked for does, or a device has it.
+    /// None that the program asked for does, or a device has it. There is no memory to note it.
     pub fn unmap_memory(&mut self, start: u64) -> Result<(), Error> {
         let region = self.regions.iter().flatten().find(|region| region.start == start);
         match region.map(|region| &region.backing) {
             Some(Backing::Memory(_)) => {
                 self.remove(|region| region.start == start);
+                Ok(())
+            }
+            Some(Backing::Returned(_)) => {
+                self.kept.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+                let removed = self.remove(|region| region.start == start);
+                if let Some(Region { backing: Backing::Returned(pages), .. }) = removed {
+                    self.kept.push(pages);
+                }
                 Ok(())
             }
             Some(Backing::Lent) => Err(Error::InUse),
@@ -152,7 +166,7 @@ impl Space {
         let region = self.regions.iter_mut().flatten().find(|region| region.start == start);
         let region = region.ok_or(Error::BadAddress)?;
         match core::mem::replace(&mut region.backing, Backing::Lent) {
-            Backing::Memory(pages) => Ok(pages),
+            Backing::Memory(pages) | Backing::Returned(pages) => Ok(pages),
             other => {
                 let error = if matches!(other, Backing::Lent) { Error::InUse } else { Error::BadAddress };
                 region.backing = other;
@@ -166,21 +180,21 @@ impl Space {
         let was_it =
             |region: &&mut Region| region.range == pages.range() && matches!(region.backing, Backing::Lent);
         if let Some(region) = self.regions.iter_mut().flatten().find(was_it) {
-            region.backing = Backing::Memory(pages);
+            region.backing = Backing::Returned(pages);
         }
     }
 
-    /// Removes a region that is so. False if there is none.
-    fn remove(&mut self, is_so: impl Fn(&Region) -> bool) -> bool {
+    /// Removes a region that is so. `None` if there is none.
+    fn remove(&mut self, is_so: impl Fn(&Region) -> bool) -> Option<Region> {
         let mut slots = self.regions.iter_mut();
-        let Some(slot) = slots.find(|slot| slot.as_ref().is_some_and(&is_so)) else { return false };
-        let Some(region) = slot.take() else { return false };
+        let region = slots.find(|slot| slot.as_ref().is_some_and(&is_so))?.take()?;
         if let Err(error) = self.table.unmap(region.start, region.range.bytes) {
             // It cannot be, as the table has just what the regions say. Pages that ring 3 may still reach are lost.
             log::error!("{error}");
             core::mem::forget(region);
+            return None;
         }
-        true
+        Some(region)
     }
 
     /// Copies what the program has at `address`.

@@ -76,12 +76,7 @@ fn start(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 
 /// What it takes to give devices of `machine` to processes.
 pub fn giver(machine: &Machine) -> Giver {
-    Giver {
-        host: machine.host.clone(),
-        iommu: machine.iommu.clone(),
-        hotplug: machine.hotplug.clone(),
-        remaps_interrupts: machine.remaps_interrupts(),
-    }
+    Giver { host: machine.host.clone(), iommu: machine.iommu.clone(), hotplug: machine.hotplug.clone() }
 }
 
 fn kill(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {

@@ -73,6 +73,12 @@ pub fn idle_remapped_edu(context: &Context<'_>) -> Option<&'static str> {
     idle_edu(context).or_else(|| remapping(context))
 }
 
+/// For tests that cannot give one to a process, as it could raise any interrupt.
+pub fn idle_unremapped_edu(context: &Context<'_>) -> Option<&'static str> {
+    let is_remapped = remapping(context).is_none();
+    idle_edu(context).or_else(|| is_remapped.then_some("interrupts that are not remapped"))
+}
+
 /// For tests that turn virtual functions on.
 pub fn virtual_functions(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
