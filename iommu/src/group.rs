@@ -86,6 +86,10 @@ pub enum Incident {
     Fault(Fault),
     /// The device was put in quarantine: it reaches nothing, and nothing is mapped for it any more.
     Quarantined,
+    /// Somebody takes the device back ([`Iommu::release`](crate::Iommu::release)): it reaches nothing, and nothing is mapped for
+    /// it any more. When it is quiet its memory comes back, and it may be given to somebody else. Of a device in quarantine,
+    /// which reached nothing before, this is not told.
+    Released,
     /// The device is gone, or about to go: it reaches nothing, nothing is mapped for it any more, and its memory is about to
     /// come back.
     Removed,

@@ -73,7 +73,8 @@ pub fn judge(
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
             || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
-            || reason == NOTHING_RESERVED && !scenario.reserves;
+            || reason == NOTHING_RESERVED && !scenario.reserves
+            || reason == REMAPPED && !scenario.lacks.contains(&NOT_REMAPPED);
         if !may_be_skipped {
             score.count(name, Err(format!("was skipped: {reason}")));
         }
@@ -160,6 +161,9 @@ const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
 const NOT_CHECKED: &str = "iommu=debug";
 /// What it lacks when devices are not trusted.
 const NOT_TRUSTED: &str = "iommu=passthrough";
+/// What it lacks where interrupts are remapped, and where they are not.
+const REMAPPED: &str = "interrupts that are not remapped";
+const NOT_REMAPPED: &str = "interrupt remapping in use";
 /// What it lacks with tables of QEMU's.
 const NOTHING_RESERVED: &str = "memory reserved for an edu device";
 

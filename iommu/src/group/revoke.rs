@@ -63,8 +63,10 @@ impl<B: Backend> Group<B> {
     ) -> Result<(), ReleaseError> {
         let platform = &**maker.backend.platform();
         let seizure = self.seize(maker, function)?;
-        if future == Future::None {
-            self.tell(platform, Incident::Removed);
+        match future {
+            Future::None => self.tell(platform, Incident::Removed),
+            Future::Free if seizure.is_new => self.tell(platform, Incident::Released),
+            Future::Free => {}
         }
         let mut quiet = seizure.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
         quiet = quiet.and_then(|()| Ok(self.leave_scratch_page(maker)?));

@@ -234,7 +234,7 @@ impl Giver {
         let fate = Arc::new(Fate { is_lost: new(), is_over: new(), process: spin::Once::new() });
         let of_incident = fate.clone();
         dma.on_incident(Arc::new(move |incident| {
-            if matches!(incident, Incident::Quarantined | Incident::Removed) {
+            if !matches!(incident, Incident::Fault(_)) {
                 of_incident.lose(function);
             }
         }));
@@ -265,7 +265,7 @@ impl Given {
         self.dma.function()
     }
 
-    /// Whether it was taken away, be it by a release that nobody speaks of.
+    /// Whether it was taken away.
     pub fn is_lost(&self) -> bool {
         self.fate.is_lost.load(SeqCst) || self.dma.was_taken_back()
     }
