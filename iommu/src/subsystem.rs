@@ -125,8 +125,9 @@ impl Iommu {
     }
 
     /// As [`claim`](Self::claim), for a function that is trusted with all of RAM ([`Machine::memory`]): its group's domain maps
-    /// it one to one, and an IOVA is a physical address. It cannot raise others' interrupts, nor reach other devices; its
-    /// other faults are recorded, and it is taken back as any other.
+    /// it one to one, and an IOVA is a physical address. Other devices are out of its reach, and so are others' interrupts unless
+    /// it means harm: the tables of the units themselves are in RAM. What it does beyond is recorded, and it is taken back as any
+    /// other.
     ///
     /// With `iommu=passthrough` every claim is one like this.
     ///

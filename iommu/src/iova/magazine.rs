@@ -87,9 +87,9 @@ impl Kind {
         Run { first, end: first + self.pages() }
     }
 
-    /// Whether `run` is a block of this kind.
+    /// Whether `run` is a block of this kind. What begins with page 0 is none: that is for who asks for it by address.
     pub fn is_block(self, run: Run) -> bool {
-        run.pages() == self.pages() && run.first.is_multiple_of(self.pages())
+        run.first != 0 && run.pages() == self.pages() && run.first.is_multiple_of(self.pages())
     }
 
     /// All kinds, by index.

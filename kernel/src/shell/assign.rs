@@ -49,6 +49,7 @@ fn assign(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         println!("{name} has a driver of the kernel's");
         return Ok(());
     }
+    let is_new = *domain == "new";
     let domain = match *domain {
         "new" => iommu.create_domain(&[function]).inspect_err(|error| println!("{error}")).ok(),
         number => find_domain(shell, number),
@@ -58,7 +59,12 @@ fn assign(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         Ok(_) => {
             println!("{name} was reset and is in domain {}; `deassign {name}` takes it out", domain.number())
         }
-        Err(error) => println!("{error}"),
+        Err(error) => {
+            println!("{error}");
+            if is_new && let Err(error) = domain.destroy() {
+                println!("{error}");
+            }
+        }
     }
     Ok(())
 }

@@ -44,9 +44,14 @@ fn page_zero_is_there_for_who_asks_for_it() {
         assert_eq!(space.allocate_at(zero, 2), Ok(()));
         assert_eq!(space.allocate_at(zero, 1), Err(IovaError::Taken { first: 0, last: PAGE - 1 }));
         assert_eq!(space.free(zero, 2), Ok(()));
-        let other = space.allocate(1, MASK_32).expect("there is room");
-        assert_ne!(other, zero, "not even when it has just come back");
-        assert_eq!(space.free(other, 1), Ok(()));
+        // Not even when it has just come back, as a block of just the length that is wanted next.
+        for pages in [1, 2, 4] {
+            assert_eq!(space.allocate_at(zero, pages), Ok(()));
+            assert_eq!(space.free(zero, pages), Ok(()));
+            let other = space.allocate(pages, MASK_32).expect("there is room");
+            assert_ne!(other, zero, "{pages} pages");
+            assert_eq!(space.free(other, pages), Ok(()));
+        }
         assert_eq!(space.reserve(0, PAGE - 1), Ok(()));
         assert_eq!(holes(&space), before[1..]);
     }
