@@ -8,6 +8,8 @@
 //! The end of the process takes the device as a quarantine and a release do: it is stopped, reaches nothing, is made quiet, and
 //! only then is the memory that it had given back. One that cannot be made quiet keeps it, and stays in quarantine.
 
+mod give;
+
 use alloc::sync::{Arc, Weak};
 use core::{
     fmt,
@@ -16,18 +18,17 @@ use core::{
 
 use abi::{DeviceAccess, Error};
 use drivers::{
-    host::{self, Event, Host, InterruptError},
-    hotplug::Hotplug,
+    host::{self, Event},
     pci::{Device, Lendable, Msi, MsiError, Msix, MsixError},
     quiet,
 };
 use iommu::{
-    ClaimError, DmaDevice, DmaDomain, DomainError, Incident, Iommu, Iova, PciAddress, ReleaseError,
+    DmaDevice, DmaDomain, Iova, PciAddress, ReleaseError,
     dma::{Bidirectional, DmaError, FromDevice, Mapping, ToDevice},
-    dump::UnitReport,
 };
 use mm::PhysRange;
-use suites::reports;
+
+pub use give::{GiveError, Giver};
 
 use super::{Process, budget::Pages, space::Space};
 use crate::{arch::clock, memory, threads};
@@ -44,64 +45,6 @@ const BUSY_NS: u64 = 10_000_000_000;
 const BUSY_STEP_NS: u64 = 1_000_000;
 /// Where PCs have the registers of I/O APICs, remapping units and local APICs, and where interrupts are sent to.
 const CHIPSET: PhysRange = PhysRange { start: mm::PhysAddr::new(0xfec0_0000), bytes: 0x0140_0000 };
-
-/// What it takes to give devices to processes.
-#[derive(Clone)]
-pub struct Giver {
-    /// What drivers are given.
-    pub host: Arc<dyn Host>,
-    /// The subsystem.
-    pub iommu: Iommu,
-    /// Which functions there are.
-    pub hotplug: Arc<Hotplug>,
-}
-
-/// Why a device is not given to a process.
-#[derive(Debug)]
-pub enum GiveError {
-    /// There is no such function.
-    Absent,
-    /// It is a bridge: others depend on it.
-    Bridge,
-    /// It, or whoever drives it, could raise any interrupt.
-    Interrupts,
-    /// It cannot be isolated from others, or no unit covers it.
-    NotAlone {
-        /// How many functions its group has.
-        members: usize,
-    },
-    /// There can be no domain for it.
-    Domain(DomainError),
-    /// Somebody has it, it is in quarantine, firmware uses memory through it, or it could not be reset.
-    Claim(ClaimError),
-    /// Its interrupts cannot be used.
-    Msix(MsixError),
-    /// The same.
-    Msi(MsiError),
-    /// There is no interrupt for it.
-    Interrupt(InterruptError),
-    /// There is no memory to look at its group.
-    OutOfMemory,
-}
-
-impl fmt::Display for GiveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Absent => f.write_str("there is no such function"),
-            Self::Bridge => f.write_str("it is a bridge"),
-            Self::Interrupts => f.write_str("nothing remaps interrupts, so that it could raise any"),
-            Self::NotAlone { members } => write!(f, "its isolation group has {members} functions, not 1"),
-            Self::Domain(error) => error.fmt(f),
-            Self::Claim(error) => error.fmt(f),
-            Self::Msix(error) => error.fmt(f),
-            Self::Msi(error) => error.fmt(f),
-            Self::Interrupt(error) => error.fmt(f),
-            Self::OutOfMemory => f.write_str("no memory"),
-        }
-    }
-}
-
-impl core::error::Error for GiveError {}
 
 /// A function that is a process's, until this is dropped.
 pub struct Given {
@@ -199,63 +142,6 @@ impl Shared {
             Self::Write(mapping) => mapping.unmap(),
             Self::ReadWrite(mapping) => mapping.unmap(),
         }
-    }
-}
-
-impl Giver {
-    /// Takes `function`, which nobody has, for a process that is about to be started.
-    ///
-    /// # Errors
-    /// See [`GiveError`].
-    pub fn give(&self, function: PciAddress) -> Result<Given, GiveError> {
-        // What units do, not what they could.
-        let units = reports::units(&self.iommu);
-        if units.is_empty() || !units.iter().all(UnitReport::remaps_interrupts) {
-            return Err(GiveError::Interrupts);
-        }
-        let functions = self.hotplug.functions();
-        let found = functions.iter().find(|found| found.address == function).ok_or(GiveError::Absent)?;
-        let members = self.iommu.group(function).map_err(|_| GiveError::OutOfMemory)?.len();
-        if members != 1 {
-            return Err(GiveError::NotAlone { members });
-        }
-        let device = Device::open_found(self.host.clone(), found).ok_or(GiveError::Absent)?;
-        if device.is_bridge() {
-            return Err(GiveError::Bridge);
-        }
-        let domain = self.iommu.create_domain(&[function]).map_err(GiveError::Domain)?;
-        // Whatever its last owner has left in it ends here.
-        let is_quiet = |member| quiet::is_quiet(&self.host, &functions, &[function], member);
-        let dma = self.iommu.assign(function, &domain, is_quiet).map_err(|error| {
-            destroy(&domain);
-            GiveError::Claim(error)
-        })?;
-        let new = || AtomicBool::new(false);
-        let fate = Arc::new(Fate { is_lost: new(), is_over: new(), process: spin::Once::new() });
-        let of_incident = fate.clone();
-        dma.on_incident(Arc::new(move |incident| {
-            if !matches!(incident, Incident::Fault(_)) {
-                of_incident.lose(function);
-            }
-        }));
-        let line = || Arc::new(Line { arrived: AtomicBool::new(false), process: spin::Once::new() });
-        let mut given = Given {
-            giver: self.clone(),
-            domain,
-            dma,
-            fate,
-            device,
-            interrupts: Interrupts::None,
-            lines: core::array::from_fn(|_| line()),
-            shares: [const { None }; SHARES_MAX],
-            mapped: [false; BARS],
-            refused: [false; BARS],
-        };
-        // From here on dropping gives it back.
-        given.set_up_interrupts()?;
-        given.device.enable_memory();
-        given.device.enable_bus_master();
-        Ok(given)
     }
 }
 
