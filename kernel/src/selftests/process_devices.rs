@@ -5,7 +5,7 @@ use alloc::{sync::Arc, vec};
 use attacker::{Attack, LEFT};
 use drivers::pci::Device;
 use harness::{Context, Failure, check, check_eq, failure, test};
-use iommu::PciAddress;
+use iommu::{PciAddress, dump::DomainKind};
 use mm::PAGE_BYTES;
 use suites::{Machine, lacks, reports};
 
@@ -193,6 +193,17 @@ test! {
     fn without_remapped_interrupts_none_is_given(context) {
         let edu = Edu::of(context)?;
         check!(matches!(edu.giver.give(edu.function), Err(GiveError::Interrupts)), "it was given");
+    }
+}
+
+test! {
+    /// That drivers' devices are trusted with all of RAM says nothing about those of processes.
+    lacks = lacks::trusted_edu,
+    fn passthrough_is_not_for_processes(context) {
+        let edu = Edu::of(context)?;
+        let given = edu.giver.give(edu.function)?;
+        let group = reports::group(&edu.machine.iommu, given.function()).ok_or(failure!("no group"))?;
+        check!(group.domain.is_some_and(|domain| domain.kind == DomainKind::Assigned), "{:?}", group.domain);
     }
 }
 
