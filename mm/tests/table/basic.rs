@@ -35,6 +35,21 @@ fn maps_looks_up_and_unmaps() {
 }
 
 #[test]
+fn a_run_out_of_a_table_that_stays_is_stale_and_nothing_beside_it() {
+    let memory = Arena::new(16);
+    let tree = tree(remap(), &memory);
+    // SAFETY: no other thread changes the tree.
+    unsafe {
+        assert!(tree.map(0x5000, &[range(0x8000_0000, 5 * K4)], BOTH).unwrap().is_none());
+        let stale = tree.unmap(0x6000, 3 * K4).unwrap();
+        assert_eq!((stale.first(), stale.last(), stale.changed_bytes()), (0x6000, 0x8fff, 3 * K4));
+        tree.redeem(flush(stale));
+    }
+    assert_eq!(runs(&tree), [(0x5000, 0x8000_0000, K4), (0x9000, 0x8000_4000, K4)]);
+    finish(tree);
+}
+
+#[test]
 fn maps_segments_one_after_the_other() {
     let memory = Arena::new(16);
     let tree = tree(remap(), &memory);
@@ -175,7 +190,7 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(map(0, &[high]), MapError::OutputBeyondWidth { range, .. } if range == high));
         let huge = range(K4, u64::MAX - K4 + 1);
         assert!(matches!(map(0, &[huge]), MapError::OutputBeyondWidth { range, .. } if range == huge));
-        for (input, bytes) in [(1, K4), (0, 1), (0, 0)] {
+        for (input, bytes) in [(1, K4), (0, 1), (0, 0), (0x800, 0x800)] {
             assert!(matches!(tree.unmap(input, bytes), Err(EditError::Unaligned { .. })));
             assert!(matches!(tree.protect(input, bytes, READ), Err(EditError::Unaligned { .. })));
         }

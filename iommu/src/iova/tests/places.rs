@@ -98,6 +98,26 @@ fn a_mask_holds_for_what_magazines_serve() {
 }
 
 #[test]
+fn a_block_that_the_mask_ends_in_is_not_served() {
+    let host = Host::new(64);
+    let space = IovaSpace::new(host, MASK_48).expect("there is memory");
+    let block = space.allocate(16, MASK_32).expect("there is room");
+    assert_eq!(space.free(block, 16), Ok(()), "it lies on top of the magazine now");
+    let last = block.as_u64() + 8 * PAGE - 1;
+    let lower = space.allocate(16, last).expect("there is room from page 1 on");
+    assert!(lower.as_u64() + 16 * PAGE - 1 <= last, "{lower} is beyond {last:#x}");
+}
+
+#[test]
+fn a_miss_fetches_half_a_magazine() {
+    let host = Host::new(64);
+    let space = IovaSpace::new(host, MASK_48).expect("there is memory");
+    assert!(space.allocate(4, MASK_48).is_ok());
+    let statistics = space.statistics();
+    assert_eq!((statistics.allocated_pages, statistics.cached_pages), (4, 31 * 4));
+}
+
+#[test]
 fn a_mask_may_end_anywhere() {
     let host = Host::new(256);
     for space in spaces(&host, MASK_48) {
