@@ -146,6 +146,16 @@ fn a_mask_may_end_anywhere() {
 }
 
 #[test]
+fn a_run_may_end_at_its_boundary() {
+    let host = Host::new(256);
+    for space in spaces(&host, 8 * PAGE - 1) {
+        assert_eq!(space.allocate_at(Iova::new(PAGE), 4), Ok(()));
+        let request = IovaRequest { boundary: 4 * PAGE, ..IovaRequest::new(3, MASK_48) };
+        assert_eq!(space.allocate_with(&request), Ok(Iova::new(5 * PAGE)));
+    }
+}
+
+#[test]
 fn requests_that_cannot_be_met_are_told_apart() {
     let host = Host::new(256);
     for space in spaces(&host, MASK_48) {
