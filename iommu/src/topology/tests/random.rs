@@ -21,6 +21,14 @@ use crate::{
 /// Machines of each kind that are drawn. Miri is a thousand times slower.
 const SEEDS: u64 = if cfg!(miri) { 5 } else { 1000 };
 
+/// The seeds of the machines whose groups are compared; `TOPOLOGY_SEED=N` draws one again.
+fn seeds() -> core::ops::Range<u64> {
+    match std::env::var("TOPOLOGY_SEED").ok().map(|seed| seed.parse().expect("a number")) {
+        Some(seed) => seed..seed + 1,
+        None => 0..if cfg!(miri) { SEEDS } else { 20 * SEEDS },
+    }
+}
+
 /// xorshift64*: the same numbers from the same seed everywhere.
 struct Random(u64);
 
@@ -160,11 +168,76 @@ fn sorted(mut functions: Vec<Function>) -> Vec<Function> {
     functions
 }
 
+/// How often the machines had what makes groups, and how the groups came out.
+#[derive(Default)]
+struct Seen {
+    functions: usize,
+    groups: usize,
+    /// Of functions with a peculiarity those that are alone in their group, and those that are not.
+    switch_ports_without_acs: [usize; 2],
+    parts_of_a_device: [usize; 2],
+    phantoms: [usize; 2],
+    behind_to_pci: [usize; 2],
+    behind_conventional: [usize; 2],
+    virtual_functions: [usize; 2],
+}
+
+impl Seen {
+    fn machine(&mut self, functions: &[Function], groups: &[BTreeSet<usize>]) {
+        self.functions += functions.len();
+        self.groups += groups.len();
+        for group in groups {
+            for function in group.iter().map(|&index| &functions[index]) {
+                let place = function.address;
+                let is_beside = |other: &Function| {
+                    let other = other.address;
+                    (other.bus, other.device()) == (place.bus, place.device()) && other != place
+                };
+                let is_behind = |kind: BridgeKind| {
+                    functions.iter().any(|bridge| match bridge.kind {
+                        FunctionKind::Bridge { kind: found, secondary, .. } => {
+                            found == kind && (bridge.address.segment, secondary) == (place.segment, place.bus)
+                        }
+                        FunctionKind::Endpoint => false,
+                    })
+                };
+                let is_port =
+                    matches!(function.kind, FunctionKind::Bridge { kind: BridgeKind::DownstreamPort, .. });
+                let is_together = usize::from(group.len() > 1);
+                for (counts, applies) in [
+                    (&mut self.switch_ports_without_acs, is_port && function.acs.is_none()),
+                    (&mut self.parts_of_a_device, functions.iter().any(is_beside)),
+                    (&mut self.phantoms, function.phantom_bits > 0),
+                    (&mut self.behind_to_pci, is_behind(BridgeKind::ToPci)),
+                    (&mut self.behind_conventional, is_behind(BridgeKind::Conventional)),
+                    (&mut self.virtual_functions, function.physical.is_some()),
+                ] {
+                    counts[is_together] += usize::from(applies);
+                }
+            }
+        }
+    }
+
+    /// The machines are neither trivial nor one lump.
+    fn check(&self) {
+        let Self { functions, groups, .. } = *self;
+        assert!(functions > 20 * 20 * 1000, "{functions}");
+        assert!((functions / 5..functions * 3 / 4).contains(&groups), "{groups} of {functions}");
+        // Behind such a bridge nothing is ever alone.
+        for [alone, together] in [self.behind_to_pci, self.behind_conventional, self.switch_ports_without_acs]
+        {
+            assert!(alone == 0 && together > 1000, "{alone}, {together}");
+        }
+        for [alone, together] in [self.parts_of_a_device, self.phantoms, self.virtual_functions] {
+            assert!(alone > 1000 && together > 1000, "{alone}, {together}");
+        }
+    }
+}
+
 #[test]
 fn parents_ids_and_groups_are_those_of_the_oracle() {
-    let mut functions_seen = 0;
-    let mut groups_seen = 0;
-    for seed in 0..SEEDS {
+    let mut seen = Seen::default();
+    for seed in seeds() {
         let functions = sorted(Draw::machine(seed));
         let topology = Topology::build(&functions, None).unwrap();
         let machine = Machine::new(&functions);
@@ -181,19 +254,12 @@ fn parents_ids_and_groups_are_those_of_the_oracle() {
             |function: &Function| functions.binary_search_by_key(&function.address, |f| f.address).unwrap();
         let groups: Vec<BTreeSet<usize>> =
             topology.groups().map(|group| group.functions().map(index).collect()).collect();
-        assert_eq!(groups, machine.groups(), "seed {seed}");
-        functions_seen += functions.len();
-        groups_seen += groups.len();
+        assert_eq!(groups, machine.groups(), "seed {seed}; TOPOLOGY_SEED={seed} draws it again");
+        seen.machine(&functions, &groups);
     }
-    if cfg!(miri) {
-        return;
+    if seeds().end - seeds().start == 20 * SEEDS {
+        seen.check();
     }
-    // The machines are neither trivial nor one lump.
-    assert!(functions_seen > 20 * 1000, "{functions_seen}");
-    assert!(
-        (functions_seen / 5..functions_seen * 3 / 4).contains(&groups_seen),
-        "{groups_seen} of {functions_seen}"
-    );
 }
 
 /// What must hold of any list of functions, possible or not.
