@@ -14,7 +14,7 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering, fence},
 };
 
-use crate::dma::{device::FaultCount, space::Space};
+use crate::dma::{space::Space, tenure::Tenure};
 
 /// An `Arc` that is made only if there is memory for it.
 pub(crate) struct TryArc<T: ?Sized> {
@@ -92,7 +92,7 @@ impl<S: Space + 'static> From<TryArc<S>> for TryArc<dyn Space> {
     }
 }
 
-impl<F: FaultCount + 'static> From<TryArc<F>> for TryArc<dyn FaultCount> {
+impl<F: Tenure + 'static> From<TryArc<F>> for TryArc<dyn Tenure> {
     fn from(faults: TryArc<F>) -> Self {
         Self { inner: faults.into_inner(), owns: PhantomData }
     }
@@ -136,7 +136,7 @@ mod tests {
     use std::{sync::mpsc, thread};
 
     use super::*;
-    use crate::{Incident, dma::device::FaultCounts};
+    use crate::{Incident, dma::FaultCounts};
 
     /// Tells when it is dropped.
     struct Told(mpsc::Sender<u64>, u64);
@@ -207,7 +207,7 @@ mod tests {
     #[repr(align(64))]
     struct Faults(Told);
 
-    impl FaultCount for Faults {
+    impl Tenure for Faults {
         fn faults(&self) -> FaultCounts {
             FaultCounts { own: self.0.1, unattributed: 0 }
         }
@@ -219,7 +219,7 @@ mod tests {
     fn a_trait_object_is_the_value_itself() {
         let (sender, receiver) = mpsc::channel();
         let kept = TryArc::try_new(Faults(Told(sender, 9))).expect("memory");
-        let object = TryArc::<dyn FaultCount>::from(kept.clone());
+        let object = TryArc::<dyn Tenure>::from(kept.clone());
         assert_eq!(object.faults().own, 9);
         drop(kept);
         assert!(receiver.try_recv().is_err());

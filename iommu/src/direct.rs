@@ -9,11 +9,11 @@ use crate::{
     Incident, Iova, Platform,
     checks::Origin,
     dma::{
-        Access, DmaError, RawBuffer,
-        device::{FaultCount, FaultCounts},
+        Access, DmaError, FaultCounts, RawBuffer,
         reaper::{Abandoned, Reaper},
         segment::{Ends, Extent, List, Place, Segment},
         space::{Batch, MapRequest, NotMapped, Owed, Placed, Placement, Space, Way, physical},
+        tenure::Tenure,
     },
 };
 
@@ -169,7 +169,7 @@ impl<P: Platform, G: Gate> Space for DirectSpace<P, G> {
 /// Without a unit no fault is ever seen.
 pub(crate) struct NoFaults;
 
-impl FaultCount for NoFaults {
+impl Tenure for NoFaults {
     fn faults(&self) -> FaultCounts {
         FaultCounts::default()
     }

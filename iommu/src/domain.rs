@@ -37,6 +37,7 @@ use crate::{
     iova::IovaSpace,
     platform::LockClass,
     reach::{HostWidth, TableKind},
+    registers::Registers,
     stale_ranges::StaleRanges,
     sync::IrqLock,
 };
@@ -99,6 +100,8 @@ pub(crate) struct Domain<B: Backend> {
     is_identity: AtomicBool,
     standing: Standing,
     members: IrqLock<Members>,
+    /// What answers at addresses of its own, which are never handed out.
+    registers: Arc<Registers>,
 }
 
 /// Whose a domain is.
@@ -118,12 +121,16 @@ impl<B: Backend> Domain<B> {
         reaper: Arc<Reaper<B::Platform>>,
         units: UnitSet,
         kind: Kind,
+        registers: Arc<Registers>,
     ) -> Result<Self, DmaError> {
         let platform = backend.platform().clone();
         let format = backend.format(units).ok_or(DmaError::NoCommonFormat)?;
         // The table last: dropped on the way out, it would lose its root.
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
+        for (first, last) in registers.below(last) {
+            iovas.reserve(first, last).map_err(|_| DmaError::OutOfMemory)?;
+        }
         let bounce = Bounce::new(platform.clone());
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
         let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;
@@ -144,6 +151,7 @@ impl<B: Backend> Domain<B> {
             is_identity: AtomicBool::new(false),
             standing: Standing::new(),
             members: IrqLock::new(LockClass::Members, Members::default()),
+            registers,
         })
     }
 
@@ -212,7 +220,7 @@ impl<B: Backend> Domain<B> {
     fn admit(&self) -> Result<(), DmaError> {
         self.backend.check(self.units)?;
         self.backend.check_devices(&self.tags).map_err(DmaError::Silent)?;
-        if self.standing.is_closed() { Err(DmaError::Revoked) } else { Ok(()) }
+        self.standing.check_map()
     }
 
     /// Writes the leaves of a range; a unit need not see them before they are [published](Self::publish).

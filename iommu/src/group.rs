@@ -28,6 +28,7 @@ use crate::{
     options::Quarantine,
     platform::{LockClass, Work},
     policy::{History, Limits, Verdict, judge},
+    registers::Registers,
     scratch::Scratch,
     sync::{IrqLock, IrqLockGuard},
     walk::Steps,
@@ -284,6 +285,8 @@ pub(crate) struct DomainMaker<B: Backend> {
     quarantine: Quarantine,
     /// RAM, for groups that are trusted with it.
     memory: Vec<PhysRange>,
+    /// What answers at addresses of its own.
+    pub registers: Arc<Registers>,
     next_number: AtomicU64,
 }
 
@@ -293,15 +296,18 @@ impl<B: Backend> DomainMaker<B> {
         reaper: Arc<Reaper<B::Platform>>,
         quarantine: Quarantine,
         memory: Vec<PhysRange>,
+        registers: Registers,
     ) -> Self {
-        Self { backend, reaper, quarantine, memory, next_number: AtomicU64::new(1) }
+        let (registers, next_number) = (Arc::new(registers), AtomicU64::new(1));
+        Self { backend, reaper, quarantine, memory, registers, next_number }
     }
 
     /// An empty domain that all of `units` can walk.
     pub fn make(&self, units: UnitSet, kind: Kind) -> Result<TryArc<Domain<B>>, DmaError> {
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        Domain::new(number, self.backend.clone(), self.reaper.clone(), units, kind)
+        let (backend, reaper) = (self.backend.clone(), self.reaper.clone());
+        Domain::new(number, backend, reaper, units, kind, self.registers.clone())
             .map(|domain| room.fill(domain))
     }
 }

@@ -93,6 +93,7 @@ pub mod platform;
 pub mod policy;
 mod protection;
 mod reach;
+mod registers;
 mod scratch;
 mod slab;
 mod stale_ranges;

@@ -1,6 +1,7 @@
 //! The subsystem at work: the units of a machine, its groups, and the way of a fault.
 
 mod claim;
+mod control;
 mod created;
 mod error;
 mod hotplug;
@@ -8,28 +9,26 @@ mod layout;
 mod reserved;
 mod trace;
 
-use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::AtomicBool;
 
 use crate::{
-    Iova, Options, PciAddress, Platform, SourceId,
+    Options, PciAddress, Platform, SourceId,
     arc::TryArc,
     checks::Checks,
-    dma::{DmaDevice, DomainError, Stuck, reaper::Reaper, space::Space},
+    dma::{Stuck, reaper::Reaper},
     dmar::Dmar,
-    domain::Kind,
-    dump::{GroupReport, Visitor},
     fault::Fault,
     fault_log::FaultLog,
-    group::{ClaimError, DomainMaker, Group, GroupLayout, Incident, ReleaseError, stop_bus_master},
-    interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
-    platform::{Event, LockClass, Work},
+    group::{DomainMaker, Group, GroupLayout, Incident, stop_bus_master},
+    platform::{LockClass, Work},
     policy::{Limits, Verdict},
+    registers::Registers,
     strangers::Strangers,
-    subsystem::{Control, Machine, Trust},
+    subsystem::Machine,
     sync::IrqLock,
     topology::{Function, FunctionKind, Topology},
-    vtd::{InterruptControllers, Vtd},
+    vtd::{Discovered, InterruptControllers, Vtd},
 };
 use created::CreatedDomains;
 pub use error::StartError;
@@ -42,7 +41,7 @@ const MAX_LOGGED_WARNINGS: usize = 16;
 /// The units, groups and faults of one machine.
 pub(crate) struct Protection<P: Platform> {
     shared: Arc<Shared<P>>,
-    maker: DomainMaker<Vtd<P>>,
+    maker: Arc<DomainMaker<Vtd<P>>>,
     created: CreatedDomains<P>,
     options: Options,
     /// With `iommu=debug`.
@@ -77,15 +76,22 @@ impl<P: Platform> Protection<P> {
         let dmar = Dmar::parse(table)?;
         log_warnings(&dmar);
         let mut topology = Topology::build(machine.functions, Some(&dmar))?;
-        reserved::judge(&*platform, Some(&dmar), &mut topology)?;
+        stop_bus_masters(&*platform, &topology, |_| true);
+        let units = Discovered::find(&*platform, &dmar)?;
+        let ranges = machine.registers.iter().copied().chain(units.registers());
+        let registers = Registers::new(ranges).ok_or(StartError::OutOfMemory)?;
+        reserved::judge(&*platform, &registers, &mut topology)?;
         for problem in topology.problems().iter().take(MAX_LOGGED_WARNINGS) {
             log::warn!("{problem}");
         }
+        // Once more: some may have nothing any more that they could go on using.
         stop_bus_masters(&*platform, &topology, |_| true);
         let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
-        let backend = Arc::new(Vtd::bring_up(platform.clone(), &dmar, &controllers, options)?);
+        let backend = Arc::new(Vtd::bring_up(platform.clone(), units, &dmar, &controllers, options)?);
         let layout = IrqLock::new(LockClass::Layout, Layout::new(topology)?);
-        let maker = DomainMaker::new(backend.clone(), reaper, options.quarantine, copy_of(machine.memory)?);
+        let memory = copy_of(machine.memory)?;
+        let maker =
+            Arc::new(DomainMaker::new(backend.clone(), reaper, options.quarantine, memory, registers));
         let limits = IrqLock::new(LockClass::FaultLimits, Limits::default());
         let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
         let (faults, strangers) = (FaultLog::boxed(), Strangers::new());
@@ -221,184 +227,5 @@ impl<P: Platform> Shared<P> {
             }
         }
         log::error!("{stuck}: bus mastering is off behind it, what it may reach stays pinned");
-    }
-}
-
-impl<P: Platform> Control for Protection<P> {
-    fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError> {
-        self.claim_own(function, trust)
-    }
-
-    fn create_domain(&self, functions: &[PciAddress]) -> Result<(u64, TryArc<dyn Space>), DomainError> {
-        let domain = self.create(functions)?;
-        Ok((domain.number(), domain.into()))
-    }
-
-    fn created_domain(&self, number: u64) -> Option<TryArc<dyn Space>> {
-        self.created(number).map(Into::into)
-    }
-
-    fn destroy_domain(&self, number: u64) -> Result<(), DomainError> {
-        self.destroy(number)
-    }
-
-    fn assign(
-        &self,
-        function: PciAddress,
-        domain: u64,
-        reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<DmaDevice, ClaimError> {
-        self.assign_to(function, domain, reset)
-    }
-
-    fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
-        let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
-        group.quarantine(&self.maker, function)
-    }
-
-    fn release(
-        &self,
-        function: PciAddress,
-        reset: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), ReleaseError> {
-        let group = self.shared.group(function).ok_or(ReleaseError::Unknown { function })?;
-        group.release(&self.maker, function, reset)
-    }
-
-    fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
-        let group = self.shared.group(function);
-        let functions = group.as_ref().map_or(&[][..], |group| &group.layout().functions);
-        let mut list = Vec::new();
-        list.try_reserve_exact(functions.len())?;
-        list.extend_from_slice(functions);
-        Ok(list)
-    }
-
-    fn functions_appeared(&self, functions: &[Function]) -> Result<(), HotplugError> {
-        self.add(functions)
-    }
-
-    fn functions_gone(
-        &self,
-        functions: &[PciAddress],
-        quiet: &mut dyn FnMut(PciAddress) -> bool,
-    ) -> Result<(), HotplugError> {
-        self.remove(functions, quiet)
-    }
-
-    fn message_interrupts(
-        &self,
-        source: MessageSource,
-        count: u16,
-    ) -> Result<MessageInterrupts, InterruptError> {
-        let Shared { platform, backend, .. } = &*self.shared;
-        let interrupts =
-            interrupts::allocate_messages(backend, &self.shared.layout().topology, source, count)?;
-        // Asked only now: a quarantine that began before is seen here, and one that begins later takes the entries.
-        if let MessageSource::Function(function) = source
-            && self.shared.group(function).is_some_and(|group| group.is_muted(platform))
-        {
-            return Err(InterruptError::Quarantined { function });
-        }
-        Ok(interrupts)
-    }
-
-    fn wired_interrupt(&self, io_apic: u8) -> Result<WiredInterrupt, InterruptError> {
-        interrupts::allocate_wire(&self.shared.backend, &self.shared.layout().topology, io_apic)
-    }
-
-    fn set_fault_limits(&self, limits: Limits) -> Limits {
-        core::mem::replace(&mut *self.shared.limits.lock(&*self.shared.platform), limits)
-    }
-
-    fn handle_event(&self, event: Event) {
-        match event {
-            Event::Fault { unit } => {
-                self.shared.backend.answer_faults(unit, |fault| self.shared.enter(unit, fault));
-                self.shared.platform.wake(Work::Faults);
-            }
-        }
-    }
-
-    fn process_faults(&self) {
-        let shared = &self.shared;
-        let Shared { platform, backend, faults, .. } = &**shared;
-        // One lap a unit: a unit whose records fill up faster than that wakes this thread again.
-        backend
-            .take_undrained()
-            .for_each(|unit| backend.answer_faults(unit, |fault| shared.enter(unit, fault)));
-        (0..backend.count()).for_each(|unit| backend.look_at_faults(unit, |fault| shared.enter(unit, fault)));
-        faults.process(
-            &**platform,
-            |fault| self.shared.tell(fault),
-            |fault| self.shared.take_line(fault),
-            |fault, unit| self.shared.walk(fault, unit),
-        );
-        if backend.take_newly_silent() {
-            self.shared.layout().groups().for_each(|group| group.condemn_if_silent(platform));
-        }
-        self.shared.quarantine_condemned(&self.maker);
-        for unit in 0..backend.count() {
-            // At most as many as are kept: a device that makes errors faster than they are logged wakes nobody.
-            let reports = core::iter::from_fn(|| backend.take_queue_report(unit)).take(MAX_LOGGED_WARNINGS);
-            reports.for_each(|report| faults.log(&**platform, format_args!("unit {unit}: {report}")));
-        }
-        while let Some(stuck) = self.shared.backend.take_newly_stuck() {
-            self.shared.stop_behind(stuck);
-        }
-    }
-
-    fn next_faults_ns(&self) -> u64 {
-        self.shared.backend.next_look_ns()
-    }
-
-    fn reap(&self) {
-        let (platform, reaper) = (&*self.shared.platform, &self.maker.reaper);
-        let now_ns = platform.now_ns();
-        if reaper.take_due(now_ns) {
-            for domain in self.shared.layout().groups().filter_map(|group| group.domain(platform)) {
-                domain.pay_what_is_due(now_ns);
-            }
-            self.each_created(|domain| domain.pay_what_is_due(now_ns));
-        }
-        reaper.reap();
-        // After that: what was dropped is no leak.
-        self.checks.iter().for_each(|checks| checks.look());
-    }
-
-    fn next_reap_ns(&self) -> u64 {
-        let checks_ns = self.checks.as_ref().map_or(u64::MAX, |checks| checks.due_ns());
-        self.maker.reaper.due_ns().min(checks_ns)
-    }
-
-    fn live_mappings(&self) -> usize {
-        self.maker.reaper.live()
-    }
-
-    fn trace(&self, function: PciAddress, address: Option<Iova>, visitor: &mut dyn Visitor) -> bool {
-        self.shared.trace(function, address, visitor)
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        let backend = &*self.shared.backend;
-        backend.visit(visitor);
-        for (number, group) in self.shared.layout().numbered() {
-            let GroupLayout { functions, sources, reserved, .. } = group.layout();
-            let platform = &*self.shared.platform;
-            let (faults, standing) = (group.faults(platform), group.standing(platform));
-            visitor.group(&GroupReport { group: number, functions, sources, reserved, faults, standing });
-            let Some(domain) = group.domain(platform) else { continue };
-            visitor.domain(&domain.report());
-            if domain.kind() == Kind::Own {
-                domain.visit_mappings(visitor);
-            }
-        }
-        self.each_created(|domain| {
-            visitor.created_domain(&domain.report(), domain.groups());
-            domain.visit_mappings(visitor);
-        });
-        self.shared.faults.visit(&*self.shared.platform, visitor);
-        visitor.stranger_faults(self.shared.strangers.faults(&*self.shared.platform));
-        self.checks.iter().for_each(|checks| checks.visit(visitor));
     }
 }

@@ -1,21 +1,22 @@
 //! The handle that a kernel holds: bring-up, claims, events, and what the shell shows.
 
 mod control;
+mod hands;
+mod unprotected;
 
-use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
+use alloc::sync::Arc;
 use core::fmt;
 
 use mm::PhysRange;
 
 pub(crate) use self::control::{Control, Trust};
+use self::unprotected::{NoUnit, Unprotected};
 use crate::{
     Iova, Options, PciAddress, Platform,
-    arc::{Room, TryArc},
-    checks::{Checks, Frame},
-    direct::{DirectSpace, NoFaults},
-    dma::{DmaDevice, DmaDomain, DmaError, DomainError, reaper::Reaper},
+    checks::Checks,
+    dma::{DmaDevice, reaper::Reaper},
     dump::Visitor,
-    group::{ClaimError, ReleaseError},
+    group::ClaimError,
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, NotRemapped, WiredInterrupt},
     options::Mode,
     platform::Event,
@@ -36,6 +37,10 @@ pub struct Machine<'a> {
     /// RAM, as far as drivers may lend it, in whole pages: what a group reaches that is claimed as
     /// [trusted with memory](Iommu::claim_identity), or with `iommu=passthrough`.
     pub memory: &'a [PhysRange],
+    /// Addresses at which something else than memory answers, as far as the host knows: BARs, windows of bridges,
+    /// configuration space, I/O APICs. A request for one of them may be passed on to it without coming to a unit, so that
+    /// none is an IOVA; and firmware cannot reserve them for a device (RMRR). Registers of the units need not be among them.
+    pub registers: &'a [PhysRange],
     /// The local APICs are in x2APIC mode. Interrupts reach CPUs with ids above 255 only then, and only if all units
     /// that remap interrupts report EIM.
     pub x2apic: bool,
@@ -135,112 +140,6 @@ impl Iommu {
     /// As [`claim`](Self::claim).
     pub fn claim_identity(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function, Trust::Memory)
-    }
-
-    /// A domain by itself, that all units which see `functions` can walk, and that groups of functions behind these units can
-    /// be [assigned](Self::assign) to. What is mapped in it, by its handle or by those of its functions, is what all of them
-    /// reach. It stays until it is [destroyed](DmaDomain::destroy).
-    ///
-    /// # Errors
-    /// See [`DomainError`].
-    pub fn create_domain(&self, functions: &[PciAddress]) -> Result<DmaDomain, DomainError> {
-        let (number, space) = self.control.create_domain(functions)?;
-        Ok(DmaDomain::new(self.control.clone(), number, space))
-    }
-
-    /// The domain with this number, if it was created and not yet destroyed.
-    #[must_use]
-    pub fn domain(&self, number: u64) -> Option<DmaDomain> {
-        let space = self.control.created_domain(number)?;
-        Some(DmaDomain::new(self.control.clone(), number, space))
-    }
-
-    /// Gives `function`, of a group that nobody has or that is in `domain` already, to the owner of `domain`: its group reaches
-    /// what is mapped there. What is mapped by the handle is mapped in the domain, for all that are in it.
-    ///
-    /// Every endpoint of the group is stopped, and unless nobody has had it since it was last released, `reset` is called for
-    /// it as by [`release`](Self::release). Until the group is attached it reaches nothing. To give a group from one owner
-    /// to another, release it first: in between it reaches nothing but its reserved memory.
-    ///
-    /// # Errors
-    /// See [`ClaimError`]; the function stays as it was, but stopped.
-    pub fn assign(
-        &self,
-        function: PciAddress,
-        domain: &DmaDomain,
-        mut reset: impl FnMut(PciAddress) -> bool,
-    ) -> Result<DmaDevice, ClaimError> {
-        self.control.assign(function, domain.number(), &mut reset)
-    }
-
-    /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing else,
-    /// its drivers are told, and what they had mapped stays pinned until [`release`](Self::release).
-    ///
-    /// # Errors
-    /// See [`ReleaseError`].
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use iommu::{Iommu, PciAddress, ReleaseError};
-    ///
-    /// /// A device that is suspected of something is stopped now, and asked later.
-    /// fn stop(iommu: &Iommu, function: PciAddress) -> Result<(), ReleaseError> {
-    ///     iommu.quarantine(function)
-    /// }
-    /// ```
-    pub fn quarantine(&self, function: PciAddress) -> Result<(), ReleaseError> {
-        self.control.quarantine(function)
-    }
-
-    /// Takes the group of `function` back from its drivers, or out of quarantine, so that it can be claimed again.
-    ///
-    /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions that is no
-    /// bridge, and says whether the function is quiet: whether whatever it had begun has ended, or will never touch memory.
-    /// Only then does the memory that was mapped for it come back. Handles of the old drivers stay valid, and map nothing
-    /// more.
-    ///
-    /// # Errors
-    /// See [`ReleaseError`]. The group is in quarantine then, unless it was [`Busy`](ReleaseError::Busy) or unknown.
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use iommu::{ClaimError, DmaDevice, Iommu, PciAddress};
-    ///
-    /// /// Another driver gets the function; `reset` is the kernel's way to make one quiet.
-    /// fn change_hands(
-    ///     iommu: &Iommu,
-    ///     function: PciAddress,
-    ///     reset: impl Fn(PciAddress) -> bool,
-    /// ) -> Result<DmaDevice, Box<dyn std::error::Error>> {
-    ///     iommu.release(function, reset)?;
-    ///     Ok(iommu.claim(function)?)
-    /// }
-    /// ```
-    pub fn release(
-        &self,
-        function: PciAddress,
-        mut reset: impl FnMut(PciAddress) -> bool,
-    ) -> Result<(), ReleaseError> {
-        self.control.release(function, &mut reset)
-    }
-
-    /// The functions of the group of `function`, itself included: they change hands together. Empty if there is no such
-    /// function, or no unit covers its group.
-    ///
-    /// # Errors
-    /// No memory for the list.
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use iommu::{Iommu, PciAddress};
-    ///
-    /// /// Whether `function` can be handed out without another one.
-    /// fn is_alone(iommu: &Iommu, function: PciAddress) -> bool {
-    ///     iommu.group(function).is_ok_and(|group| group == [function])
-    /// }
-    /// ```
-    pub fn group(&self, function: PciAddress) -> Result<Vec<PciAddress>, TryReserveError> {
-        self.control.group(function)
     }
 
     /// Takes functions in that were plugged in. Like those of [`Machine::functions`] they are blocked until somebody claims
@@ -426,50 +325,5 @@ impl Iommu {
 impl fmt::Debug for Iommu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Iommu").finish_non_exhaustive()
-    }
-}
-
-/// A machine without a unit, isolation asked for: no device is handed out.
-struct NoUnit;
-
-impl Control for NoUnit {
-    fn claim(&self, _function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
-        Err(ClaimError::NoUnit)
-    }
-}
-
-/// `iommu=off`.
-struct Unprotected<P: Platform> {
-    platform: Arc<P>,
-    reaper: Arc<Reaper<P>>,
-    /// With `iommu=debug`.
-    checks: Option<Arc<Checks<P>>>,
-}
-
-impl<P: Platform> Control for Unprotected<P> {
-    fn claim(&self, function: PciAddress, _trust: Trust) -> Result<DmaDevice, ClaimError> {
-        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
-        let faults = TryArc::try_new(NoFaults).ok_or(DmaError::OutOfMemory)?;
-        let space = DirectSpace::new(self.platform.clone(), self.reaper.clone(), ());
-        let space = TryArc::try_new(space).ok_or(DmaError::OutOfMemory)?;
-        let frame = Frame::new(self.checks.as_ref())?;
-        Ok(DmaDevice::new(room, function, frame.around(function, space.into()), faults.into()))
-    }
-
-    fn reap(&self) {
-        self.reaper.reap();
-        self.checks.iter().for_each(|checks| checks.look());
-    }
-
-    fn next_reap_ns(&self) -> u64 {
-        self.checks.as_ref().map_or(u64::MAX, |checks| checks.due_ns())
-    }
-
-    fn visit(&self, visitor: &mut dyn Visitor) {
-        self.checks.iter().for_each(|checks| checks.visit(visitor));
-    }
-
-    fn live_mappings(&self) -> usize {
-        self.reaper.live()
     }
 }

@@ -129,7 +129,7 @@ impl Topology {
     /// # Errors
     /// Not enough memory for the problems.
     pub fn refuse_reserved(&mut self, is_refused: impl Fn(PhysRange) -> bool) -> Result<(), TopologyError> {
-        let Coverage { regions, reserved, .. } = &mut self.coverage;
+        let Coverage { regions, reserved, refused, .. } = &mut self.coverage;
         let (mut room, mut result) = (MAX_RESERVED_BYTES, Ok(()));
         reserved.retain(|&(index, region)| {
             let (function, region) =
@@ -142,7 +142,7 @@ impl Topology {
                     return true;
                 }
             };
-            result = result.and(push(&mut self.problems, problem));
+            result = result.and(push(&mut self.problems, problem)).and(push(refused, index));
             false
         });
         result
@@ -340,6 +340,17 @@ impl<'a> Group<'a> {
     pub fn unit(self) -> Option<usize> {
         let first = self.sources().next()?.unit;
         first.filter(|_| self.sources().all(|source| source.unit == first))
+    }
+
+    /// Whether firmware reserved memory for any of its functions, were it refused or not: firmware may use the device at any
+    /// time.
+    #[must_use]
+    pub fn is_firmwares(self) -> bool {
+        let Coverage { refused, .. } = &self.topology.coverage;
+        self.members().iter().any(|&index| {
+            self.topology.reserved_of(index as usize).next().is_some()
+                || refused.binary_search(&index).is_ok()
+        })
     }
 
     /// The memory that firmware reserved for any of its functions, as whole pages: every function of the group needs it

@@ -10,13 +10,13 @@ use drivers::{
     hotplug::Hotplug,
     net,
     pci::{
-        Apertures, BusRange, Function, assign_unconfigured, enumerate, number_unconfigured, place_virtual,
-        unconfigure,
+        Apertures, BusRange, Function, assign_unconfigured, decoded, enumerate, number_unconfigured,
+        place_virtual, unconfigure,
     },
     quiet::is_quiet,
 };
 use iommu::{Iommu, PciAddress, Platform, StartError, platform::Work};
-use mm::PhysRange;
+use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use suites::{Memory, Parts, Plugged};
 
 use crate::{
@@ -143,17 +143,47 @@ fn find_apertures(
     memory_map: &[Region],
     functions: &[Function],
 ) -> Result<Apertures, DevicesError> {
-    const BUS_BYTES: u64 = 1 << 20;
     const FOUR_GIB: u64 = 1 << 32;
     let below = memory_map.iter().filter(|region| region.is_ram && region.end <= FOUR_GIB);
     let memory_end = below.map(|region| region.end).max().unwrap_or(FOUR_GIB);
     let mapped = memory_map.iter().map(|region| (region.start, region.end - 1));
-    let configuration = tables.segments.iter().map(|segment| {
+    Apertures::find(host, functions, memory_end, mapped.chain(configuration_space(tables)))
+        .map_err(|_| DevicesError::OutOfMemory)
+}
+
+/// Where configuration space is, each range with its first and last address.
+fn configuration_space(tables: &acpi::Tables) -> impl Iterator<Item = (u64, u64)> {
+    const BUS_BYTES: u64 = 1 << 20;
+    tables.segments.iter().map(|segment| {
         let at = |bus: u64| segment.base.as_u64() + bus * BUS_BYTES;
         (at(segment.first_bus.into()), at(u64::from(segment.last_bus) + 1) - 1)
+    })
+}
+
+/// Addresses at which something else than memory answers. A device that calls memory its own is not believed: devices would
+/// have no IOVAs left.
+fn find_registers(
+    host: &dyn Host,
+    tables: &acpi::Tables,
+    functions: &[Function],
+) -> Result<Vec<PhysRange>, DevicesError> {
+    let decoded = decoded(host, functions).map_err(|_| DevicesError::OutOfMemory)?;
+    let io_apics = tables.io_apics.iter().map(|io_apic| {
+        let first = io_apic.address.as_u64();
+        (first, first + (PAGE_BYTES - 1))
     });
-    Apertures::find(host, functions, memory_end, mapped.chain(configuration))
-        .map_err(|_| DevicesError::OutOfMemory)
+    let all = || decoded.iter().chain(configuration_space(tables)).chain(io_apics.clone());
+    let mut registers = Vec::new();
+    registers.try_reserve_exact(all().count()).map_err(|_| DevicesError::OutOfMemory)?;
+    for (first, last) in all() {
+        let [start, end] = [first, last].map(PhysAddr::checked);
+        let range = start.zip(end).map(|(start, _)| PhysRange::new(start, last - first + 1));
+        match range.filter(|&range| !memory::is_own(range)) {
+            Some(range) => registers.push(range),
+            None => log::warn!("pci: {first:#x}-{last:#x} is said to be registers, which cannot be"),
+        }
+    }
+    Ok(registers)
 }
 
 fn start_iommu(
@@ -168,11 +198,13 @@ fn start_iommu(
     let io_apics: Vec<u8> = tables.io_apics.iter().map(|io_apic| io_apic.id).collect();
     let x2apic = apic::is_x2apic();
     let memory: Vec<PhysRange> = memory::ram().collect();
+    let registers = find_registers(&**kernel, tables, functions)?;
     let machine = iommu::Machine {
         dmar: tables.dmar,
         functions: &topology,
         io_apics: &io_apics,
         memory: &memory,
+        registers: &registers,
         x2apic,
     };
     let iommu = Iommu::start(kernel.clone(), &machine, options).map_err(DevicesError::Iommu)?;

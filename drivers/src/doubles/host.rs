@@ -82,6 +82,7 @@ impl Bench {
             functions: &functions,
             io_apics: &[],
             memory: &[],
+            registers: &[],
             x2apic: false,
         };
         let iommu = Iommu::start(platform.clone(), &found, Options::default()).unwrap();

@@ -1,6 +1,6 @@
 //! The handle through which a driver's device reaches memory.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 use core::fmt;
 
 use mm::PAGE_BYTES;
@@ -11,9 +11,10 @@ use super::{
     ScatterMapping, SegmentLimits, Unmapped,
     limits::Limits,
     space::{Placement, Space},
+    tenure::Tenure,
 };
 use crate::{
-    Incident, Iova, PciAddress,
+    Iova, PciAddress,
     arc::{Room, TryArc},
 };
 
@@ -35,38 +36,15 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct DmaDevice {
-    shared: TryArc<Shared>,
+    pub(super) shared: TryArc<Shared>,
 }
 
 /// What the clones of a [`DmaDevice`] share.
 pub(crate) struct Shared {
     function: PciAddress,
     space: TryArc<dyn Space>,
-    faults: TryArc<dyn FaultCount>,
+    pub(super) tenure: TryArc<dyn Tenure>,
     limits: Limits,
-}
-
-/// Faults that a device has caused, or may have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct FaultCounts {
-    /// Faults of the device's group.
-    pub own: u64,
-    /// How many times its units had no room for a record. Whose fault that was nobody knows.
-    pub unattributed: u64,
-}
-
-/// Where a device's faults come from.
-pub(crate) trait FaultCount: Send + Sync {
-    /// Faults of the device so far, those included that its unit has recorded but not yet reported.
-    fn faults(&self) -> FaultCounts;
-
-    /// Whether the device was taken from whom these are shown to, and is quiet.
-    fn is_over(&self) -> bool {
-        false
-    }
-
-    /// Makes `listener` the one that is told of them.
-    fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>);
 }
 
 impl Drop for Shared {
@@ -80,9 +58,9 @@ impl DmaDevice {
         room: Room<Shared>,
         function: PciAddress,
         space: TryArc<dyn Space>,
-        faults: TryArc<dyn FaultCount>,
+        tenure: TryArc<dyn Tenure>,
     ) -> Self {
-        Self { shared: room.fill(Shared { function, space, faults, limits: Limits::none() }) }
+        Self { shared: room.fill(Shared { function, space, tenure, limits: Limits::none() }) }
     }
 
     /// The function.
@@ -329,77 +307,6 @@ impl DmaDevice {
         _direction: D,
     ) -> Result<Pool<D>, DmaError> {
         Pool::new(self, bytes, count, self.anywhere())
-    }
-
-    /// Whether the device was taken from its driver, and is quiet: it will never touch again what was mapped by this
-    /// handle, and another driver may have it by now. What is left to the old one is to give its memory back.
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use iommu::{DmaDevice, FromDevice, Mapping, PageBuffer};
-    ///
-    /// /// A driver whose device does not answer: nothing is asked of it any more, and the buffer comes back.
-    /// fn give_up(device: &DmaDevice, mapping: Mapping<PageBuffer, FromDevice>) -> Option<PageBuffer> {
-    ///     if device.was_taken_back() { mapping.unmap().ok() } else { None }
-    /// }
-    /// ```
-    #[must_use]
-    pub fn was_taken_back(&self) -> bool {
-        self.shared.faults.is_over()
-    }
-
-    /// Number of faults that the device has caused so far, those included that its unit has recorded but no interrupt
-    /// has reported yet. A unit that had to drop records counts them against each of its devices.
-    ///
-    /// A device may call a transfer that the IOMMU blocked a success. A driver therefore reads this before it
-    /// completes requests, and fails every request that was in flight when the number changed.
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use iommu::DmaDevice;
-    ///
-    /// /// Whether what was in flight since `before` may be called done.
-    /// fn is_clean(device: &DmaDevice, before: &mut u64) -> bool {
-    ///     let now = device.fault_count();
-    ///     std::mem::replace(before, now) == now
-    /// }
-    /// ```
-    #[must_use]
-    pub fn fault_count(&self) -> u64 {
-        let FaultCounts { own, unattributed } = self.fault_counts();
-        own.saturating_add(unattributed)
-    }
-
-    /// The same, with what is certainly the device's apart from what may be another's. In a storm of another device behind
-    /// the same unit only the second number grows: what was in flight is in doubt, and can be done again.
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use iommu::{DmaDevice, dma::FaultCounts};
-    ///
-    /// /// Requests that the device itself spoiled fail; those that are only in doubt are repeated.
-    /// fn judge(device: &DmaDevice, before: FaultCounts) -> Result<bool, ()> {
-    ///     let now = device.fault_counts();
-    ///     if now.own != before.own { Err(()) } else { Ok(now.unattributed != before.unattributed) }
-    /// }
-    /// ```
-    #[must_use]
-    pub fn fault_counts(&self) -> FaultCounts {
-        self.shared.faults.faults()
-    }
-
-    /// Makes `listener` the one that is told of the device's faults, and of its quarantine. It is called in the thread that
-    /// runs [`Iommu::process_faults`](crate::Iommu::process_faults), and should wake a thread of the driver rather than
-    /// work. In a storm not every fault is told; [`fault_count`](Self::fault_count) counts them all.
-    ///
-    /// ```no_run
-    /// # use std::sync::Arc;
-    /// fn watch(device: &iommu::DmaDevice) {
-    ///     device.on_incident(Arc::new(|incident| log::warn!("{incident:?}")));
-    /// }
-    /// ```
-    pub fn on_incident(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {
-        self.shared.faults.listen(listener);
     }
 
     #[track_caller]

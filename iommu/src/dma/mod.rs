@@ -25,11 +25,12 @@ pub(crate) mod segment;
 pub(crate) mod shared_bytes;
 pub(crate) mod space;
 mod synced;
+pub(crate) mod tenure;
 
 pub use batch::Unmapped;
 pub use buffer::{DmaBuffer, RawBuffer};
 pub use coherent::Coherent;
-pub use device::{DmaDevice, FaultCounts};
+pub use device::DmaDevice;
 pub use direction::{
     Access, Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice, Within,
 };
@@ -45,3 +46,4 @@ pub use pool::{Pool, PoolBuffer};
 pub use reservation::Reservation;
 pub use retired::{Late, Retired};
 pub use synced::Synced;
+pub use tenure::FaultCounts;

@@ -56,6 +56,9 @@ impl<B: Backend> Domain<B> {
         let meets_region = |&PhysRange { start, bytes }: &PhysRange| {
             meets(start.as_u64(), start.as_u64().saturating_add(bytes - 1))
         };
+        if self.registers.meet(first, last) {
+            return true;
+        }
         let members = self.members.lock(&**self.backend.platform());
         meets(*INTERRUPT_RANGE.start(), *INTERRUPT_RANGE.end()) || members.reserved.iter().any(meets_region)
     }

@@ -49,7 +49,8 @@ impl Model {
         // As for a mapping by a driver: reserved memory, which stands for one here, has none.
         reaper.reserve().unwrap();
         let page = PhysRange::new(PhysAddr::new(PAGE), PAGE_BYTES);
-        let domain = Domain::new(1, vtd, reaper, UnitSet::default().with(0), Kind::Own).unwrap();
+        let domain =
+            Domain::new(1, vtd, reaper, UnitSet::default().with(0), Kind::Own, Arc::default()).unwrap();
         domain.enter(UnitSet::default().with(0), &[page]).unwrap();
         Arc::new(Self { platform, domain, cached: Mutex::new(Vec::new()) })
     }

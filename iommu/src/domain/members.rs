@@ -78,6 +78,12 @@ impl<B: Backend> Domain<B> {
         }
     }
 
+    /// Whether what is mapped comes back.
+    #[cfg(all(test, loom))]
+    pub fn gives_back(&self) -> bool {
+        self.standing.check_return().is_ok()
+    }
+
     /// A group that was taken out is quiet.
     pub fn set_quiet(&self) {
         self.standing.end_restless();

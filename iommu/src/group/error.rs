@@ -103,6 +103,11 @@ pub enum ReleaseError {
         /// The function asked for.
         function: PciAddress,
     },
+    /// What [`DmaDevice::release`](crate::DmaDevice::release) was to give back was taken back before.
+    Over {
+        /// The function.
+        function: PciAddress,
+    },
     /// The function could not be made quiet. Its group is in quarantine, and what was mapped for it stays pinned.
     NotQuiet {
         /// The function of the group that was not reset.
@@ -119,6 +124,7 @@ impl fmt::Display for ReleaseError {
                 write!(f, "{function} is not a function that a remapping unit covers")
             }
             Self::Busy { function } => write!(f, "the group of {function} is changing hands"),
+            Self::Over { function } => write!(f, "{function} was taken back before"),
             Self::NotQuiet { function } => {
                 write!(f, "{function} could not be made quiet; its group is in quarantine")
             }

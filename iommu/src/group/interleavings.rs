@@ -7,6 +7,7 @@ use loom::thread;
 use super::*;
 use crate::{
     options::{Flush, Quarantine},
+    registers::Registers,
     sync::explore,
     vtd::{
         Vtd,
@@ -31,12 +32,14 @@ impl Model {
             endpoints: vec![FUNCTION],
             sources: vec![(FUNCTION.source_id(), 0)],
             reserved: vec![],
+            is_firmwares: false,
         };
         let maker = DomainMaker::new(
             units_up(&platform),
             Arc::new(Reaper::new(platform, Flush::Strict)),
             Quarantine::Basic,
             vec![],
+            Registers::default(),
         );
         Arc::new(Self { group: Group::new(layout), maker })
     }
@@ -61,8 +64,47 @@ fn of_two_cpus_that_claim_a_function_one_gets_it() {
             }
             claims => panic!("{claims:?}"),
         }
-        model.group.release(&model.maker, FUNCTION, &mut |_| true).unwrap();
+        model.group.release(&model.maker, FUNCTION, None, &mut |_| true).unwrap();
         assert_eq!(model.claim(), Ok(()));
-        model.group.release(&model.maker, FUNCTION, &mut |_| true).unwrap();
+        model.group.release(&model.maker, FUNCTION, None, &mut |_| true).unwrap();
+    });
+}
+
+/// Whoever finds that the group was taken back gets the memory back that it had, at once.
+#[test]
+fn what_a_group_had_comes_back_no_later_than_that_is_said() {
+    explore(2, || {
+        let model = Model::new();
+        let claimed = model.group.claim(&model.maker, FUNCTION, Home::Own(None)).unwrap();
+        let other = {
+            let model = model.clone();
+            thread::spawn(move || model.group.release(&model.maker, FUNCTION, None, &mut |_| true).unwrap())
+        };
+        if model.group.term(model.maker.backend.platform()) != claimed.term {
+            assert!(claimed.domain.gives_back());
+        }
+        other.join().unwrap();
+        assert!(claimed.domain.gives_back());
+    });
+}
+
+/// A driver that ends while its device is taken from it and given to the next one, who keeps it.
+#[test]
+fn who_gives_a_function_back_takes_it_from_nobody_else() {
+    explore(2, || {
+        let model = Model::new();
+        let claimed = model.group.claim(&model.maker, FUNCTION, Home::Own(None)).unwrap();
+        let other = {
+            let model = model.clone();
+            thread::spawn(move || {
+                let released = model.group.release(&model.maker, FUNCTION, None, &mut |_| true);
+                released.is_ok() && model.claim().is_ok()
+            })
+        };
+        let mine = model.group.release(&model.maker, FUNCTION, Some(claimed.term), &mut |_| true);
+        if other.join().unwrap() {
+            let standing = model.group.standing(model.maker.backend.platform());
+            assert_eq!(standing, GroupStanding::Claimed, "{mine:?}");
+        }
     });
 }

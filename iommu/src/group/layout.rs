@@ -22,6 +22,8 @@ pub(crate) struct GroupLayout {
     pub sources: Vec<(SourceId, usize)>,
     /// Memory that firmware wants its functions to reach at all times: sorted and apart.
     pub reserved: Vec<PhysRange>,
+    /// Firmware wants that of any, granted or not.
+    pub is_firmwares: bool,
 }
 
 impl GroupLayout {
@@ -40,7 +42,8 @@ impl GroupLayout {
             sources.push((source.id, unit));
         }
         let reserved = merge_overlapping(group.reserved()?);
-        Ok(Some(Self { functions, endpoints, sources, reserved }))
+        let is_firmwares = group.is_firmwares();
+        Ok(Some(Self { functions, endpoints, sources, reserved, is_firmwares }))
     }
 
     /// The unit that sees the group's requests, if the group is one function with one requester id and no reserved

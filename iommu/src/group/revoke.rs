@@ -22,7 +22,7 @@ impl<B: Backend> Group<B> {
     /// Puts the group in quarantine: from here on it reaches its reserved memory and nothing else, whatever its devices
     /// do, and what its drivers, who are told, had mapped stays pinned until [`release`](Self::release).
     pub fn quarantine(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<(), ReleaseError> {
-        let seizure = self.seize(maker, function)?;
+        let seizure = self.seize(maker, function, None)?;
         drop(self.end(maker));
         if seizure.is_new {
             self.announce(&**maker.backend.platform());
@@ -33,14 +33,16 @@ impl<B: Backend> Group<B> {
     /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its endpoints quiet, then
     /// the memory that was mapped for it comes back and it can be claimed again. Ends quarantine.
     ///
-    /// If something fails on the way the group is in quarantine, and its memory stays pinned.
+    /// If something fails on the way the group is in quarantine, and its memory stays pinned. With a [`term`](Self::term) it
+    /// is taken from those alone who have it since then.
     pub fn release(
         &self,
         maker: &DomainMaker<B>,
         function: PciAddress,
+        term: Option<u64>,
         reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
-        self.give_back(maker, function, reset, Future::Free)
+        self.give_back(maker, function, term, reset, Future::Free)
     }
 
     /// As [`release`](Self::release), for functions that are gone or about to go. Their drivers are told, and nobody can
@@ -51,18 +53,19 @@ impl<B: Backend> Group<B> {
         function: PciAddress,
         quiet: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<(), ReleaseError> {
-        self.give_back(maker, function, quiet, Future::None)
+        self.give_back(maker, function, None, quiet, Future::None)
     }
 
     fn give_back(
         &self,
         maker: &DomainMaker<B>,
         function: PciAddress,
+        term: Option<u64>,
         reset: &mut dyn FnMut(PciAddress) -> bool,
         future: Future,
     ) -> Result<(), ReleaseError> {
         let platform = &**maker.backend.platform();
-        let seizure = self.seize(maker, function)?;
+        let seizure = self.seize(maker, function, term)?;
         match future {
             Future::None => self.tell(platform, Incident::Removed),
             Future::Free if seizure.is_new => self.tell(platform, Incident::Released),
@@ -86,26 +89,38 @@ impl<B: Backend> Group<B> {
             }
             return Err(error);
         }
+        let revoked = state.revoked.take();
+        if let Some(domain) = &revoked {
+            // Before the term: whoever sees that it is over may have its memory back.
+            domain.set_quiet();
+        }
         state.quarantined = false;
         state.term += 1;
         state.retired = future == Future::None;
         state.muted = state.retired;
-        let (revoked, claimed) = (state.revoked.take(), core::mem::take(&mut state.claimed));
+        let claimed = core::mem::take(&mut state.claimed);
         drop(state);
-        drop(claimed);
-        if let Some(domain) = revoked {
-            domain.set_quiet();
-        }
+        drop((claimed, revoked));
         Ok(())
     }
 
     /// Begins a change that starts with the group in quarantine: puts it there if it is not. Ended by [`end`](Self::end).
-    fn seize(&self, maker: &DomainMaker<B>, function: PciAddress) -> Result<Seizure, ReleaseError> {
+    fn seize(
+        &self,
+        maker: &DomainMaker<B>,
+        function: PciAddress,
+        term: Option<u64>,
+    ) -> Result<Seizure, ReleaseError> {
         let platform = &**maker.backend.platform();
         let domain = self.begin(maker, function).map_err(|error| match error {
             ClaimError::Unknown { function } => ReleaseError::Unknown { function },
             _ => ReleaseError::Busy { function },
         })?;
+        // While the group changes its term does not.
+        if term.is_some_and(|term| term != self.term(platform)) {
+            drop(self.end(maker));
+            return Err(ReleaseError::Over { function });
+        }
         // In quarantine a driver may have turned it on again.
         self.layout.endpoints.iter().for_each(|&function| stop_bus_master(platform, function));
         let is_new = {

@@ -10,12 +10,8 @@ use crate::{
     backend::Backend,
     checks::Frame,
     direct::DirectSpace,
-    dma::{
-        DmaDevice, DmaError,
-        device::{FaultCount, FaultCounts},
-        space::Space,
-    },
-    group::{ClaimError, Claimed, Group, Home},
+    dma::{DmaDevice, DmaError, FaultCounts, space::Space, tenure::Tenure},
+    group::{ClaimError, Claimed, DomainMaker, Group, Home, ReleaseError},
     options::ReservedPolicy,
     subsystem::Trust,
     topology::Ats,
@@ -54,7 +50,7 @@ impl<P: Platform> Protection<P> {
         reset: &mut dyn FnMut(PciAddress) -> bool,
     ) -> Result<DmaDevice, ClaimError> {
         let group = self.shared.group(function).ok_or(ClaimError::Unknown { function })?;
-        if !group.layout().reserved.is_empty() && self.options.rmrr == ReservedPolicy::Strict {
+        if group.layout().is_firmwares && self.options.rmrr == ReservedPolicy::Strict {
             return Err(ClaimError::Reserved { function });
         }
         let domain = self.created(domain).ok_or(ClaimError::NoDomain { domain })?;
@@ -71,7 +67,7 @@ impl<P: Platform> Protection<P> {
     ) -> Result<DmaDevice, ClaimError> {
         // What can be refused comes first: once the function is claimed nothing fails any more.
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
-        let room_for_faults = Room::try_new().ok_or(DmaError::OutOfMemory)?;
+        let room_for_tenure = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let room_for_space = Room::try_new().ok_or(DmaError::OutOfMemory)?;
         let frame = Frame::new(self.checks.as_ref())?;
         let Claimed { domain, term } = group.claim(&self.maker, function, home)?;
@@ -81,9 +77,10 @@ impl<P: Platform> Protection<P> {
         } else {
             domain.into()
         };
-        let faults = DeviceFaults { shared: self.shared.clone(), group: group.clone(), function, term };
-        let faults = room_for_faults.fill(faults);
-        Ok(DmaDevice::new(room, function, frame.around(function, space), faults.into()))
+        let (shared, maker) = (self.shared.clone(), self.maker.clone());
+        let tenure =
+            room_for_tenure.fill(GroupTenure { shared, maker, group: group.clone(), function, term });
+        Ok(DmaDevice::new(room, function, frame.around(function, space), tenure.into()))
     }
 
     fn disable_ats(&self, function: PciAddress) {
@@ -105,16 +102,17 @@ impl<P: Platform> Shared<P> {
     }
 }
 
-/// The fault count of one claimed function: its group's, because its unit cannot tell them apart. It is the function's in the
-/// `term` in which it was claimed.
-struct DeviceFaults<P: Platform> {
+/// A claimed function: it is its driver's in the `term` of its group in which it was claimed. Faults are those of the group,
+/// because its unit cannot tell them apart.
+struct GroupTenure<P: Platform> {
     shared: Arc<Shared<P>>,
+    maker: Arc<DomainMaker<Vtd<P>>>,
     group: TryArc<Group<Vtd<P>>>,
     function: PciAddress,
     term: u64,
 }
 
-impl<P: Platform> FaultCount for DeviceFaults<P> {
+impl<P: Platform> Tenure for GroupTenure<P> {
     fn faults(&self) -> FaultCounts {
         let mut unattributed = 0;
         let mut last_unit = None;
@@ -129,6 +127,18 @@ impl<P: Platform> FaultCount for DeviceFaults<P> {
 
     fn is_over(&self) -> bool {
         self.group.term(&self.shared.platform) != self.term
+    }
+
+    fn release(
+        &self,
+        function: PciAddress,
+        reset: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        match self.group.release(&self.maker, function, Some(self.term), reset) {
+            // The function is gone, and another may be in its place.
+            Err(ReleaseError::Unknown { function }) => Err(ReleaseError::Over { function }),
+            result => result,
+        }
     }
 
     fn listen(&self, listener: Arc<dyn Fn(Incident) + Send + Sync>) {

@@ -123,7 +123,7 @@ impl<P: Platform> Protection<P> {
         // It could be read when everything started.
         let dmar = Dmar::parse(&self.shared.dmar).ok();
         let mut topology = Topology::build(functions, dmar.as_ref())?;
-        reserved::judge(&*self.shared.platform, dmar.as_ref(), &mut topology)?;
+        reserved::judge(&*self.shared.platform, &self.maker.registers, &mut topology)?;
         let known = before.topology.problems();
         for problem in
             topology.problems().iter().filter(|problem| !known.contains(problem)).take(MAX_LOGGED_WARNINGS)

@@ -23,6 +23,8 @@ pub(super) struct Coverage {
     pub regions: Vec<PhysRange>,
     /// Function and region, sorted.
     pub reserved: Vec<(u32, u32)>,
+    /// Functions of which some of that was refused, sorted.
+    pub refused: Vec<u32>,
     /// For each function.
     pub ats: Vec<Ats>,
 }

@@ -38,6 +38,7 @@ use crate::{
     walk::Path,
 };
 
+pub(crate) use bring_up::Discovered;
 pub(crate) use interrupts::InterruptControllers;
 
 /// Every unit of a machine.

@@ -20,7 +20,7 @@ mod unit;
 pub use capability::{Capability, CapabilityError};
 pub use error::VtdError;
 pub use fault::Drained;
-pub(crate) use hardware::{InterruptControllers, Vtd};
+pub(crate) use hardware::{Discovered, InterruptControllers, Vtd};
 pub use queue::{
     CachingDevice, ContextScope, InterruptScope, Invalidation, InvalidationError, IotlbScope,
     MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, Plan, QueueReport, QueueStatistics, Ticket,

@@ -14,7 +14,7 @@ pub(crate) use registers::{Executed, FakeUnit, Manner};
 /// All units of `platform`'s machine, which has one, up and translating; interrupts are not remapped.
 #[cfg(loom)]
 pub(crate) fn units_up(platform: &std::sync::Arc<FakePlatform>) -> std::sync::Arc<super::Vtd<FakePlatform>> {
-    use super::{InterruptControllers, Vtd};
+    use super::{Discovered, InterruptControllers, Vtd};
     use crate::{
         Options,
         dmar::{Dmar, builder::TableBytes},
@@ -24,7 +24,8 @@ pub(crate) fn units_up(platform: &std::sync::Arc<FakePlatform>) -> std::sync::Ar
     let dmar = Dmar::parse(&table).unwrap();
     let controllers = InterruptControllers { io_apics: &[], x2apic: false };
     let options = Options { interrupt_remapping: false, ..Options::default() };
-    let vtd = Vtd::bring_up(platform.clone(), &dmar, &controllers, options).unwrap();
+    let found = Discovered::find(&**platform, &dmar).unwrap();
+    let vtd = Vtd::bring_up(platform.clone(), found, &dmar, &controllers, options).unwrap();
     vtd.enable_translation().unwrap();
     std::sync::Arc::new(vtd)
 }

@@ -65,7 +65,15 @@ impl Driven {
         let platform = Arc::new(ModelPlatform::new(&machine));
         let dmar = machine.config().dmar_table();
         let memory = machine.config().memory.ram();
-        let found = iommu::Machine { dmar: Some(&dmar), functions, io_apics, memory: &memory, x2apic: true };
+        let registers = &machine.config().registers;
+        let found = iommu::Machine {
+            dmar: Some(&dmar),
+            functions,
+            io_apics,
+            memory: &memory,
+            registers,
+            x2apic: true,
+        };
         let options = Options { queue_order: machine.config().queue_order, ..options };
         let iommu = Iommu::start(platform.clone(), &found, options)?;
         Ok(Self { machine, platform, iommu })

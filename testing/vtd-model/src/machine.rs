@@ -6,6 +6,7 @@ use iommu::{
     PciAddress,
     platform::{Event, MsiMessage, Work},
 };
+use mm::{PhysAddr, PhysRange};
 
 use crate::{
     clock::Clock,
@@ -138,14 +139,15 @@ impl Machine {
     }
 
     /// Devices that firmware reserved memory for use it all the time, until their bus mastering is turned off: there is
-    /// no moment in which they may be blocked.
+    /// no moment in which they may be blocked. Where it speaks of the kernel's memory they are to be.
     fn watch_reserved_memory(&self, state: &mut State) {
         let State { units, world } = state;
         for reserved in &self.config.reserved {
             let Some(index) = world.functions.iter().position(|f| f.address == reserved.function) else {
                 continue;
             };
-            if !world.masters_bus(index) {
+            let range = PhysRange::new(PhysAddr::new(reserved.base), reserved.limit - reserved.base + 1);
+            if !world.masters_bus(index) || self.config.memory.is_kernels(range) {
                 continue;
             }
             let function = &world.functions[index];

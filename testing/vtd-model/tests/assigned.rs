@@ -1,101 +1,20 @@
 //! Domains that are created by themselves: groups come and go, and reach what is mapped there for exactly as long as they are
 //! attached.
 
-mod short;
+mod domains;
 
 use std::cell::Cell;
 
-use driven::Driven;
+use domains::{
+    AT, ELSEWHERE, PAGE, assign, at, buffer, create, map_at, reach, release, shown, start, two_units,
+};
 use iommu::{
-    Bidirectional, ClaimError, DmaDevice, DmaDomain, DmaError, DomainError, FromDevice, Iova, Mapping,
-    Options, PciAddress, ReleaseError, ToDevice,
+    Bidirectional, ClaimError, DmaError, DomainError, FromDevice, Iova, PciAddress, ReleaseError, ToDevice,
     dma::Late,
-    dump::{DomainKind, DomainReport, GroupReport, GroupStanding, Visitor},
-    options::{Quarantine, ReservedPolicy},
+    dump::{DomainKind, GroupStanding},
     policy::Limits,
 };
-use short::Short;
-use vtd_model::{
-    Access, Device, FunctionConfig, FunctionKind, MachineConfig, ModelBuffer, ReservedMemory, UnitConfig,
-};
-
-const PAGE: u64 = 0x1000;
-const AT: u64 = 0x7000_0000;
-const ELSEWHERE: u64 = 0x7400_0000;
-const RESERVED: (u64, u64) = (0x5000_0000, 0x5000_3fff);
-
-/// Functions 0 and 2 behind one unit, 1 behind another.
-fn two_units() -> MachineConfig {
-    let mut config = MachineConfig::plain(3);
-    config.units.push(UnitConfig::plain(0xfed9_8000));
-    config.functions[1].unit = 1;
-    config.relax_ns = 1_000_000;
-    config
-}
-
-fn start(config: MachineConfig) -> Driven {
-    Driven::start(config).expect("units that work")
-}
-
-fn create(driven: &Driven, functions: &[usize]) -> DmaDomain {
-    let functions: Vec<_> = functions.iter().map(|&index| driven.function(index)).collect();
-    driven.iommu.create_domain(&functions).expect("units with a common format")
-}
-
-fn assign(driven: &Driven, index: usize, domain: &DmaDomain) -> (DmaDevice, Device) {
-    let function = driven.function(index);
-    let handle = driven.iommu.assign(function, domain, |_| true).expect("a free function");
-    driven.enable(function);
-    (handle, driven.device(function))
-}
-
-fn buffer(driven: &Driven, pages: u32) -> ModelBuffer {
-    driven.machine.allocate_buffer(pages, 1).expect("memory")
-}
-
-fn map_at(driven: &Driven, domain: &DmaDomain, iova: u64) -> (Mapping<ModelBuffer, Bidirectional>, u64) {
-    let buffer = buffer(driven, 1);
-    let physical = buffer.physical();
-    (domain.dma_map_at(buffer, Bidirectional, Iova::new(iova)).expect("a free address"), physical)
-}
-
-fn release(driven: &Driven, index: usize) {
-    driven.iommu.release(driven.function(index), |_| true).expect("a quiet device");
-}
-
-/// What a device reaches at `iova`.
-fn at(device: &Device, iova: u64) -> Option<u64> {
-    device.probe(iova, Access::Write).ok()
-}
-
-/// Everything that a device reaches, as first addresses.
-fn reach(device: &Device) -> Vec<u64> {
-    device.reach_of_tables().unwrap_or_default().iter().map(|run| run.address).collect()
-}
-
-#[derive(Default)]
-struct Created(Vec<(u64, usize, u64)>, Vec<Option<(u64, DomainKind)>>);
-
-impl Visitor for Created {
-    fn group(&mut self, _group: &GroupReport<'_>) {
-        self.1.push(None);
-    }
-
-    fn domain(&mut self, domain: &DomainReport) {
-        *self.1.last_mut().expect("a group") = Some((domain.number, domain.kind));
-    }
-
-    fn created_domain(&mut self, domain: &DomainReport, groups: usize) {
-        assert_eq!(domain.kind, DomainKind::Assigned);
-        self.0.push((domain.number, groups, domain.mapped_pages));
-    }
-}
-
-fn shown(driven: &Driven) -> Created {
-    let mut created = Created::default();
-    driven.iommu.visit(&mut created);
-    created
-}
+use vtd_model::{Access, FunctionConfig, FunctionKind, MachineConfig};
 
 #[test]
 fn groups_behind_different_units_reach_what_is_mapped_while_they_are_attached() {
@@ -198,7 +117,7 @@ fn what_firmware_or_a_driver_had_is_reset_before_it_is_assigned() {
 fn memory_comes_back_when_what_left_the_domain_is_quiet() {
     let driven = start(two_units());
     let domain = create(&driven, &[0, 1]);
-    let ((_, wild), (_, calm)) = (assign(&driven, 0, &domain), assign(&driven, 1, &domain));
+    let ((_, wild), (calm_handle, calm)) = (assign(&driven, 0, &domain), assign(&driven, 1, &domain));
     let (waited_for, first) = map_at(&driven, &domain, AT);
     let (asked_for, second) = map_at(&driven, &domain, ELSEWHERE);
     assert_eq!(at(&wild, AT), Some(first));
@@ -211,9 +130,14 @@ fn memory_comes_back_when_what_left_the_domain_is_quiet() {
     driven.pump();
     assert_eq!(at(&calm, ELSEWHERE), Some(second), "nothing was done");
     assert!([first, second].iter().all(|&memory| driven.machine.is_lent(memory)));
-    // The other goes on meanwhile.
-    let (third, memory) = map_at(&driven, &domain, AT + 8 * PAGE);
-    assert_eq!(at(&calm, AT + 8 * PAGE), Some(memory));
+    // Nothing is mapped meanwhile: it could not come back either, and there would be more of it with each request.
+    for _ in 0..3 {
+        let refused = domain.dma_map_at(buffer(&driven, 1), Bidirectional, Iova::new(AT + 8 * PAGE));
+        assert!(refused.is_err_and(|rejected| rejected.error == DmaError::Restless));
+        let refused = calm_handle.dma_map(buffer(&driven, 1), ToDevice);
+        assert!(refused.is_err_and(|rejected| rejected.error == DmaError::Restless));
+    }
+    assert_eq!(driven.iommu.live_mappings(), 2, "what is pinned does not grow");
     let failed = driven.iommu.release(driven.function(0), |_| false);
     assert_eq!(failed, Err(ReleaseError::NotQuiet { function: driven.function(0) }));
     let Ok(Late::Pending(waited_for)) = waited_for.poll() else { panic!("it came back") };
@@ -222,6 +146,9 @@ fn memory_comes_back_when_what_left_the_domain_is_quiet() {
     assert!(!driven.machine.is_lent(second));
     let Ok(Late::Ready(back)) = waited_for.poll() else { panic!("it does not come back") };
     assert_eq!(back.physical(), first);
+    // And all goes on.
+    let (third, memory) = map_at(&driven, &domain, AT + 8 * PAGE);
+    assert_eq!(at(&calm, AT + 8 * PAGE), Some(memory));
     third.unmap().expect("all are quiet");
     assert_eq!((driven.iommu.live_mappings(), reach(&calm)), (0, vec![]));
     driven.machine.audit();
@@ -358,126 +285,4 @@ fn a_domain_is_as_wide_as_what_all_its_units_translate() {
     drop(mapping);
     driven.pump();
     driven.assert_content("with units of two widths");
-}
-
-fn with_reserved_memory(options: Options) -> Driven {
-    let mut config = two_units();
-    let function = config.functions[0].address;
-    config.reserved.push(ReservedMemory { function, base: RESERVED.0, limit: RESERVED.1 });
-    Driven::start_with(config, options).expect("units that work")
-}
-
-#[test]
-fn a_group_with_reserved_memory_is_assigned_only_if_that_is_asked_for() {
-    let driven = with_reserved_memory(Options::default());
-    let domain = create(&driven, &[0, 2]);
-    let function = driven.function(0);
-    driven.enable(function);
-    let refused = driven.iommu.assign(function, &domain, |_| panic!("it is refused")).map(drop);
-    assert_eq!(refused, Err(ClaimError::Reserved { function }));
-    let device = driven.device(function);
-    assert_eq!((reach(&device), device.is_bus_master()), (vec![RESERVED.0], true));
-    assign(&driven, 2, &domain);
-    driven.assert_content("with reserved memory");
-}
-
-#[test]
-fn reserved_memory_goes_with_its_group_and_is_nobody_elses() {
-    for quarantine in [Quarantine::Basic, Quarantine::ScratchPage] {
-        let options = Options { rmrr: ReservedPolicy::Relaxed, quarantine, ..Options::default() };
-        let driven = with_reserved_memory(options);
-        let (domain, device) = (create(&driven, &[0, 2]), driven.device(driven.function(0)));
-        driven.disable(driven.function(0));
-        // Others are there already: they would reach it too.
-        assign(&driven, 2, &domain);
-        let refused = driven.iommu.assign(driven.function(0), &domain, |_| true).map(drop);
-        assert_eq!(refused, Err(ClaimError::Domain(DmaError::ReservedForOne)));
-        assert_eq!(reach(&device), [RESERVED.0], "back where it was");
-        release(&driven, 2);
-        // The owner has something where it has to be.
-        let (mapping, _) = map_at(&driven, &domain, RESERVED.0 + PAGE);
-        let refused = driven.iommu.assign(driven.function(0), &domain, |_| true).map(drop);
-        let taken = DmaError::IovaTaken { iova: Iova::new(RESERVED.0) };
-        assert_eq!(refused, Err(ClaimError::Domain(taken)));
-        assert_eq!((reach(&device), shown(&driven).0), (vec![RESERVED.0], vec![(domain.number(), 0, 1)]));
-        mapping.unmap().expect("nobody is there");
-        let (_, device) = assign(&driven, 0, &domain);
-        let (mapping, memory) = map_at(&driven, &domain, AT);
-        assert_eq!(at(&device, RESERVED.0 + PAGE), Some(RESERVED.0 + PAGE));
-        assert_eq!((at(&device, AT), reach(&device)), (Some(memory), vec![RESERVED.0, AT]));
-        let refused = driven.iommu.assign(driven.function(2), &domain, |_| true).map(drop);
-        assert_eq!(refused, Err(ClaimError::Domain(DmaError::ReservedForOne)));
-        let refused = domain.dma_map_at(buffer(&driven, 1), ToDevice, Iova::new(RESERVED.1 + 1 - PAGE));
-        let reserved = DmaError::IovaReserved { iova: Iova::new(RESERVED.1 + 1 - PAGE) };
-        assert!(refused.is_err_and(|rejected| rejected.error == reserved));
-        driven.iommu.quarantine(driven.function(0)).expect("units that work");
-        driven.enable(driven.function(0));
-        assert_eq!(at(&device, RESERVED.0), Some(RESERVED.0));
-        assert_ne!(at(&device, AT), Some(memory));
-        release(&driven, 0);
-        assert_eq!(reach(&device), [RESERVED.0]);
-        // In the domain there is nothing left of it.
-        let (_, other) = assign(&driven, 2, &domain);
-        assert_eq!(reach(&other), [AT]);
-        let (there, memory) = map_at(&driven, &domain, RESERVED.0);
-        assert_eq!(at(&other, RESERVED.0), Some(memory));
-        for mapping in [mapping, there] {
-            mapping.unmap().expect("all are quiet");
-        }
-        driven.machine.audit();
-        driven.assert_content("reserved memory in a domain");
-    }
-}
-
-#[test]
-fn what_there_is_no_memory_for_is_an_error_and_leaves_everything_as_it_was() {
-    for short in Short::ALL {
-        let options = Options { rmrr: ReservedPolicy::Relaxed, ..Options::default() };
-        let driven = with_reserved_memory(options);
-        let (zero, one) = (driven.function(0), driven.function(1));
-        [zero, one].iter().for_each(|&function| driven.disable(function));
-        let counts = || {
-            let created = shown(&driven);
-            let reach = [zero, one].map(|function| reach(&driven.device(function)));
-            (created.0, created.1.len(), reach, driven.iommu.live_mappings())
-        };
-        // Each operation with 0, 1, 2 .. allocations, until none is refused.
-        let each = |work: &dyn Fn() -> bool| {
-            for granted in 0.. {
-                let before = counts();
-                let (worked, refused) = short.after(granted, &driven, work);
-                if refused == 0 {
-                    assert!(worked);
-                    break;
-                }
-                assert!(granted < 200, "there is no end of it");
-                if worked {
-                    // It went on without.
-                    break;
-                }
-                assert_eq!(counts().0, before.0, "{granted} granted of {short:?}");
-                assert_eq!(counts().3, before.3, "{granted} granted of {short:?}");
-                // A group that there is no memory for may end up blocked, and never with more than it had.
-                let left = counts().2;
-                assert!(left == before.2 || left[0].is_empty() && left[1] == before.2[1]);
-            }
-        };
-        each(&|| driven.iommu.create_domain(&[zero, one]).is_ok());
-        let number = shown(&driven).0[0].0;
-        let domain = driven.iommu.domain(number).expect("it is there");
-        each(&|| driven.iommu.assign(one, &domain, |_| true).is_ok());
-        release(&driven, 1);
-        each(&|| driven.iommu.assign(zero, &domain, |_| true).is_ok());
-        assert_eq!(reach(&driven.device(zero)), [RESERVED.0]);
-        each(&|| {
-            let buffer = short::with_enough(|| buffer(&driven, 1));
-            let mapped = domain.dma_map_at(buffer, ToDevice, Iova::new(AT));
-            mapped.map(|mapping| mapping.unmap().expect("works")).is_ok()
-        });
-        release(&driven, 0);
-        domain.destroy().expect("nobody is there");
-        driven.pump();
-        driven.machine.audit();
-        let _ = driven.machine.take_complaints();
-    }
 }

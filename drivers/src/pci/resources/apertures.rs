@@ -109,23 +109,40 @@ pub(super) fn left_in<C: ConfigSpace + ?Sized>(
     Ok(free)
 }
 
-/// Removes what `function` decodes: its BARs, and as a bridge its windows.
+/// Removes what `function` decodes.
 fn remove_registers<C: ConfigSpace + ?Sized>(
     space: &C,
     function: &Function,
     free: &mut Ranges,
 ) -> Result<(), TryReserveError> {
-    let config = Config::new(space, function.address);
-    for bar in Bar::all(config, function.layout) {
-        if bar.kind != BarKind::Port && bar.base != 0 {
-            free.remove(bar.base, bar.base.saturating_add(bar.bytes - 1))?;
-        }
+    registers(space, function).try_for_each(|(first, last)| free.remove(first, last))
+}
+
+/// What `function` decodes, each with its first and last address: its BARs, and as a bridge its windows.
+fn registers<C: ConfigSpace + ?Sized>(space: &C, function: &Function) -> impl Iterator<Item = (u64, u64)> {
+    let (config, layout) = (Config::new(space, function.address), function.layout);
+    let bars = Bar::all(config, layout).filter(|bar| bar.kind != BarKind::Port && bar.base != 0);
+    let bars = bars.map(|bar| (bar.base, bar.base.saturating_add(bar.bytes - 1)));
+    let windows = [Window::Memory, Window::Prefetchable]
+        .into_iter()
+        .filter(move |_| matches!(layout, Layout::Bridge(_)));
+    bars.chain(windows.filter_map(move |window| window.read(config)))
+}
+
+/// What the functions on root buses decode: their BARs, and the windows of bridges, in which everything is that is behind
+/// them.
+///
+/// BARs are sized on the way, as by [`Apertures::find`].
+///
+/// # Errors
+/// No memory.
+pub fn decoded<C: ConfigSpace + ?Sized>(
+    space: &C,
+    functions: &[Function],
+) -> Result<Ranges, TryReserveError> {
+    let mut all = Ranges::new();
+    for function in functions.iter().filter(|function| function.parent.is_none()) {
+        registers(space, function).try_for_each(|(first, last)| all.add(first, last))?;
     }
-    if let Layout::Bridge(_) = function.layout {
-        for (first, last) in [Window::Memory, Window::Prefetchable].into_iter().filter_map(|w| w.read(config))
-        {
-            free.remove(first, last)?;
-        }
-    }
-    Ok(())
+    Ok(all)
 }

@@ -25,7 +25,7 @@ mod unconfigured;
 mod virtual_bars;
 mod window;
 
-pub use apertures::Apertures;
+pub use apertures::{Apertures, decoded};
 pub use assign::{ResourceError, assign};
 pub use buses::number_buses;
 pub use ranges::Ranges;

@@ -24,16 +24,30 @@ use crate::{
     },
 };
 
+/// The units that firmware describes, as they were left.
+pub(crate) struct Discovered<P: Platform>(Vec<Unit<P>>);
+
+impl<P: Platform> Discovered<P> {
+    /// Finds them.
+    pub fn find(platform: &P, dmar: &Dmar<'_>) -> Result<Self, VtdError> {
+        discover(platform, dmar).map(Self)
+    }
+
+    /// The registers of each, as many as it says that it has.
+    pub fn registers(&self) -> impl Iterator<Item = PhysRange> + Clone {
+        self.0.iter().map(Unit::registers)
+    }
+}
+
 impl<P: Platform> Vtd<P> {
-    /// Finds the units that firmware describes and makes them ready, with empty tables and translation off. Interrupts
-    /// are remapped from then on, if they can be.
+    /// Makes the units ready, with empty tables and translation off. Interrupts are remapped from then on, if they can be.
     pub fn bring_up(
         platform: Arc<P>,
+        Discovered(discovered): Discovered<P>,
         dmar: &Dmar<'_>,
         controllers: &InterruptControllers<'_>,
         options: Options,
     ) -> Result<Self, VtdError> {
-        let discovered = discover(&*platform, dmar)?;
         let setup = interrupts::setup(&discovered, dmar, controllers, options);
         let mut units = Vec::new();
         units.try_reserve_exact(discovered.len()).map_err(|_| VtdError::OutOfMemory)?;

@@ -38,6 +38,7 @@ impl MachineConfig {
             units,
             functions,
             reserved,
+            registers: Vec::new(),
             ioapics,
             hpets: Vec::new(),
             dmar_flags: u8::from(interrupts) | u8::from(interrupts && random.once_in(4)) << 1,

@@ -209,6 +209,8 @@ pub struct MachineConfig {
     pub functions: Vec<FunctionConfig>,
     /// Reserved memory.
     pub reserved: Vec<ReservedMemory>,
+    /// What the kernel knows of addresses that are no memory.
+    pub registers: Vec<PhysRange>,
     /// The IOAPICs.
     pub ioapics: Vec<IoApicConfig>,
     /// The HPETs.
@@ -434,6 +436,7 @@ impl MachineConfig {
             units: vec![UnitConfig::plain(0xfed9_0000)],
             functions,
             reserved: Vec::new(),
+            registers: Vec::new(),
             ioapics: Vec::new(),
             hpets: Vec::new(),
             queue_order: 0,
