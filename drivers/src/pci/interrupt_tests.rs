@@ -165,3 +165,48 @@ fn an_entry_is_used_once_and_only_if_it_exists() {
     msix.set(2, message(REMAPPED, 0)).unwrap();
     assert_eq!(msix.set(2, message(REMAPPED, 1)), Err(MsixError::Taken(2)));
 }
+
+/// Counts how often it was given back.
+struct Returned(Arc<AtomicU32>);
+
+impl Interrupt for Returned {
+    fn message(&self) -> MsiMessage {
+        MsiMessage { address: REMAPPED, data: 0x41 }
+    }
+
+    fn retarget(&mut self, _cpu: usize) -> Result<(), InterruptError> {
+        Ok(())
+    }
+}
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Another driver may have the function by then, and have set it up.
+#[test]
+fn interrupts_of_a_function_that_was_taken_away_are_given_back_without_touching_it() {
+    let returned = Arc::new(AtomicU32::new(0));
+    let interrupt = || Box::new(Returned(returned.clone()));
+    let (bench, device) = with_msi(0x0080);
+    let msi = Msi::enable(&device, interrupt()).unwrap();
+    let (before, writes) = (registers(&bench), bench.host.space.writes.lock().unwrap().len());
+    msi.abandon();
+    assert_eq!((registers(&bench), bench.host.space.writes.lock().unwrap().len()), (before, writes));
+    assert_eq!(returned.load(Ordering::Relaxed), 1);
+
+    let (bench, device, table) = with_table();
+    let mut msix = Msix::open(&device).unwrap();
+    msix.set(0, interrupt()).unwrap();
+    msix.set(2, interrupt()).unwrap();
+    let entries = || [0, 1, 2].map(|index| entry(&table, index));
+    let (before, writes) = ((registers(&bench), entries()), bench.host.space.writes.lock().unwrap().len());
+    msix.abandon();
+    assert_eq!(
+        ((registers(&bench), entries()), bench.host.space.writes.lock().unwrap().len()),
+        (before, writes)
+    );
+    assert_eq!((registers(&bench)[0] >> 31, returned.load(Ordering::Relaxed)), (1, 3));
+}

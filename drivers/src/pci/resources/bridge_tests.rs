@@ -229,3 +229,45 @@ fn functions_without_end_are_not_listed() {
     let refused = assign(&space, PORT, &found, &mut apertures(&space));
     assert_eq!(refused, Err(ResourceError::TooManyFunctions { port: PORT, functions: 512 }));
 }
+
+/// What was left on behind a bridge that nobody has configured masters the bus before anything is translated.
+#[test]
+fn nothing_behind_a_port_masters_the_bus_when_it_is_passed_on() {
+    const MEMORY_AND_BUS_MASTER: u32 = 6;
+    let space = FakeSpace::default();
+    let port = FakeFunction::bridge(1, 2).writable(0x04, 7).with(0x20, 0x0000_fff0);
+    space.add(PORT, port.writable(0x20, 0xfff0_fff0));
+    space.add(at(1, 0, 0), bridge(0x0002_0201).with(0x04, MEMORY_AND_BUS_MASTER));
+    for address in [at(1, 1, 0), at(2, 0, 0)] {
+        space.add(address, endpoint(&[0x1000]).with(0x04, MEMORY_AND_BUS_MASTER));
+    }
+    // At the moment in which a bridge passes on what comes from behind it, all of that is stopped.
+    space.react(|functions, (function, offset, value)| {
+        let opens = offset == 0x04 && value & 4 != 0;
+        if opens && (function == PORT || function == at(1, 0, 0)) {
+            for address in [at(1, 1, 0), at(2, 0, 0)] {
+                assert_eq!(functions[&address].get(0x04) & 4, 0, "{address} when {function} passes it on");
+            }
+        }
+    });
+    let mut apertures = Apertures::find(&space, &[], 0xc000_0000, core::iter::empty()).unwrap();
+    let functions = enumerate(&space, BUSES).unwrap();
+    assert_eq!(functions.len(), 3);
+    assign(&space, PORT, &functions, &mut apertures).unwrap();
+    let command = |function| space.read32(function, 0x04) & 7;
+    assert_eq!([PORT, at(1, 0, 0), at(1, 1, 0), at(2, 0, 0)].map(command), [6, 6, 0, 0]);
+}
+
+#[test]
+fn what_root_buses_decode_is_bars_and_windows() {
+    let space = FakeSpace::default();
+    let port = FakeFunction::bridge(1, 1).with(0x20, 0xc01f_c000).writable(0x20, 0xfff0_fff0);
+    space.add(PORT, port);
+    space.add(at(0, 4, 0), endpoint(&[0x2000, 0x1000]).with(0x10, 0xe000_0000));
+    // It lies in the window.
+    space.add(at(1, 0, 0), endpoint(&[0x1000]).with(0x10, 0xe100_0000));
+    let functions = enumerate(&space, BusRange { first: 0, ..BUSES }).unwrap();
+    assert_eq!(functions.len(), 3);
+    let all: Vec<_> = decoded(&space, &functions).unwrap().iter().collect();
+    assert_eq!(all, [(0xc000_0000, 0xc01f_ffff), (0xe000_0000, 0xe000_1fff)]);
+}

@@ -77,7 +77,8 @@ impl Need {
 
 /// What `functions`, sorted by address and all behind `port`, need: bridge by bridge from the port down, and of each
 /// bridge from the largest alignment to the smallest, in which order they are packed without gaps; a bridge with a slot
-/// `slot_bytes` at least. Nothing decodes or forwards then.
+/// `slot_bytes` at least. Nothing decodes, forwards or masters the bus then, whatever was left on: what is behind a bridge that
+/// nobody has configured is nobody's.
 pub(super) fn needs<C: ConfigSpace + ?Sized>(
     space: &C,
     port: PciAddress,
@@ -93,7 +94,7 @@ pub(super) fn needs<C: ConfigSpace + ?Sized>(
         let function = found.address;
         let parent = found.parent.unwrap_or(port);
         let config = Config::new(space, function);
-        config.change_command(0, command::MEMORY | command::PORT);
+        config.change_command(0, command::MEMORY | command::PORT | command::BUS_MASTER);
         if let Layout::Bridge(_) = found.layout {
             close(config);
             let least = if has_slot(config) { slot_bytes } else { 0 };
