@@ -47,6 +47,14 @@ pub const SHELL: &[Line] = &[
     Line { typed: "deassign 00:06.0", shows: &["00:06.0 is assigned to nobody"] },
     Line { typed: "destroy 7", shows: &["domain 7 is gone"] },
     Line { typed: "destroy 8", shows: &["domain 8 is gone"] },
+    // What is in quarantine stays there.
+    Line { typed: "quarantine 00:06.0", shows: &["00:06.0 reaches nothing from now on"] },
+    Line {
+        typed: "assign 00:06.0 to new",
+        shows: &["00:06.0 is in quarantine; `release 00:06.0` ends that"],
+    },
+    Line { typed: "groups", shows: &["quarantine: blocked"] },
+    Line { typed: "release 00:06.0", shows: &["00:06.0 was reset and is free"] },
     Line { typed: "assign 00:06.0 to 8", shows: &["there is no domain 8 that could be given a device"] },
     // The line's own interrupt, which brought this here, came by the entry of the I/O APIC.
     Line { typed: "irt", shows: &["unit  entry  may be raised by", "I/O APIC"] },

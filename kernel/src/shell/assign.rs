@@ -1,6 +1,8 @@
 //! Domains of other owners than the kernel, and who is in them.
 
-use iommu::{DmaDomain, PciAddress, dump::DomainKind};
+use alloc::{format, string::String};
+
+use iommu::{DmaDomain, PciAddress, dump::GroupStanding};
 use suites::reports;
 
 use super::{Command, Shell, UsageError};
@@ -22,10 +24,23 @@ pub(super) static COMMANDS: &[Command] = &[
     Command { name: "destroy", arguments: "DOMAIN", help: "end a domain that is empty", run: destroy },
 ];
 
-/// Whether the group of `function` is in a domain that was created.
+/// Whether the group of `function` is assigned to somebody.
 fn is_assigned(shell: &Shell<'_>, function: PciAddress) -> bool {
-    let domain = reports::group(&shell.machine.iommu, function).and_then(|group| group.domain);
-    domain.is_some_and(|domain| domain.kind == DomainKind::Assigned)
+    reports::group(&shell.machine.iommu, function).is_some_and(|group| group.is_assigned())
+}
+
+/// Why `function`, called `name`, is not given to anybody now: what has a driver, or is in quarantine, is released first.
+fn why_not(shell: &Shell<'_>, name: &str, function: PciAddress) -> Option<String> {
+    let group = reports::group(&shell.machine.iommu, function)?;
+    match group.standing {
+        Some(GroupStanding::Claimed) if !group.is_assigned() => {
+            Some(format!("{name} has a driver of the kernel's"))
+        }
+        Some(GroupStanding::Quarantined { .. }) => {
+            Some(format!("{name} is in quarantine; `release {name}` ends that"))
+        }
+        _ => None,
+    }
 }
 
 /// The domain that is called `name`; a line that says why there is none.
@@ -44,9 +59,8 @@ fn assign(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         return Ok(());
     };
     let iommu = &shell.machine.iommu;
-    let group = reports::group(iommu, function).and_then(|group| group.domain);
-    if group.is_some_and(|domain| domain.kind != DomainKind::Assigned) {
-        println!("{name} has a driver of the kernel's");
+    if let Some(reason) = why_not(shell, name, function) {
+        println!("{reason}");
         return Ok(());
     }
     let is_new = *domain == "new";

@@ -223,10 +223,14 @@ impl Machine {
         Ok(self.iommu.release(function, |member| is_quiet(&self.host, &functions, &group, member))?)
     }
 
-    /// Takes `function` from whoever has it, and gives it to the owner of `domain`.
+    /// Takes `function` from the owner to whom it is assigned, if it is, and gives it to that of `domain`. From drivers of the
+    /// kernel's, and out of quarantine, it is not taken.
     pub fn assign(&self, function: PciAddress, domain: &DmaDomain) -> Result<DmaDevice, Failure> {
-        self.release(function)?;
-        Ok(self.iommu.assign(function, domain, |_| false)?)
+        if reports::group(&self.iommu, function).is_some_and(|group| group.is_assigned()) {
+            self.release(function)?;
+        }
+        let (group, functions) = (self.iommu.group(function)?, self.hotplug.functions());
+        Ok(self.iommu.assign(function, domain, |member| is_quiet(&self.host, &functions, &group, member))?)
     }
 
     /// Takes `function` back, and opens it anew if there is a driver for it. Returns whether there is.

@@ -4,7 +4,10 @@ use alloc::vec::Vec;
 
 use iommu::{
     Iommu, PciAddress, SourceId,
-    dump::{DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport, Visitor},
+    dump::{
+        DomainKind, DomainReport, GroupReport, GroupStanding, InterruptReport, MappingReport, UnitReport,
+        Visitor,
+    },
     fault::Fault,
 };
 use mm::PhysRange;
@@ -68,6 +71,15 @@ pub struct Group {
     pub faults: u64,
     /// Who has it.
     pub standing: Option<GroupStanding>,
+}
+
+impl Group {
+    /// Whether an owner of a domain that was created has it.
+    #[must_use]
+    pub fn is_assigned(&self) -> bool {
+        self.standing == Some(GroupStanding::Claimed)
+            && self.domain.is_some_and(|domain| domain.kind == DomainKind::Assigned)
+    }
 }
 
 /// The group of `function`, if a unit covers it.

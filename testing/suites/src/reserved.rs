@@ -1,6 +1,6 @@
 //! Memory that firmware reserves for a device (RMRR): reached at all times, and by nobody else.
 
-use alloc::vec::Vec;
+use alloc::{format, vec::Vec};
 
 use drivers::edu::{Edu, Transfer, Way};
 use harness::{Failure, check, check_eq, failure, test};
@@ -75,6 +75,12 @@ test! {
         let domain = machine.iommu.create_domain(&[function])?;
         let refused = machine.iommu.assign(function, &domain, |_| true).map(drop);
         check_eq!(refused, Err(ClaimError::Reserved { function }));
+        // Whoever assigns what nobody has finds the same, and that it was left alone.
+        let faults = reports::group(&machine.iommu, function).map(|group| group.faults);
+        let refused = machine.assign(function, &domain).map(drop);
+        check!(refused.is_err_and(|failure| format!("{failure}").contains("firmware reserves memory")), "assigned");
+        check_eq!(reports::group(&machine.iommu, function).map(|group| group.faults), faults);
+        check_eq!(mapped(machine, function)[..], alone);
         domain.destroy()?;
     }
 }
