@@ -71,6 +71,8 @@ pub fn judge(
             || reason == NOTHING_TO_PLUG && scenario.devices.is_empty()
             || reason == NO_VIRTUAL_FUNCTIONS
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
+            || reason == NOT_ALL_BRIDGES
+                && !scenario.qemu.iter().any(|argument| argument.starts_with("i82801b11"))
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
             || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
             || reason == NOTHING_RESERVED && !scenario.reserves
@@ -157,6 +159,8 @@ fn others_ran(
 const NOTHING_TO_PLUG: &str = "devices to plug in";
 /// What a machine lacks that has no network controller of the kind that QEMU has virtual functions for.
 const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
+/// What a machine lacks that was not built of everything that can be between a device and the unit.
+const NOT_ALL_BRIDGES: &str = "bridges of all kinds";
 /// What it lacks when drivers are not checked.
 const NOT_CHECKED: &str = "iommu=debug";
 /// What it lacks when devices are not trusted.

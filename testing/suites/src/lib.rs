@@ -50,7 +50,9 @@ mod resets;
 mod retired;
 mod storm;
 mod stress;
+mod topologies;
 mod unit;
+mod virtual_dma;
 mod virtual_functions;
 
 pub use machine::{ClaimedEdu, Machine, Memory, Parts, lacks};

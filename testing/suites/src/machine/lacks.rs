@@ -2,7 +2,7 @@
 
 use drivers::{
     block,
-    pci::{Function, Sriov},
+    pci::{Function, Id, Sriov},
 };
 use harness::Context;
 
@@ -45,6 +45,14 @@ pub fn trusted_edu(context: &Context<'_>) -> Option<&'static str> {
 /// For tests that attack by `edu`.
 pub fn isolated_edu(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| edus(context, 1))
+}
+
+/// For tests of the machine that has everything between devices and the unit.
+pub fn topologies(context: &Context<'_>) -> Option<&'static str> {
+    const CHIP_SET_BRIDGE: Id = Id { vendor: 0x8086, device: 0x244e };
+    let machine = Machine::of(context).ok()?;
+    let has_it = machine.functions.iter().any(|function| function.id == CHIP_SET_BRIDGE);
+    unit(context).or_else(|| (!has_it).then_some("bridges of all kinds"))
 }
 
 /// For tests that aim interrupts of an `edu`.
