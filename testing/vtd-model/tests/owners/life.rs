@@ -141,7 +141,8 @@ impl Life {
     }
 
     fn create(&mut self, a: u64, b: u64, when: &str) {
-        let some = self.groups.iter().enumerate().filter(|(index, _)| a >> index & 1 != 0 || b % 2 == 0);
+        let some =
+            self.groups.iter().enumerate().filter(|(index, _)| a >> index & 1 != 0 || b.is_multiple_of(2));
         let functions: Vec<PciAddress> = some.map(|(_, group)| group.function).collect();
         match self.driven.iommu.create_domain(&functions) {
             Ok(domain) => self.domains.push(domain),
