@@ -192,18 +192,21 @@ impl Capability {
     /// CAP.PSI and CAP.MAMV: log2 of the most pages that one IOTLB invalidation may name, or `None` if it names no
     /// pages at all.
     #[must_use]
+    #[inline]
     pub fn page_selective_order(&self) -> Option<u8> {
         self.cap.page_selective().then(|| self.cap.maximum_mask())
     }
 
     /// CAP.DWD: an invalidation can wait for writes in flight.
     #[must_use]
+    #[inline]
     pub fn drains_writes(&self) -> bool {
         self.cap.drains_writes()
     }
 
     /// CAP.DRD: an invalidation can wait for reads in flight.
     #[must_use]
+    #[inline]
     pub fn drains_reads(&self) -> bool {
         self.cap.drains_reads()
     }

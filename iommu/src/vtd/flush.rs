@@ -55,6 +55,28 @@ impl<P: Platform> Vtd<P> {
         Ok(())
     }
 
+    /// Makes every cache that may hold a translation of `first..=last` forget it: [`forget_ranges`](Self::forget_ranges) for the
+    /// domain with one unit, and the range that one invalidation covers, which most are.
+    #[inline]
+    pub(super) fn forget_range(
+        &self,
+        tags: &Tags,
+        only_leaves: bool,
+        first: Iova,
+        last: Iova,
+    ) -> Result<(), Unflushed> {
+        let only = tags.list.lock(&*self.platform).only_unit();
+        if let Some(tag) = only {
+            let unit = &self.units[tag.unit].unit;
+            let scope = IotlbScope::covering(tag.domain, only_leaves, unit.capability(), first, last);
+            if let Some(scope) = scope {
+                let result = unit.invalidate(&*self.platform, &[Invalidation::Iotlb(scope)]);
+                return result.map_err(|error| self.unflushed(tags, tag.unit, error));
+            }
+        }
+        self.forget_ranges(tags, only_leaves, iter::once((first, last)))
+    }
+
     /// Makes every cache that may hold a translation of one of `ranges`, both ends inclusive, forget it; unless
     /// `only_leaves`, also what it knows of the upper levels on the way there. When this returns `Ok`, every unit that
     /// knows the domain, and its device if that has a TLB, has confirmed it. No other had a tag of the domain when the

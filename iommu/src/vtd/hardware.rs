@@ -4,10 +4,7 @@ mod bring_up;
 mod interrupts;
 
 use alloc::{sync::Arc, vec::Vec};
-use core::{
-    iter,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::{
     PhysAddr,
@@ -361,9 +358,8 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Unflushed> {
-        let range = (Iova::new(stale.first()), Iova::new(stale.last()));
-        self.forget_ranges(tags, stale.only_leaves(), iter::once(range))?;
-        // SAFETY: `forget_ranges` was told of the token's range, and of what changed in it.
+        self.forget_range(tags, stale.only_leaves(), Iova::new(stale.first()), Iova::new(stale.last()))?;
+        // SAFETY: `forget_range` was told of the token's range, and of what changed in it.
         Ok(unsafe { stale.assume_flushed() })
     }
 

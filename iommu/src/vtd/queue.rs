@@ -53,7 +53,7 @@ use crate::{
     platform::LockClass,
     reach::TableError,
     sync::{
-        IrqLock,
+        IrqLock, IrqLockGuard,
         atomic::{Ordering, fence},
     },
 };
@@ -108,7 +108,6 @@ struct Progress {
 struct Pending {
     main: Option<OwnedSlot>,
     devices: Option<OwnedSlot>,
-    since_ns: u64,
 }
 
 impl Queue {
@@ -197,25 +196,55 @@ impl Queue {
         hardware: &Hardware<P::Registers>,
         job: &Job<'_>,
     ) -> Result<Pending, Full> {
-        let needed = job.descriptors();
+        let mut progress = self.lock_with_room(platform, hardware, job.descriptors())?;
+        let pending = self.slots_for(platform, job).ok_or(Full { head: progress.head })?;
+        let first = progress.tail;
+        self.write(platform, first, job, &pending);
+        self.publish(hardware, &mut progress, job.descriptors());
+        Ok(pending)
+    }
+
+    /// Puts one invalidation in the unit's own caches into the queue, and its wait: what most batches come to. `None` if there is
+    /// no room.
+    #[inline]
+    fn try_submit_one<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        invalidation: Invalidation,
+    ) -> Option<OwnedSlot> {
+        let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
+        let slot = self.slots.take(platform)?;
+        let first = progress.tail;
+        self.ring.write(platform, first, invalidation.descriptor(&hardware.capability).encode());
+        let wait = self.slots.arm(&slot, first + 1, false, false);
+        self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
+        self.publish(hardware, &mut progress, 2);
+        Some(slot)
+    }
+
+    /// The lock, with room for `needed` descriptors.
+    #[inline]
+    fn lock_with_room<'a, P: Platform>(
+        &'a self,
+        platform: &'a P,
+        hardware: &Hardware<P::Registers>,
+        needed: usize,
+    ) -> Result<IrqLockGuard<'a, Progress, P>, Full> {
         let mut progress = self.progress.lock(platform);
         // What waiters saw completed was fetched; the register is slow, and read only when that is not enough.
         progress.head = progress.head.max(self.slots.over_below());
         if self.room(&progress) < needed {
             progress.head = self.read_head(hardware, &progress).unwrap_or(progress.head);
+            if self.room(&progress) < needed {
+                return Err(Full { head: progress.head });
+            }
         }
-        let full = Full { head: progress.head };
-        if self.room(&progress) < needed {
-            return Err(full);
-        }
-        let mut pending = self.slots_for(platform, job).ok_or(full)?;
-        pending.since_ns = platform.now_ns();
-        self.write(platform, &mut progress, job, &pending);
-        self.ring_doorbell(hardware, &progress);
-        Ok(pending)
+        Ok(progress)
     }
 
     /// Descriptors that still fit. One entry stays free: a full ring would look empty.
+    #[inline]
     fn room(&self, progress: &Progress) -> usize {
         self.ring.entries() - 1 - (progress.tail - progress.head) as usize
     }
@@ -235,14 +264,14 @@ impl Queue {
             },
             false => None,
         };
-        Some(Pending { main, devices, since_ns: 0 })
+        Some(Pending { main, devices })
     }
 
-    fn write<P: Platform>(&self, platform: &P, progress: &mut Progress, job: &Job<'_>, pending: &Pending) {
-        let first = progress.tail;
+    /// Writes the descriptors of `job` from position `tail` on.
+    fn write<P: Platform>(&self, platform: &P, mut tail: u64, job: &Job<'_>, pending: &Pending) {
         job.for_each(|step| {
             let wait = |slot: Option<&OwnedSlot>, devices: bool, fence: bool| {
-                slot.map(|slot| self.slots.arm(slot, progress.tail, devices, fence))
+                slot.map(|slot| self.slots.arm(slot, tail, devices, fence))
             };
             let descriptor = match step {
                 Step::Invalidate(descriptor) => Some(descriptor),
@@ -251,19 +280,32 @@ impl Queue {
                 Step::DevicesDone => wait(pending.devices.as_ref(), true, false).map(Descriptor::Wait),
             };
             if let Some(descriptor) = descriptor {
-                self.ring.write(platform, progress.tail, descriptor.encode());
-                progress.tail += 1;
+                self.ring.write(platform, tail, descriptor.encode());
+                tail += 1;
             }
         });
+    }
+
+    /// Moves the tail behind a batch of `count` descriptors, which were written there, and tells the unit.
+    #[inline]
+    fn publish<R: crate::platform::Registers>(
+        &self,
+        hardware: &Hardware<R>,
+        progress: &mut Progress,
+        count: usize,
+    ) {
+        progress.tail += count as u64;
         progress.statistics.batches += 1;
-        progress.statistics.descriptors += progress.tail - first;
+        progress.statistics.descriptors += count as u64;
+        self.ring_doorbell(hardware, progress);
     }
 
     /// Tells the unit of everything below the tail.
+    #[inline]
     fn ring_doorbell<R: crate::platform::Registers>(&self, hardware: &Hardware<R>, progress: &Progress) {
         // The unit must not fetch an entry before it is written.
         fence(Ordering::SeqCst);
-        hardware.registers.write(QueueTail::new().with_units(self.ring.units(progress.tail)));
+        hardware.registers.write(QueueTail::at(self.ring.units(progress.tail)));
     }
 
     /// The position that the unit fetches next. `None` if what the register says cannot be.

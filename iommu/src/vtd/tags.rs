@@ -34,6 +34,7 @@ pub(super) struct TagList {
 
 impl TagList {
     /// The unit that knows the domain, if that is one, and no device does.
+    #[inline]
     pub fn only_unit(&self) -> Option<Tag> {
         let [first, second, ..] = self.units;
         first.filter(|_| second.is_none() && self.device.is_none())

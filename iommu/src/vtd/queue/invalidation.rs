@@ -123,6 +123,7 @@ impl Stage {
 }
 
 impl Invalidation {
+    #[inline]
     pub(in crate::vtd) const fn stage(&self) -> Stage {
         match self {
             Self::Context(_) => Stage::Contexts,

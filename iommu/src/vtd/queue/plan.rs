@@ -67,7 +67,7 @@ impl Plan {
     #[must_use]
     #[inline]
     pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability) -> Self {
-        let max_order = capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1));
+        let max_order = max_order(capability);
         let whole = Invalidation::Iotlb(IotlbScope::Domain(domain));
         Self {
             domain,
@@ -136,12 +136,36 @@ impl Plan {
     }
 }
 
+/// log2 of the most pages that one invalidation may name.
+#[inline]
+fn max_order(capability: &Capability) -> Option<u8> {
+    capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1))
+}
+
 /// Whether the range may hold a superpage of more than 2^`max_order` pages. Only an invalidation with a mask of at least its
 /// size is sure to reach the one translation that a unit keeps of it (register IVA_REG, field AM). What a part was taken of
 /// counts as a whole: the tokens of `mm` say so.
 fn may_hold_larger_leaf(first: Iova, last: Iova, max_order: u8) -> bool {
     let pages = (last.as_u64() >> mm::PAGE_SHIFT) - (first.as_u64() >> mm::PAGE_SHIFT) + 1;
     SUPERPAGE_ORDERS.iter().any(|&order| max_order < order && pages >= 1 << order)
+}
+
+impl IotlbScope {
+    /// The one scope that covers `first..=last` of `domain` as closely as a [`Plan`] does, if one does: most ranges are aligned
+    /// to their size.
+    #[must_use]
+    #[inline]
+    pub fn covering(
+        domain: DomainId,
+        leaf_only: bool,
+        capability: &Capability,
+        first: Iova,
+        last: Iova,
+    ) -> Option<Self> {
+        let max_order = max_order(capability)?;
+        let Block { first, order } = Block::around(first, last, max_order)?;
+        Some(Self::Pages { domain, first, order, leaf_only })
+    }
 }
 
 impl DeviceTlbScope {
@@ -157,6 +181,19 @@ impl DeviceTlbScope {
 struct Block {
     first: Iova,
     order: u8,
+}
+
+impl Block {
+    /// The block that covers a range, both ends included, and less than as much again around it, if one does.
+    #[inline]
+    fn around(first: Iova, last: Iova, max_order: u8) -> Option<Self> {
+        let (first, last) = (first.as_u64() >> mm::PAGE_SHIFT, last.as_u64() >> mm::PAGE_SHIFT);
+        debug_assert!(first <= last);
+        // The smallest aligned block that both ends lie in.
+        let order = (u64::BITS - (first ^ last).leading_zeros()) as u8;
+        let fits = order <= max_order && 1 << order < 2 * (last - first + 1);
+        fits.then(|| Self { first: Iova::new(first >> order << order << mm::PAGE_SHIFT), order })
+    }
 }
 
 /// Blocks that cover a range, both ends included, and less than as much again around it.
@@ -179,15 +216,12 @@ struct Run {
 
 impl Blocks {
     fn covering(first: Iova, last: Iova, max_order: u8) -> Self {
-        let (first, last) = (first.as_u64() >> mm::PAGE_SHIFT, last.as_u64() >> mm::PAGE_SHIFT);
-        debug_assert!(first <= last);
-        let pages = last - first + 1;
-        // The smallest aligned block that both ends lie in.
-        let order = (u64::BITS - (first ^ last).leading_zeros()) as u8;
-        if order <= max_order && 1 << order < 2 * pages {
-            let one = Run { page: first >> order << order, order, count: 1 };
+        if let Some(Block { first, order }) = Block::around(first, last, max_order) {
+            let one = Run { page: first.as_u64() >> mm::PAGE_SHIFT, order, count: 1 };
             return Self { runs: [one, Run { count: 0, ..one }] };
         }
+        let (first, last) = (first.as_u64() >> mm::PAGE_SHIFT, last.as_u64() >> mm::PAGE_SHIFT);
+        let order = u64::BITS - (first ^ last).leading_zeros();
         // The ends lie in different halves of that block.
         let middle = last >> (order - 1) << (order - 1);
         let below = Run::of_pages(middle - first, max_order);

@@ -117,6 +117,7 @@ impl Slots {
         })
     }
 
+    #[inline]
     fn take_free(&self, near: usize) -> Option<OwnedSlot> {
         (0..WORDS).map(|offset| (near + offset) % WORDS).find_map(|word| {
             let free = self.free[word].fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| {
@@ -167,6 +168,7 @@ impl Slots {
         self.wait(usize::from(SCRAP), 0, fence)
     }
 
+    #[inline]
     fn wait(&self, index: usize, value: u32, fence: bool) -> Wait {
         let address = PhysAddr::new(self.page.as_u64() + index as u64 * SLOT_BYTES);
         Wait { completion: Completion::Status { address, value }, fence }
@@ -187,6 +189,7 @@ impl Slots {
     }
 
     /// Everything below this position is over: the unit has fetched it, and carried it out or dropped it.
+    #[inline]
     pub fn over_below(&self) -> u64 {
         self.over_below.load(Ordering::Relaxed)
     }
@@ -241,6 +244,7 @@ impl Slots {
     }
 
     /// Frees orphans that nothing can be written to any more. Under the queue's lock.
+    #[cold]
     fn reclaim<P: Platform>(&self, platform: &P) {
         let over_below = self.over_below();
         for (index, slot) in self.slots.iter().enumerate() {
@@ -251,17 +255,20 @@ impl Slots {
         }
     }
 
+    #[inline]
     fn slot(&self, slot: &OwnedSlot) -> &Slot {
         &self.slots[usize::from(slot.0)]
     }
 
     /// Whether the unit has written the value that slot `index` waits for.
+    #[inline]
     fn is_done<P: Platform>(&self, platform: &P, index: usize) -> bool {
         let written = self.with_memory(platform, |words| words[index].load(Ordering::Acquire));
         // The unit writes 32 bits: the low half.
         written as u32 == self.slots[index].value.load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn with_memory<P: Platform, T>(&self, platform: &P, access: impl FnOnce(&Table) -> T) -> T {
         // SAFETY: the page is the one that `allocate_contiguous` returned for these slots, which is never freed.
         access(unsafe { platform.tables().table(self.page) })

@@ -1,11 +1,11 @@
 //! Waiting for a batch.
 
-use core::fmt;
+use core::{fmt, slice};
 
 use super::{
     DEVICE_TIMEOUT_NS, Pending, Queue, WAIT_TIMEOUT_NS,
     error::InvalidationError,
-    invalidation::Invalidation,
+    invalidation::{Invalidation, Stage},
     job::{Job, MAX_ITEMS},
     slots::{OwnedSlot, Status},
 };
@@ -115,12 +115,46 @@ impl Queue {
         hardware: &Hardware<P::Registers>,
         batch: &[Invalidation],
     ) -> Result<(), InvalidationError> {
+        match batch {
+            [one] if one.stage() == Stage::Translations => self.carry_out_one(platform, hardware, one),
+            _ => self.carry_out_all(platform, hardware, batch),
+        }
+    }
+
+    #[inline(never)]
+    fn carry_out_all<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        batch: &[Invalidation],
+    ) -> Result<(), InvalidationError> {
         for chunk in batch.chunks(MAX_ITEMS) {
             let job = Job::new(chunk, &hardware.capability);
             let pending = self.submit(platform, hardware, &job)?;
             self.finish(platform, hardware, job, pending)?;
         }
         Ok(())
+    }
+
+    /// The same of one invalidation in the unit's own caches: most batches are that.
+    #[inline]
+    fn carry_out_one<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        invalidation: &Invalidation,
+    ) -> Result<(), InvalidationError> {
+        hardware.check()?;
+        let Some(slot) = self.try_submit_one(platform, hardware, *invalidation) else {
+            return self.carry_out_all(platform, hardware, slice::from_ref(invalidation));
+        };
+        match self.outcome(platform, hardware, Pending { main: Some(slot), devices: None })? {
+            Outcome::Done => Ok(()),
+            outcome => {
+                let job = Job::new(slice::from_ref(invalidation), &hardware.capability);
+                self.finish_in_parts(platform, hardware, job, outcome)
+            }
+        }
     }
 
     /// Waits until all of `job` is carried out, whatever that takes.
@@ -213,17 +247,18 @@ fn culprit(job: &Job<'_>, source: u16) -> Option<u16> {
 
 impl Queue {
     /// Waits for both parts of a job.
+    #[inline]
     fn outcome<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
         pending: Pending,
     ) -> Result<Outcome, Stuck> {
-        let Pending { main, devices, since_ns } = pending;
+        let Pending { main, devices } = pending;
         let mut refused = false;
         if let Some(slot) = main {
             let expired = |waited| self.main_expired(platform, &slot, waited);
-            match self.wait_for(platform, hardware, &slot, since_ns, expired) {
+            match self.wait_for(platform, hardware, &slot, expired) {
                 Waited::Done { refused: main_refused } => {
                     refused = main_refused;
                     self.slots.put_back(slot);
@@ -239,7 +274,7 @@ impl Queue {
             }
         }
         match devices {
-            Some(slot) => self.devices_outcome(platform, hardware, slot, since_ns, refused),
+            Some(slot) => self.devices_outcome(platform, hardware, slot, refused),
             None => Ok(done(refused)),
         }
     }
@@ -250,10 +285,9 @@ impl Queue {
         platform: &P,
         hardware: &Hardware<P::Registers>,
         slot: OwnedSlot,
-        since_ns: u64,
         refused: bool,
     ) -> Result<Outcome, Stuck> {
-        match self.wait_for(platform, hardware, &slot, since_ns, |waited| waited > DEVICE_TIMEOUT_NS) {
+        match self.wait_for(platform, hardware, &slot, |waited| waited > DEVICE_TIMEOUT_NS) {
             Waited::Done { refused: devices_refused } => {
                 self.slots.put_back(slot);
                 Ok(done(refused || devices_refused))
@@ -283,19 +317,32 @@ impl Queue {
         !behind_device || waited_ns > DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS
     }
 
-    /// Waits for one slot. A deadline that is over before anybody has looked for an error of the unit, because the caller
-    /// waited for another unit first, counts from that look.
+    /// Waits for one slot. Most often it is done already, and nobody asks what time it is.
+    #[inline]
     fn wait_for<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
         slot: &OwnedSlot,
-        mut since_ns: u64,
         expired: impl Fn(u64) -> bool,
     ) -> Waited {
-        if let Status::Done { refused } = self.slots.status(platform, slot) {
-            return Waited::Done { refused };
+        match self.slots.status(platform, slot) {
+            Status::Done { refused } => Waited::Done { refused },
+            _ => self.wait_longer(platform, hardware, slot, expired),
         }
+    }
+
+    /// Waits for a slot that was not done at first. The deadline counts from here, and is not over before somebody has looked
+    /// for an error of the unit since.
+    #[inline(never)]
+    fn wait_longer<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        slot: &OwnedSlot,
+        expired: impl Fn(u64) -> bool,
+    ) -> Waited {
+        let mut since_ns = platform.now_ns();
         let (mut checked_ns, mut has_checked) = (since_ns, false);
         loop {
             // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.

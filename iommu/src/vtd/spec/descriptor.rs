@@ -14,12 +14,14 @@ pub struct RawDescriptor(pub u128);
 impl RawDescriptor {
     /// Bits 63:0.
     #[must_use]
+    #[inline]
     pub const fn low(self) -> u64 {
         self.0 as u64
     }
 
     /// Bits 127:64.
     #[must_use]
+    #[inline]
     pub const fn high(self) -> u64 {
         (self.0 >> 64) as u64
     }
@@ -223,6 +225,7 @@ impl Descriptor {
 }
 
 impl Wait {
+    #[inline]
     const fn encode(self) -> u128 {
         let fence = (self.fence as u128) << 6;
         match self.completion {
@@ -234,6 +237,7 @@ impl Wait {
     }
 }
 
+#[inline]
 const fn pages_bits(first: Iova, order: u8, leaf_only: bool) -> u128 {
     (order as u128 & 0x3f) << 64 | (leaf_only as u128) << 70 | ((first.as_u64() as u128) << 64 & ADDRESS)
 }

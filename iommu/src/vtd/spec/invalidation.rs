@@ -126,6 +126,17 @@ pub struct QueueTail {
 register!(QueueTail: u64 @ 0x088, ReadWrite);
 pin_bits!(QueueTail: with_units(0x7fff) = 0x7fff << 4);
 
+impl QueueTail {
+    /// The value for an offset into the queue, in units of 16 bytes.
+    #[inline]
+    #[must_use]
+    pub const fn at(units: u16) -> Self {
+        Self((units as u64 & 0x7fff) << 4)
+    }
+}
+
+const _: () = assert!(QueueTail::at(0x7fff).0 == QueueTail::new().with_units(0x7fff).0);
+
 /// IQA: where the queue lies.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]

@@ -31,6 +31,7 @@ impl<R> Hardware<R> {
         Self { index, segment, base, capability, width, registers, stuck }
     }
 
+    #[inline]
     pub fn is_stuck(&self) -> bool {
         self.stuck.load(Ordering::Acquire)
     }
@@ -47,6 +48,7 @@ impl<R> Hardware<R> {
     }
 
     /// Fails at once if the unit was given up.
+    #[inline]
     pub fn check(&self) -> Result<(), Stuck> {
         if self.is_stuck() { Err(self.stuck()) } else { Ok(()) }
     }

@@ -94,6 +94,16 @@ fn a_unit_that_refuses_the_coarse_form_too_is_given_up() {
     assert!(unit.is_stuck());
 }
 
+#[test]
+fn who_was_kept_from_running_looks_for_errors_before_the_unit_is_given_up() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    refuse_pages(&platform);
+    platform.relax_ns.store(2 * WAIT_TIMEOUT_NS, Ordering::Relaxed);
+    assert_eq!(unit.invalidate(&platform, &[pages(5)]), Ok(()));
+    assert!(!unit.is_stuck());
+}
+
 /// While an error is pending, a unit raises no further event: a handler that leaves one gets no more interrupts.
 #[test]
 fn the_fault_handler_leaves_no_queue_error_behind() {
