@@ -156,8 +156,9 @@ pub fn map_firmware(base: PhysAddr, bytes: usize) -> Option<NonNull<u8>> {
 /// a stack, the kernel's image, or a window.
 pub fn physical(first: NonNull<u8>, bytes: usize) -> Option<PhysAddr> {
     let start = layout::direct_to_physical(first.as_ptr() as u64)?;
-    let range = checked_range(start, bytes)?;
-    RAM.get()?.contains(range).then_some(start)
+    // A length beyond the address space is in no range.
+    let range = PhysRange::new(start, bytes as u64);
+    (bytes > 0 && RAM.get()?.contains(range)).then_some(start)
 }
 
 /// What lies in the `bytes` bytes at `first`, which are not for devices.

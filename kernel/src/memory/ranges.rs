@@ -56,11 +56,15 @@ impl RangeSet {
         }
     }
 
-    /// Whether all of `range` lies within one of the ranges.
+    /// Whether all of `range` lies within one of the ranges: wherever it ends, beyond the address space too.
+    #[inline]
     pub fn contains(&self, range: PhysRange) -> bool {
-        self.as_slice()
-            .iter()
-            .any(|outer| outer.start <= range.start && range.start.as_u64() + range.bytes <= range_end(outer))
+        let holds = |outer: &PhysRange| {
+            let offset = range.start.as_u64().wrapping_sub(outer.start.as_u64());
+            offset < outer.bytes && range.bytes <= outer.bytes - offset
+        };
+        // The first is the largest (see `keep_largest`): no loop for it.
+        self.len > 0 && holds(&self.ranges[0]) || self.as_slice().iter().any(holds)
     }
 
     /// Whether any byte of `range` is in the set.
