@@ -156,6 +156,17 @@ impl MessageInterrupts {
     /// # Errors
     /// [`InterruptError::Unaligned`] if the interrupts are not remapped and the vector is not a multiple of their
     /// number; see [`route`](Self::route).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{interrupts::{Destination, InterruptError, MessageInterrupts}, platform::MsiMessage};
+    ///
+    /// /// Eight messages on vectors 0x40 to 0x47 of one CPU, and what goes into the function's MSI capability.
+    /// fn multi_message(interrupts: &MessageInterrupts, apic: u32) -> Result<MsiMessage, InterruptError> {
+    ///     assert_eq!(interrupts.count(), 8);
+    ///     interrupts.route_all(Destination { apic, vector: 0x40 })
+    /// }
+    /// ```
     pub fn route_all(&self, to: Destination) -> Result<MsiMessage, InterruptError> {
         let last = u16::from(to.vector) + (self.0.count - 1);
         if last > u8::MAX.into() {

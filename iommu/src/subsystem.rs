@@ -125,6 +125,16 @@ impl Iommu {
     ///
     /// # Errors
     /// As [`claim`](Self::claim).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{ClaimError, DmaDevice, Iommu, PciAddress};
+    ///
+    /// /// A controller on the board keeps its translations to itself; the same in a slot would be claimed like any other.
+    /// fn on_board(iommu: &Iommu, function: PciAddress, is_soldered: bool) -> Result<DmaDevice, ClaimError> {
+    ///     if is_soldered { iommu.claim_trusted(function) } else { iommu.claim(function) }
+    /// }
+    /// ```
     pub fn claim_trusted(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function, Trust::Translations)
     }
@@ -138,6 +148,17 @@ impl Iommu {
     ///
     /// # Errors
     /// As [`claim`](Self::claim).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, PageBuffer, PciAddress, ToDevice};
+    ///
+    /// /// Where the device finds the page: at its physical address.
+    /// fn in_place(iommu: &Iommu, function: PciAddress, page: PageBuffer) -> Result<u64, Box<dyn std::error::Error>> {
+    ///     let device = iommu.claim_identity(function)?;
+    ///     Ok(device.dma_map(page, ToDevice)?.iova().as_u64())
+    /// }
+    /// ```
     pub fn claim_identity(&self, function: PciAddress) -> Result<DmaDevice, ClaimError> {
         self.control.claim(function, Trust::Memory)
     }
@@ -253,6 +274,16 @@ impl Iommu {
     }
 
     /// Handles an interrupt that [`Platform::allocate_vector`] was asked for. Called in the interrupt.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, platform::Event};
+    ///
+    /// /// The handler of the vector that the platform gave out for the first unit's faults.
+    /// fn on_interrupt(iommu: &Iommu) {
+    ///     iommu.handle_event(Event::Fault { unit: 0 });
+    /// }
+    /// ```
     pub fn handle_event(&self, event: Event) {
         self.control.handle_event(event);
     }
@@ -266,6 +297,19 @@ impl Iommu {
 
     /// When [`process_faults`](Self::process_faults) has to run next although nobody asks for it, on the platform's clock;
     /// `u64::MAX` for never. The thread that runs it looks at this before it goes to sleep.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::Iommu;
+    ///
+    /// /// The body of the host's thread for faults. `sleep` returns at the time, or when somebody asks for the work.
+    /// fn serve_faults(iommu: &Iommu, sleep: impl Fn(u64)) -> ! {
+    ///     loop {
+    ///         iommu.process_faults();
+    ///         sleep(iommu.next_faults_ns());
+    ///     }
+    /// }
+    /// ```
     #[must_use]
     pub fn next_faults_ns(&self) -> u64 {
         self.control.next_faults_ns()
@@ -279,12 +323,38 @@ impl Iommu {
 
     /// When [`reap`](Self::reap) has to run next although nobody asks for it, on the platform's clock; `u64::MAX` for never.
     /// The thread that runs it looks at this before it goes to sleep.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::Iommu;
+    ///
+    /// /// The body of the host's thread that frees what was dropped.
+    /// fn serve_drops(iommu: &Iommu, sleep: impl Fn(u64)) -> ! {
+    ///     loop {
+    ///         iommu.reap();
+    ///         sleep(iommu.next_reap_ns());
+    ///     }
+    /// }
+    /// ```
     #[must_use]
     pub fn next_reap_ns(&self) -> u64 {
         self.control.next_reap_ns()
     }
 
     /// Number of live mappings, dropped ones that wait for the reaper included.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::Iommu;
+    ///
+    /// /// Whether `work` has left something mapped behind.
+    /// fn leaks(iommu: &Iommu, work: impl FnOnce()) -> bool {
+    ///     let before = iommu.live_mappings();
+    ///     work();
+    ///     iommu.reap();
+    ///     iommu.live_mappings() > before
+    /// }
+    /// ```
     #[must_use]
     pub fn live_mappings(&self) -> usize {
         self.control.live_mappings()
@@ -294,6 +364,26 @@ impl Iommu {
     /// that the function's requests may carry the entries that a unit reads, from the root down to the one where the
     /// translation ends. Without an address it ends with the entry that says which page table it is. Returns whether
     /// a unit covers the function.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Iommu, Iova, PciAddress, dump::{Leads, StepReport, Visitor}};
+    ///
+    /// /// Whether the way ends with memory.
+    /// #[derive(Default)]
+    /// struct Reaches(bool);
+    ///
+    /// impl Visitor for Reaches {
+    ///     fn step(&mut self, step: &StepReport) {
+    ///         self.0 |= matches!(step.leads, Leads::Memory { .. });
+    ///     }
+    /// }
+    ///
+    /// fn reaches(iommu: &Iommu, function: PciAddress, address: Iova) -> bool {
+    ///     let mut reaches = Reaches::default();
+    ///     iommu.trace(function, Some(address), &mut reaches) && reaches.0
+    /// }
+    /// ```
     pub fn trace(&self, function: PciAddress, address: Option<Iova>, visitor: &mut dyn Visitor) -> bool {
         self.control.trace(function, address, visitor)
     }

@@ -60,6 +60,22 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     ///
     /// # Errors
     /// The mapping comes back in [`Rejected`]. [`DmaError::NotWholePages`], and those of [`DmaDomain::dma_map`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::{Bidirectional, DmaDomain, DmaError, Grant, Mapping, PageBuffer, ToDevice};
+    ///
+    /// /// Lets the devices of another domain read what the first device fills, for as long as `work` takes.
+    /// fn show(
+    ///     mapping: Mapping<PageBuffer, Bidirectional>,
+    ///     domain: &DmaDomain,
+    ///     work: impl FnOnce(u64),
+    /// ) -> Result<Mapping<PageBuffer, Bidirectional>, DmaError> {
+    ///     let grant: Grant<_, _> = mapping.grant(domain, ToDevice).map_err(|rejected| rejected.error)?;
+    ///     work(grant.iova().as_u64());
+    ///     grant.revoke()
+    /// }
+    /// ```
     #[track_caller]
     pub fn grant<E: Within<D>>(
         self,
