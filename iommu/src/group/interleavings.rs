@@ -108,3 +108,28 @@ fn who_gives_a_function_back_takes_it_from_nobody_else() {
         }
     });
 }
+
+/// A domain is destroyed while a group is given to its owner: it has the group, or it ends.
+#[test]
+fn a_domain_ends_or_is_given_a_group_never_both() {
+    explore(2, || {
+        let model = Model::new();
+        let domain = model.maker.make(model.group.layout().units(), Kind::Assigned).unwrap();
+        let other = {
+            let (model, domain) = (model.clone(), domain.clone());
+            thread::spawn(move || {
+                let home = Home::Assigned(&domain, &mut |_| true);
+                model.group.claim(&model.maker, FUNCTION, home).map(drop)
+            })
+        };
+        let closed = domain.close();
+        match (closed, other.join().unwrap()) {
+            (Ok(()), Err(ClaimError::Domain(DmaError::Revoked))) => assert_eq!(domain.groups(), 0),
+            (Err(1), Ok(())) => {
+                model.group.release(&model.maker, FUNCTION, None, &mut |_| true).unwrap();
+                assert_eq!((domain.groups(), domain.close()), (0, Ok(())));
+            }
+            outcome => panic!("{outcome:?}"),
+        }
+    });
+}
