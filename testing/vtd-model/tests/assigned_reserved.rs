@@ -4,7 +4,7 @@
 mod domains;
 mod short;
 
-use domains::{AT, PAGE, assign, at, buffer, create, map_at, reach, release, shown, start, two_units};
+use domains::{AT, PAGE, assign, at, buffer, create, map_at, reach, release, shown, two_units};
 use driven::Driven;
 use iommu::{
     ClaimError, DmaError, Iova, Options, ToDevice,

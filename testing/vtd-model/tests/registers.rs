@@ -44,7 +44,7 @@ fn what_others_decode_is_never_an_iova() {
     };
     for range in &config.registers {
         let (first, last) = (range.start.as_u64() & !(PAGE - 1), range.start.as_u64() + range.bytes - 1);
-        for iova in [first, last & !(PAGE - 1), first + (last - first) / 2 & !(PAGE - 1)] {
+        for iova in [first, last & !(PAGE - 1), (first + (last - first) / 2) & !(PAGE - 1)] {
             assert_eq!(at(iova), Err(DmaError::IovaReserved { iova: Iova::new(iova) }), "{iova:#x}");
         }
     }
