@@ -76,6 +76,7 @@ fn start_cpu() {
     }
     arch::user::init();
     arch::cache::init();
+    arch::memory_types::init();
     arch::legacy_pic::disable();
     let (tsc_hz, source) = clock::init();
     arch::apic::init().unwrap_or_else(|error| fatal(&error));

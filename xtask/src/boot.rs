@@ -93,8 +93,8 @@ pub struct Limits {
     pub interactive: bool,
     /// When the power goes, if it does.
     pub cut: Option<Cut>,
-    /// What can be plugged in when the guest asks for it. QEMU's monitor is on its standard input and output then.
-    pub devices: &'static [Device],
+    /// What can be plugged in by the hands at the machine, if there are any. QEMU's monitor is on its standard input and output then.
+    pub hands: Option<&'static [Device]>,
     /// What is typed into its shell. Its serial line is on QEMU's standard input then.
     pub typed: &'static [Line],
 }
@@ -148,8 +148,8 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
     command.stderr(File::create(qemu).with_context(|| format!("cannot create {}", qemu.display()))?);
     let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
     let mut guest = Guest(child);
-    let devices = limits.map_or(&[][..], |limits| limits.devices);
-    let hands = if devices.is_empty() { None } else { Hands::start(&mut guest.0, control.clone(), devices) };
+    let devices = limits.and_then(|limits| limits.hands);
+    let hands = devices.and_then(|devices| Hands::start(&mut guest.0, control.clone(), devices));
     let lines = limits.map_or(&[][..], |limits| limits.typed);
     let typist = if lines.is_empty() { None } else { Typist::start(&mut guest.0, console.clone(), lines) };
     let mut progress = Progress::new();

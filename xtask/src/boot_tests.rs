@@ -8,7 +8,7 @@ const PATIENT: Limits = Limits {
     total: Duration::from_secs(60),
     interactive: false,
     cut: None,
-    devices: &[],
+    hands: None,
     typed: &[],
 };
 

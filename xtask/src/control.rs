@@ -10,6 +10,8 @@
 //! value KEY WORDS...                a result that the host compares (see `disk`)
 //! plug NAME                         the host shall plug the device of this name in (see `hands`)
 //! unplug NAME                       it shall ask for the device's removal
+//! look NAME PICTURE                 it shall look at the screen of the display of this name, and press a key when it has seen
+//!                                   this picture there; if that is 0, nothing of any (see `screen`)
 //! bench NAME MIN MEDIAN MAX UNIT    a measurement
 //! done PASSED FAILED                the run is over, with the guest's own counts
 //! ```
@@ -36,6 +38,7 @@ pub enum Event {
 pub enum Request {
     Plug(String),
     Unplug(String),
+    Look { display: String, picture: u32 },
 }
 
 /// One benchmark's result, over all its repetitions.
@@ -81,6 +84,10 @@ impl std::str::FromStr for Event {
             ["plug", name] => Some(Event::Request(Request::Plug(name.to_string()))),
             ["unplug", name] => Some(Event::Request(Request::Unplug(name.to_string()))),
             ["bench", rest @ ..] => measurement(rest).map(Event::Bench),
+            ["look", display, picture] => picture
+                .parse()
+                .ok()
+                .map(|picture| Event::Request(Request::Look { display: display.to_string(), picture })),
             ["done", passed, failed] => done(passed, failed),
             _ => None,
         };
@@ -258,6 +265,8 @@ mod tests {
             "value x",
             "plug",
             "unplug a b",
+            "look a",
+            "look a x",
             "done 1",
             "done x 0",
             "done -1 0",

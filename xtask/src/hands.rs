@@ -1,11 +1,12 @@
 //! Hands at the machine: they plug devices in and out when the guest asks for it (`plug NAME`, `unplug NAME` on the control
-//! channel), through QEMU's monitor protocol (QMP) on its standard input and output.
+//! channel), and press a key when they have seen what a display is to show (`look NAME PICTURE`), through QEMU's monitor protocol (QMP) on
+//! its standard input and output.
 //!
-//! The guest sees what became of it by its slots. What QEMU refuses is a complaint of the boot.
+//! The guest sees what became of it by its slots, and by the key. What QEMU refuses, and what is not on a screen, is a complaint of the boot.
 
 use std::io::{BufRead, BufReader, Write};
 use std::iter;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::control::{Record, Request};
+use crate::screen;
 
 /// How often the guest's wishes are looked at.
 const POLL: Duration = Duration::from_millis(20);
@@ -23,6 +25,15 @@ const POLL: Duration = Duration::from_millis(20);
 /// How long QEMU may refuse something, and how long to wait until it is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a picture may take to be on the screen.
+const LOOK_PATIENCE: Duration = Duration::from_secs(100);
+
+/// What the hands have at hand.
+struct Tools<'a> {
+    devices: &'a [Device],
+    /// Where a screen is dumped.
+    dump: &'a Path,
+}
 
 /// A device that can be plugged in.
 #[derive(Debug)]
@@ -71,12 +82,13 @@ fn serve(
         complaints.extend((!stop.load(Ordering::Relaxed)).then(|| format!("QMP: {problem:#}")));
         return complaints;
     }
+    let tools = Tools { devices, dump: &control.with_file_name("screen.ppm") };
     let mut done = 0;
     while !stop.load(Ordering::Relaxed) {
         let bytes = std::fs::read(&control).unwrap_or_default();
         for request in Record::read(&bytes).requests.drain(..).skip(done) {
             done += 1;
-            if let Err(problem) = monitor.carry_out_patiently(&request, devices, stop) {
+            if let Err(problem) = monitor.carry_out_patiently(&request, &tools, stop) {
                 complaints.push(format!("{request:?}: {problem:#}"));
             }
         }
@@ -97,34 +109,45 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
     }
 
     /// As [`carry_out`](Self::carry_out). A device that was pulled out in the middle of its work may need a while until
-    /// QEMU lets another one take its place.
-    fn carry_out_patiently(
-        &mut self,
-        request: &Request,
-        devices: &[Device],
-        stop: &AtomicBool,
-    ) -> Result<()> {
+    /// QEMU lets another one take its place, and a picture until it is drawn. That there is none has to be so at once.
+    fn carry_out_patiently(&mut self, request: &Request, tools: &Tools<'_>, stop: &AtomicBool) -> Result<()> {
+        let patience = match request {
+            Request::Look { picture: screen::NOTHING, .. } => Duration::ZERO,
+            Request::Look { .. } => LOOK_PATIENCE,
+            Request::Plug(_) | Request::Unplug(_) => PATIENCE,
+        };
         let asked = Instant::now();
         loop {
-            match self.carry_out(request, devices) {
-                Err(_) if asked.elapsed() < PATIENCE && !stop.load(Ordering::Relaxed) => sleep(PAUSE),
+            match self.carry_out(request, tools) {
+                Err(_) if asked.elapsed() < patience && !stop.load(Ordering::Relaxed) => sleep(PAUSE),
                 result => return result,
             }
         }
     }
 
-    fn carry_out(&mut self, request: &Request, devices: &[Device]) -> Result<()> {
-        let (Request::Plug(name) | Request::Unplug(name)) = request;
-        let device = devices.iter().find(|device| device.name == name).context("there is no such device")?;
+    fn carry_out(&mut self, request: &Request, tools: &Tools<'_>) -> Result<()> {
+        let named = |name: &String| {
+            let found = tools.devices.iter().find(|device| device.name == name);
+            found.context("there is no such device")
+        };
         match request {
-            Request::Plug(_) if device.behind.is_empty() => self.add(device),
-            Request::Plug(_) => {
+            Request::Plug(name) => {
+                let device = named(name)?;
+                if device.behind.is_empty() {
+                    return self.add(device);
+                }
                 self.execute("stop", json!({}))?;
                 let added = iter::once(device).chain(device.behind).try_for_each(|device| self.add(device));
                 self.execute("cont", json!({}))?;
                 added
             }
-            Request::Unplug(_) => self.execute("device_del", json!({ "id": device.name })),
+            Request::Unplug(name) => self.execute("device_del", json!({ "id": named(name)?.name })),
+            Request::Look { display, picture } => {
+                self.execute("screendump", json!({ "device": display, "filename": tools.dump }))?;
+                let dump = std::fs::read(tools.dump);
+                screen::verify(&dump.context("no screen was dumped")?, *picture)?;
+                self.execute("send-key", json!({ "keys": [{ "type": "qcode", "data": "ret" }] }))
+            }
         }
     }
 
@@ -170,7 +193,8 @@ mod tests {
     /// What is sent for `request` to a monitor that says `answers`, and what comes of it.
     fn ask(request: &Request, answers: &str) -> (Vec<Value>, Result<()>) {
         let mut monitor = Monitor { to: Vec::new(), from: answers.as_bytes() };
-        let result = monitor.carry_out(request, DEVICES);
+        let tools = Tools { devices: DEVICES, dump: Path::new("/nonexistent/screen.ppm") };
+        let result = monitor.carry_out(request, &tools);
         let sent = String::from_utf8(monitor.to).unwrap();
         (sent.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), result)
     }
@@ -200,6 +224,15 @@ mod tests {
         let refused = "{\"return\": {}}\n{\"error\": {}}\n{\"return\": {}}\n";
         assert_eq!(commands(refused), [stop, bridge, cont]);
         assert!(ask(&Request::Plug("bridge".into()), refused).1.is_err());
+    }
+
+    #[test]
+    fn no_key_is_pressed_when_nothing_was_seen() {
+        let look = Request::Look { display: "gpu".into(), picture: 1 };
+        let (sent, result) = ask(&look, "{\"return\": {}}\n");
+        let arguments = json!({ "device": "gpu", "filename": "/nonexistent/screen.ppm" });
+        assert_eq!(sent, [json!({ "execute": "screendump", "arguments": arguments })]);
+        assert!(result.unwrap_err().to_string().contains("no screen"));
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub fn judge(
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
             || reason == NOT_ALL_BRIDGES
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("i82801b11"))
+            || reason == NO_DISPLAYS && !scenario.screens
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
             || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
             || reason == NOTHING_RESERVED && !scenario.reserves
@@ -161,6 +162,8 @@ const NOTHING_TO_PLUG: &str = "devices to plug in";
 const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
 /// What a machine lacks that was not built of everything that can be between a device and the unit.
 const NOT_ALL_BRIDGES: &str = "bridges of all kinds";
+/// What it lacks where nobody looks at screens.
+const NO_DISPLAYS: &str = "displays that are looked at";
 /// What it lacks when drivers are not checked.
 const NOT_CHECKED: &str = "iommu=debug";
 /// What it lacks when devices are not trusted.

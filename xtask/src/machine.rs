@@ -111,7 +111,7 @@ impl Machine<'_> {
         if self.console == Console::Terminal {
             list.option("-mon", "chardev=console".into());
         }
-        if !self.scenario.devices.is_empty() && self.console == Console::Silent {
+        if self.scenario.has_hands() && self.console == Console::Silent {
             list.option("-chardev", "stdio,id=monitor,signal=off".into());
             list.option("-mon", "chardev=monitor,mode=control".into());
         }

@@ -29,6 +29,7 @@ mod qemu;
 mod run;
 mod scenario;
 mod schedule;
+mod screen;
 mod session;
 mod setup;
 mod shell_session;

@@ -91,6 +91,19 @@ const TOPOLOGIES: &[&str] = &[
     "edu,bus=on-second,dma_mask=0xffffffffffffffff",
 ];
 
+/// A display with memory of its own behind a port, which resets it; one that fetches its pictures; and one with no way to be reset.
+/// Firmware has programs for none of them.
+const DISPLAYS: &[&str] = &[
+    "-device",
+    "pcie-root-port,id=display-port,bus=pcie.0,addr=0x9,chassis=9,slot=9",
+    "-device",
+    "bochs-display,id=bochs,bus=display-port,vgamem=4M,romfile=",
+    "-device",
+    "virtio-gpu-pci,id=gpu,bus=pcie.0,addr=0xa,iommu_platform=on,disable-legacy=on,romfile=",
+    "-device",
+    "bochs-display,id=fixed,bus=pcie.0,addr=0xb,vgamem=4M,romfile=",
+];
+
 /// What is plugged into it.
 const DEVICES: &[Device] = &[
     Device {
@@ -596,6 +609,17 @@ pub const SCENARIOS: &[Scenario] = &[
         tests: "virtual_*",
         // Before that, QEMU has no such controller.
         needs: &[Need::AtLeast(Version(10, 0))],
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "displays",
+        about: "displays in the hands of processes, one after the other: somebody looks at the screens",
+        qemu: DISPLAYS,
+        screens: true,
+        cmdline: "plugs",
+        tests: "displays::*",
+        needs: &[Need::Property("bochs-display", "vgamem"), Need::Property("virtio-gpu-pci", "max_outputs")],
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },

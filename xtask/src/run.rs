@@ -147,7 +147,7 @@ impl Options {
             total: self.boot.time_limit.unwrap_or(TOTAL),
             interactive,
             cut: None,
-            devices: &[],
+            hands: None,
             typed: &[],
         });
         let mut report = boot::watch(command, &logs, limits)?;

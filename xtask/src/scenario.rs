@@ -39,6 +39,8 @@ pub struct Scenario {
     pub qemu: &'static [&'static str],
     /// What can be plugged in while the guest runs.
     pub devices: &'static [Device],
+    /// Whether somebody looks at the screens of displays when the guest asks for it.
+    pub screens: bool,
     /// What somebody types into the guest's shell, which ends the boot. No tests run by themselves then.
     pub typed: &'static [Line],
     /// Words of the kernel's command line besides those that every test boot has.
@@ -120,6 +122,7 @@ impl Scenario {
         reserves: false,
         qemu: &[],
         devices: &[],
+        screens: false,
         typed: &[],
         cmdline: "",
         tests: "*",
@@ -134,6 +137,11 @@ impl Scenario {
     pub fn apic_ids(&self) -> Vec<u32> {
         let count = self.cpus.split(',').next().and_then(|count| count.parse().ok()).unwrap_or(1);
         (0..count).chain(self.added_apic_ids.iter().copied()).collect()
+    }
+
+    /// Whether there are [`hands`](crate::hands) at the machine.
+    pub fn has_hands(&self) -> bool {
+        self.screens || !self.devices.is_empty()
     }
 
     /// Why this QEMU on this host cannot run the scenario, if it cannot.

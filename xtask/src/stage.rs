@@ -132,7 +132,7 @@ impl Stage<'_> {
             files,
         };
         let mut command = self.command(machine.arguments(), folder)?;
-        if !scenario.devices.is_empty() {
+        if scenario.has_hands() {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
         } else if !scenario.typed.is_empty() {
             command.stdin(Stdio::piped());
@@ -143,7 +143,7 @@ impl Stage<'_> {
             total: self.total,
             interactive: false,
             cut,
-            devices: scenario.devices,
+            hands: scenario.has_hands().then_some(scenario.devices),
             typed: scenario.typed,
         };
         let watched =

@@ -36,6 +36,14 @@ pub enum BarKind {
     },
 }
 
+impl BarKind {
+    /// Whether it decodes memory that reads do nothing to.
+    #[must_use]
+    pub fn is_prefetchable(self) -> bool {
+        matches!(self, Self::Memory { prefetchable: true, .. })
+    }
+}
+
 /// Why a base address register cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BarError {

@@ -7,7 +7,7 @@ use iommu::PciAddress;
 use super::{
     bar::{Bar, BarError},
     config::{Config, command, offset},
-    function::{Function, Id, Layout},
+    function::{Class, Function, Id, Layout},
     sriov::VirtualBars,
 };
 use crate::{host::Host, mmio::Mmio};
@@ -63,6 +63,11 @@ impl Device {
     pub fn id(&self) -> Id {
         let id = self.config().read32(offset::ID);
         Id { vendor: id as u16, device: (id >> 16) as u16 }
+    }
+
+    /// What it does.
+    pub fn class(&self) -> Class {
+        Class::of(self.config().read32(offset::CLASS_REVISION))
     }
 
     /// Decodes and sizes a BAR; see [`Bar::read`]. Those of a virtual function are known from its physical one.

@@ -71,6 +71,16 @@ pub struct Class {
     pub interface: u8,
 }
 
+impl Class {
+    /// Base class of display controllers.
+    pub const DISPLAY: u8 = 0x03;
+
+    /// What the dword of class code and revision says.
+    pub(super) const fn of(dword: u32) -> Self {
+        Self { base: (dword >> 24) as u8, sub: (dword >> 16) as u8, interface: (dword >> 8) as u8 }
+    }
+}
+
 /// Header layout.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
@@ -105,11 +115,7 @@ impl Function {
         Some(Self {
             address: config.function(),
             id: Id { vendor: id as u16, device: (id >> 16) as u16 },
-            class: Class {
-                base: (class >> 24) as u8,
-                sub: (class >> 16) as u8,
-                interface: (class >> 8) as u8,
-            },
+            class: Class::of(class),
             revision: class as u8,
             layout: Layout::read(config),
             multifunction: header & 0x80 != 0,

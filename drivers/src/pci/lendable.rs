@@ -3,6 +3,10 @@
 //! A page of a BAR can be mapped or not. Two kinds of pages cannot: those that a table of MSI-X or its pending bits touch, as
 //! who drives the function from outside the kernel gets its interrupts by asking for them; and those that are not the BAR's
 //! alone, as another function's registers may be beside it.
+//!
+//! What is behind a BAR are registers, or a memory of the device's own ([`Contents`]). That it is prefetchable does not say
+//! which: virtio devices have their registers in such a BAR, and so have network controllers. Memory is what display controllers
+//! have there.
 
 use core::fmt;
 
@@ -13,7 +17,9 @@ use super::{
     capability::id,
     config::{Config, ConfigSpace},
     device::Device,
+    function::Class,
 };
+use crate::virtio;
 
 /// Most pieces of a BAR: two tables leave three.
 const PIECES_MAX: usize = 3;
@@ -23,7 +29,18 @@ const PIECES_MAX: usize = 3;
 pub struct Lendable {
     /// The whole BAR, in whole pages.
     pub range: PhysRange,
+    /// What is there.
+    pub contents: Contents,
     pieces: [Option<(u64, u64)>; PIECES_MAX],
+}
+
+/// What is behind a BAR.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contents {
+    /// Registers: each access has to reach the device as it is, and in order. A reset is what they forget by.
+    Registers,
+    /// Memory of a display controller: writes may be combined. It outlives a reset.
+    Memory,
 }
 
 /// Why nothing of a BAR may be mapped.
@@ -87,7 +104,13 @@ impl Lendable {
             return Err(LendError::TooLong { index, bytes: bar.bytes });
         }
         let tables = msix_pages(device.config(), index);
-        Ok(Self { range: PhysRange::new(start, bar.bytes), pieces: without(bar.bytes, tables) })
+        let has_tables = tables != [None; 2];
+        let contents = if !has_tables && bar.kind.is_prefetchable() && is_display(device) {
+            Contents::Memory
+        } else {
+            Contents::Registers
+        };
+        Ok(Self { range: PhysRange::new(start, bar.bytes), contents, pieces: without(bar.bytes, tables) })
     }
 
     /// The pages that may be mapped, as runs: where each begins in the BAR, and in memory.
@@ -98,6 +121,11 @@ impl Lendable {
         };
         self.pieces.into_iter().flatten().map(run)
     }
+}
+
+/// Whether it is a display controller that has memory behind its prefetchable BARs. Virtio devices have registers there.
+fn is_display(device: &Device) -> bool {
+    device.class().base == Class::DISPLAY && device.id().vendor != virtio::VENDOR
 }
 
 /// The pages of BAR `index`, by first and end, that the tables of the function's MSI-X are in.
@@ -199,6 +227,33 @@ mod tests {
         // The most that there can be, eight pages, beyond the end.
         assert_eq!(pieces(0x4000, Some((0x800, 0x1000, 0x1000))), [(0, 0x1000)]);
         assert_eq!(pieces(0x4000, Some((0x800, 0xffff_fff8, 0xffff_fff8))), [(0, 0x4000)]);
+    }
+
+    /// What is behind a BAR of a function with these ids, class and BAR flags, whose MSI-X tables are at `tables`, if it has any.
+    fn contents(id: u32, class: u32, flags: u32, tables: Option<u32>) -> Contents {
+        let mut function = FakeFunction::new(id, class, 0).with(0x34, 0x40);
+        function = function.with(0x18, BASE | flags).writable(0x18, !0x3fff);
+        if let Some(tables) = tables {
+            function = function.with(0x40, 0x11).with(0x44, tables).with(0x48, tables);
+        }
+        let bench = Bench::new(function);
+        let device = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+        Lendable::of(&device, INDEX).unwrap().contents
+    }
+
+    #[test]
+    fn memory_is_what_a_display_controller_has_behind_a_prefetchable_bar() {
+        const BOCHS: u32 = 0x1111_1234;
+        const VIRTIO_GPU: u32 = 0x1050_1af4;
+        const DISPLAY: u32 = 0x0380_0000;
+        const NETWORK: u32 = 0x0200_0000;
+        const PREFETCHABLE: u32 = 8;
+        assert_eq!(contents(BOCHS, DISPLAY, PREFETCHABLE, None), Contents::Memory);
+        assert_eq!(contents(BOCHS, DISPLAY, PREFETCHABLE, Some(1)), Contents::Memory);
+        assert_eq!(contents(BOCHS, DISPLAY, 0, None), Contents::Registers);
+        assert_eq!(contents(BOCHS, DISPLAY, PREFETCHABLE, Some(u32::from(INDEX))), Contents::Registers);
+        assert_eq!(contents(BOCHS, NETWORK, PREFETCHABLE, None), Contents::Registers);
+        assert_eq!(contents(VIRTIO_GPU, DISPLAY, PREFETCHABLE, None), Contents::Registers);
     }
 
     #[test]

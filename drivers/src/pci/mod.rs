@@ -34,7 +34,7 @@ pub use device::Device;
 pub use enumerate::{BusRange, enumerate};
 pub use express::PortType;
 pub use function::{Bridge, Class, Function, Id, Layout};
-pub use lendable::{LendError, Lendable};
+pub use lendable::{Contents, LendError, Lendable};
 pub use msi::{Msi, MsiError};
 pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};

@@ -26,7 +26,7 @@ use x86::{controlregs, cpuid::CpuId};
 
 use super::{RangeSet, frames, layout};
 use crate::{
-    arch::cache,
+    arch::{cache, memory_types},
     smp,
     sync::{IrqMutex, Rank},
 };
@@ -34,8 +34,8 @@ use crate::{
 const READ_ONLY: X86Access = X86Access::NO_EXECUTE;
 const READ_WRITE: X86Access = X86Access::NO_EXECUTE.union(X86Access::WRITE);
 const EXECUTE: X86Access = X86Access::empty();
-/// Uncached with the page-attribute table as it is after reset.
-const REGISTERS: X86Access = READ_WRITE.union(X86Access::CACHE_DISABLE).union(X86Access::WRITE_THROUGH);
+const REGISTERS: X86Access = READ_WRITE.union(memory_types::UNCACHED);
+const DEVICE_MEMORY: X86Access = READ_WRITE.union(memory_types::WRITE_COMBINING);
 
 static TABLE: Once<PageTable<X86Format, KernelTables>> = Once::new();
 /// The part of [`layout::WINDOW`] that is not in use yet.
@@ -161,7 +161,7 @@ pub(super) fn map_window(range: PhysRange, kind: Kind) -> Option<NonNull<u8>> {
     unsafe { map(input, pages, access) }.then(|| NonNull::new((input + offset) as *mut u8)).flatten()
 }
 
-/// Addresses for `pages`, aligned alike as far as large pages need it. They are not given back.
+/// Addresses for `pages`, aligned alike as far as large pages need it. Only those of an [`Alias`] are given back.
 fn reserve_window(pages: PhysRange) -> Option<u64> {
     const LARGE: u64 = 2 << 20;
     let mut window = WINDOW.lock();
@@ -246,15 +246,30 @@ pub struct Alias {
 }
 
 impl Alias {
-    /// The pages of `range`, writable, in the window. Their addresses are not used again. `None` if there is no memory
-    /// for tables.
+    /// The pages of `range`, writable, in the window. `None` if there is no memory for tables.
     ///
     /// # Safety
     /// Nothing that Rust knows of is in `range`, or the alias is used as Rust allows.
     pub unsafe fn writable(range: PhysRange) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::in_window(range, READ_WRITE) }
+    }
+
+    /// The pages of `range`, memory of a device, writable, in the window. `None` if there is no memory for tables.
+    ///
+    /// # Safety
+    /// They are not RAM.
+    pub unsafe fn of_device(range: PhysRange) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::in_window(range, DEVICE_MEMORY) }
+    }
+
+    /// # Safety
+    /// As [`map`], but for the addresses.
+    unsafe fn in_window(range: PhysRange, access: X86Access) -> Option<Self> {
         let input = reserve_window(range)?;
         // SAFETY: the addresses were given out to this call alone; the rest is the caller's promise.
-        unsafe { map(input, range, READ_WRITE) }.then_some(Self { input, bytes: range.bytes })
+        unsafe { map(input, range, access) }.then_some(Self { input, bytes: range.bytes })
     }
 
     /// The pages of `range` at their own addresses, executable and read-only. `None` if there is no memory for tables.
@@ -277,6 +292,11 @@ impl Drop for Alias {
     fn drop(&mut self) {
         // SAFETY: the addresses are this alias's own, and nobody has it any more.
         unsafe { unmap(self.input, self.bytes) }
+        // The last addresses of the window that were given out can be given out again, others cannot.
+        let mut window = WINDOW.lock();
+        if window.start == self.input + self.bytes {
+            window.start = self.input;
+        }
     }
 }
 

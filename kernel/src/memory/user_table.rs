@@ -73,6 +73,11 @@ impl<M: TableMemory> UserTable<M> {
         Ok(())
     }
 
+    /// What ring 3 may do at `input`, and how it is cached, if anything is mapped there.
+    pub fn access_at(&self, input: u64) -> Option<X86Access> {
+        self.table.lookup(input).map(|found| found.access)
+    }
+
     /// Whether the upper half is the kernel's own, apart from the bits that hardware ignores.
     pub fn has_kernels_half(&self) -> bool {
         let Some(kernel) = address_space::table() else { return false };

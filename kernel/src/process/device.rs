@@ -8,6 +8,7 @@
 //! The end of the process takes the device as a quarantine and a release do: it is stopped, reaches nothing, is made quiet, and
 //! only then is the memory that it had given back. One that cannot be made quiet keeps it, and stays in quarantine.
 
+mod clear;
 mod give;
 
 use alloc::sync::{Arc, Weak};
@@ -229,9 +230,9 @@ impl Given {
         if self.mapped[index] {
             return Err(Error::InUse);
         }
-        // SAFETY: registers of the process's device, as firmware or this kernel has placed them; they were checked to be neither
-        // memory nor the chip set's, and to be whole pages.
-        let start = unsafe { space.map_registers(lendable.range.bytes, lendable.pieces()) }?;
+        // SAFETY: of the process's device, where firmware or this kernel has placed it; it was checked to be neither RAM nor the
+        // chip set's.
+        let start = unsafe { space.map_bar(&lendable) }?;
         self.mapped[index] = true;
         Ok(start)
     }

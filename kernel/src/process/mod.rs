@@ -26,8 +26,9 @@ use core::{
 
 use program::{Program, ProgramError};
 
-pub use budget::total_pages;
+pub use budget::{Budget, total_pages};
 pub use device::{GiveError, Given, Giver};
+pub use space::Space;
 
 use crate::{
     arch::{
@@ -38,9 +39,7 @@ use crate::{
     sync::{IrqMutex, Rank},
     threads::{self, SpawnError, WaitQueue},
 };
-use budget::Budget;
 use calls::Lines;
-use space::Space;
 
 /// Most processes at a time.
 pub const PROCESSES_MAX: usize = 16;

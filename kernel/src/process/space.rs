@@ -7,11 +7,15 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use abi::Error;
+use drivers::pci::{Contents, Lendable};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::x86::X86Access};
 use program::{Access, Program};
 
 use super::budget::{Budget, BudgetedTables, Pages};
-use crate::memory::{UserTable, layout};
+use crate::{
+    arch::memory_types,
+    memory::{UserTable, layout},
+};
 
 /// Most regions at a time.
 const REGIONS_MAX: usize = 64;
@@ -45,8 +49,8 @@ enum Backing {
     Lent,
     /// The same after that.
     Returned(Pages),
-    /// Registers of a device.
-    Registers,
+    /// Registers or memory of a device.
+    Device,
 }
 
 impl Region {
@@ -99,22 +103,22 @@ impl Space {
         Ok(start)
     }
 
-    /// Shows the program registers, which are in `pieces` of `bytes` bytes: where each is among them, and in memory. Returns
-    /// where the first of the `bytes` bytes would be.
+    /// Shows the program what of a device's BAR may be lent. Returns where the first of the BAR's bytes would be.
     ///
     /// # Errors
     /// There is no memory for tables, or no room. Nothing is mapped then.
     ///
     /// # Safety
-    /// The pieces are registers of a device that is the process's, and no memory; each is whole pages.
-    pub unsafe fn map_registers(
-        &mut self,
-        bytes: u64,
-        pieces: impl Iterator<Item = (u64, PhysRange)>,
-    ) -> Result<u64, Error> {
+    /// It is of a device that is the process's, and no RAM.
+    pub unsafe fn map_bar(&mut self, lendable: &Lendable) -> Result<u64, Error> {
+        let bytes = lendable.range.bytes;
+        let access = match lendable.contents {
+            Contents::Registers => REGISTERS,
+            Contents::Memory => DEVICE_MEMORY,
+        };
         let start = self.reserve(bytes)?;
-        for (at, range) in pieces {
-            let added = self.add(start + at, range, REGISTERS, Backing::Registers);
+        for (at, range) in lendable.pieces() {
+            let added = self.add(start + at, range, access, Backing::Device);
             if let Err(error) = added {
                 let is_piece = |region: &Region| (start..start + bytes).contains(&region.start);
                 while self.remove(is_piece).is_some() {}
@@ -154,7 +158,7 @@ impl Space {
                 Ok(())
             }
             Some(Backing::Lent) => Err(Error::InUse),
-            Some(Backing::Program(_) | Backing::Registers) | None => Err(Error::BadAddress),
+            Some(Backing::Program(_) | Backing::Device) | None => Err(Error::BadAddress),
         }
     }
 
@@ -204,7 +208,7 @@ impl Space {
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Error> {
         let mut at = address;
         for byte in into {
-            let is_memory = |region: &&Region| !matches!(region.backing, Backing::Registers);
+            let is_memory = |region: &&Region| !matches!(region.backing, Backing::Device);
             let region = self.region(at).filter(is_memory).ok_or(Error::BadAddress)?;
             let from = layout::direct(region.range.start) + (at - region.start);
             // SAFETY: a byte of the region's pages, which the direct map shows. Others may be writing it.
@@ -212,6 +216,11 @@ impl Space {
             at = at.checked_add(1).ok_or(Error::BadAddress)?;
         }
         Ok(())
+    }
+
+    /// How the program sees what it has at `address`.
+    pub fn access_at(&self, address: u64) -> Option<X86Access> {
+        self.table.access_at(address)
     }
 
     fn region(&self, address: u64) -> Option<&Region> {
@@ -228,7 +237,7 @@ impl Space {
     ) -> Result<(), Error> {
         let slot = self.regions.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
         // SAFETY: the loader and `reserve` keep to the lower half; memory is the backing's, and the kernel reaches it by
-        // copying alone; registers are what the caller of `map_registers` says.
+        // copying alone; what is a device's is what the caller of `map_bar` says.
         if !unsafe { self.table.map(start, range, access) } {
             return Err(Error::OutOfMemory);
         }
@@ -238,8 +247,8 @@ impl Space {
 }
 
 const READ_WRITE: X86Access = X86Access::NO_EXECUTE.union(X86Access::WRITE);
-/// Uncached.
-const REGISTERS: X86Access = READ_WRITE.union(X86Access::CACHE_DISABLE).union(X86Access::WRITE_THROUGH);
+const REGISTERS: X86Access = READ_WRITE.union(memory_types::UNCACHED);
+const DEVICE_MEMORY: X86Access = READ_WRITE.union(memory_types::WRITE_COMBINING);
 
 /// What the pages of a file are mapped with.
 fn access_of(access: Access) -> X86Access {

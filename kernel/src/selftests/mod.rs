@@ -4,6 +4,7 @@ mod affinity;
 mod cost;
 mod cpus;
 mod disk_cost;
+mod displays;
 mod dma_cost;
 mod driver_checks;
 mod fetch_cost;

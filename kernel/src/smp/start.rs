@@ -28,7 +28,7 @@ use crate::{
         apic::{self, Ipi},
         clock::{self, NS_PER_MS, NS_PER_S},
         gdt::{self, InterruptStack},
-        halt_for_ever, idt, trampoline, user,
+        halt_for_ever, idt, memory_types, trampoline, user,
     },
     memory::{self, Alias, stacks::Stack},
     threads,
@@ -287,6 +287,7 @@ pub extern "C" fn started() -> ! {
     unsafe { gdt::load(stacks) };
     idt::load();
     user::init();
+    memory_types::init();
     let arrived = if apic::init().is_ok() { ARRIVED } else { FAILED };
     // Too late, if that fails.
     if MAILBOX.step.compare_exchange(STARTING, arrived, SeqCst, SeqCst).is_err() || arrived == FAILED {

@@ -49,7 +49,12 @@ pub enum GiveError {
     Msi(MsiError),
     /// There is no interrupt for it.
     Interrupt(InterruptError),
-    /// There is no memory to look at its group.
+    /// What is in a memory of its own could not be cleared.
+    NotCleared {
+        /// Index of the BAR.
+        index: u8,
+    },
+    /// There is no memory to look at its group, or for a mapping of the device's.
     OutOfMemory,
 }
 
@@ -65,6 +70,7 @@ impl fmt::Display for GiveError {
             Self::Msix(error) => error.fmt(f),
             Self::Msi(error) => error.fmt(f),
             Self::Interrupt(error) => error.fmt(f),
+            Self::NotCleared { index } => write!(f, "the memory behind its BAR {index} does not take zeros"),
             Self::OutOfMemory => f.write_str("no memory"),
         }
     }
@@ -124,6 +130,7 @@ impl Giver {
         // From here on dropping gives it back.
         given.set_up_interrupts()?;
         given.device.enable_memory();
+        given.clear_memory()?;
         given.device.enable_bus_master();
         Ok(given)
     }

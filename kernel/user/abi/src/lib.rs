@@ -23,7 +23,8 @@
 //! | `AwaitInterrupt`  | device, interrupt, time      | 1 if it came, 0 if not        | `NoSuchDevice`, `BadAddress`       |
 //!
 //! Devices are those that the process was given when it was started, by number from 0: there is no way to others. A BAR is mapped as
-//! a whole, but for the pages that the tables of MSI-X are in: they are not there. What is shared is memory from `MapMemory`, all of it, from
+//! a whole, but for the pages that the tables of MSI-X are in: they are not there. What is in it is registers, uncached; or memory, which display controllers have in prefetchable BARs: that is all zeros
+//! at first, and the CPU may combine what is written there, until a fence. What is shared is memory from `MapMemory`, all of it, from
 //! the IOVA on, with a [`DeviceAccess`] as its way; the program goes on seeing it, and cannot give it back meanwhile.
 //! An interrupt that came before it is waited for is not lost.
 //!

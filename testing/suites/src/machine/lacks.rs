@@ -2,7 +2,7 @@
 
 use drivers::{
     block,
-    pci::{Function, Id, Sriov},
+    pci::{Class, Function, Id, Sriov},
 };
 use harness::Context;
 
@@ -153,6 +153,14 @@ fn no_net(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
     let none = !machine.functions.iter().any(drivers::net::is_candidate);
     none.then_some("a network device")
+}
+
+/// For tests that give displays to processes, and have somebody look at their screens.
+pub fn displays(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let is_display = |function: &Function| function.class.base == Class::DISPLAY;
+    let none = !machine.plugs || !machine.functions.iter().any(is_display);
+    unit(context).or_else(|| remapping(context)).or_else(|| none.then_some("displays that are looked at"))
 }
 
 /// For tests that have devices plugged in.
