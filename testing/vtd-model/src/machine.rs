@@ -19,6 +19,7 @@ use crate::{
     pci::{ConfigSpace, Effect},
     platform,
     random::Random,
+    turn,
     unit::{Access, AddressType, Request, Unit},
     world::{Function, World},
 };
@@ -238,6 +239,19 @@ impl Machine {
     /// Allocations that a shortage refused.
     pub fn refused_allocations(&self) -> u64 {
         self.memory.tables.refused()
+    }
+
+    /// Memory for table pages, for a host that chooses itself which it gives out, and says so by
+    /// [`take_table_pages`](Self::take_table_pages).
+    pub fn table_memory(&self) -> PhysRange {
+        let (first, pages) = self.memory.tables.range();
+        PhysRange::new(PhysAddr::new(first), pages as u64 * mm::PAGE_BYTES)
+    }
+
+    /// Gives out `pages` zeroed table pages from `first` on, which are free.
+    pub fn take_table_pages(&self, first: PhysAddr, pages: usize) {
+        let _turn = turn::take();
+        self.memory.tables.take(first.as_u64(), pages);
     }
 
     /// Table pages in use.

@@ -154,6 +154,30 @@ impl TablePages {
         Some(self.address(first))
     }
 
+    /// Where the pages are that another allocator may give out: all but the trap.
+    pub fn range(&self) -> (u64, usize) {
+        (self.address(1), self.unwritten.len() - 1)
+    }
+
+    /// Gives out `pages` pages from `physical` on, which another allocator has chosen.
+    pub fn take(&self, physical: u64, pages: usize) {
+        for at in (physical..).step_by(PAGE_BYTES).take(pages) {
+            let Some(page) = self.page(at) else {
+                self.complaints.add(Rule::BadFree, format!("{at:#x} is not a table page"));
+                return;
+            };
+            let mut state = self.state.lock().unwrap();
+            if state.position[page as usize].is_some() {
+                self.complaints.add(Rule::BadFree, format!("table page {at:#x} given out twice"));
+                return;
+            }
+            state.free.retain(|&free| free != page);
+            state.give_out(page);
+            drop(state);
+            self.zero(page);
+        }
+    }
+
     /// Takes a page back and poisons it; whatever still points at it leads into the trap.
     pub fn free(&self, physical: u64) {
         let Some(page) = self.page(physical) else {
@@ -375,6 +399,22 @@ mod tests {
         assert!(four.is_multiple_of(4 * 4096) && two.is_multiple_of(2 * 4096));
         assert!(two + 2 * 4096 <= four || four + 3 * 4096 <= two);
         assert_eq!(pages.allocate_contiguous(64), None);
+    }
+
+    #[test]
+    fn another_allocator_may_choose() {
+        let pages = pages();
+        let (first, count) = pages.range();
+        assert_eq!((first, count), (0x1_2340_1000, 63));
+        pages.take(first, 3);
+        assert!(pages.is_live(first + 0x2000) && !pages.is_live(first + 0x3000));
+        assert_eq!(pages.word(first, true), Some(0));
+        let others: Vec<u64> = core::iter::from_fn(|| pages.allocate()).collect();
+        assert!(others.iter().all(|&page| page >= first + 0x3000));
+        assert!(pages.complaints.is_empty());
+        pages.take(first + 0x2000, 1);
+        pages.take(first + 63 * 0x1000, 1);
+        assert_eq!(pages.complaints.take().len(), 2);
     }
 
     #[test]
