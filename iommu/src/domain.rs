@@ -238,9 +238,16 @@ impl<B: Backend> Domain<B> {
         // A unit or device that does not answer here, or when the leaves are published, is dead, and stopped. The mapping
         // stands: the next map is refused, and the unmap of this one pins the buffer.
         if let Some(stale) = emptied {
-            let _ = self.flush(stale);
+            self.flush_tables(stale);
         }
         Ok(())
+    }
+
+    /// Flushes what a map has left behind, as `write_leaves` says.
+    #[cold]
+    #[inline(never)]
+    fn flush_tables(&self, stale: Stale) {
+        let _ = self.flush(stale);
     }
 
     /// Makes every unit see leaves that were written, where that takes anything.
@@ -278,6 +285,7 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Flushes what `stale` speaks of and frees the table pages in it.
+    #[inline(always)]
     fn flush(&self, stale: Stale) -> Result<(), Unflushed> {
         // Leaves are cleared before the tags are read: a group that attaches in between walks the cleared table.
         fence(Ordering::SeqCst);

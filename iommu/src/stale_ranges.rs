@@ -50,6 +50,11 @@ impl StaleRanges {
 
     /// Adds `stale`, which is of `table` like the others.
     pub fn add<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
+        if self.count == 0 {
+            self.tokens[0] = Some(stale);
+            self.count = 1;
+            return;
+        }
         let at = self.tokens().take_while(|held| held.first() <= stale.first()).count();
         let index = match at.checked_sub(1) {
             Some(below) if self.touches(below, &stale) => below,

@@ -27,7 +27,7 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Clears the leaves of a range.
-    #[inline]
+    #[inline(always)]
     pub(super) fn clear(&self, iova: Iova, bytes: u64) -> Result<Stale, DmaError> {
         // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush.
         let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes) };

@@ -57,7 +57,7 @@ impl<P: Platform> Vtd<P> {
 
     /// Makes every cache that may hold a translation of `first..=last` forget it: [`forget_ranges`](Self::forget_ranges) for the
     /// domain with one unit, and the range that one invalidation covers, which most are.
-    #[inline]
+    #[inline(always)]
     pub(super) fn forget_range(
         &self,
         tags: &Tags,
@@ -70,8 +70,9 @@ impl<P: Platform> Vtd<P> {
             let unit = &self.units[tag.unit].unit;
             let scope = IotlbScope::covering(tag.domain, only_leaves, unit.capability(), first, last);
             if let Some(scope) = scope {
-                let result = unit.invalidate(&*self.platform, &[Invalidation::Iotlb(scope)]);
-                return result.map_err(|error| self.unflushed(tags, tag.unit, error));
+                return unit
+                    .forget(&*self.platform, scope)
+                    .map_err(|error| self.unflushed(tags, tag.unit, error));
             }
         }
         self.forget_ranges(tags, only_leaves, iter::once((first, last)))
@@ -81,6 +82,7 @@ impl<P: Platform> Vtd<P> {
     /// `only_leaves`, also what it knows of the upper levels on the way there. When this returns `Ok`, every unit that
     /// knows the domain, and its device if that has a TLB, has confirmed it. No other had a tag of the domain when the
     /// entries changed, if they did before the call.
+    #[inline(never)]
     pub(super) fn forget_ranges(
         &self,
         tags: &Tags,

@@ -357,6 +357,7 @@ impl<P: Platform> Backend for Vtd<P> {
         self.publish_slowly(tags, first, bytes)
     }
 
+    #[inline(always)]
     fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Unflushed> {
         self.forget_range(tags, stale.only_leaves(), Iova::new(stale.first()), Iova::new(stale.last()))?;
         // SAFETY: `forget_range` was told of the token's range, and of what changed in it.

@@ -204,19 +204,19 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Puts one invalidation in the unit's own caches into the queue, and its wait: what most batches come to. `None` if there is
-    /// no room.
-    #[inline]
+    /// Puts the invalidation of some translations into the queue, and its wait: what most batches come to. `None` if there is no
+    /// room.
+    #[inline(always)]
     fn try_submit_one<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        invalidation: Invalidation,
+        scope: IotlbScope,
     ) -> Option<OwnedSlot> {
         let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
         let slot = self.slots.take(platform)?;
         let first = progress.tail;
-        self.ring.write(platform, first, invalidation.descriptor(&hardware.capability).encode());
+        self.ring.write(platform, first, scope.descriptor(&hardware.capability).encode());
         let wait = self.slots.arm(&slot, first + 1, false, false);
         self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
         self.publish(hardware, &mut progress, 2);
@@ -224,7 +224,7 @@ impl Queue {
     }
 
     /// The lock, with room for `needed` descriptors.
-    #[inline]
+    #[inline(always)]
     fn lock_with_room<'a, P: Platform>(
         &'a self,
         platform: &'a P,

@@ -30,7 +30,9 @@ use self::{claim::Claim, command::Command};
 use super::{
     capability::{Capability, FIRST_PAGE_BYTES},
     fault::EventRate,
-    queue::{Invalidation, InvalidationError, Queue, QueueReport, QueueStatistics, Stage, Ticket},
+    queue::{
+        Invalidation, InvalidationError, IotlbScope, Queue, QueueReport, QueueStatistics, Stage, Ticket,
+    },
     registers::Bank,
     remap::InterruptTable,
     spec::{FaultStatus, GlobalStatus},
@@ -181,6 +183,18 @@ impl<P: Platform> Unit<P> {
         match &self.queue {
             Some(queue) => queue.carry_out(platform, &self.hardware, batch),
             None => self.submit(platform, batch)?.wait(platform),
+        }
+    }
+
+    /// The same for some translations.
+    ///
+    /// # Errors
+    /// Those of [`invalidate`](Self::invalidate).
+    #[inline(always)]
+    pub fn forget(&self, platform: &P, scope: IotlbScope) -> Result<(), InvalidationError> {
+        match &self.queue {
+            Some(queue) => queue.forget(platform, &self.hardware, scope),
+            None => self.invalidate_by_register(platform, &Invalidation::Iotlb(scope)),
         }
     }
 

@@ -182,8 +182,8 @@ impl ContextScope {
 
 impl IotlbScope {
     /// Requests in flight are always drained where the unit can: the memory is given to somebody else next.
-    #[inline]
-    fn descriptor(self, capability: &Capability) -> Descriptor {
+    #[inline(always)]
+    pub(super) fn descriptor(self, capability: &Capability) -> Descriptor {
         let nowhere = Iova::new(0);
         let (granularity, domain, first, order, leaf_only) = match self {
             Self::Global => (Granularity::Global, NO_DOMAIN, nowhere, 0, false),

@@ -1,11 +1,11 @@
 //! Waiting for a batch.
 
-use core::{fmt, slice};
+use core::fmt;
 
 use super::{
     DEVICE_TIMEOUT_NS, Pending, Queue, WAIT_TIMEOUT_NS,
     error::InvalidationError,
-    invalidation::{Invalidation, Stage},
+    invalidation::{Invalidation, IotlbScope},
     job::{Job, MAX_ITEMS},
     slots::{OwnedSlot, Status},
 };
@@ -115,19 +115,6 @@ impl Queue {
         hardware: &Hardware<P::Registers>,
         batch: &[Invalidation],
     ) -> Result<(), InvalidationError> {
-        match batch {
-            [one] if one.stage() == Stage::Translations => self.carry_out_one(platform, hardware, one),
-            _ => self.carry_out_all(platform, hardware, batch),
-        }
-    }
-
-    #[inline(never)]
-    fn carry_out_all<P: Platform>(
-        &self,
-        platform: &P,
-        hardware: &Hardware<P::Registers>,
-        batch: &[Invalidation],
-    ) -> Result<(), InvalidationError> {
         for chunk in batch.chunks(MAX_ITEMS) {
             let job = Job::new(chunk, &hardware.capability);
             let pending = self.submit(platform, hardware, &job)?;
@@ -136,23 +123,41 @@ impl Queue {
         Ok(())
     }
 
-    /// The same of one invalidation in the unit's own caches: most batches are that.
-    #[inline]
-    fn carry_out_one<P: Platform>(
+    /// The same for some translations: what most batches come to, and done most often when the unit is first looked at.
+    #[inline(always)]
+    pub(in crate::vtd) fn forget<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        invalidation: &Invalidation,
+        scope: IotlbScope,
     ) -> Result<(), InvalidationError> {
         hardware.check()?;
-        let Some(slot) = self.try_submit_one(platform, hardware, *invalidation) else {
-            return self.carry_out_all(platform, hardware, slice::from_ref(invalidation));
+        let Some(slot) = self.try_submit_one(platform, hardware, scope) else {
+            return self.forget_late(platform, hardware, scope, None);
         };
-        match self.outcome(platform, hardware, Pending { main: Some(slot), devices: None })? {
-            Outcome::Done => Ok(()),
-            outcome => {
-                let job = Job::new(slice::from_ref(invalidation), &hardware.capability);
-                self.finish_in_parts(platform, hardware, job, outcome)
+        if let Status::Done { refused: false } = self.slots.status(platform, &slot) {
+            self.slots.put_back(slot);
+            return Ok(());
+        }
+        self.forget_late(platform, hardware, scope, Some(slot))
+    }
+
+    /// What [`forget`](Self::forget) comes to if there was no room, and so no slot, or the unit is not done at once.
+    #[cold]
+    #[inline(never)]
+    fn forget_late<P: Platform>(
+        &self,
+        platform: &P,
+        hardware: &Hardware<P::Registers>,
+        scope: IotlbScope,
+        slot: Option<OwnedSlot>,
+    ) -> Result<(), InvalidationError> {
+        let batch = [Invalidation::Iotlb(scope)];
+        match slot {
+            None => self.carry_out(platform, hardware, &batch),
+            main => {
+                let job = Job::new(&batch, &hardware.capability);
+                self.finish(platform, hardware, job, Pending { main, devices: None })
             }
         }
     }

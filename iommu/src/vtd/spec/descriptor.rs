@@ -181,7 +181,7 @@ pub(super) const SIZE: u128 = 1 << 64;
 impl Descriptor {
     /// The descriptor as hardware reads it.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn encode(self) -> RawDescriptor {
         RawDescriptor(match self {
             Self::Context { granularity, domain, source, mask } => {

@@ -35,6 +35,21 @@ fn a_refused_descriptor_is_reported_and_asked_for_more_coarsely() {
 }
 
 #[test]
+fn what_goes_the_short_way_is_asked_for_more_coarsely_too() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let Invalidation::Iotlb(scope) = pages(5) else { panic!("pages are translations") };
+    unit.forget(&platform, scope).unwrap();
+    assert_eq!(words(&platform.unit.take_descriptors()), ["iotlb", "wait"]);
+    refuse_pages(&platform);
+    unit.forget(&platform, scope).unwrap();
+    assert_eq!(words(&platform.unit.take_descriptors()), ["wait", "wait", "all", "wait"]);
+    platform.unit.behave(|manner| manner.refuses = Some(std::boxed::Box::new(|_| true)));
+    assert_eq!(unit.forget(&platform, scope), Err(stuck()));
+    assert_eq!(unit.forget(&platform, scope), Err(stuck()), "nothing more is asked of it");
+}
+
+#[test]
 fn a_refused_descriptor_disturbs_nobody_else() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
