@@ -16,6 +16,7 @@ mod error;
 pub(crate) mod flight;
 pub(crate) mod hardware;
 mod keeper;
+pub mod served;
 mod worker;
 
 use alloc::sync::Arc;
@@ -26,6 +27,7 @@ pub use self::{
     binding::{OpenError, is_candidate, open},
     completions::{Completion, Completions},
     error::{BlockError, NotQuiet, Reason, Rejected, TransferError},
+    flight::Kind,
 };
 use crate::host::Host;
 
@@ -172,6 +174,12 @@ pub struct AtAddress {
     pub iova: Iova,
     /// The device writes memory: a read from the medium.
     pub writable: bool,
+}
+
+impl Transfer {
+    fn extent(&self) -> Extent {
+        Extent { first: self.first, blocks: self.blocks }
+    }
 }
 
 impl BlockInfo {

@@ -115,10 +115,13 @@ impl Job {
 /// What a device is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The device writes the data.
+    /// To fill memory from the medium.
     Read,
+    /// To store memory on the medium.
     Write,
+    /// To make what was written durable.
     Flush,
+    /// To forget what is in the blocks.
     Deallocate,
 }
 

@@ -12,7 +12,7 @@ impl Controller {
     /// # Errors
     /// The controller did not answer.
     pub fn write_at(&mut self, iova: Iova) -> Result<Status, NvmeError> {
-        Ok(self.execute(Command::identify_controller(iova))?.status)
+        Ok(self.execute(Command::identify_controller(iova.as_u64()))?.status)
     }
 
     /// As [`write_at`](Self::write_at), but has the controller read 8 bytes from `iova`: its clock. Bits 47:0 come back
@@ -21,7 +21,7 @@ impl Controller {
     /// # Errors
     /// The controller did not answer.
     pub fn read_at(&mut self, iova: Iova) -> Result<Status, NvmeError> {
-        Ok(self.execute(Command::set_timestamp(iova))?.status)
+        Ok(self.execute(Command::set_timestamp(iova.as_u64()))?.status)
     }
 
     /// Has the controller write its clock, 8 bytes, to `iova`.
@@ -29,7 +29,7 @@ impl Controller {
     /// # Errors
     /// The controller did not answer.
     pub fn timestamp_to(&mut self, iova: Iova) -> Result<Status, NvmeError> {
-        Ok(self.execute(Command::get_timestamp(iova))?.status)
+        Ok(self.execute(Command::get_timestamp(iova.as_u64()))?.status)
     }
 
     /// Keeps the admin queue full of commands that write 4 KiB to `iova`, until `count` were sent or the controller does not
@@ -41,7 +41,7 @@ impl Controller {
         let (mut sent, mut done) = (0, 0);
         while done < count {
             let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
-            while sent < count && admin.submit(Command::identify_controller(iova), ()).is_ok() {
+            while sent < count && admin.submit(Command::identify_controller(iova.as_u64()), ()).is_ok() {
                 sent += 1;
             }
             self.doorbells.submission_tail.write(admin.tail().into());

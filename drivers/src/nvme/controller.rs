@@ -2,17 +2,17 @@
 
 use alloc::sync::Arc;
 
-use iommu::{DmaDevice, FromDevice, Iova, PageBuffer};
+use iommu::{DmaDevice, FromDevice, PageBuffer};
+use nvme_spec::{
+    Command, IDENTIFY_BYTES, Identity,
+    registers::{CONFIGURATION_ON, Capabilities, ControllerStatus, SHUT_DOWN, admin_attributes},
+};
 
 use super::{
-    command::Command,
     error::NvmeError,
-    identify::{IDENTIFY_BYTES, Identity},
     memory::Queues,
     queue::{Finished, QueuePair},
-    registers::{
-        CONFIGURATION_ON, Capabilities, ControllerStatus, Doorbells, Registers, SHUT_DOWN, admin_attributes,
-    },
+    registers::{Doorbells, Registers},
 };
 use crate::{
     host::{Event, Host},
@@ -145,12 +145,12 @@ impl Controller {
     /// Has the controller fill a page by the command that `command` makes of the page's address.
     pub(super) fn identify_with(
         &mut self,
-        command: impl FnOnce(Iova) -> Command,
+        command: impl FnOnce(u64) -> Command,
     ) -> Result<PageBuffer, NvmeError> {
         let buffer = PageBuffer::zeroed(1).ok_or(NvmeError::OutOfMemory)?;
         let mapping = self.dma.dma_map(buffer, FromDevice).map_err(|rejected| rejected.error)?;
         let faults = self.dma.fault_count();
-        let outcome = self.execute(command(mapping.iova()));
+        let outcome = self.execute(command(mapping.iova().as_u64()));
         if let Err(error @ NvmeError::NotReady { wanted: false, .. }) = outcome {
             // It may still write to the page: that stays mapped.
             core::mem::forget(mapping);

@@ -3,14 +3,9 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use iommu::DmaDevice;
-use mm::PAGE_BYTES;
+use nvme_spec::{LIST_ENTRIES, Namespace, blocks_per_request};
 
-use super::{
-    Controller, NvmeError, QueuePair, Queues,
-    namespace::Namespace,
-    requests::{LIST_BYTES_COVERED, LIST_ENTRIES, RequestQueue},
-    setup::PairPlace,
-};
+use super::{Controller, NvmeError, QueuePair, Queues, requests::RequestQueue, setup::PairPlace};
 use crate::{
     block::{
         BlockDevice, BlockInfo,
@@ -48,14 +43,6 @@ pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Arc<dyn BlockDevice>
     let queues = hardware.add_queues(host, &dma, namespace)?;
     let flushes = identity.has_volatile_cache;
     Ok(Arc::new(Engine::start(host, Setup { dma, info, flushes, attention, hardware, queues })?))
-}
-
-/// Blocks that a request may have: as the controller says (in pages, as a power of two; 0 for no limit), and as there is
-/// room for in the list of its pages.
-fn blocks_per_request(limit_lg2: u8, block_lg2: u8) -> u32 {
-    let device = if limit_lg2 == 0 { None } else { PAGE_BYTES.checked_shl(limit_lg2.into()) };
-    let bytes = device.filter(|&bytes| bytes >> limit_lg2 == PAGE_BYTES).unwrap_or(u64::MAX);
-    (bytes.min(LIST_BYTES_COVERED) >> block_lg2) as u32
 }
 
 /// The controller apart from its I/O queues.

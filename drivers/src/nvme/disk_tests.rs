@@ -6,7 +6,7 @@ use std::{sync::Weak, time::Duration, vec::Vec};
 
 use iommu::{DmaError, Iova, PageBuffer};
 
-use super::{super::NvmeError, blocks_per_request, open as open_disk};
+use super::{super::NvmeError, open as open_disk};
 use crate::{
     block::{
         AtAddress, BlockDevice, BlockError, Completion, Completions, Extent, NotQuiet, Operation, Reason,
@@ -119,15 +119,6 @@ fn transfers_of_every_length_arrive_whole() {
     }
     run(&bench, &disk, Operation::Flush).unwrap();
     assert_eq!((device.set(|state| state.flushes), bench.iommu.live_mappings(), disk.resets()), (1, live, 0));
-}
-
-#[test]
-fn requests_are_as_long_as_controller_and_list_allow() {
-    for (limit_lg2, block_lg2, blocks) in
-        [(0, 9, 1024), (1, 9, 16), (7, 9, 1024), (7, 12, 128), (64, 9, 1024), (255, 12, 128)]
-    {
-        assert_eq!(blocks_per_request(limit_lg2, block_lg2), blocks, "2^{limit_lg2} pages");
-    }
 }
 
 #[test]

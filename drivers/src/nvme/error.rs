@@ -4,7 +4,9 @@ use core::fmt;
 
 use iommu::DmaError;
 
-use super::{command::Status, namespace::NamespaceError, queue::PairError};
+use nvme_spec::{NamespaceError, Status};
+
+use super::queue::PairError;
 use crate::{
     block::engine::EngineError,
     host::SpawnError,

@@ -1,8 +1,7 @@
 //! The memory of a queue pair.
 
 use iommu::{Coherent, DmaDevice, DmaError, Iova};
-
-use super::command::{Command, Completion};
+use nvme_spec::{Command, Completion};
 
 /// What a queue pair needs of its memory. Everything read from it is the device's word.
 pub trait QueueMemory {

@@ -8,25 +8,20 @@
 //! reports success whatever the IOMMU made of it.
 
 mod attack;
-mod command;
 mod controller;
 mod disk;
 mod error;
-mod identify;
 mod memory;
-mod namespace;
 mod queue;
 mod registers;
 mod requests;
 mod setup;
 
-pub use command::{Command, Completion, Status};
 pub use controller::Controller;
 pub use disk::open;
 pub use error::NvmeError;
-pub use identify::{IDENTIFY_BYTES, Identity};
 pub use memory::{QueueMemory, Queues};
-pub use namespace::NamespaceError;
+pub use nvme_spec::{Command, Completion, IDENTIFY_BYTES, Identity, NamespaceError, Status};
 pub use queue::{Finished, PairError, QueuePair};
 
 use crate::pci::Class;

@@ -3,10 +3,9 @@
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::fmt;
 
-use super::{
-    command::{Command, Status},
-    memory::QueueMemory,
-};
+use nvme_spec::{Command, Status};
+
+use super::memory::QueueMemory;
 
 /// A queue pair whose commands each carry a `T` while the controller has them.
 ///

@@ -1,15 +1,9 @@
 use core::cell::RefCell;
 use std::{rc::Rc, vec, vec::Vec};
 
-use iommu::Iova;
+use nvme_spec::{Command, Completion};
 
-use super::{
-    super::{
-        command::{Command, Completion},
-        memory::QueueMemory,
-    },
-    PairError, QueuePair,
-};
+use super::{super::memory::QueueMemory, PairError, QueuePair};
 
 const SIZE: u16 = 5;
 
@@ -70,7 +64,7 @@ fn pair() -> (QueuePair<Memory, u32>, Memory) {
 }
 
 fn command() -> Command {
-    Command::identify_controller(Iova::new(0x1000))
+    Command::identify_controller(0x1000)
 }
 
 #[test]

@@ -1,19 +1,14 @@
 //! Requests in an I/O queue pair.
 
 use iommu::{Coherent, Iova};
-use mm::PAGE_BYTES;
+use nvme_spec::{Command, LIST_ENTRIES, Namespace, Pages, Status};
 
-use super::{Command, PairError, QueuePair, Queues, Status, namespace::Namespace, registers::Doorbells};
+use super::{PairError, QueuePair, Queues, registers::Doorbells};
 use crate::block::{
     BlockError, Extent,
     flight::{Done, InFlight, Job, Kind},
     hardware::Queue,
 };
-
-/// Entries of the list of pages that each command has room for: 1 KiB, so that no list lies in two pages.
-pub const LIST_ENTRIES: usize = 128;
-/// What a list covers at least, wherever in a page the data begin: its first page is named in the command.
-pub const LIST_BYTES_COVERED: u64 = LIST_ENTRIES as u64 * PAGE_BYTES;
 
 /// A queue of a disk.
 pub struct RequestQueue {
@@ -54,7 +49,7 @@ impl RequestQueue {
                 // Attributes, which are none, below the number of blocks.
                 self.lists.write(list, u64::from(extent.blocks) << 32);
                 self.lists.write(list + 1, extent.first);
-                Command::deallocate(namespace, self.lists.iova_of(list))
+                Command::deallocate(namespace, self.lists.iova_of(list).as_u64())
             }
             (Kind::Read | Kind::Write | Kind::Flush, _) => Command::flush(namespace),
         }
@@ -62,21 +57,10 @@ impl RequestQueue {
 
     /// The pointers to the data of `blocks` blocks at `iova`: two pages, or one page and the list of the others.
     fn pages(&mut self, id: u16, iova: Iova, blocks: u32) -> [u64; 2] {
-        let first = iova.as_u64();
-        let end = first + (u64::from(blocks) << self.namespace.block_lg2);
-        let second = first - first % PAGE_BYTES + PAGE_BYTES;
-        if end <= second {
-            return [first, 0];
-        }
-        if end <= second + PAGE_BYTES {
-            return [first, second];
-        }
+        let bytes = u64::from(blocks) << self.namespace.block_lg2;
         let list = usize::from(id) * LIST_ENTRIES;
-        // As many as a request may have, which was checked, have room.
-        for (entry, page) in (second..end).step_by(PAGE_BYTES as usize).enumerate().take(LIST_ENTRIES) {
-            self.lists.write(list + entry, page);
-        }
-        [first, self.lists.iova_of(list).as_u64()]
+        let at = self.lists.iova_of(list).as_u64();
+        Pages::of(iova.as_u64(), bytes).pointers(at, |entry, page| self.lists.write(list + entry, page))
     }
 }
 

@@ -2,11 +2,9 @@
 
 use iommu::Iova;
 
-use super::{
-    Command, Controller, NvmeError,
-    identify::{IDENTIFY_BYTES, bytes_at},
-    namespace::{Namespace, NamespaceError},
-};
+use nvme_spec::{Command, IDENTIFY_BYTES, Namespace, NamespaceError, bytes_at};
+
+use super::{Controller, NvmeError};
 
 /// Where an I/O queue pair is. Its MSI-X entry has its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +45,8 @@ impl Controller {
     /// Makes the queues of a pair known to the controller.
     pub fn create_pair(&mut self, place: PairPlace) -> Result<(), NvmeError> {
         let PairPlace { id, size, submission, completion } = place;
-        self.do_admin(Command::create_completion_queue(id, size, completion, id))?;
-        self.do_admin(Command::create_submission_queue(id, size, submission))?;
+        self.do_admin(Command::create_completion_queue(id, size, completion.as_u64(), id))?;
+        self.do_admin(Command::create_submission_queue(id, size, submission.as_u64()))?;
         Ok(())
     }
 

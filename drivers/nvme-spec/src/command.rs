@@ -2,7 +2,6 @@
 
 use core::fmt;
 
-use iommu::Iova;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Admin opcodes.
@@ -62,19 +61,19 @@ const _: () = assert!(core::mem::offset_of!(Command, dwords) == 40);
 impl Command {
     /// Writes the controller's Identify structure, 4 KiB, to `to`.
     #[must_use]
-    pub fn identify_controller(to: Iova) -> Self {
+    pub fn identify_controller(to: u64) -> Self {
         Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_CONTROLLER)
     }
 
     /// Writes the identifiers of the active namespaces, up to 1,024 in ascending order, to the 4 KiB at `to`.
     #[must_use]
-    pub fn identify_active_namespaces(to: Iova) -> Self {
+    pub fn identify_active_namespaces(to: u64) -> Self {
         Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_ACTIVE_NAMESPACES)
     }
 
     /// Writes the Identify structure of `namespace`, 4 KiB, to `to`.
     #[must_use]
-    pub fn identify_namespace(namespace: u32, to: Iova) -> Self {
+    pub fn identify_namespace(namespace: u32, to: u64) -> Self {
         Self { namespace, ..Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_NAMESPACE) }
     }
 
@@ -87,16 +86,16 @@ impl Command {
 
     /// Makes completion queue `id` of `size` entries at `at`, which raises MSI-X entry `vector`.
     #[must_use]
-    pub fn create_completion_queue(id: u16, size: u16, at: Iova, vector: u16) -> Self {
+    pub fn create_completion_queue(id: u16, size: u16, at: u64, vector: u16) -> Self {
         let dwords = [Self::queue(id, size), CONTIGUOUS | INTERRUPTS | u32::from(vector) << 16];
-        Self { prp: [at.as_u64(), 0], ..Self::plain(opcode::CREATE_COMPLETION_QUEUE, dwords) }
+        Self { prp: [at, 0], ..Self::plain(opcode::CREATE_COMPLETION_QUEUE, dwords) }
     }
 
     /// Makes submission queue `id` of `size` entries at `at`, for the completion queue of the same number.
     #[must_use]
-    pub fn create_submission_queue(id: u16, size: u16, at: Iova) -> Self {
+    pub fn create_submission_queue(id: u16, size: u16, at: u64) -> Self {
         let dwords = [Self::queue(id, size), CONTIGUOUS | u32::from(id) << 16];
-        Self { prp: [at.as_u64(), 0], ..Self::plain(opcode::CREATE_SUBMISSION_QUEUE, dwords) }
+        Self { prp: [at, 0], ..Self::plain(opcode::CREATE_SUBMISSION_QUEUE, dwords) }
     }
 
     /// Forgets submission queue `id`; what is in it is finished or aborted before that.
@@ -137,8 +136,8 @@ impl Command {
 
     /// Forgets the blocks of the one range at `range`.
     #[must_use]
-    pub fn deallocate(namespace: u32, range: Iova) -> Self {
-        let prp = [range.as_u64(), 0];
+    pub fn deallocate(namespace: u32, range: u64) -> Self {
+        let prp = [range, 0];
         Self { namespace, prp, ..Self::plain(nvm::DATASET_MANAGEMENT, [0, DEALLOCATE]) }
     }
 
@@ -163,19 +162,19 @@ impl Command {
 
     /// Sets the controller's clock from the 8 bytes at `from`.
     #[must_use]
-    pub fn set_timestamp(from: Iova) -> Self {
+    pub fn set_timestamp(from: u64) -> Self {
         Self::with_memory(opcode::SET_FEATURES, from, FEATURE_TIMESTAMP)
     }
 
     /// Writes the controller's clock to the 8 bytes at `to`.
     #[must_use]
-    pub fn get_timestamp(to: Iova) -> Self {
+    pub fn get_timestamp(to: u64) -> Self {
         Self::with_memory(opcode::GET_FEATURES, to, FEATURE_TIMESTAMP)
     }
 
     /// A command with one page of memory at most, so that one pointer is enough.
-    fn with_memory(opcode: u32, iova: Iova, dword10: u32) -> Self {
-        let mut command = Self { dword0: opcode, prp: [iova.as_u64(), 0], ..Self::default() };
+    fn with_memory(opcode: u32, at: u64, dword10: u32) -> Self {
+        let mut command = Self { dword0: opcode, prp: [at, 0], ..Self::default() };
         command.dwords[0] = dword10;
         command
     }

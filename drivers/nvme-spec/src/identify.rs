@@ -79,7 +79,9 @@ impl fmt::Display for Identity {
     }
 }
 
-pub(super) fn bytes_at<const N: usize>(page: &[u8; IDENTIFY_BYTES], at: usize) -> [u8; N] {
+/// The `N` bytes at `at` of a structure.
+#[must_use]
+pub fn bytes_at<const N: usize>(page: &[u8; IDENTIFY_BYTES], at: usize) -> [u8; N] {
     core::array::from_fn(|index| page[at + index])
 }
 
