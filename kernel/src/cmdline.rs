@@ -40,6 +40,8 @@ pub struct Options<'a> {
     pub visitors: u64,
     /// The disk has no medium behind it: nothing is stored, and what it does costs no more than the way there.
     pub hollow_disk: bool,
+    /// NVMe disks are driven by processes in ring 3.
+    pub served_disk: bool,
     /// The bridges are left as by firmware that configures none.
     pub unconfigured_bridges: bool,
 }
@@ -108,6 +110,7 @@ impl Default for Options<'_> {
             fetch_mib: 2,
             visitors: 0,
             hollow_disk: false,
+            served_disk: false,
             unconfigured_bridges: false,
         }
     }
@@ -154,6 +157,7 @@ impl<'a> Options<'a> {
             "iommu" => self.iommu = value,
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "disk" if value == "hollow" => self.hollow_disk = true,
+            "disk" if value == "process" => self.served_disk = true,
             "bridges" if value == "unconfigured" => self.unconfigured_bridges = true,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "kills" => self.kills = value.parse().ok().filter(|kills| (1..=KILLS_MAX).contains(kills))?,

@@ -8,7 +8,7 @@ use drivers::{
     block::{self, BlockDevice},
     host::Host,
     hotplug::Hotplug,
-    net,
+    net, nvme,
     pci::{
         Apertures, BusRange, Function, assign_unconfigured, decoded, enumerate, number_unconfigured,
         place_virtual, unconfigure,
@@ -17,7 +17,7 @@ use drivers::{
 };
 use iommu::{Iommu, PciAddress, Platform, StartError, platform::Work};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
-use suites::{Memory, Parts, Plugged};
+use suites::{Disks, Memory, OpenDisk, Parts, Plugged};
 
 use crate::{
     acpi,
@@ -26,6 +26,7 @@ use crate::{
     cmdline::Options,
     console, memory,
     platform::Kernel,
+    process::{self, Giver},
     status_page,
     threads::SpawnError,
 };
@@ -75,10 +76,18 @@ pub fn start(
         .map_err(|_| DevicesError::OutOfMemory)?;
     place_virtual(&*host, &mut functions, &mut apertures);
     let iommu = start_iommu(kernel, tables, &functions, options)?;
-    let disks = open_disks(&host, &iommu, &functions)?;
+    let is_served = |function: &Function| words.served_disk && function.class == nvme::CLASS;
+    let disks = open_disks(&host, &iommu, &functions, &is_served);
     let interfaces = open_interfaces(&host, &iommu, &functions)?;
     let plugged = Plugged::new(&host, &iommu);
     let hotplug = Hotplug::start(&host, &iommu, functions.clone(), apertures, plugged.clone());
+    let giver =
+        Giver { host: host.clone(), iommu: iommu.clone(), hotplug: hotplug.clone(), disks: disks.clone() };
+    for function in functions.iter().filter(|function| is_served(function)) {
+        if let Err(error) = process::start_disk(&giver, function.address) {
+            log::info!("{} is no disk: {error}", function.address);
+        }
+    }
     Ok(Parts {
         host,
         iommu,
@@ -89,6 +98,8 @@ pub fn start(
         records_interrupt_faults: words.interrupt_faults,
         functions,
         disks,
+        open_disk: disk_opener(giver, words.served_disk),
+        served_disk: words.served_disk,
         interfaces,
         open_interface,
         memory: Arc::new(Frames),
@@ -220,18 +231,31 @@ fn start_iommu(
     Ok(iommu)
 }
 
-/// Every disk that can be used, in the order of their addresses.
+/// Every disk that can be used, but for those that processes will drive.
 fn open_disks(
     host: &Arc<dyn Host>,
     iommu: &Iommu,
     functions: &[Function],
-) -> Result<Vec<Arc<dyn BlockDevice>>, DevicesError> {
-    let mut disks = Vec::new();
-    for function in functions.iter().filter(|function| block::is_candidate(function)) {
-        disks.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
-        disks.extend(open_disk(host, iommu, functions, function));
+    is_served: &dyn Fn(&Function) -> bool,
+) -> Arc<Disks> {
+    let disks = Disks::new(host);
+    for function in functions.iter().filter(|function| block::is_candidate(function) && !is_served(function))
+    {
+        if let Some(disk) = open_disk(host, iommu, functions, function) {
+            disks.put(disk);
+        }
     }
-    Ok(disks)
+    disks
+}
+
+/// What opens a disk that nobody has, in the way in which it was opened at first.
+fn disk_opener(giver: Giver, served: bool) -> OpenDisk {
+    Box::new(move |function| {
+        if served && function.class == nvme::CLASS {
+            return Ok(process::start_disk(&giver, function.address)?);
+        }
+        Ok(block::open(&giver.host, giver.iommu.claim(function.address)?, function)?)
+    })
 }
 
 /// Opens one disk. A function that turns out to be none is left to whoever else wants it.

@@ -76,6 +76,7 @@ pub fn judge(
             || reason == NO_DISPLAYS && !scenario.screens
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
             || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
+            || reason == NOT_SERVED && !scenario.cmdline.contains(NOT_SERVED)
             || reason == NOTHING_RESERVED && !scenario.reserves
             || reason == REMAPPED && !scenario.lacks.contains(&NOT_REMAPPED);
         if !may_be_skipped {
@@ -168,6 +169,8 @@ const NO_DISPLAYS: &str = "displays that are looked at";
 const NOT_CHECKED: &str = "iommu=debug";
 /// What it lacks when devices are not trusted.
 const NOT_TRUSTED: &str = "iommu=passthrough";
+/// What it lacks when its disk is driven by the kernel.
+const NOT_SERVED: &str = "disk=process";
 /// What it lacks where interrupts are remapped, and where they are not.
 const REMAPPED: &str = "interrupts that are not remapped";
 const NOT_REMAPPED: &str = "interrupt remapping in use";

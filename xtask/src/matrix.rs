@@ -19,6 +19,14 @@ const SIXTEEN_EDUS: [&str; 32] = {
     arguments
 };
 
+/// Another disk, which stores nothing.
+const OTHER_DISK: [&str; 4] = [
+    "-blockdev",
+    "driver=null-co,node-name=other,size=16777216,read-zeroes=on",
+    "-device",
+    "virtio-blk-pci,drive=other,bus=pcie.0,addr=0xa,iommu_platform=on,disable-legacy=on",
+];
+
 /// A root port with an empty slot and buses for two bridges in it, and what the disks that are plugged into it store their blocks in: nothing, and nothing
 /// after a long time. Slots speak for themselves, not through ACPI.
 const SLOT: &[&str] = &[
@@ -409,6 +417,27 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "a storm of sixteen more functions, and of the fast one, behind a unit with one fault record",
         qemu: &SIXTEEN_EDUS,
         tests: "storm::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "served-disk",
+        about: "the NVMe disk is driven by a process in ring 3, which is killed 20 times",
+        drive: Drive::Nvme,
+        qemu: &OTHER_DISK,
+        cmdline: "disk=process kills=20",
+        tests: "*disk*",
+        lacks: &["a disk that the kernel drives"],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "served-disk-cpus-4",
+        about: "the same by four CPUs",
+        drive: Drive::Nvme,
+        qemu: &OTHER_DISK,
+        cpus: "4",
+        cmdline: "disk=process kills=20",
+        tests: "served_disk::*",
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },

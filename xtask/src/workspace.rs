@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 /// The bare-metal target that the kernel is built for.
 pub const KERNEL_TARGET: &str = "x86_64-unknown-none";
 /// The packages of programs for ring 3: each has one program, of its name.
-const PROGRAMS: &[&str] = &["attacker", "display"];
+const PROGRAMS: &[&str] = &["attacker", "display", "nvme-driver"];
 
 /// How the kernel is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,6 +10,7 @@
 
 mod clear;
 mod give;
+mod serve;
 
 use alloc::sync::{Arc, Weak};
 use core::{
@@ -19,6 +20,7 @@ use core::{
 
 use abi::{DeviceAccess, Error};
 use drivers::{
+    block::served::Service,
     host::{self, Event},
     pci::{Device, Lendable, Msi, MsiError, Msix, MsixError},
     quiet,
@@ -32,7 +34,11 @@ use mm::PhysRange;
 pub use give::{GiveError, Giver};
 
 use super::{Process, budget::Pages, space::Space};
-use crate::{arch::clock, memory, threads};
+use crate::{
+    arch::clock,
+    memory,
+    threads::{self, WaitQueue},
+};
 
 /// Most pieces of memory that a process shares with a device at a time.
 const SHARES_MAX: usize = 32;
@@ -61,6 +67,8 @@ pub struct Given {
     mapped: [bool; BARS],
     /// Of which it was said why nobody can.
     refused: [bool; BARS],
+    /// The block device that the process makes of it.
+    service: Option<Service>,
 }
 
 /// What becomes of a device while a process has it.
@@ -104,17 +112,18 @@ impl Interrupts {
     }
 }
 
-/// One interrupt: whether it has come, and whom to wake.
+/// One interrupt: whether it has come, and whom to wake. It has nothing of the process but where that waits, as what is dropped in
+/// an interrupt may not be the last of anything that frees memory.
 struct Line {
     arrived: AtomicBool,
-    process: spin::Once<Weak<Process>>,
+    changed: spin::Once<Arc<WaitQueue>>,
 }
 
 impl host::Event for Line {
     fn signal(&self) {
         self.arrived.store(true, SeqCst);
-        if let Some(process) = self.process.get().and_then(Weak::upgrade) {
-            process.changed.wake_all();
+        if let Some(changed) = self.changed.get() {
+            changed.wake_all();
         }
     }
 
@@ -160,7 +169,7 @@ impl Given {
     /// Makes its interrupts wake `process`, whose end is a consequence of the device's quarantine.
     pub(super) fn belong_to(&self, process: &Arc<Process>) {
         for line in &self.lines {
-            line.process.call_once(|| Arc::downgrade(process));
+            line.changed.call_once(|| process.changed.clone());
         }
         self.fate.process.call_once(|| Arc::downgrade(process));
         // It may have happened before there was somebody to tell.
@@ -200,16 +209,33 @@ impl Given {
         }
     }
 
-    /// Waits for an interrupt, as the process's thread. Whether it came.
-    pub(super) fn wait(&self, process: &Process, number: u64, deadline_ns: u64) -> Result<bool, Error> {
-        let line = usize::try_from(number).ok().filter(|_| number < self.interrupts());
-        let line = line.and_then(|number| self.lines.get(number)).ok_or(Error::BadAddress)?;
-        let mut came = false;
+    /// Waits for one of `events`, as the process's thread. Those that came.
+    pub(super) fn wait(&self, process: &Process, events: u64, deadline_ns: u64) -> Result<u64, Error> {
+        let interrupts = (1 << self.interrupts()) - 1;
+        let of_service = if self.service.is_some() { abi::EVENT_REQUEST | abi::EVENT_RESET } else { 0 };
+        if events == 0 || events & !(interrupts | of_service) != 0 {
+            return Err(Error::NoSuchEvent);
+        }
+        let mut came = 0;
         process.wait_in_kernel(deadline_ns, || {
-            came = line.arrived.swap(false, SeqCst);
-            came
+            came = self.take_events(events);
+            came != 0
         });
         Ok(came)
+    }
+
+    /// Those of `events` that are there. Interrupts are told once.
+    fn take_events(&self, events: u64) -> u64 {
+        let lines = (0..).zip(&self.lines).filter(|(number, _)| events & 1 << number != 0);
+        let came =
+            lines.filter(|(_, line)| line.arrived.swap(false, SeqCst)).map(|(number, _)| 1_u64 << number);
+        let interrupts = came.sum::<u64>();
+        let of_service = |event, is_so: fn(&Service) -> bool| {
+            if events & event != 0 && self.service.as_ref().is_some_and(is_so) { event } else { 0 }
+        };
+        interrupts
+            | of_service(abi::EVENT_REQUEST, Service::has_requests)
+            | of_service(abi::EVENT_RESET, Service::is_to_reset)
     }
 
     /// A dword of its configuration space.
@@ -340,6 +366,10 @@ impl Given {
 impl Drop for Given {
     fn drop(&mut self) {
         self.fate.is_over.store(true, SeqCst);
+        // The device had no buffer of those who wait: they are told at once.
+        if let Some(service) = &self.service {
+            service.stop();
+        }
         let interrupts = core::mem::replace(&mut self.interrupts, Interrupts::None);
         let released = if self.dma.was_taken_back() {
             interrupts.abandon();

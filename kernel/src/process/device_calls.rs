@@ -7,7 +7,7 @@ use super::{Given, Running};
 impl Running {
     /// Does what the program asks for of one of its devices, whose number every one of these calls has first.
     pub(super) fn serve_device(&mut self, call: Call, arguments: [u64; 5]) -> Result<u64, Error> {
-        let [device, second, third, fourth, _] = arguments;
+        let [device, second, third, fourth, fifth] = arguments;
         let number = usize::try_from(device).map_err(|_| Error::NoSuchDevice)?;
         let device: &mut Given = self.devices.get_mut(number).ok_or(Error::NoSuchDevice)?;
         match call {
@@ -20,7 +20,10 @@ impl Running {
             }
             Call::Unshare => device.unshare(second, &mut self.space).map(|()| 0),
             Call::Interrupts => Ok(device.interrupts()),
-            Call::AwaitInterrupt => device.wait(&self.process, second, third).map(u64::from),
+            Call::Await => device.wait(&self.process, second, third),
+            Call::Serve => device.serve(second, &self.space, &self.process),
+            Call::TakeRequest => device.take_request(second, third, &mut self.space),
+            Call::CompleteRequest => device.complete_request(second, third, fourth, fifth, &self.space),
             Call::Exit | Call::Log | Call::MapMemory | Call::UnmapMemory | Call::Now | Call::SleepUntil => {
                 Err(Error::NoSuchCall)
             }

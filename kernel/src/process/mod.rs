@@ -11,8 +11,10 @@
 
 mod budget;
 mod calls;
+mod copy;
 mod device;
 mod device_calls;
+mod disk;
 mod space;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
@@ -24,10 +26,13 @@ use core::{
     },
 };
 
+use drivers::block::BlockDevice;
+use iommu::PciAddress;
 use program::{Program, ProgramError};
 
 pub use budget::{Budget, total_pages};
 pub use device::{GiveError, Given, Giver};
+pub use disk::start_disk;
 pub use space::Space;
 
 use crate::{
@@ -61,8 +66,10 @@ pub struct Process {
     budget: Arc<Budget>,
     killed: AtomicBool,
     ending: IrqMutex<Option<Ending>>,
-    /// Its own thread where it waits in the kernel, and those that wait for its end.
-    changed: WaitQueue,
+    /// Its own thread where it waits in the kernel, and those that wait for its end, or for its disk.
+    changed: Arc<WaitQueue>,
+    /// The block device that it has made.
+    disk: spin::Once<Arc<dyn BlockDevice>>,
 }
 
 /// How a process ended.
@@ -153,7 +160,8 @@ pub fn start_file(
         budget,
         killed: AtomicBool::new(false),
         ending: IrqMutex::new(Rank::Processes, None),
-        changed: WaitQueue::new(),
+        changed: Arc::new(WaitQueue::new()),
+        disk: spin::Once::new(),
     });
     let context = UserContext::new(program.entry, abi::STACK_TOP, argument);
     let listed = Listed::new(&process)?;
@@ -191,6 +199,17 @@ impl Process {
     pub fn wait(&self, deadline_ns: u64) -> Option<Ending> {
         self.changed.wait_until(deadline_ns, || self.ending.lock().is_some());
         *self.ending.lock()
+    }
+
+    /// The block device that it makes; `None` if it ends before, or has none by `deadline_ns`.
+    pub fn await_disk(&self, deadline_ns: u64) -> Option<Arc<dyn BlockDevice>> {
+        self.changed.wait_until(deadline_ns, || self.disk.get().is_some() || self.ending.lock().is_some());
+        self.disk.get().cloned()
+    }
+
+    /// Whether it makes a disk of `function`.
+    pub fn drives(&self, function: PciAddress) -> bool {
+        self.disk.get().is_some_and(|disk| disk.dma().function() == function)
     }
 
     /// Its own thread waits, until `deadline_ns`, until `is_met`, or until it is killed. False in the first case.
@@ -273,5 +292,11 @@ impl Running {
                 Trap::Exception(exception) => return Ending::Fault(exception),
             }
         }
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }

@@ -16,6 +16,7 @@ mod misbehaving;
 mod not_enforced;
 mod process;
 mod process_devices;
+mod served_disk;
 mod threading;
 mod time;
 

@@ -76,7 +76,8 @@ fn start(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 
 /// What it takes to give devices of `machine` to processes.
 pub fn giver(machine: &Machine) -> Giver {
-    Giver { host: machine.host.clone(), iommu: machine.iommu.clone(), hotplug: machine.hotplug.clone() }
+    let (host, iommu) = (machine.host.clone(), machine.iommu.clone());
+    Giver { host, iommu, hotplug: machine.hotplug.clone(), disks: machine.disks.clone() }
 }
 
 fn kill(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {

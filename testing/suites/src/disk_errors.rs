@@ -171,7 +171,7 @@ test! {
     /// While the disk reads, another device goes for each page that the disk's driver has mapped, rings and buffers: all of
     /// it is blocked, and what is read stays right.
     deadline_ms = 90_000,
-    lacks = lacks::isolated_nvme_and_disk,
+    lacks = lacks::isolated_nvme_and_kernels_disk,
     fn what_its_driver_has_mapped_is_out_of_reach_for_others(context) {
         const TRIES: usize = 400;
         // A read that was in flight while records were lost is in doubt, and done again: it needs a lull.

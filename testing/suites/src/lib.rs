@@ -28,6 +28,7 @@ mod assigned;
 mod disk;
 mod disk_bulk;
 mod disk_errors;
+mod disks;
 mod edu;
 mod faults;
 mod hierarchy;
@@ -55,5 +56,6 @@ mod unit;
 mod virtual_dma;
 mod virtual_functions;
 
-pub use machine::{ClaimedEdu, Machine, Memory, Parts, lacks};
+pub use disks::Disks;
+pub use machine::{ClaimedEdu, Machine, Memory, OpenDisk, Parts, lacks};
 pub use plugged::Plugged;

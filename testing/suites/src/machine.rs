@@ -11,7 +11,7 @@ use core::{
 };
 
 use drivers::{
-    block::{self, BlockDevice},
+    block::BlockDevice,
     edu::{self, Edu},
     host::Host,
     hotplug::Hotplug,
@@ -27,7 +27,7 @@ use iommu::{
 use net::Interface;
 
 use self::slot::Slot;
-use crate::{plugged::Plugged, reports};
+use crate::{disks::Disks, plugged::Plugged, reports};
 
 pub use self::slot::Lent;
 
@@ -44,6 +44,10 @@ pub trait Memory: Send + Sync {
 pub type OpenInterface =
     fn(&Arc<dyn Host>, &Iommu, &Function) -> Result<Arc<Interface>, Box<dyn core::error::Error>>;
 
+/// How the kernel opens a disk that nobody has.
+pub type OpenDisk =
+    Box<dyn Fn(&Function) -> Result<Arc<dyn BlockDevice>, Box<dyn core::error::Error>> + Send + Sync>;
+
 /// What the kernel hands over.
 pub struct Parts {
     /// What drivers are given.
@@ -57,7 +61,11 @@ pub struct Parts {
     /// Every PCI function.
     pub functions: Vec<Function>,
     /// The disks that the kernel has opened.
-    pub disks: Vec<Arc<dyn BlockDevice>>,
+    pub disks: Arc<Disks>,
+    /// Opens another one on a function that nobody has.
+    pub open_disk: OpenDisk,
+    /// An NVMe disk is driven by a process.
+    pub served_disk: bool,
     /// The network interfaces that the kernel has opened.
     pub interfaces: Vec<Arc<Interface>>,
     /// Opens another one on a function that nobody has.
@@ -96,7 +104,6 @@ pub struct Machine {
     /// The one that nobody claims.
     idle_edu: Option<PciAddress>,
     nvme: Option<Slot<Controller>>,
-    disks: Lock<Vec<Arc<dyn BlockDevice>>>,
     interfaces: Lock<Vec<Arc<Interface>>>,
     /// Addresses that no test has used yet.
     next_page: AtomicU64,
@@ -149,14 +156,12 @@ impl Machine {
         };
         let mut edus = of_kind(&|function| function.id == edu::ID);
         let idle_edu = (edus.len() > 1).then(|| edus.remove(1));
-        let is_disk =
-            |function: &Function| parts.disks.iter().any(|disk| disk.dma().function() == function.address);
+        let is_disk = |function: &Function| parts.disks.of(function.address).is_some();
         let nvme = of_kind(&|function| function.class == nvme::CLASS && !is_disk(function));
         let edus = edus.iter().map(|&function| Slot::open(&parts, function, claim_edu)).collect();
         let nvme = nvme.first().map(|&function| Slot::open(&parts, function, claim_nvme));
-        let disks = Lock::new(parts.host.clone(), core::mem::take(&mut parts.disks));
         let interfaces = Lock::new(parts.host.clone(), core::mem::take(&mut parts.interfaces));
-        Self { parts, edus, idle_edu, nvme, disks, interfaces, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
+        Self { parts, edus, idle_edu, nvme, interfaces, next_page: AtomicU64::new(FIRST_ATTACK_PAGE) }
     }
 
     /// The machine that `context` is about.
@@ -281,7 +286,7 @@ impl Machine {
     /// Disk number `number`, in the order of their addresses.
     #[must_use]
     pub fn disk_at(&self, number: usize) -> Option<Arc<dyn BlockDevice>> {
-        self.disks.lock().get(number).cloned()
+        self.disks.at(number)
     }
 
     /// Ends the driver of a disk, takes the disk back and opens it anew.
@@ -291,9 +296,8 @@ impl Machine {
         disk.shut_down()?;
         drop(disk);
         self.release(address)?;
-        let disk = block::open(&self.host, self.iommu.claim(address)?, self.function(address)?)?;
-        let before = self.disks.lock().get_mut(number).map(|place| core::mem::replace(place, disk));
-        drop(before);
+        let opened = (self.open_disk)(self.function(address)?);
+        self.disks.put(opened.map_err(|error| failure!("{error}"))?);
         Ok(())
     }
 

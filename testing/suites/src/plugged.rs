@@ -96,11 +96,11 @@ impl Drivers for Plugged {
 }
 
 /// Adds `item`; without memory for that it is dropped.
-fn keep<T>(list: &Lock<Vec<T>>, item: T) {
+pub(crate) fn keep<T>(list: &Lock<Vec<T>>, item: T) {
     let mut room = Vec::new();
     let wanted = list.lock().len() + 1;
     if room.try_reserve(wanted).is_err() {
-        return log::warn!("no memory for a device that was plugged in");
+        return log::warn!("no memory for another device");
     }
     let mut list = list.lock();
     if list.capacity() < wanted {
@@ -113,7 +113,7 @@ fn keep<T>(list: &Lock<Vec<T>>, item: T) {
     drop(room);
 }
 
-fn take<T>(list: &Lock<Vec<T>>, is_it: impl Fn(&T) -> bool) -> Option<T> {
+pub(crate) fn take<T>(list: &Lock<Vec<T>>, is_it: impl Fn(&T) -> bool) -> Option<T> {
     let mut list = list.lock();
     let index = list.iter().position(is_it)?;
     Some(list.swap_remove(index))

@@ -303,7 +303,9 @@ test! {
             let done = completions.wait(start_ns + AT_ONCE_NS);
             let done = done.ok_or_else(|| failure!("a request waits for its deadline"))?;
             // What was done before is done; but for that, nothing succeeds.
-            check!(done.result.is_ok() || done.buffer.is_none(), "{:?} with a buffer", done.result);
+            // A device that a process drives never had one.
+            let may_come_back = done.result.is_ok() || machine.served_disk;
+            check!(may_come_back || done.buffer.is_none(), "{:?} with a buffer", done.result);
         }
         check!(read(&machine.host, &*disk).is_none(), "a disk in quarantine was read");
         drop(disk);

@@ -10,7 +10,7 @@ use drivers::{
     quiet,
 };
 use iommu::{ClaimError, DomainError, Incident, Iommu, PciAddress, dump::UnitReport};
-use suites::reports;
+use suites::{Disks, reports};
 
 use super::{BARS, Fate, Given, Interrupts, Line, SHARES_MAX, destroy};
 
@@ -23,6 +23,8 @@ pub struct Giver {
     pub iommu: Iommu,
     /// Which functions there are.
     pub hotplug: Arc<Hotplug>,
+    /// Where block devices go that processes make.
+    pub disks: Arc<Disks>,
 }
 
 /// Why a device is not given to a process.
@@ -114,7 +116,7 @@ impl Giver {
                 of_incident.lose(function);
             }
         }));
-        let line = || Arc::new(Line { arrived: AtomicBool::new(false), process: spin::Once::new() });
+        let line = || Arc::new(Line { arrived: AtomicBool::new(false), changed: spin::Once::new() });
         let mut given = Given {
             giver: self.clone(),
             domain,
@@ -126,6 +128,7 @@ impl Giver {
             shares: [const { None }; SHARES_MAX],
             mapped: [false; BARS],
             refused: [false; BARS],
+            service: None,
         };
         // From here on dropping gives it back.
         given.set_up_interrupts()?;

@@ -20,13 +20,25 @@
 //! | `Share`           | device, address, IOVA, way   | 0                             | `NoSuchDevice`, `BadAddress`, `BadIova`, `InUse`, `OutOfMemory`, `DeviceLost` |
 //! | `Unshare`         | device, IOVA                 | 0                             | `NoSuchDevice`, `BadIova`, `DeviceLost` |
 //! | `Interrupts`      | device                       | how many it has               | `NoSuchDevice`                     |
-//! | `AwaitInterrupt`  | device, interrupt, time      | 1 if it came, 0 if not        | `NoSuchDevice`, `BadAddress`       |
+//! | `Await`           | device, events, time         | those that came               | `NoSuchDevice`, `NoSuchEvent`      |
+//! | `Serve`           | device, address              | 0                             | `NoSuchDevice`, `BadAddress`, `BadLength`, `OutOfMemory`, `InUse` |
+//! | `TakeRequest`     | device, address, data        | 1 if there was one, 0 if not  | `NoSuchDevice`, `NotServing`, `BadAddress` |
+//! | `CompleteRequest` | device, request, outcome, code, data | 0                     | `NoSuchDevice`, `NotServing`, `NoSuchRequest`, `NoSuchOutcome`, `BadAddress` |
 //!
 //! Devices are those that the process was given when it was started, by number from 0: there is no way to others. A BAR is mapped as
 //! a whole, but for the pages that the tables of MSI-X are in: they are not there. What is in it is registers, uncached; or memory, which display controllers have in prefetchable BARs: that is all zeros
 //! at first, and the CPU may combine what is written there, until a fence. What is shared is memory from `MapMemory`, all of it, from
 //! the IOVA on, with a [`DeviceAccess`] as its way; the program goes on seeing it, and cannot give it back meanwhile.
-//! An interrupt that came before it is waited for is not lost.
+//!
+//! Events are bits: that of interrupt `n` is `1 << n`, and [`EVENT_REQUEST`] and [`EVENT_RESET`] are those of a device that is served.
+//! An interrupt that came before it is waited for is not lost; it is told once. The others are told for as long as they are so.
+//!
+//! `Serve` makes a block device of a device: what it is like, a [`BlockOffer`], is at the address. From then on others have requests for
+//! it. `TakeRequest` hands one over: a [`BlockRequest`] at the address, and what is to be written at `data`, which therefore has room
+//! for the longest. `CompleteRequest` says by a [`BlockOutcome`] how it ended, with the device's own `code` for it; if it was done, what was
+//! read is taken from `data`. A request that is not completed within ten seconds is the end of the program. On [`EVENT_RESET`] it has the
+//! device forget all that it has, and says so by another `Serve` with the same offer, within the same time; the requests that it has taken
+//! before are none any more.
 //!
 //! A program starts at the entry point of its file with one number as its argument (in RDI), on a stack of [`STACK_BYTES`]. It has
 //! neither x87 nor SSE. What it does that the CPU does not let it do is its end; a number that is no call's is
@@ -130,8 +142,14 @@ numbered! {
     Unshare = 10,
     /// How many interrupts a device has for the program.
     Interrupts = 11,
-    /// Waits until a device has raised an interrupt since this last answered 1 for it, or for the time.
-    AwaitInterrupt = 12,
+    /// Waits until one of the events is there, or for the time.
+    Await = 12,
+    /// Makes a block device of a device, or takes requests again after a reset.
+    Serve = 13,
+    /// Takes a request for a device that is served.
+    TakeRequest = 14,
+    /// Says how a request ended that was taken.
+    CompleteRequest = 15,
 }
 
 numbered! {
@@ -159,6 +177,14 @@ numbered! {
     NotLendable = 10,
     /// The device was taken away, or does not answer.
     DeviceLost = 11,
+    /// The device has no such event, or none was asked for.
+    NoSuchEvent = 12,
+    /// The program does not serve the device.
+    NotServing = 13,
+    /// The program has no request of this number.
+    NoSuchRequest = 14,
+    /// A request cannot end so.
+    NoSuchOutcome = 15,
 }
 
 numbered! {
@@ -170,6 +196,118 @@ numbered! {
     Write = 2,
     /// Both.
     ReadWrite = 3,
+}
+
+numbered! {
+    /// What a request asks for.
+    BlockOperation:
+    /// To read blocks.
+    Read = 1,
+    /// To write blocks.
+    Write = 2,
+    /// To make durable what was written.
+    Flush = 3,
+    /// To forget what is in blocks.
+    Deallocate = 4,
+}
+
+numbered! {
+    /// How a request ended.
+    BlockOutcome:
+    /// It was done.
+    Done = 0,
+    /// The medium could not be read or written.
+    Medium = 1,
+    /// The device does not know the request, or something in it.
+    Unsupported = 2,
+    /// Otherwise.
+    Failed = 3,
+}
+
+/// The event that there is a request to take.
+pub const EVENT_REQUEST: u64 = 1 << 16;
+/// The event that a device is to be reset.
+pub const EVENT_RESET: u64 = 1 << 17;
+
+/// What a block device is like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockOffer {
+    /// Size of a block in bytes: a power of two from 512 to 4096.
+    pub block_bytes: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// Most blocks that are read or written by a request.
+    pub blocks_per_request: u64,
+    /// Most blocks that one deallocates; 0 if none does.
+    pub blocks_per_deallocation: u64,
+    /// Most requests at a time.
+    pub depth: u64,
+    /// Nothing can be written.
+    pub is_read_only: bool,
+    /// What is done may be lost until it is flushed.
+    pub flushes: bool,
+}
+
+impl BlockOffer {
+    /// Length in memory, in words.
+    pub const WORDS: usize = 6;
+
+    /// As it is in memory.
+    #[must_use]
+    pub fn encode(self) -> [u64; Self::WORDS] {
+        let flags = u64::from(self.is_read_only) | u64::from(self.flushes) << 1;
+        let Self { block_bytes, blocks, blocks_per_request, blocks_per_deallocation, depth, .. } = self;
+        [block_bytes, blocks, blocks_per_request, blocks_per_deallocation, depth, flags]
+    }
+
+    /// What is in memory, whatever it says.
+    #[must_use]
+    pub fn decode(words: [u64; Self::WORDS]) -> Self {
+        let [block_bytes, blocks, blocks_per_request, blocks_per_deallocation, depth, flags] = words;
+        let (is_read_only, flushes) = (flags & 1 != 0, flags & 2 != 0);
+        Self {
+            block_bytes,
+            blocks,
+            blocks_per_request,
+            blocks_per_deallocation,
+            depth,
+            is_read_only,
+            flushes,
+        }
+    }
+}
+
+/// A request for a block device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockRequest {
+    /// Its number, which no other one has.
+    pub id: u64,
+    /// What to do.
+    pub operation: BlockOperation,
+    /// The first block.
+    pub first: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// If it is not 0, the data are at this IOVA and nowhere else: somebody tries whether the device reaches what it should not.
+    pub at: u64,
+}
+
+impl BlockRequest {
+    /// Length in memory, in words.
+    pub const WORDS: usize = 5;
+
+    /// As it is in memory.
+    #[must_use]
+    pub const fn encode(self) -> [u64; Self::WORDS] {
+        [self.id, self.operation as u64, self.first, self.blocks, self.at]
+    }
+
+    /// What is in memory; `None` if the operation is none.
+    #[must_use]
+    pub fn decode(words: [u64; Self::WORDS]) -> Option<Self> {
+        let [id, operation, first, blocks, at] = words;
+        Some(Self { id, operation: BlockOperation::from_number(operation)?, first, blocks, at })
+    }
 }
 
 /// The answer that says so.
@@ -207,6 +345,24 @@ mod tests {
         for &error in Error::ALL {
             assert_eq!(decode(encode(Err(error))), Err(error));
         }
+    }
+
+    #[test]
+    fn offers_and_requests_are_in_memory_as_they_are() {
+        let offer = BlockOffer {
+            block_bytes: 512,
+            blocks: 2,
+            blocks_per_request: 3,
+            blocks_per_deallocation: 4,
+            depth: 5,
+            is_read_only: false,
+            flushes: true,
+        };
+        assert_eq!(BlockOffer::decode(offer.encode()), offer);
+        assert_eq!(offer.encode(), [512, 2, 3, 4, 5, 2]);
+        let request = BlockRequest { id: 9, operation: BlockOperation::Write, first: 1, blocks: 2, at: 3 };
+        assert_eq!(BlockRequest::decode(request.encode()), Some(request));
+        assert_eq!(BlockRequest::decode([9, 0, 1, 2, 3]), None);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn all_wrong_about_a_device() -> u64 {
         for second in HOSTILE {
             for third in HOSTILE {
                 // A time that is far off would be waited for.
-                let third = if call == Call::AwaitInterrupt { 0 } else { third };
+                let third = if call == Call::Await { 0 } else { third };
                 for fourth in [0, 1, 3, 4, u64::MAX] {
                     let arguments = [DEVICE, second, third, fourth, 0];
                     // SAFETY: none of it is memory that the program has.
@@ -63,7 +63,7 @@ fn is_right_about_a_device(call: Call, second: u64, answer: Result<u64, Error>) 
         Call::BarBytes => answer.is_ok() == (second == 0),
         Call::MapBar => second == 0 && answer != Err(Error::NotLendable) || answer == Err(Error::NotLendable),
         Call::Interrupts => answer == Ok(1),
-        Call::AwaitInterrupt => answer == if second == 0 { Ok(0) } else { Err(Error::BadAddress) },
+        Call::Await => answer == if second == 1 { Ok(0) } else { Err(Error::NoSuchEvent) },
         _ => answer.is_err(),
     }
 }

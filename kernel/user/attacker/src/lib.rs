@@ -108,7 +108,16 @@ attacks! {
     EduCalls,
     /// Keeps it writing to memory for ever.
     EduWritesForEver,
+    /// Makes a disk of its device, and says of [`DISK_REQUESTS`] requests also what is not so: exits with [`LEFT`] if none of it was
+    /// taken for an answer.
+    DiskLies,
+    /// Makes a disk of its device, and answers no request.
+    DiskNeverAnswers,
 }
+
+/// How many requests [`Attack::DiskLies`] answers, and what it says that there is on its disk.
+pub const DISK_REQUESTS: u64 = 4;
+pub const DISK_BYTE: u8 = 0x5a;
 
 /// What the attacker exits with if nothing came of it, and it would have noticed.
 pub const LEFT: u64 = 42;

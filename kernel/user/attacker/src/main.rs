@@ -3,6 +3,7 @@
 #![no_main]
 
 mod calls;
+mod disk;
 mod edu;
 mod registers;
 
@@ -39,6 +40,8 @@ fn attack(number: u64) -> u64 {
         Some(Attack::EduWritesWhatItMayRead) => edu::run(edu::write_what_it_may_read),
         Some(Attack::EduBeyondRegisters) => edu::run(edu::read_beyond_registers),
         Some(Attack::EduCalls) => calls::all_wrong_about_a_device(),
+        Some(Attack::DiskLies) => disk::lie(),
+        Some(Attack::DiskNeverAnswers) => disk::never_answer(),
         Some(Attack::EduWritesForEver) => edu::run(edu::write_for_ever),
         Some(other) => {
             // SAFETY: it is what it is: each of them ends the program.

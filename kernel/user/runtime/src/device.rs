@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use abi::{Call, DeviceAccess, Error};
+use abi::{BlockOffer, BlockOutcome, BlockRequest, Call, DeviceAccess, Error};
 
 use super::call;
 
@@ -80,7 +80,56 @@ impl Device {
     /// # Errors
     /// There is no such interrupt.
     pub fn await_interrupt(self, number: u64, deadline_ns: u64) -> Result<bool, Error> {
+        self.await_events(1 << number, deadline_ns).map(|came| came != 0)
+    }
+
+    /// Waits until one of `events` is there, or until `deadline_ns`. Those that are.
+    ///
+    /// # Errors
+    /// It does not have one of them.
+    pub fn await_events(self, events: u64, deadline_ns: u64) -> Result<u64, Error> {
         // SAFETY: takes nothing away.
-        unsafe { call(Call::AwaitInterrupt, [self.0, number, deadline_ns, 0, 0]) }.map(|came| came != 0)
+        unsafe { call(Call::Await, [self.0, events, deadline_ns, 0, 0]) }
+    }
+
+    /// Makes a block device of it, or takes requests again after a reset.
+    ///
+    /// # Errors
+    /// There can be no such block device, or it is another already.
+    pub fn serve(self, offer: BlockOffer) -> Result<(), Error> {
+        let words = offer.encode();
+        // SAFETY: the kernel reads the words.
+        unsafe { call(Call::Serve, [self.0, words.as_ptr() as u64, 0, 0, 0]) }.map(|_| ())
+    }
+
+    /// Takes a request, if there is one, with what is to be written at `data`.
+    ///
+    /// # Errors
+    /// It is not served, or there is not enough memory at `data`.
+    ///
+    /// # Safety
+    /// There is nothing at `data` that is written, for as long as a request may be.
+    pub unsafe fn take_request(self, data: NonNull<u8>) -> Result<Option<BlockRequest>, Error> {
+        let mut words = [0; BlockRequest::WORDS];
+        let arguments = [self.0, words.as_mut_ptr() as u64, data.as_ptr() as u64, 0, 0];
+        // SAFETY: the kernel writes the words; the caller's promise for the data.
+        let was_one = unsafe { call(Call::TakeRequest, arguments) }? != 0;
+        Ok(if was_one { BlockRequest::decode(words) } else { None })
+    }
+
+    /// Says how request `id` ended. What it has read is at `data`.
+    ///
+    /// # Errors
+    /// There is no such request, or not as much at `data`.
+    pub fn complete_request(
+        self,
+        id: u64,
+        outcome: BlockOutcome,
+        code: u16,
+        data: NonNull<u8>,
+    ) -> Result<(), Error> {
+        let arguments = [self.0, id, outcome as u64, code.into(), data.as_ptr() as u64];
+        // SAFETY: the kernel reads the data.
+        unsafe { call(Call::CompleteRequest, arguments) }.map(|_| ())
     }
 }

@@ -112,6 +112,12 @@ pub fn isolated_nvme_and_disk(context: &Context<'_>) -> Option<&'static str> {
     isolated_nvme(context).or_else(|| disk(context))
 }
 
+/// For tests that attack by NVMe what the kernel has mapped for a disk: what is mapped for a process's is not listed.
+pub fn isolated_nvme_and_kernels_disk(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    isolated_nvme_and_disk(context).or_else(|| machine.served_disk.then_some("a disk that the kernel drives"))
+}
+
 /// For tests that need a disk.
 pub fn disk(context: &Context<'_>) -> Option<&'static str> {
     dma(context).or_else(|| no_disk(context))
@@ -120,6 +126,12 @@ pub fn disk(context: &Context<'_>) -> Option<&'static str> {
 /// For tests that block a disk.
 pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| no_disk(context))
+}
+
+/// For tests of a disk that is driven by a process.
+pub fn served_disk(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    isolated_disk(context).or_else(|| (!machine.served_disk).then_some("disk=process"))
 }
 
 /// For tests that need a network.

@@ -1,0 +1,238 @@
+//! Disks whose drivers are processes: what becomes of requests when these end, lie or say nothing.
+
+use alloc::{boxed::Box, sync::Arc, vec};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use attacker::{Attack, DISK_BYTE, DISK_REQUESTS, LEFT};
+use drivers::block::{
+    BlockDevice, BlockError, Completion, Completions, Operation, Reason, Request, Transfer, TransferError,
+    transfer,
+};
+use harness::{Context, Failure, check, check_eq, failure, test};
+use iommu::PageBuffer;
+use suites::{Machine, lacks, reports};
+
+use super::process::end_of;
+use crate::{
+    arch::{
+        clock::{self, NS_PER_MS, NS_PER_S},
+        random,
+    },
+    process::{self, Ending, Process},
+    shell::processes::giver,
+    threads,
+};
+
+/// Blocks of each request.
+const BLOCKS: u32 = 8;
+/// Where nobody else writes.
+const AREA: u64 = 64 * 1024 + 40 * 1024;
+/// Requests that are in flight when a driver is killed: reads of what must stay, and writes behind it.
+const IN_FLIGHT: u64 = 48;
+/// How many of these are for what must stay.
+const KEPT: u64 = 16;
+
+fn page(value: u8) -> Result<PageBuffer, Failure> {
+    let mut buffer = PageBuffer::zeroed(1).ok_or(failure!("no memory"))?;
+    buffer.fill(value);
+    Ok(buffer)
+}
+
+fn at(number: u64, value: u8) -> Result<Transfer, Failure> {
+    Ok(Transfer { first: AREA + number * u64::from(BLOCKS), blocks: BLOCKS, buffer: page(value)? })
+}
+
+/// What is on the disk at `number`, for as long as the test goes on.
+fn value_of(number: u64) -> u8 {
+    number as u8 + 1
+}
+
+fn driver_of(disk: &dyn BlockDevice) -> Result<Arc<Process>, Failure> {
+    let function = disk.dma().function();
+    process::all().find(|process| process.drives(function)).ok_or(failure!("{function} has no process"))
+}
+
+/// Somebody who reads another disk all the time.
+struct Neighbour {
+    disk: Arc<dyn BlockDevice>,
+    reads: AtomicU64,
+    errors: AtomicU64,
+    stop: AtomicBool,
+    has_stopped: AtomicBool,
+}
+
+impl Neighbour {
+    fn start(machine: &Machine) -> Result<Arc<Self>, Failure> {
+        let served = machine.disk()?.dma().function();
+        let mut disks = (0..).map_while(|number| machine.disk_at(number));
+        let disk = disks.find(|disk| disk.dma().function() != served).ok_or(failure!("there is one disk"))?;
+        let none = || AtomicU64::new(0);
+        let (stop, has_stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+        let neighbour = Arc::new(Self { disk, reads: none(), errors: none(), stop, has_stopped });
+        let (reader, host) = (neighbour.clone(), machine.host.clone());
+        let read = move || {
+            while !reader.stop.load(SeqCst) {
+                let Some(buffer) = PageBuffer::zeroed(1) else { break };
+                let operation = Operation::Read(Transfer { first: 0, blocks: BLOCKS, buffer });
+                let is_read = transfer(&host, &*reader.disk, operation).is_ok();
+                if is_read { &reader.reads } else { &reader.errors }.fetch_add(1, SeqCst);
+            }
+            reader.has_stopped.store(true, SeqCst);
+        };
+        threads::spawn("neighbour", Box::new(read))?;
+        Ok(neighbour)
+    }
+
+    /// It has read something since it had read `before` times.
+    fn goes_on(&self, before: u64) -> Result<(), Failure> {
+        let deadline_ns = clock::now_ns() + 10 * NS_PER_S;
+        while self.reads.load(SeqCst) <= before && clock::now_ns() < deadline_ns {
+            threads::sleep_until(clock::now_ns() + NS_PER_MS);
+        }
+        check!(self.reads.load(SeqCst) > before, "another disk is not read any more");
+        check_eq!(self.errors.load(SeqCst), 0, "errors of another disk");
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), Failure> {
+        self.stop.store(true, SeqCst);
+        let deadline_ns = clock::now_ns() + 20 * NS_PER_S;
+        while !self.has_stopped.load(SeqCst) && clock::now_ns() < deadline_ns {
+            threads::sleep_until(clock::now_ns() + NS_PER_MS);
+        }
+        check!(self.has_stopped.load(SeqCst), "a read of another disk does not end");
+        Ok(())
+    }
+}
+
+/// Submits everything, kills the driver, and looks that everything comes back.
+fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+    let process = driver_of(disk)?;
+    let completions = Completions::new(&machine.host, IN_FLIGHT as usize)?;
+    for tag in 0..IN_FLIGHT {
+        let operation =
+            if tag < KEPT { Operation::Read(at(tag, 0)?) } else { Operation::Write(at(tag, value_of(tag))?) };
+        disk.submit(Request { tag, operation }, &completions).map_err(|rejected| rejected.reason)?;
+    }
+    threads::sleep_until(clock::now_ns() + random::seed() % (2 * NS_PER_MS));
+    process.kill();
+    for _ in 0..IN_FLIGHT {
+        let done = completions.wait(clock::now_ns() + 5 * NS_PER_S);
+        let Completion { tag, result, buffer } = done.ok_or(failure!("a request waits for its deadline"))?;
+        check!(matches!(result, Ok(()) | Err(BlockError::Gone)), "request {tag}: {result:?}");
+        let buffer = buffer.ok_or(failure!("request {tag} keeps its buffer"))?;
+        let is_right = |byte: &u8| *byte == value_of(tag);
+        check!(
+            result.is_err() || tag >= KEPT || buffer.iter().all(is_right),
+            "request {tag} reads other bytes"
+        );
+    }
+    check_eq!(end_of(&process)?, Ending::Killed);
+    Ok(())
+}
+
+/// What must stay is there.
+fn check_kept(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+    for number in 0..KEPT {
+        let buffer = transfer(&machine.host, disk, Operation::Read(at(number, 0)?))?;
+        let buffer = buffer.ok_or(failure!("the buffer did not come back"))?;
+        check!(buffer.iter().all(|&byte| byte == value_of(number)), "the data at {number} are others");
+    }
+    Ok(())
+}
+
+test! {
+    /// A disk's driver is killed with requests in flight: all of them end at once, with their buffers, others' requests go on, the
+    /// device is free, and the next process finds on it what was there. As often as `kills=` says.
+    deadline_ms = 900_000,
+    lacks = lacks::served_disk,
+    fn a_killed_driver_takes_nothing_along(context) {
+        let machine = Machine::of(context)?;
+        let disk = machine.disk()?;
+        for number in 0..KEPT {
+            transfer(&machine.host, &*disk, Operation::Write(at(number, value_of(number))?))?;
+        }
+        transfer(&machine.host, &*disk, Operation::Flush)?;
+        drop(disk);
+        let neighbour = Neighbour::start(machine)?;
+        let function = machine.disk()?.dma().function();
+        let faults = || reports::group(&machine.iommu, function).map_or(u64::MAX, |group| group.faults);
+        let (pages, faults_before) = (process::total_pages(), faults());
+        for _ in 0..machine.kills {
+            let (disk, reads) = (machine.disk()?, neighbour.reads.load(SeqCst));
+            kill_with_requests(machine, &*disk)?;
+            let group = reports::group(&machine.iommu, function).ok_or(failure!("no group"))?;
+            check!(group.domain.is_none(), "the device has a domain");
+            check_eq!(process::total_pages(), 0, "pages of a process that has ended");
+            let refused = transfer(&machine.host, &*disk, Operation::Flush);
+            check!(
+                matches!(&refused, Err(TransferError::Rejected(rejected)) if rejected.reason == Reason::Gone),
+                "a disk without a driver is there"
+            );
+            neighbour.goes_on(reads)?;
+            drop(disk);
+            machine.reopen_disk(0)?;
+            check_kept(machine, &*machine.disk()?)?;
+        }
+        neighbour.stop()?;
+        check_eq!(faults(), faults_before, "faults of a device that did nothing wrong");
+        check_eq!(process::total_pages(), pages);
+    }
+}
+
+/// Starts an attacker that makes a disk of the `edu` that nobody has.
+fn attack(context: &Context<'_>, attack: Attack) -> Result<(Arc<Process>, Arc<dyn BlockDevice>), Failure> {
+    let machine = Machine::of(context)?;
+    let function = machine.idle_edu().ok_or(failure!("no edu"))?;
+    let devices = vec![giver(machine).give(function)?];
+    let process = process::start("attacker", attack as u64, devices)?;
+    let disk = process.await_disk(clock::now_ns() + 10 * NS_PER_S);
+    Ok((process, disk.ok_or(failure!("the attacker makes no disk"))?))
+}
+
+fn check_gone(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+    let function = disk.dma().function();
+    machine.disks.remove(function);
+    let group = reports::group(&machine.iommu, function).ok_or(failure!("no group"))?;
+    check!(group.domain.is_none(), "{function} has a domain");
+    let refused = transfer(&machine.host, disk, Operation::Flush);
+    check!(matches!(refused, Err(TransferError::Rejected(_))), "a disk without a driver takes requests");
+    Ok(())
+}
+
+test! {
+    /// Answers to no request, twice, and from memory that the program does not have are none; offers that make no sense are refused.
+    lacks = lacks::idle_remapped_edu,
+    fn answers_that_are_lies_are_none(context) {
+        let machine = Machine::of(context)?;
+        let (process, disk) = attack(context, Attack::DiskLies)?;
+        check_eq!(disk.info().driver, "attacker");
+        for number in 0..DISK_REQUESTS {
+            let transferred = Transfer { first: number, blocks: 1, buffer: page(0)? };
+            let is_read = number % 2 == 0;
+            let operation = if is_read { Operation::Read(transferred) } else { Operation::Write(transferred) };
+            let buffer = transfer(&machine.host, &*disk, operation)?;
+            let buffer = buffer.ok_or(failure!("the buffer did not come back"))?;
+            let expected = if is_read { DISK_BYTE } else { 0 };
+            check!(buffer[..512].iter().all(|&byte| byte == expected), "request {number}: other bytes");
+            check!(buffer[512..].iter().all(|&byte| byte == 0), "request {number}: bytes behind it");
+        }
+        check_eq!(end_of(&process)?, Ending::Exited(LEFT));
+        check_gone(machine, &*disk)?;
+    }
+}
+
+test! {
+    /// A driver that takes a request and says nothing is ended when its time is over, and whoever waits is told.
+    deadline_ms = 60_000,
+    lacks = lacks::served_disk,
+    fn a_driver_that_says_nothing_is_ended(context) {
+        let machine = Machine::of(context)?;
+        let (process, disk) = attack(context, Attack::DiskNeverAnswers)?;
+        let read = Operation::Read(Transfer { first: 0, blocks: 1, buffer: page(0)? });
+        let failed = transfer(&machine.host, &*disk, read);
+        check!(matches!(failed, Err(TransferError::Failed(BlockError::TimedOut, Some(_)))), "{failed:?}");
+        check_eq!(end_of(&process)?, Ending::Killed);
+        check_gone(machine, &*disk)?;
+    }
+}
