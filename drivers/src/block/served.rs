@@ -161,7 +161,7 @@ impl Pending {
     }
 
     /// Where what is read goes.
-    fn to_fill(&mut self, info: &BlockInfo) -> &mut [u8] {
+    fn for_filling(&mut self, info: &BlockInfo) -> &mut [u8] {
         match &mut self.work {
             Work::Operation(Operation::Read(it)) => &mut it.buffer[..info.bytes(it.blocks) as usize],
             _ => &mut [],
@@ -294,7 +294,7 @@ impl Service {
         let pulled = served.pull(|pending| pending.is_taken && pending.id == id);
         let (mut pending, failures) = pulled.ok_or(CompleteError::NoSuchRequest)?;
         if result.is_ok() {
-            let fetched = match pending.to_fill(&served.offer.info) {
+            let fetched = match pending.for_filling(&served.offer.info) {
                 [] => Ok(()),
                 buffer => fetch(buffer),
             };
@@ -359,7 +359,6 @@ impl Served {
     }
 
     /// Takes a request in.
-    #[expect(clippy::result_large_err, reason = "what is not taken comes back, and takes no memory for that")]
     fn enqueue(&self, work: Work, promise: Promise) -> Result<(), (Reason, Work, Promise)> {
         let deadline_ns = self.host.now_ns().saturating_add(REQUEST_DEADLINE_NS);
         let mut state = self.state.lock();
