@@ -1,7 +1,7 @@
 //! What each operation does, once.
 
 use mm::table::x86::{X86Access, X86Format};
-use mm::table::{EditError, Entry, LeafSizes, MapError, PageTable, Run};
+use mm::table::{EditError, Entry, LeafSizes, MapError, OutOfTables, PageTable, Run};
 
 use super::arena::Arena;
 use super::format::{BOTH, DIRTY, READ, Remap, WRITE};
@@ -306,4 +306,18 @@ fn a_list_of_pages_stops_at_each_place() {
         }
         finish(tree);
     }
+}
+
+#[test]
+fn errors_read_well() {
+    let range = range(0x5000, 2 * K4);
+    let map = |error: MapError| error.to_string();
+    assert_eq!(
+        map(MapError::OutputBeyondWidth { range, undone: None }),
+        "0x2000 bytes at 0x5000 exceed the table's output width"
+    );
+    assert_eq!(map(MapError::AlreadyMapped { input: 0x5000, undone: None }), "0x5000 is mapped already");
+    let edit = EditError::Unaligned { input: 0x800, bytes: K4 };
+    assert_eq!(edit.to_string(), "0x1000 bytes at 0x800 are not whole pages");
+    assert_eq!(OutOfTables.to_string(), "no page for a page table");
 }

@@ -101,6 +101,17 @@ fn a_storm_of_a_known_device_is_bounded_too() {
     assert!(events <= BURST + ms + 1, "{events} events in {ms} ms without the thread");
 }
 
+/// One fault between two looks is enough for it: a storm that has become slower is not over.
+#[test]
+fn events_stay_masked_while_looks_find_something() {
+    let (driven, stranger, (handle, device)) = machine(32);
+    storm(&driven, &stranger, 50, 5_000);
+    assert_eq!(storms(&driven), 1);
+    assert_eq!(storm(&driven, &stranger, 200, 6 * MS), 0, "events");
+    assert_ne!(driven.iommu.next_faults_ns(), u64::MAX, "somebody looks");
+    assert_heard_again(&driven, &handle, &device);
+}
+
 #[test]
 fn what_comes_seldom_is_an_event_each_time() {
     let (driven, stranger, (handle, device)) = machine(1);

@@ -1,9 +1,12 @@
 //! What happens when the host has no memory.
 
-use std::{string::String, vec::Vec};
+use std::{
+    string::{String, ToString},
+    vec::Vec,
+};
 
 use super::{
-    super::{IovaError, IovaRequest, IovaSpace},
+    super::{FreeError, IovaError, IovaRequest, IovaSpace},
     MASK_32, MASK_48, Random, holes,
     host::Host,
 };
@@ -135,4 +138,7 @@ fn errors_read_well() {
         text(IovaError::Taken { first: 0x1000, last: 0x1fff }),
         "IOVAs 0x1000..=0x1fff are not all free"
     );
+    let iova = Iova::new(0x3000);
+    let wrong = FreeError::WrongLength { iova, pages: 2, allocated: 3 };
+    assert_eq!(wrong.to_string(), "2 pages of IOVA at 0x3000 given back, but 3 are allocated there");
 }

@@ -7,7 +7,7 @@ mod order;
 mod pressure;
 
 use core::num::NonZeroU8;
-use std::{vec, vec::Vec};
+use std::{string::ToString, vec, vec::Vec};
 
 use mm::PhysAddr;
 
@@ -100,4 +100,13 @@ fn doorbells(log: &[Executed]) -> Vec<usize> {
         _ => None,
     };
     log.iter().filter_map(doorbell).collect()
+}
+
+#[test]
+fn errors_read_well() {
+    let source = SourceId { segment: 0, requester: 0x0310 };
+    let timeout = InvalidationError::DeviceTimeout { source, others: true };
+    assert_eq!(timeout.to_string(), "device 0000:03:02.0 and others did not invalidate its TLB");
+    let unexpected = QueueReport::UnexpectedCompletion { source };
+    assert_eq!(unexpected.to_string(), "device 0000:03:02.0 completed an invalidation that nobody asked for");
 }
