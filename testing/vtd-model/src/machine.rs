@@ -77,6 +77,7 @@ impl Machine {
             outbox: Vec::new(),
             functions: functions.collect(),
             drop_once_in: config.drop_once_in,
+            prefetch_once_in: config.prefetch_once_in,
             attempts: Vec::new(),
         };
         let mut units: Vec<Unit> = (0..)

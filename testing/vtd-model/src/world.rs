@@ -18,6 +18,7 @@ pub(crate) struct World {
     pub outbox: Vec<MsiMessage>,
     pub functions: Vec<Function>,
     pub drop_once_in: u64,
+    pub prefetch_once_in: u64,
     /// Addresses that functions, by their index, go on trying at every moment, whatever became of them.
     pub attempts: Vec<(usize, u64)>,
 }
@@ -47,6 +48,11 @@ impl World {
     /// Whether a cached entry is dropped now, although nobody asked for it.
     pub fn drops(&mut self) -> bool {
         self.random.once_in(self.drop_once_in)
+    }
+
+    /// Whether hardware looks again at what it just dropped.
+    pub fn prefetches(&mut self) -> bool {
+        self.random.once_in(self.prefetch_once_in)
     }
 
     /// Whether all functions behind `unit` with `source` answer device-TLB invalidations now.

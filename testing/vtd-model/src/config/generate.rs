@@ -44,6 +44,7 @@ impl MachineConfig {
             dmar_flags: u8::from(interrupts) | u8::from(interrupts && random.once_in(4)) << 1,
             queue_order: random.pick(&[0, 0, 0, 1, 3]),
             drop_once_in: random.pick(&[0, 64, 512]),
+            prefetch_once_in: 8,
             evict_once_in: random.pick(&[0, 16, 64]),
             audit_once_in: 64,
             relax_ns: random.pick(&[200, 1_000, 5_000]),

@@ -221,6 +221,8 @@ pub struct MachineConfig {
     pub dmar_flags: u8,
     /// A cached entry is dropped once in so many uses; 0: never.
     pub drop_once_in: u64,
+    /// Hardware looks again at what it just dropped, once in so many invalidations; 0: never.
+    pub prefetch_once_in: u64,
     /// A cache line is evicted, and a write buffer drained, once in so many steps; 0: never.
     pub evict_once_in: u64,
     /// All of the hardware-visible tables are checked once in so many write-backs and doorbells; 0: never.
@@ -442,6 +444,7 @@ impl MachineConfig {
             queue_order: 0,
             dmar_flags: 1,
             drop_once_in: 0,
+            prefetch_once_in: 8,
             evict_once_in: 0,
             audit_once_in: 16,
             relax_ns: 1_000,

@@ -11,9 +11,6 @@ use crate::{
     world::World,
 };
 
-/// Hardware may look again at what it just dropped, once in so many invalidations.
-const PREFETCH_ONCE_IN: u64 = 8;
-
 /// Which accesses in flight an invalidation waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Drains {
@@ -52,7 +49,7 @@ impl Unit {
         };
         let user = self.contexts.sources_of(domain).next();
         if let Some(source) = user
-            && world.random.once_in(PREFETCH_ONCE_IN)
+            && world.prefetches()
         {
             self.prefetch(world, source, &dropped);
         }
@@ -81,7 +78,7 @@ impl Unit {
         let functions: Vec<usize> = world.functions_of(self.index, source).collect();
         for index in functions {
             let dropped = world.functions[index].tlb.invalidate(first, last);
-            if world.random.once_in(PREFETCH_ONCE_IN) {
+            if world.prefetches() {
                 self.prefetch_device(world, index, source, &dropped);
             }
         }
