@@ -81,6 +81,9 @@ impl Machine<'_> {
 
     fn board(&self, list: &mut List) {
         let (machine, processor) = match self.processor {
+            Processor::Emulated if self.scenario.one_thread => {
+                ("q35", &["-accel", "tcg,thread=single", "-cpu", "max"][..])
+            }
             Processor::Emulated => ("q35", &["-accel", "tcg", "-cpu", "max"][..]),
             Processor::Counting => ("q35", &["-cpu", "qemu64", "-icount", "shift=0,sleep=off"][..]),
             Processor::CountingWithDevices => ("q35", &["-cpu", "qemu64", "-icount", "shift=0,sleep=on"][..]),

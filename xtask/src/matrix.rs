@@ -436,6 +436,7 @@ pub const SCENARIOS: &[Scenario] = &[
         drive: Drive::Nvme,
         qemu: &OTHER_DISK,
         cpus: "4",
+        one_thread: true,
         cmdline: "disk=process kills=20",
         tests: "served_disk::*",
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },

@@ -23,6 +23,9 @@ pub struct Scenario {
     pub cpus: &'static str,
     /// APIC ids of CPUs that `qemu` adds to those.
     pub added_apic_ids: &'static [u32],
+    /// QEMU runs all CPUs in one thread. In several it aborts (`iotlb_to_section`) when one of them uses registers while another
+    /// moves some, as each reset of a device with its BARs does.
+    pub one_thread: bool,
     pub disk: DiskPlace,
     pub drive: Drive,
     /// There is no medium behind the disk: it reads as zeros and forgets what is written.
@@ -113,6 +116,7 @@ impl Scenario {
         memory_mib: 1024,
         cpus: "1",
         added_apic_ids: &[],
+        one_thread: false,
         disk: DiskPlace::RootBus,
         drive: Drive::VirtioBlk,
         hollow: false,
