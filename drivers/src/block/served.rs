@@ -27,6 +27,10 @@ use crate::{
 
 /// Most requests that a server can be offered at a time.
 pub const DEPTH_MAX: usize = 128;
+
+/// Most bytes of a request that a server may offer.
+const REQUEST_BYTES_MAX: u64 = 16 << 20;
+
 /// How long [`BlockDevice::shut_down`] waits for the server's end.
 const SHUTDOWN_DEADLINE_NS: u64 = 20_000_000_000;
 
@@ -123,6 +127,8 @@ enum Phase {
 
 struct Pending {
     id: u64,
+    /// How often everything had failed when it was taken in: it is over when that is more.
+    failures: u64,
     work: Work,
     promise: Promise,
     deadline_ns: u64,
@@ -199,7 +205,9 @@ impl Service {
         let Offer { info, depth, .. } = offer;
         let is_block = (512..=4096).contains(&info.block_bytes) && info.block_bytes.is_power_of_two();
         let is_medium = info.blocks > 0 && info.blocks.checked_mul(info.block_bytes.into()).is_some();
-        if !is_block || !is_medium || info.blocks_per_request == 0 || !(1..=DEPTH_MAX).contains(&depth) {
+        let is_request = (1..=REQUEST_BYTES_MAX / u64::from(info.block_bytes.max(1)))
+            .contains(&info.blocks_per_request.into());
+        if !is_block || !is_medium || !is_request || !(1..=DEPTH_MAX).contains(&depth) {
             return Err(ServeError::Nonsense);
         }
         let mut pending = Vec::new();
@@ -245,7 +253,8 @@ impl Service {
     /// Whether there is a request to take.
     #[must_use]
     pub fn has_requests(&self) -> bool {
-        self.0.state.lock().pending.iter().any(|pending| !pending.is_taken)
+        let state = self.0.state.lock();
+        state.pending.iter().any(|pending| pending.failures == state.failures && !pending.is_taken)
     }
 
     /// Whether the device is to be reset, and [`restart`](Self::restart)ed then.
@@ -270,13 +279,13 @@ impl Service {
     /// What `give` says: the request waits as before.
     pub fn take<E>(&mut self, give: impl FnOnce(&Order, &[u8]) -> Result<(), E>) -> Result<bool, E> {
         let served = &self.0;
-        let Some((mut pending, failures)) = served.pull(|pending| !pending.is_taken) else {
+        let Some(mut pending) = served.pull(|pending| !pending.is_taken) else {
             return Ok(false);
         };
         pending.faults = served.faults.last();
         let given = give(&pending.order(), pending.to_write(&served.offer.info));
         pending.is_taken = given.is_ok();
-        served.put_back(pending, failures);
+        served.put_back(pending);
         given.map(|()| true)
     }
 
@@ -292,14 +301,14 @@ impl Service {
     ) -> Result<(), CompleteError<E>> {
         let served = &self.0;
         let pulled = served.pull(|pending| pending.is_taken && pending.id == id);
-        let (mut pending, failures) = pulled.ok_or(CompleteError::NoSuchRequest)?;
+        let mut pending = pulled.ok_or(CompleteError::NoSuchRequest)?;
         if result.is_ok() {
             let fetched = match pending.for_filling(&served.offer.info) {
                 [] => Ok(()),
                 buffer => fetch(buffer),
             };
             if let Err(error) = fetched {
-                served.put_back(pending, failures);
+                served.put_back(pending);
                 return Err(CompleteError::Data(error));
             }
         }
@@ -307,7 +316,7 @@ impl Service {
             Doubt::None => result,
             Doubt::Repeat if pending.deadline_ns > served.host.now_ns() => {
                 pending.is_taken = false;
-                served.put_back(pending, failures);
+                served.put_back(pending);
                 served.server.wake();
                 return Ok(());
             }
@@ -333,19 +342,21 @@ impl Drop for Service {
 }
 
 impl Served {
-    /// Takes a request that is so out of the list.
-    fn pull(&self, is_so: impl Fn(&Pending) -> bool) -> Option<(Pending, u64)> {
+    /// Takes a request that is so out of the list, but none that has failed and is still there.
+    fn pull(&self, is_so: impl Fn(&Pending) -> bool) -> Option<Pending> {
         let mut state = self.state.lock();
-        let index = state.pending.iter().position(is_so)?;
+        let failures = state.failures;
+        let index =
+            state.pending.iter().position(|pending| pending.failures == failures && is_so(pending))?;
         state.moving += 1;
-        Some((state.pending.remove(index), state.failures))
+        Some(state.pending.remove(index))
     }
 
-    /// Puts a request back that was [pulled](Self::pull) after `failures`, unless everything has failed since.
-    fn put_back(&self, pending: Pending, failures: u64) {
+    /// Puts a request back that was [pulled](Self::pull), unless everything has failed since.
+    fn put_back(&self, pending: Pending) {
         let mut state = self.state.lock();
         state.moving -= 1;
-        if state.failures != failures {
+        if state.failures != pending.failures {
             let error = state.failed_with;
             drop(state);
             return pending.finish(Err(error));
@@ -373,7 +384,8 @@ impl Served {
         }
         state.last_id += 1;
         let (id, faults) = (state.last_id, FaultCounts::default());
-        state.pending.push(Pending { id, work, promise, deadline_ns, faults, is_taken: false });
+        let failures = state.failures;
+        state.pending.push(Pending { id, failures, work, promise, deadline_ns, faults, is_taken: false });
         let wakes = core::mem::take(&mut state.keeper_idles);
         drop(state);
         if wakes {
@@ -385,22 +397,36 @@ impl Served {
 
     /// Enters `phase`, and fails what there is: with `error`, unless it is overdue.
     fn fail(&self, phase: Phase, error: BlockError) {
-        let mut state = self.state.lock();
-        if state.phase == Phase::Gone {
-            return;
+        if self.enter(phase, error) {
+            self.finish_failed();
         }
-        state.phase = phase;
-        state.failures += 1;
-        state.failed_with = error;
-        let mut left = state.pending.len();
-        drop(state);
+    }
+
+    /// Enters `phase`: all requests that there are have failed with `error`, and nobody gets one of them any more. Returns
+    /// whether there was anything that can fail.
+    fn enter(&self, phase: Phase, error: BlockError) -> bool {
+        let mut state = self.state.lock();
+        let can_fail = state.phase != Phase::Gone;
+        if can_fail {
+            state.phase = phase;
+            state.failures += 1;
+            state.failed_with = error;
+        }
+        can_fail
+    }
+
+    /// Tells the callers of requests that have failed, one at a time. Requests may be taken in meanwhile.
+    fn finish_failed(&self) {
         let now_ns = self.host.now_ns();
-        while left > 0 {
-            let pending = self.state.lock().pending.pop();
-            let Some(pending) = pending else { return };
+        let next = || {
+            let mut state = self.state.lock();
+            let failures = state.failures;
+            let index = state.pending.iter().position(|pending| pending.failures != failures)?;
+            Some((state.pending.remove(index), state.failed_with))
+        };
+        while let Some((pending, error)) = next() {
             let error = if pending.deadline_ns <= now_ns { BlockError::TimedOut } else { error };
             pending.finish(Err(error));
-            left -= 1;
         }
     }
 

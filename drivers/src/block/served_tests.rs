@@ -217,6 +217,28 @@ fn what_fails_while_its_data_move_fails_once_they_have() {
 }
 
 #[test]
+fn what_has_failed_is_nobodys_before_its_caller_knows() {
+    for (phase, error) in
+        [(Phase::Gone, BlockError::Gone), (Phase::Resetting { deadline_ns: u64::MAX }, BlockError::Reset)]
+    {
+        let mut stage = Stage::new();
+        stage.submit(1, Operation::Read(transfer(0))).unwrap();
+        stage.submit(2, Operation::Read(transfer(0))).unwrap();
+        let taken = stage.take().unwrap();
+        assert!(stage.service.0.enter(phase, error));
+        // The server is quicker than whoever tells the callers, and starts anew.
+        assert_eq!(stage.take(), None);
+        assert!(matches!(stage.complete(taken), Err(CompleteError::NoSuchRequest)));
+        stage.service.restart();
+        assert_eq!(stage.take(), None);
+        stage.service.0.finish_failed();
+        let mut ended = [stage.next(), stage.next()];
+        ended.sort_by_key(|ended| ended.map(|(tag, ..)| tag));
+        assert_eq!(ended, [1, 2].map(|tag| Some((tag, Err(error), true))));
+    }
+}
+
+#[test]
 fn a_blocked_access_spoils_a_request_whatever_the_server_says() {
     let mut stage = Stage::new();
     Device::open(stage.bench.as_host(), stage.bench.dma.function()).unwrap().enable_bus_master();
@@ -246,6 +268,7 @@ fn devices_that_cannot_be_are_not_offered() {
         with(BlockInfo { blocks: 0, ..INFO }),
         with(BlockInfo { blocks: 1 << 55, ..INFO }),
         with(BlockInfo { blocks_per_request: 0, ..INFO }),
+        with(BlockInfo { blocks_per_request: (16 << 20) / 512 + 1, ..INFO }),
     ] {
         assert_eq!(offer(&stage.bench, &stage.calls, nonsense).err(), Some(ServeError::Nonsense));
     }

@@ -345,14 +345,15 @@ impl Given {
 }
 
 impl Given {
-    /// Has the function taken from its process.
+    /// Has the function taken from its process, unless somebody has done so before: it may be another's by now.
     fn release(&self) -> Result<(), ReleaseError> {
-        let (function, Giver { host, iommu, hotplug, .. }) = (self.function(), &self.giver);
+        let (function, Giver { host, hotplug, .. }) = (self.function(), &self.giver);
         let deadline_ns = clock::now_ns() + BUSY_NS;
         let functions = hotplug.functions();
         let is_quiet = |member| quiet::is_quiet(host, &functions, &[function], member);
         loop {
-            match iommu.release(function, is_quiet) {
+            match self.dma.release(is_quiet) {
+                Err(ReleaseError::Over { .. }) => return Ok(()),
                 // It is just being put into quarantine, or others take it.
                 Err(ReleaseError::Busy { .. }) if clock::now_ns() < deadline_ns => {
                     threads::sleep_until(clock::now_ns() + BUSY_STEP_NS);
@@ -371,14 +372,9 @@ impl Drop for Given {
             service.stop();
         }
         let interrupts = core::mem::replace(&mut self.interrupts, Interrupts::None);
-        let released = if self.dma.was_taken_back() {
-            interrupts.abandon();
-            Ok(())
-        } else {
-            self.device.disable_bus_master();
-            drop(interrupts);
-            self.release()
-        };
+        let released = self.release();
+        // Nobody touches the function here: it may have another owner already.
+        interrupts.abandon();
         if let Err(error) = released {
             log::error!("{} keeps what it could reach: {error}", self.function());
         }

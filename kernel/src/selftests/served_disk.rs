@@ -105,8 +105,8 @@ impl Neighbour {
     }
 }
 
-/// Submits everything, kills the driver, and looks that everything comes back.
-fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+/// Submits everything, kills the driver, and looks that everything comes back. Returns how many requests the kill ended.
+fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<usize, Failure> {
     let process = driver_of(disk)?;
     let completions = Completions::new(&machine.host, IN_FLIGHT as usize)?;
     for tag in 0..IN_FLIGHT {
@@ -116,10 +116,12 @@ fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), F
     }
     threads::sleep_until(clock::now_ns() + random::seed() % (2 * NS_PER_MS));
     process.kill();
+    let mut ended = 0;
     for _ in 0..IN_FLIGHT {
         let done = completions.wait(clock::now_ns() + 5 * NS_PER_S);
         let Completion { tag, result, buffer } = done.ok_or(failure!("a request waits for its deadline"))?;
         check!(matches!(result, Ok(()) | Err(BlockError::Gone)), "request {tag}: {result:?}");
+        ended += usize::from(result.is_err());
         let buffer = buffer.ok_or(failure!("request {tag} keeps its buffer"))?;
         let is_right = |byte: &u8| *byte == value_of(tag);
         check!(
@@ -128,7 +130,7 @@ fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), F
         );
     }
     check_eq!(end_of(&process)?, Ending::Killed);
-    Ok(())
+    Ok(ended)
 }
 
 /// What must stay is there.
@@ -158,9 +160,10 @@ test! {
         let function = machine.disk()?.dma().function();
         let faults = || reports::group(&machine.iommu, function).map_or(u64::MAX, |group| group.faults);
         let (pages, faults_before) = (process::total_pages(), faults());
+        let mut ended = 0;
         for _ in 0..machine.kills {
             let (disk, reads) = (machine.disk()?, neighbour.reads.load(SeqCst));
-            kill_with_requests(machine, &*disk)?;
+            ended += kill_with_requests(machine, &*disk)?;
             let group = reports::group(&machine.iommu, function).ok_or(failure!("no group"))?;
             check!(group.domain.is_none(), "the device has a domain");
             check_eq!(process::total_pages(), 0, "pages of a process that has ended");
@@ -174,6 +177,7 @@ test! {
             machine.reopen_disk(0)?;
             check_kept(machine, &*machine.disk()?)?;
         }
+        check!(ended > 0, "no kill found a request in flight");
         neighbour.stop()?;
         check_eq!(faults(), faults_before, "faults of a device that did nothing wrong");
         check_eq!(process::total_pages(), pages);
