@@ -40,7 +40,7 @@ impl core::error::Error for DiskError {}
 /// Starts a process that drives the NVMe controller `function`, which nobody has, and waits for its disk.
 ///
 /// # Errors
-/// See [`DiskError`]. There is no process then.
+/// See [`DiskError`]. A process that was started is killed then, and ends in its own time.
 pub fn start_disk(giver: &Giver, function: PciAddress) -> Result<Arc<dyn BlockDevice>, DiskError> {
     let given = giver.give(function).map_err(DiskError::Give)?;
     let process = start(PROGRAM, 0, vec![given]).map_err(DiskError::Start)?;

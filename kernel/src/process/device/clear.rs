@@ -1,7 +1,8 @@
 //! What a device's own memory holds is not for the next process.
 //!
 //! A reset is what registers forget by. Memory behind a BAR outlives it: what a display shows is there until somebody writes over it.
-//! So zeros are written to all of it before a process gets its device, whoever had it before.
+//! So zeros are written to a display's before a process gets the device, whoever had it before. What is behind other devices' BARs is
+//! taken for registers, and left to the reset (`docs/threats.md`).
 
 use core::arch::asm;
 
@@ -11,7 +12,7 @@ use super::{BARS, GiveError, Given};
 use crate::memory::Alias;
 
 impl Given {
-    /// Writes zeros to all memory of the device that a process can see. It answers at its addresses already.
+    /// Writes zeros to the memory of a display that a process can see. It answers at its addresses already.
     pub(super) fn clear_memory(&mut self) -> Result<(), GiveError> {
         for index in 0..BARS as u8 {
             let Ok(lendable) = Lendable::of(&self.device, index) else { continue };
