@@ -9,6 +9,8 @@
 //! A driver whose device vanished finds that registers read all ones, and that it may map nothing any more.
 
 mod port;
+#[cfg(test)]
+mod turn_tests;
 mod virtual_functions;
 
 use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
