@@ -92,7 +92,8 @@ pub enum BlockError {
     Gone,
     /// The device was put in quarantine. The buffer comes back to the system after its release.
     Quarantined,
-    /// A remapping unit does not answer, so that the buffer cannot be given back.
+    /// The buffer cannot be given back: a remapping unit does not answer, or the device was just being taken away, and the
+    /// system frees the buffer when it is quiet ([`DmaError::Revoked`]).
     Pinned(DmaError),
 }
 
