@@ -71,7 +71,7 @@ impl Iommu {
     /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions that is no
     /// bridge, and says whether the function is quiet: whether whatever it had begun has ended, or will never touch memory.
     /// Only then does the memory that was mapped for it come back. Handles of the old drivers stay valid, and map nothing
-    /// more.
+    /// more in a domain of the group's own; in one that was created they map for those who are left in it.
     ///
     /// # Errors
     /// See [`ReleaseError`]. The group is in quarantine then, unless it was [`Busy`](ReleaseError::Busy) or unknown.
