@@ -198,9 +198,9 @@ impl Queue {
     ) -> Result<Pending, Full> {
         let mut progress = self.lock_with_room(platform, hardware, job.descriptors())?;
         let pending = self.slots_for(platform, job).ok_or(Full { head: progress.head })?;
-        let first = progress.tail;
-        self.write(platform, first, job, &pending);
-        self.publish(hardware, &mut progress, job.descriptors());
+        let tail = self.write(platform, progress.tail, job, &pending);
+        debug_assert_eq!(tail - progress.tail, job.descriptors() as u64, "there was room for as many");
+        self.publish(hardware, &mut progress, tail);
         Ok(pending)
     }
 
@@ -219,7 +219,7 @@ impl Queue {
         self.ring.write(platform, first, scope.descriptor(&hardware.capability).encode());
         let wait = self.slots.arm(&slot, first + 1, false, false);
         self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
-        self.publish(hardware, &mut progress, 2);
+        self.publish(hardware, &mut progress, first + 2);
         Some(slot)
     }
 
@@ -267,8 +267,8 @@ impl Queue {
         Some(Pending { main, devices })
     }
 
-    /// Writes the descriptors of `job` from position `tail` on.
-    fn write<P: Platform>(&self, platform: &P, mut tail: u64, job: &Job<'_>, pending: &Pending) {
+    /// Writes the descriptors of `job` from position `tail` on. Returns the position behind them.
+    fn write<P: Platform>(&self, platform: &P, mut tail: u64, job: &Job<'_>, pending: &Pending) -> u64 {
         job.for_each(|step| {
             let wait = |slot: Option<&OwnedSlot>, devices: bool, fence: bool| {
                 slot.map(|slot| self.slots.arm(slot, tail, devices, fence))
@@ -284,19 +284,20 @@ impl Queue {
                 tail += 1;
             }
         });
+        tail
     }
 
-    /// Moves the tail behind a batch of `count` descriptors, which were written there, and tells the unit.
+    /// Moves the tail to `tail`, behind a batch that was written there, and tells the unit.
     #[inline]
     fn publish<R: crate::platform::Registers>(
         &self,
         hardware: &Hardware<R>,
         progress: &mut Progress,
-        count: usize,
+        tail: u64,
     ) {
-        progress.tail += count as u64;
         progress.statistics.batches += 1;
-        progress.statistics.descriptors += count as u64;
+        progress.statistics.descriptors += tail - progress.tail;
+        progress.tail = tail;
         self.ring_doorbell(hardware, progress);
     }
 

@@ -5,6 +5,7 @@ mod errors;
 mod interleavings;
 mod order;
 mod pressure;
+mod ring;
 
 use core::num::NonZeroU8;
 use std::{string::ToString, vec, vec::Vec};

@@ -14,6 +14,9 @@ use crate::{Platform, SourceId, dma::Stuck, vtd::unit::Hardware};
 /// How often a waiter asks the unit for errors: reading a register is slow.
 const ERROR_CHECK_NS: u64 = 20_000;
 
+/// A deadline counts only while somebody looks for errors at least this often: an error stops the queue until then.
+const LONGEST_GAP_NS: u64 = WAIT_TIMEOUT_NS / 2;
+
 /// How often a batch is submitted again because somebody else's device did not answer. Each time costs that device
 /// its driver, and takes the unit a minute.
 const MAX_ATTEMPTS: usize = 16;
@@ -337,8 +340,8 @@ impl Queue {
         }
     }
 
-    /// Waits for a slot that was not done at first. The deadline counts from here, and is not over before somebody has looked
-    /// for an error of the unit since.
+    /// Waits for a slot that was not done at first. The deadline counts from here, and begins anew for a waiter that was kept
+    /// from running: the unit may have stood still since the last look for an error.
     #[inline(never)]
     fn wait_longer<P: Platform>(
         &self,
@@ -348,7 +351,7 @@ impl Queue {
         expired: impl Fn(u64) -> bool,
     ) -> Waited {
         let mut since_ns = platform.now_ns();
-        let (mut checked_ns, mut has_checked) = (since_ns, false);
+        let mut checked_ns = since_ns;
         loop {
             // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.
             let now = platform.now_ns();
@@ -360,14 +363,15 @@ impl Queue {
             if hardware.is_stuck() {
                 return Waited::Stuck;
             }
+            let gap_ns = now.saturating_sub(checked_ns);
             if expired(now.saturating_sub(since_ns)) {
-                if has_checked {
+                if gap_ns <= LONGEST_GAP_NS {
                     return Waited::Expired;
                 }
                 since_ns = now;
             }
-            if now.saturating_sub(checked_ns) > ERROR_CHECK_NS {
-                (checked_ns, has_checked) = (now, true);
+            if gap_ns > ERROR_CHECK_NS {
+                checked_ns = now;
                 self.recover(platform, hardware);
             }
             platform.relax();

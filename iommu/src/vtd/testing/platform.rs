@@ -20,7 +20,9 @@ use crate::{
 /// What one look at the clock costs.
 const TICK_NS: u64 = 100;
 /// What one round of waiting costs, so that deadlines of minutes are met soon.
-const RELAX_NS: u64 = if cfg!(miri) { 400_000_000 } else { 1_000_000 };
+const RELAX_NS: u64 = if cfg!(miri) { 400_000_000 } else { 20_000_000 };
+/// The same where other threads of the test have to come to something meanwhile.
+const THREADS_RELAX_NS: u64 = 1;
 
 #[cfg(loom)]
 use loom::{thread::yield_now, thread_local};
@@ -48,7 +50,7 @@ impl Drop for Guard {
 pub struct FakePlatform {
     pub memory: Arc<FakeMemory>,
     pub unit: Arc<FakeUnit>,
-    pub clock_ns: AtomicU64,
+    pub clock_ns: Arc<AtomicU64>,
     pub relax_ns: AtomicU64,
     /// Descriptors that a lazy unit carries out each time somebody waits.
     pub pace: AtomicUsize,
@@ -72,7 +74,7 @@ impl FakePlatform {
         Self {
             unit: Arc::new(FakeUnit::new(memory.clone(), cap, ecap)),
             memory,
-            clock_ns: AtomicU64::new(1_000_000),
+            clock_ns: Arc::new(AtomicU64::new(1_000_000)),
             relax_ns: AtomicU64::new(RELAX_NS),
             pace: AtomicUsize::new(0),
             wakes: AtomicUsize::new(0),
@@ -84,9 +86,10 @@ impl FakePlatform {
         }
     }
 
-    /// Deadlines are for hardware that fails, not for threads of a test that are kept from running.
+    /// Deadlines are for hardware that fails, not for threads of a test that are kept from running. Others get their turn
+    /// while one of them waits; a thread that is alone would only give time away.
     pub fn slow_clock(&self) {
-        self.relax_ns.store(1, Ordering::Relaxed);
+        self.relax_ns.store(THREADS_RELAX_NS, Ordering::Relaxed);
     }
 
     pub fn elapsed_since(&self, start_ns: u64) -> u64 {
@@ -178,13 +181,16 @@ unsafe impl Platform for FakePlatform {
     }
 
     fn relax(&self) {
-        let now = self.clock_ns.fetch_add(self.relax_ns.load(Ordering::Relaxed), Ordering::SeqCst);
+        let relax_ns = self.relax_ns.load(Ordering::Relaxed);
+        let now = self.clock_ns.fetch_add(relax_ns, Ordering::SeqCst);
         self.unit.time_passes(now);
         self.unit.run(self.pace.load(Ordering::Relaxed));
         if let Some(others) = &mut *self.on_relax.lock().unwrap() {
             others();
         }
-        yield_now();
+        if cfg!(loom) || relax_ns == THREADS_RELAX_NS {
+            yield_now();
+        }
     }
 
     fn allocate_vector(&self, _event: Event) -> Option<MsiMessage> {

@@ -107,6 +107,18 @@ fn a_unit_that_refuses_the_coarse_form_too_is_given_up() {
     });
     assert_eq!(unit.invalidate(&platform, &[pages(1)]), Err(stuck()));
     assert!(unit.is_stuck());
+    assert_eq!(unit.queue_statistics(&platform).unwrap().refused, 2, "each form was asked for once");
+}
+
+/// What is refused is asked for again, also when the devices behind it were invalidated without a complaint.
+#[test]
+fn devices_that_answer_do_not_hide_that_the_rest_was_refused() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    refuse_pages(&platform);
+    unit.invalidate(&platform, &[pages(1), device(0x0100)]).unwrap();
+    let done = platform.unit.take_descriptors();
+    assert_eq!(words(&done), ["wait", "fence", "device", "wait", "all", "fence", "device", "wait"]);
 }
 
 #[test]
@@ -116,6 +128,28 @@ fn who_was_kept_from_running_looks_for_errors_before_the_unit_is_given_up() {
     refuse_pages(&platform);
     platform.relax_ns.store(2 * WAIT_TIMEOUT_NS, Ordering::Relaxed);
     assert_eq!(unit.invalidate(&platform, &[pages(5)]), Ok(()));
+    assert!(!unit.is_stuck());
+}
+
+/// The same later on: it has looked before, and found nothing.
+#[test]
+fn who_is_kept_from_running_while_it_waits_looks_for_errors_again() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    refuse_pages(&platform);
+    platform.unit.behave(|manner| manner.lazy = true);
+    let batch = [pages(5)];
+    let ticket = unit.submit(&platform, &batch).unwrap();
+    let (fake, clock, mut rounds) = (platform.unit.clone(), platform.clock_ns.clone(), 0);
+    *platform.on_relax.lock().unwrap() = Some(std::boxed::Box::new(move || {
+        rounds += 1;
+        if rounds == 3 {
+            fake.behave(|manner| manner.lazy = false);
+            fake.run(usize::MAX);
+            clock.fetch_add(2 * WAIT_TIMEOUT_NS, Ordering::Relaxed);
+        }
+    }));
+    assert_eq!(ticket.wait(&platform), Ok(()));
     assert!(!unit.is_stuck());
 }
 
@@ -196,6 +230,8 @@ fn trap_a_device_that_does_not_answer_is_an_error_and_nothing_more() {
     let batch = [domain(), device(0x0100)];
     assert_eq!(unit.invalidate(&platform, &batch), timed_out(0x0100));
     assert!(!unit.is_stuck());
+    assert_eq!(doorbells(&platform.unit.take_log()).len(), 1, "nothing is left to ask for");
+    assert_eq!(unit.queue_statistics(&platform).unwrap().device_timeouts, 1);
     let source = SourceId { segment: 0, requester: 0x0100 };
     assert_eq!(unit.take_queue_report(&platform), Some(QueueReport::DeviceTimeout { source }));
     assert_eq!(platform.unit.peek32(FSTS) & ERRORS, 0);
@@ -219,23 +255,25 @@ fn others_are_done_again_without_the_device_that_does_not_answer() {
     assert_eq!(bad.wait(&platform), timed_out(0x0100));
 }
 
-/// What the unit had not begun when it gave up on the device, it does afterwards, and once.
+/// What the unit had not begun when it gave up on the device, it does afterwards, and once: a wait at the head is one of those.
 #[test]
 fn what_was_not_begun_is_not_done_twice() {
-    let platform = FakePlatform::new(CAP, ECAP);
-    let unit = unit(&platform);
-    platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
-    let (bad, good) = ([device(0x0100)], [domain()]);
-    let bad = unit.submit(&platform, &bad).unwrap();
-    let good = unit.submit(&platform, &good).unwrap();
-    platform.unit.run(2);
-    platform.unit.give_up_on_device();
-    unit.queue.as_ref().unwrap().recover(&platform, &unit.hardware);
-    platform.unit.behave(|manner| manner.lazy = false);
-    platform.unit.run(usize::MAX);
-    good.wait(&platform).unwrap();
-    assert_eq!(bad.wait(&platform), timed_out(0x0100));
-    assert_eq!(words(&platform.unit.take_descriptors()), ["device", "wait", "iotlb", "wait"]);
+    for begun in [2, 3] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
+        let (bad, good) = ([device(0x0100)], [domain()]);
+        let bad = unit.submit(&platform, &bad).unwrap();
+        let good = unit.submit(&platform, &good).unwrap();
+        platform.unit.run(begun);
+        platform.unit.give_up_on_device();
+        unit.queue.as_ref().unwrap().recover(&platform, &unit.hardware);
+        platform.unit.behave(|manner| manner.lazy = false);
+        platform.unit.run(usize::MAX);
+        good.wait(&platform).unwrap();
+        assert_eq!(bad.wait(&platform), timed_out(0x0100));
+        assert_eq!(words(&platform.unit.take_descriptors()), ["device", "wait", "iotlb", "wait"]);
+    }
 }
 
 /// In one batch, the devices that do answer are still flushed.
@@ -307,6 +345,32 @@ fn a_device_that_nobody_waits_for_excuses_nobody() {
     let start = platform.now_ns();
     assert_eq!(unit.invalidate(&platform, &[domain()]), Err(stuck()));
     assert!(platform.elapsed_since(start) < 2 * WAIT_TIMEOUT_NS);
+}
+
+/// Nor does one that was given up: what waits behind it afterwards has the short deadline.
+#[test]
+fn a_device_that_was_given_up_excuses_nobody() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.silent = vec![0x0100]);
+    assert_eq!(unit.invalidate(&platform, &[device(0x0100)]), timed_out(0x0100));
+    let start = platform.now_ns();
+    assert_eq!(unit.invalidate(&platform, &[domain()]), Err(stuck()));
+    assert!(platform.elapsed_since(start) < 2 * WAIT_TIMEOUT_NS);
+}
+
+/// A device that may yet answer excuses the unit for as long as it has, and no longer.
+#[test]
+fn the_excuse_of_a_device_has_an_end() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.silent = vec![0x0100]);
+    let batch = [device(0x0100)];
+    let _nobody_waits = unit.submit(&platform, &batch).unwrap();
+    let start = platform.now_ns();
+    assert_eq!(unit.invalidate(&platform, &[domain()]), Err(stuck()));
+    let (waited, deadline) = (platform.elapsed_since(start), DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS);
+    assert!((deadline..deadline + WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
 }
 
 /// The unit never gives up on the device: the software deadline does, for that device alone.
@@ -434,12 +498,15 @@ fn a_late_device_does_not_hide_that_the_rest_was_refused() {
 #[test]
 fn a_refusal_at_a_place_that_cannot_be() {
     // Nothing was ever written there, or it was carried out long ago, or it is no place at all.
-    for head in [200 * 16, 16, 0x1000, u64::MAX] {
+    for head in [Some(200 * 16), Some(16), Some(0x1000), Some(u64::MAX), None] {
         let platform = FakePlatform::new(CAP, ECAP);
         let unit = unit(&platform);
         for _ in 0..150 {
             unit.invalidate(&platform, &[domain()]).unwrap();
         }
+        // Or it is the tail, where nothing was written yet.
+        let tail = doorbells(&platform.unit.take_log()).last().unwrap() + 2;
+        let head = head.unwrap_or((tail * 16 % 0x1000) as u64);
         refuse_pages(&platform);
         platform.unit.behave(|manner| manner.head = Some(head));
         assert_eq!(unit.invalidate(&platform, &[pages(1)]), Err(stuck()), "head {head:#x}");

@@ -97,6 +97,27 @@ fn a_large_batch_is_carried_out_whole() {
     assert!(done.iter().filter_map(first).eq(0..1000));
 }
 
+/// The last part of a batch is under way when the ticket is given, whatever its length; the others are done.
+#[test]
+fn a_large_batch_is_submitted_in_parts() {
+    for (length, parts) in
+        [(64, vec![64]), (65, vec![64, 1]), (128, vec![64, 64]), (200, vec![64, 64, 64, 8])]
+    {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        let batch: Vec<_> = (0..length).map(pages).collect();
+        let ticket = unit.submit(&platform, &batch).unwrap();
+        let log = platform.unit.take_log();
+        assert_eq!(doorbells(&log).len(), parts.len(), "{length}");
+        ticket.wait(&platform).unwrap();
+        let statistics = unit.queue_statistics(&platform).unwrap();
+        assert_eq!(statistics.batches, 1 + parts.len() as u64, "one of bring-up");
+        let descriptors: u64 = parts.iter().map(|part| part + 1).sum();
+        let carried_out = |event: &&Executed| matches!(event, Executed::Descriptor(_));
+        assert_eq!(log.iter().filter(carried_out).count() as u64, descriptors, "{length}");
+    }
+}
+
 #[test]
 fn a_ticket_tells_when_it_is_complete() {
     let platform = FakePlatform::new(CAP, ECAP);

@@ -175,6 +175,45 @@ fn dropped_tickets_lose_no_slots() {
     unit.invalidate(&platform, &batch).unwrap();
 }
 
+/// Nor do waits that the unit dropped when nobody waited for them any more.
+#[test]
+fn waits_that_were_dropped_lose_no_slots() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    for _ in 0..if cfg!(miri) { 10 } else { 600 } {
+        platform.unit.behave(|manner| manner.silent = vec![0x0100]);
+        drop(unit.submit(&platform, &[device(0x0100)]).unwrap());
+        platform.unit.give_up_on_device();
+        platform.unit.behave(|manner| manner.silent.clear());
+        unit.invalidate(&platform, &[domain()]).unwrap();
+    }
+}
+
+/// A slot is its owner's until the owner has looked, however many others are wanted meanwhile.
+#[test]
+fn a_slot_that_is_waited_for_is_nobody_else_s() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let batch = [domain()];
+    let kept = unit.submit(&platform, &batch).unwrap();
+    for _ in 0..if cfg!(miri) { 520 } else { 2000 } {
+        drop(unit.submit(&platform, &batch).unwrap());
+        assert!(kept.is_complete(&platform));
+    }
+    kept.wait(&platform).unwrap();
+}
+
+/// Who waits for long, and sees no error, calls for nobody.
+#[test]
+fn a_wait_without_an_error_wakes_nobody() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| (manner.lazy, manner.pace_ns) = (true, Some(WAIT_TIMEOUT_NS / 4)));
+    let before = platform.wakes.load(Ordering::Relaxed);
+    unit.invalidate(&platform, &[domain()]).unwrap();
+    assert_eq!(platform.wakes.load(Ordering::Relaxed), before);
+}
+
 /// Waiters on many threads, served in lumps: each sees the completion of its own batch, and no sooner than it was
 /// carried out.
 #[test]
