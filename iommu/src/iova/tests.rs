@@ -4,6 +4,7 @@ mod cpus;
 mod host;
 #[cfg(loom)]
 mod interleavings;
+mod magazines;
 mod memory;
 mod places;
 mod random;

@@ -62,6 +62,23 @@ fn a_unit_that_does_not_answer_is_logged_once_and_pinned_mappings_in_bulk() {
     assert!(errors.len() <= 16, "{errors:#?}");
 }
 
+/// Nothing is lost by it, and it says that driver and unit differ about a descriptor.
+#[test]
+fn what_a_unit_refuses_is_logged_with_its_reason() {
+    listen();
+    let driven = Driven::start(MachineConfig::plain(1)).expect("units that work");
+    let handle = driven.iommu.claim(driven.function(0)).expect("a free function");
+    let buffer = driven.machine.allocate_buffer(1, 1).expect("memory");
+    let mapping = handle.dma_map(buffer, Bidirectional).expect("room");
+    LOGGED.take();
+    driven.machine.misbehave(0, |unit| unit.refused_descriptors = 1);
+    mapping.unmap().expect("asked for again");
+    driven.pump();
+    let refused = |(_, line): &(_, String)| line.starts_with("unit 0: ") && line.contains("refused");
+    let logged = LOGGED.take();
+    assert_eq!(logged.iter().filter(|entry| refused(entry)).count(), 1, "{logged:#?}");
+}
+
 #[test]
 fn where_interrupts_are_not_remapped_the_log_says_why_and_what_that_costs() {
     listen();

@@ -158,12 +158,14 @@ impl Drop for Guard {
 /// The host.
 pub struct Host {
     pub frames: Frames,
+    /// How often the lock of a whole space was taken, where locks are checked.
+    pub global_locks: AtomicUsize,
 }
 
 impl Host {
     /// A host with `frames` frames.
     pub fn new(frames: usize) -> Arc<Self> {
-        Arc::new(Self { frames: Frames::new(frames) })
+        Arc::new(Self { frames: Frames::new(frames), global_locks: AtomicUsize::new(0) })
     }
 }
 
@@ -210,6 +212,7 @@ unsafe impl Platform for Host {
     }
 
     fn lock_taken(&self, class: LockClass) {
+        self.global_locks.fetch_add(usize::from(class == LockClass::IovaSpace), Ordering::Relaxed);
         let interrupts_on = GUARDS.with(Cell::get) == 0;
         HELD.with(|held| held.take(class as u8, interrupts_on)).expect("locks nest in their order");
     }

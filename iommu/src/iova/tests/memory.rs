@@ -139,6 +139,8 @@ fn errors_read_well() {
         "IOVAs 0x1000..=0x1fff are not all free"
     );
     let iova = Iova::new(0x3000);
+    let not = FreeError::NotAllocated { iova, pages: 2 };
+    assert_eq!(not.to_string(), "2 pages of IOVA at 0x3000 are not allocated");
     let wrong = FreeError::WrongLength { iova, pages: 2, allocated: 3 };
     assert_eq!(wrong.to_string(), "2 pages of IOVA at 0x3000 given back, but 3 are allocated there");
 }
