@@ -17,13 +17,18 @@ const GIB: u64 = 1 << 30;
 #[test]
 fn all_but_page_zero_and_the_interrupt_range_is_handed_out() {
     let host = Host::new(256);
+    // All of it but under Miri, which gets to see what lies at the ends.
+    let elsewhere = if cfg!(miri) { 16 * MIB..4 * GIB - 64 * MIB } else { 0..0 };
     for space in spaces(&host, MASK_32) {
+        if !elsewhere.is_empty() {
+            space.reserve(elsewhere.start, elsewhere.end - 1).expect("nothing is taken yet");
+        }
         let mut blocks: Vec<u64> = Vec::new();
         while let Ok(iova) = space.allocate(256, MASK_48) {
             blocks.push(iova.as_u64());
         }
         blocks.sort_unstable();
-        let all = (0..4 * GIB).step_by(MIB as usize);
+        let all = (0..4 * GIB).step_by(MIB as usize).filter(|first| !elsewhere.contains(first));
         let expected: Vec<u64> =
             all.filter(|&first| first != 0 && first != *INTERRUPT_RANGE.start()).collect();
         assert_eq!(blocks, expected);
@@ -31,7 +36,8 @@ fn all_but_page_zero_and_the_interrupt_range_is_handed_out() {
             assert!(space.allocate(1, MASK_32).is_ok_and(|iova| iova.as_u64() < MIB), "page {page:#x}");
         }
         assert_eq!(space.allocate(1, MASK_32), Err(IovaError::Exhausted { pages: 1, last: MASK_32 }));
-        assert_eq!(space.statistics().allocated_pages, (4 * GIB - MIB) / PAGE - 1);
+        let elsewhere = elsewhere.end - elsewhere.start;
+        assert_eq!(space.statistics().allocated_pages, (4 * GIB - elsewhere - MIB) / PAGE - 1);
     }
 }
 
