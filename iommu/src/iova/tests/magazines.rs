@@ -1,6 +1,6 @@
 //! Magazines, racks and depots by themselves, and how seldom they need the lock of the whole space.
 
-use std::{sync::atomic::Ordering, vec, vec::Vec};
+use std::{sync::atomic::Ordering, vec::Vec};
 
 use super::{
     super::{
@@ -218,7 +218,7 @@ fn a_space_that_ends_with_ranges_out_leaves_nothing() {
     for new in [IovaSpace::new, IovaSpace::new_checked] {
         let host = Host::new(1024);
         let space = new(host.clone(), MASK_48).expect("there is memory");
-        for pages in vec![1, 4, 513, 1000] {
+        for pages in [1, 4, 513, 1000] {
             let _never_given_back = space.allocate(pages, MASK_48).expect("room");
         }
         drop(space);
