@@ -26,6 +26,23 @@ pub struct Completion {
 }
 
 /// Where completions go until their owner takes them. One thread waits at a time.
+///
+/// # Examples
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use drivers::{
+///     block::{BlockDevice, Completion, Completions, Operation, Request},
+///     host::Host,
+/// };
+///
+/// /// Makes the medium durable, and gives up after a second: the completion still comes, and finds nobody.
+/// fn flush(host: &Arc<dyn Host>, disk: &dyn BlockDevice) -> Option<Completion> {
+///     let completions = Completions::new(host, 1).ok()?;
+///     disk.submit(Request { tag: 0, operation: Operation::Flush }, &completions).ok()?;
+///     completions.wait(host.now_ns() + 1_000_000_000)
+/// }
+/// ```
 pub struct Completions {
     host: Arc<dyn Host>,
     arrived: Arc<dyn Event>,

@@ -16,6 +16,31 @@ impl Iommu {
     ///
     /// # Errors
     /// See [`DomainError`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use std::error::Error;
+    ///
+    /// use iommu::{Iommu, Iova, PageBuffer, PciAddress, ToDevice};
+    ///
+    /// /// Two functions see one page at one address for as long as it is mapped. `reset` is the kernel's way to make one quiet.
+    /// fn share(
+    ///     iommu: &Iommu,
+    ///     functions: [PciAddress; 2],
+    ///     page: PageBuffer,
+    ///     reset: impl Fn(PciAddress) -> bool,
+    /// ) -> Result<(), Box<dyn Error>> {
+    ///     let domain = iommu.create_domain(&functions)?;
+    ///     let page = domain.dma_map_at(page, ToDevice, Iova::new(0x10_0000))?;
+    ///     let devices = functions.map(|function| iommu.assign(function, &domain, &reset));
+    ///     // They work.
+    ///     for device in devices {
+    ///         device?.release(&reset)?;
+    ///     }
+    ///     drop(page);
+    ///     Ok(domain.destroy()?)
+    /// }
+    /// ```
     pub fn create_domain(&self, functions: &[PciAddress]) -> Result<DmaDomain, DomainError> {
         let (number, space) = self.control.create_domain(functions)?;
         Ok(DmaDomain::new(self.control.clone(), number, space))
