@@ -42,7 +42,11 @@ fn use_up_slots(space: &IovaSpace<Host>, host: &Host) -> Vec<Iova> {
 #[test]
 fn an_operation_that_fails_for_want_of_memory_leaves_no_trace() {
     for checked in [false, true] {
-        for (name, operation) in OPERATIONS {
+        for (index, (name, operation)) in OPERATIONS.into_iter().enumerate() {
+            // Half of them are enough for Miri.
+            if cfg!(miri) && checked == (index % 2 == 0) {
+                continue;
+            }
             let host = Host::new(256);
             let new = if checked { IovaSpace::new_checked } else { IovaSpace::new };
             let space = new(host.clone(), MASK_48).expect("there is memory");
