@@ -79,7 +79,7 @@ pub fn start(
     let is_served = |function: &Function| words.served_disk && function.class == nvme::CLASS;
     let disks = open_disks(&host, &iommu, &functions, &is_served);
     let interfaces = open_interfaces(&host, &iommu, &functions)?;
-    let plugged = Plugged::new(&host, &iommu);
+    let plugged = Plugged::new(&host, &iommu, &disks);
     let hotplug = Hotplug::start(&host, &iommu, functions.clone(), apertures, plugged.clone());
     let giver =
         Giver { host: host.clone(), iommu: iommu.clone(), hotplug: hotplug.clone(), disks: disks.clone() };

@@ -71,6 +71,8 @@ pub fn judge(
             || reason == NOTHING_TO_PLUG && scenario.devices.is_empty()
             || reason == NO_VIRTUAL_FUNCTIONS
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
+            || reason == NO_VIRTUAL_DISKS
+                && !scenario.qemu.iter().any(|argument| argument.contains("sriov_max_vfs"))
             || reason == NOT_ALL_BRIDGES
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("i82801b11"))
             || reason == NO_DISPLAYS && !scenario.screens
@@ -161,6 +163,8 @@ fn others_ran(
 const NOTHING_TO_PLUG: &str = "devices to plug in";
 /// What a machine lacks that has no network controller of the kind that QEMU has virtual functions for.
 const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
+/// What a machine lacks whose NVMe controllers have no virtual functions.
+const NO_VIRTUAL_DISKS: &str = "an NVMe controller with virtual functions";
 /// What a machine lacks that was not built of everything that can be between a device and the unit.
 const NOT_ALL_BRIDGES: &str = "bridges of all kinds";
 /// What it lacks where nobody looks at screens.

@@ -112,6 +112,34 @@ const DISPLAYS: &[&str] = &[
     "bochs-display,id=fixed,bus=pcie.0,addr=0xb,vgamem=4M,romfile=",
 ];
 
+/// A controller behind a port that has two virtual functions, and two namespaces that are for these; they keep what is written
+/// until QEMU ends. It has queues and interrupts for each of them: those for admin commands, and for requests.
+const VIRTUAL_NVME: &[&str] = &[
+    "-device",
+    "pcie-root-port,id=sriov,bus=pcie.0,addr=0xa,chassis=10,slot=10",
+    "-device",
+    "nvme-subsys,id=subsystem",
+    "-device",
+    "nvme,id=primary,serial=primary,subsys=subsystem,bus=sriov,sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=4",
+    "-drive",
+    "if=none,id=first,driver=null-co,size=67108864,read-zeroes=on,snapshot=on",
+    "-device",
+    "nvme-ns,drive=first,bus=primary,nsid=1,detached=on",
+    "-drive",
+    "if=none,id=second,driver=null-co,size=67108864,read-zeroes=on,snapshot=on",
+    "-device",
+    "nvme-ns,drive=second,bus=primary,nsid=2,detached=on",
+];
+
+/// A machine whose NVMe disk is driven by a process, as its virtual functions are.
+const VIRTUAL_DISKS: Scenario = Scenario {
+    drive: Drive::Nvme,
+    qemu: VIRTUAL_NVME,
+    // Before that, namespaces are not found by controllers that come later.
+    needs: &[Need::AtLeast(Version(10, 0)), Need::Property("nvme", "sriov_max_vfs")],
+    ..DEFAULT
+};
+
 /// What is plugged into it.
 const DEVICES: &[Device] = &[
     Device {
@@ -441,6 +469,24 @@ pub const SCENARIOS: &[Scenario] = &[
         tests: "served_disk::*",
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
+    },
+    Scenario {
+        name: "virtual-disks",
+        about: "three processes drive an NVMe controller and two virtual functions of another one, and are killed 5 times",
+        cmdline: "disk=process kills=5",
+        tests: "virtual_disks::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..VIRTUAL_DISKS
+    },
+    Scenario {
+        name: "virtual-disks-cpus-4",
+        about: "the same by four CPUs",
+        cpus: "4",
+        one_thread: true,
+        cmdline: "disk=process kills=5",
+        tests: "virtual_disks::*",
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..VIRTUAL_DISKS
     },
     bulk("nvme-bulk-cpus-4-caching", Drive::Nvme, FOUR_CACHING),
     bulk("nvme-bulk-deferred-caching", Drive::Nvme, ONE_DEFERRED_CACHING),

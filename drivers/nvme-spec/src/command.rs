@@ -4,6 +4,8 @@ use core::fmt;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::virtualization::Resource;
+
 /// Admin opcodes.
 mod opcode {
     pub const DELETE_SUBMISSION_QUEUE: u32 = 0x00;
@@ -14,6 +16,8 @@ mod opcode {
     pub const ABORT: u32 = 0x08;
     pub const SET_FEATURES: u32 = 0x09;
     pub const GET_FEATURES: u32 = 0x0a;
+    pub const NAMESPACE_ATTACHMENT: u32 = 0x15;
+    pub const VIRTUALIZATION_MANAGEMENT: u32 = 0x1c;
 }
 
 /// Opcodes of the NVM command set.
@@ -30,6 +34,18 @@ const IDENTIFY_NAMESPACE: u32 = 0;
 const IDENTIFY_CONTROLLER: u32 = 1;
 /// Identify: the list of active namespaces.
 const IDENTIFY_ACTIVE_NAMESPACES: u32 = 2;
+/// Identify: the list of all namespaces that there are, whoever they are attached to.
+const IDENTIFY_ALLOCATED_NAMESPACES: u32 = 0x10;
+/// Identify: what a primary controller can give to secondary ones.
+const IDENTIFY_PRIMARY: u32 = 0x14;
+/// Identify: the list of secondary controllers.
+const IDENTIFY_SECONDARIES: u32 = 0x15;
+/// Virtualization management: what the primary controller keeps of what is flexible, from its next reset on.
+const PRIMARY_FLEXIBLE: u32 = 1;
+/// Virtualization management: what a secondary controller, which is offline, gets.
+const SECONDARY_ASSIGN: u32 = 8;
+/// Virtualization management: a secondary controller can be used.
+const SECONDARY_ONLINE: u32 = 9;
 /// Feature: how many I/O queues there are.
 const FEATURE_QUEUES: u32 = 0x07;
 /// Dataset management: the ranges are not needed any more.
@@ -75,6 +91,49 @@ impl Command {
     #[must_use]
     pub fn identify_namespace(namespace: u32, to: u64) -> Self {
         Self { namespace, ..Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_NAMESPACE) }
+    }
+
+    /// Writes the identifiers of all namespaces, up to 1,024 in ascending order, to the 4 KiB at `to`.
+    #[must_use]
+    pub fn identify_allocated_namespaces(to: u64) -> Self {
+        Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_ALLOCATED_NAMESPACES)
+    }
+
+    /// Writes what a primary controller can give to secondary ones, a structure of 4 KiB, to `to`.
+    #[must_use]
+    pub fn identify_primary(to: u64) -> Self {
+        Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_PRIMARY)
+    }
+
+    /// Writes the list of secondary controllers, 4 KiB, to `to`.
+    #[must_use]
+    pub fn identify_secondaries(to: u64) -> Self {
+        Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_SECONDARIES)
+    }
+
+    /// Leaves the primary controller nothing of the flexible `resource`, from its next reset of the function on.
+    #[must_use]
+    pub fn give_up(resource: Resource) -> Self {
+        Self::plain(opcode::VIRTUALIZATION_MANAGEMENT, [PRIMARY_FLEXIBLE | resource.bits(), 0])
+    }
+
+    /// Gives secondary controller `id`, which is offline, `count` of the flexible `resource`.
+    #[must_use]
+    pub fn give_to_secondary(id: u16, resource: Resource, count: u16) -> Self {
+        let dword10 = SECONDARY_ASSIGN | resource.bits() | u32::from(id) << 16;
+        Self::plain(opcode::VIRTUALIZATION_MANAGEMENT, [dword10, count.into()])
+    }
+
+    /// Has secondary controller `id` be used with what it was given.
+    #[must_use]
+    pub fn bring_online(id: u16) -> Self {
+        Self::plain(opcode::VIRTUALIZATION_MANAGEMENT, [SECONDARY_ONLINE | u32::from(id) << 16, 0])
+    }
+
+    /// Attaches `namespace` to the controllers in the list at `from`, 4 KiB: their number and their ids, two bytes each.
+    #[must_use]
+    pub fn attach_namespace(namespace: u32, from: u64) -> Self {
+        Self { namespace, ..Self::with_memory(opcode::NAMESPACE_ATTACHMENT, from, 0) }
     }
 
     /// Asks for `pairs` pairs of I/O queues, at least 1. The result has how many there are.
@@ -243,6 +302,12 @@ impl Status {
     #[must_use]
     pub const fn is_aborted(self) -> bool {
         self.code() == 0x07
+    }
+
+    /// The namespace is attached to the controller already.
+    #[must_use]
+    pub const fn is_attached_already(self) -> bool {
+        self.code() == 0x118
     }
 
     /// The medium failed, or what is on it is damaged.

@@ -13,6 +13,8 @@ pub struct Identity {
     serial: [u8; 20],
     model: [u8; 40],
     firmware: [u8; 8],
+    /// Optional admin commands: bit 3 for those about namespaces, bit 7 for virtualization management.
+    pub optional_admin_commands: u16,
     /// Largest transfer as a power of two of 4 KiB pages; 0 for no limit.
     pub transfer_limit_lg2: u8,
     /// Number of namespaces that there can be.
@@ -34,6 +36,7 @@ impl Identity {
             serial: bytes_at(page, 4),
             model: bytes_at(page, 24),
             firmware: bytes_at(page, 64),
+            optional_admin_commands: u16::from_le_bytes(bytes_at(page, 256)),
             transfer_limit_lg2: page[77],
             namespaces: u32::from_le_bytes(bytes_at(page, 516)),
             entry_lg2: [512, 513].map(|at| (page[at] & 0xf, page[at] >> 4)),
@@ -52,6 +55,18 @@ impl Identity {
     #[must_use]
     pub fn deallocates(&self) -> bool {
         self.optional_commands & 1 << 2 != 0
+    }
+
+    /// Whether namespaces can be attached to controllers, and detached.
+    #[must_use]
+    pub fn manages_namespaces(&self) -> bool {
+        self.optional_admin_commands & 1 << 3 != 0
+    }
+
+    /// Whether it can give queues and interrupts to secondary controllers.
+    #[must_use]
+    pub fn manages_secondaries(&self) -> bool {
+        self.optional_admin_commands & 1 << 7 != 0
     }
 
     /// Serial number.
@@ -103,10 +118,12 @@ mod tests {
         page[24..64].copy_from_slice(b"QEMU NVMe Ctrl                          ");
         page[64..72].copy_from_slice(b"10.0    ");
         page[77] = 7;
+        page[256] = 0x88;
         page[512..514].copy_from_slice(&[0x66, 0x44]);
         (page[520], page[525]) = (0x04, 0x07);
         page[516..520].copy_from_slice(&256_u32.to_le_bytes());
         let identity = Identity::decode(&page);
+        assert!(identity.manages_namespaces() && identity.manages_secondaries());
         assert!(identity.takes_plain_entries() && identity.deallocates() && identity.has_volatile_cache);
         assert_eq!((identity.vendor, identity.transfer_limit_lg2, identity.namespaces), (0x1b36, 7, 256));
         assert_eq!(

@@ -13,8 +13,10 @@ mod identify;
 mod namespace;
 mod pages;
 pub mod registers;
+mod virtualization;
 
 pub use command::{Command, Completion, Status};
 pub use identify::{IDENTIFY_BYTES, Identity, bytes_at};
-pub use namespace::{Namespace, NamespaceError};
+pub use namespace::{Namespace, NamespaceError, namespaces};
 pub use pages::{LIST_ENTRIES, Pages, blocks_per_request};
+pub use virtualization::{Flexible, Resource, Secondary, flexible, secondaries};

@@ -115,6 +115,12 @@ impl Namespace {
     }
 }
 
+/// The identifiers in a list of namespaces, which ends with a 0 or with its page.
+pub fn namespaces(page: &[u8; IDENTIFY_BYTES]) -> impl Iterator<Item = u32> {
+    let ids = (0..IDENTIFY_BYTES).step_by(4).map(|at| u32::from_le_bytes(bytes_at(page, at)));
+    ids.take_while(|&id| id != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +168,15 @@ mod tests {
         assert_eq!(error, Err(NamespaceError::Metadata { bytes: 8, protection: 0 }));
         let error = decode(|page| page[offset::PROTECTION] = 0x19);
         assert_eq!(error, Err(NamespaceError::Metadata { bytes: 0, protection: 1 }));
+    }
+
+    #[test]
+    fn a_list_of_namespaces_ends_with_a_zero_or_its_page() {
+        let mut page = [0; IDENTIFY_BYTES];
+        (page[0], page[4], page[12]) = (3, 7, 9);
+        assert!(namespaces(&page).eq([3, 7]));
+        page.fill(1);
+        assert_eq!(namespaces(&page).count(), IDENTIFY_BYTES / 4);
     }
 
     #[test]

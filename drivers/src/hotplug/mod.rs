@@ -18,8 +18,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use iommu::{HotplugError, Iommu, PciAddress, ReleaseError};
 
-use self::port::Port;
 pub use self::virtual_functions::VirtualError;
+use self::{
+    port::Port,
+    virtual_functions::{OWNED_MAX, Owned},
+};
 use crate::{
     host::{Event, Host},
     lock::Lock,
@@ -50,6 +53,8 @@ pub struct Hotplug {
     functions: Lock<Vec<Function>>,
     /// Whether somebody is changing which functions there are.
     changing: AtomicBool,
+    /// Physical functions that are nobody else's.
+    owned: Lock<[Option<Owned>; OWNED_MAX]>,
 }
 
 impl Hotplug {
@@ -71,6 +76,7 @@ impl Hotplug {
             drivers,
             functions,
             changing: AtomicBool::new(false),
+            owned: Lock::new(host.clone(), [const { None }; OWNED_MAX]),
         });
         let mut server =
             Server { hotplug: hotplug.clone(), ports: Vec::new(), looked_at: Vec::new(), apertures, event };

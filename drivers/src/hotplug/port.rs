@@ -313,22 +313,19 @@ impl Port {
             hotplug.drivers.unbind(occupant.function, false);
         }
         let turn = hotplug.turn().ok_or(PortError::Busy)?;
-        self.take_back(hotplug, &turn)
+        self.lose(hotplug, turn)
     }
 
     /// Takes what is gone from its drivers, and then ends them: they get all their memory back.
     fn lose(&mut self, hotplug: &Hotplug, turn: Turn<'_>) -> Result<(), PortError> {
-        let mut gone = Vec::new();
-        gone.try_reserve_exact(self.occupants.len())?;
-        gone.extend(self.occupants.iter().map(|occupant| occupant.function));
-        self.take_back(hotplug, &turn)?;
+        let gone = self.take_back(hotplug, &turn)?;
         drop(turn);
-        gone.into_iter().for_each(|function| hotplug.drivers.unbind(function, true));
+        hotplug.end_drivers(&gone);
         Ok(())
     }
 
-    /// Takes the slot's functions out: blocked, without power, and only then their memory back.
-    fn take_back(&mut self, hotplug: &Hotplug, turn: &Turn<'_>) -> Result<(), PortError> {
+    /// Takes the slot's functions out, with the virtual ones: blocked, without power, and only then their memory back.
+    fn take_back(&mut self, hotplug: &Hotplug, turn: &Turn<'_>) -> Result<Vec<PciAddress>, PortError> {
         let host = &hotplug.host;
         let mut functions = Vec::new();
         for occupant in &self.occupants {
@@ -346,7 +343,7 @@ impl Port {
         };
         hotplug.take_out(&functions, &mut is_quiet, turn)?;
         self.occupants.clear();
-        Ok(())
+        Ok(functions)
     }
 }
 

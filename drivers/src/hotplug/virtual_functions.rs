@@ -3,17 +3,32 @@
 //! They come like functions that are plugged in: known to the IOMMU and blocked, each in a group of its own as far as its port
 //! keeps it apart, before anybody can claim them. They are left to whoever asks for them. They go with the physical function:
 //! when that is taken out of its slot, and, as far as they do anything, when it is reset.
+//!
+//! Whoever has a physical function can do that to those who have its virtual ones, and more: so it is given to nobody as long as they
+//! are on. Its driver in the kernel turns them on, or else it is claimed here; an NVMe controller is also asked to let its virtual
+//! functions work.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::fmt;
 
-use iommu::{HotplugError, PciAddress, topology};
+use iommu::{ClaimError, DmaDevice, HotplugError, PciAddress, ReleaseError, topology};
 
-use super::{Attempts, Hotplug, Turn};
+use super::{Attempts, BUSY_DEADLINE_NS, Hotplug, Turn};
 use crate::{
+    nvme::{self, NvmeError, Primary},
     pci::{Function, Sriov, SriovError},
-    quiet::{Target, quieten},
+    quiet::{Target, is_quiet, quieten},
 };
+
+/// Most physical functions that are claimed here at a time.
+pub(super) const OWNED_MAX: usize = 16;
+
+/// A physical function that has virtual ones, and no other driver.
+pub(super) struct Owned {
+    dma: DmaDevice,
+    /// What its virtual functions need of it.
+    primary: Option<Primary>,
+}
 
 /// Why a function does not have the virtual functions that it was to have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +45,12 @@ pub enum VirtualError {
     },
     /// It does not do what it is told.
     Sriov(SriovError),
+    /// Somebody has it, who would rule over those that have its virtual functions.
+    Claim(ClaimError),
+    /// It does not let its virtual functions work.
+    Nvme(NvmeError),
+    /// So many others have virtual functions that there is no room to keep it.
+    TooMany,
     /// The IOMMU does not take them, or cannot take them back.
     Iommu(HotplugError),
     /// Others are changing which functions there are, all the time.
@@ -44,6 +65,9 @@ impl fmt::Display for VirtualError {
             Self::Unknown { function } => write!(f, "there is no function {function}"),
             Self::NoCapability { function } => write!(f, "{function} has no virtual functions"),
             Self::Sriov(error) => error.fmt(f),
+            Self::Claim(error) => error.fmt(f),
+            Self::Nvme(error) => error.fmt(f),
+            Self::TooMany => write!(f, "{OWNED_MAX} functions have virtual ones already"),
             Self::Iommu(error) => error.fmt(f),
             Self::Busy => f.write_str("others are changing which functions there are"),
             Self::OutOfMemory => f.write_str("no memory for virtual functions"),
@@ -56,6 +80,12 @@ impl core::error::Error for VirtualError {}
 impl From<SriovError> for VirtualError {
     fn from(error: SriovError) -> Self {
         Self::Sriov(error)
+    }
+}
+
+impl From<NvmeError> for VirtualError {
+    fn from(error: NvmeError) -> Self {
+        Self::Nvme(error)
     }
 }
 
@@ -72,17 +102,60 @@ impl From<TryReserveError> for VirtualError {
 }
 
 impl Hotplug {
-    /// Gives `physical` so many virtual functions, and returns them.
+    /// Gives `physical`, which nobody has, so many virtual functions, and returns them. It is the kernel's until they are gone.
     ///
     /// # Errors
     /// See [`VirtualError`]. It has none then, as far as [`Sriov::enable`] and [`Sriov::disable`] can tell.
     pub fn enable_virtual(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
+        let known = self.functions();
+        let function = find(&known, physical)?;
+        if self.sriov(function)?.is_on() {
+            // Which is refused.
+            return self.turn_on(physical, count);
+        }
+        let dma = self.iommu.claim(physical).map_err(VirtualError::Claim)?;
+        let mut owned = Owned { dma, primary: None };
+        let enabled = self.prepare(&mut owned, function).and_then(|()| self.turn_on(physical, count));
+        let found = match enabled {
+            Ok(found) => found,
+            Err(error) => {
+                self.give_back(owned);
+                return Err(error);
+            }
+        };
+        let works = owned.primary.as_mut().map_or(Ok(()), |primary| primary.bring_online(count));
+        let left = self.keep(owned);
+        let error = match works {
+            Ok(()) if left.is_none() => return Ok(found),
+            Ok(()) => VirtualError::TooMany,
+            Err(error) => VirtualError::Nvme(error),
+        };
+        self.disable_virtual(physical).unwrap_or_else(|error| log::warn!("pci: {physical}: {error}"));
+        if let Some(owned) = left {
+            self.give_back(owned);
+        }
+        Err(error)
+    }
+
+    /// As [`enable_virtual`](Self::enable_virtual), by the driver of the physical function: `owner` is its handle.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enable_virtual_of(&self, owner: &DmaDevice, count: u16) -> Result<Vec<Function>, VirtualError> {
+        self.turn_on(owner.function(), count)
+    }
+
+    fn prepare(&self, owned: &mut Owned, physical: &Function) -> Result<(), VirtualError> {
+        if physical.class == nvme::CLASS {
+            owned.primary = Some(Primary::open(&self.host, owned.dma.clone())?);
+        }
+        Ok(())
+    }
+
+    fn turn_on(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
         let turn = self.turn().ok_or(VirtualError::Busy)?;
         let known = self.functions();
-        let host = &*self.host;
-        let owner = find(&known, physical)?;
-        let no_capability = VirtualError::NoCapability { function: physical };
-        let sriov = Sriov::open(host, owner).ok_or(no_capability)?;
+        let sriov = self.sriov(find(&known, physical)?)?;
         let mut found = sriov.enable(count, &known)?;
         self.introduce(&mut found, &turn).inspect_err(|_| {
             if let Err(error) = sriov.disable() {
@@ -93,16 +166,29 @@ impl Hotplug {
         Ok(found)
     }
 
+    fn sriov<'a>(&'a self, physical: &'a Function) -> Result<Sriov<'a>, VirtualError> {
+        let no_capability = VirtualError::NoCapability { function: physical.address };
+        Sriov::open(&*self.host, physical).ok_or(no_capability)
+    }
+
     /// Takes all virtual functions of `physical` from whoever has them: blocked, off, and only then their memory back.
     ///
     /// # Errors
     /// See [`VirtualError`]. They are blocked, and can be turned off again.
     pub fn disable_virtual(&self, physical: PciAddress) -> Result<(), VirtualError> {
+        let functions = self.turn_off(physical)?;
+        functions.into_iter().for_each(|function| self.drivers.unbind(function, true));
+        if let Some(owned) = self.take_owned(physical) {
+            self.give_back(owned);
+        }
+        Ok(())
+    }
+
+    fn turn_off(&self, physical: PciAddress) -> Result<Vec<PciAddress>, VirtualError> {
         let turn = self.turn().ok_or(VirtualError::Busy)?;
         let known = self.functions();
         let owner = find(&known, physical)?;
-        let no_capability = VirtualError::NoCapability { function: physical };
-        let sriov = Sriov::open(&*self.host, owner).ok_or(no_capability)?;
+        let sriov = self.sriov(owner)?;
         let mut functions = Vec::new();
         self.virtual_functions(physical, &mut functions)?;
         let mut off = Attempts::new();
@@ -116,7 +202,50 @@ impl Hotplug {
         if !off.has_succeeded {
             sriov.disable()?;
         }
-        Ok(())
+        Ok(functions)
+    }
+
+    /// Ends what is here of drivers of functions that have gone.
+    pub(super) fn end_drivers(&self, gone: &[PciAddress]) {
+        for &function in gone {
+            drop(self.take_owned(function));
+            self.drivers.unbind(function, true);
+        }
+    }
+
+    /// Keeps `owned` for as long as its virtual functions are on. It comes back if there is no room.
+    fn keep(&self, owned: Owned) -> Option<Owned> {
+        let mut list = self.owned.lock();
+        match list.iter_mut().find(|place| place.is_none()) {
+            Some(place) => place.replace(owned),
+            None => Some(owned),
+        }
+    }
+
+    fn take_owned(&self, physical: PciAddress) -> Option<Owned> {
+        let mut list = self.owned.lock();
+        let is_it =
+            |place: &&mut Option<Owned>| place.as_ref().is_some_and(|it| it.dma.function() == physical);
+        list.iter_mut().find(is_it).and_then(Option::take)
+    }
+
+    /// Makes a physical function anybody's again.
+    fn give_back(&self, owned: Owned) {
+        let Owned { dma, primary } = owned;
+        drop(primary);
+        let function = dma.function();
+        let (host, functions) = (&self.host, self.functions());
+        let Ok(group) = self.iommu.group(function) else {
+            return log::warn!("pci: no memory to give {function} back");
+        };
+        let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
+        loop {
+            match dma.release(|member| is_quiet(host, &functions, &group, member)) {
+                Ok(()) | Err(ReleaseError::Over { .. }) => return,
+                Err(ReleaseError::Busy { .. }) if host.now_ns() < deadline_ns => host.relax(),
+                Err(error) => return log::warn!("pci: {function}: {error}"),
+            }
+        }
     }
 
     /// Adds the virtual functions of `physical` to `list`.

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use iommu::{DmaDevice, FromDevice, PageBuffer};
+use iommu::{DmaDevice, FromDevice, PageBuffer, dma::Direction};
 use nvme_spec::{
     Command, IDENTIFY_BYTES, Identity,
     registers::{CONFIGURATION_ON, Capabilities, ControllerStatus, SHUT_DOWN, admin_attributes},
@@ -148,7 +148,18 @@ impl Controller {
         command: impl FnOnce(u64) -> Command,
     ) -> Result<PageBuffer, NvmeError> {
         let buffer = PageBuffer::zeroed(1).ok_or(NvmeError::OutOfMemory)?;
-        let mapping = self.dma.dma_map(buffer, FromDevice).map_err(|rejected| rejected.error)?;
+        self.execute_with(buffer, FromDevice, command)
+    }
+
+    /// Does the admin command that `command` makes of the address of `buffer`, which the controller reaches in `direction`
+    /// meanwhile.
+    pub(super) fn execute_with<D: Direction>(
+        &mut self,
+        buffer: PageBuffer,
+        direction: D,
+        command: impl FnOnce(u64) -> Command,
+    ) -> Result<PageBuffer, NvmeError> {
+        let mapping = self.dma.dma_map(buffer, direction).map_err(|rejected| rejected.error)?;
         let faults = self.dma.fault_count();
         let outcome = self.execute(command(mapping.iova().as_u64()));
         if let Err(error @ NvmeError::NotReady { wanted: false, .. }) = outcome {

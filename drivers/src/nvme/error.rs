@@ -4,14 +4,14 @@ use core::fmt;
 
 use iommu::DmaError;
 
-use nvme_spec::{NamespaceError, Status};
+use nvme_spec::{NamespaceError, Resource, Status};
 
 use super::queue::PairError;
 use crate::{
     block::engine::EngineError,
     host::SpawnError,
     mmio::OutsideWindow,
-    pci::{BarError, MsixError},
+    pci::{BarError, MsixError, ResetError},
 };
 
 /// Why a controller cannot be used, or a command failed.
@@ -62,6 +62,22 @@ pub enum NvmeError {
         /// How many it gives now.
         given: u16,
     },
+    /// It has no secondary controllers, or cannot be told what these get.
+    NoSecondaries,
+    /// It has no secondary controller for a virtual function.
+    NoSecondary {
+        /// The number of the virtual function, from 1 on.
+        number: u16,
+    },
+    /// It has too little for so many secondary controllers.
+    TooLittle {
+        /// Of what.
+        resource: Resource,
+        /// What each of them would get.
+        share: u16,
+    },
+    /// It gives its secondary controllers nothing: it keeps all for itself, and cannot be reset.
+    Reset(ResetError),
     /// No thread.
     Spawn(SpawnError),
     /// It could not be made to work again after an error.
@@ -93,6 +109,18 @@ impl fmt::Display for NvmeError {
             Self::TooFewQueues { wanted, given } => {
                 write!(f, "it gives {given} I/O queues where it gave {wanted}")
             }
+            Self::NoSecondaries => f.write_str("it has no secondary controllers that it could give anything"),
+            Self::NoSecondary { number } => {
+                write!(f, "it has no secondary controller for virtual function {number}")
+            }
+            Self::TooLittle { resource, share } => {
+                let what = match resource {
+                    Resource::Queues => "queues",
+                    Resource::Interrupts => "interrupts",
+                };
+                write!(f, "each secondary controller would get {share} {what}")
+            }
+            Self::Reset(error) => error.fmt(f),
             Self::Spawn(error) => error.fmt(f),
             Self::Gone => f.write_str("the controller is out of order"),
         }
@@ -116,6 +144,12 @@ impl From<OutsideWindow> for NvmeError {
 impl From<MsixError> for NvmeError {
     fn from(error: MsixError) -> Self {
         Self::Msix(error)
+    }
+}
+
+impl From<ResetError> for NvmeError {
+    fn from(error: ResetError) -> Self {
+        Self::Reset(error)
     }
 }
 

@@ -4,6 +4,8 @@
 //! queue; [`open`] makes a block device of a controller, with an I/O queue pair for each CPU. Reads and writes are
 //! [`engine`](crate::block::engine)'s business, and `requests` how the controller is told.
 //!
+//! A [`Primary`] is a controller that has others under it, its virtual functions, and gives them what they work with.
+//!
 //! The admin queue makes a fast attacker too: a controller writes an Identify page to any address it is given at once, and
 //! reports success whatever the IOMMU made of it.
 
@@ -12,6 +14,7 @@ mod controller;
 mod disk;
 mod error;
 mod memory;
+mod primary;
 mod queue;
 mod registers;
 mod requests;
@@ -22,6 +25,7 @@ pub use disk::open;
 pub use error::NvmeError;
 pub use memory::{QueueMemory, Queues};
 pub use nvme_spec::{Command, Completion, IDENTIFY_BYTES, Identity, NamespaceError, Status};
+pub use primary::Primary;
 pub use queue::{Finished, PairError, QueuePair};
 
 use crate::pci::Class;

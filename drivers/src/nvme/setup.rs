@@ -62,7 +62,7 @@ impl Controller {
     }
 
     /// Does an admin command and returns its result. An error status is an error.
-    fn do_admin(&mut self, command: Command) -> Result<u32, NvmeError> {
+    pub(super) fn do_admin(&mut self, command: Command) -> Result<u32, NvmeError> {
         let finished = self.execute(command)?;
         if finished.status.is_success() {
             Ok(finished.result)

@@ -19,5 +19,6 @@ mod process_devices;
 mod served_disk;
 mod threading;
 mod time;
+mod virtual_disks;
 
 pub use misbehaving::misbehaving;

@@ -4,9 +4,12 @@ use alloc::{boxed::Box, sync::Arc, vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use attacker::{Attack, DISK_BYTE, DISK_REQUESTS, LEFT};
-use drivers::block::{
-    BlockDevice, BlockError, Completion, Completions, Operation, Reason, Request, Transfer, TransferError,
-    transfer,
+use drivers::{
+    block::{
+        BlockDevice, BlockError, Completion, Completions, Operation, Reason, Request, Transfer,
+        TransferError, transfer,
+    },
+    host::Host,
 };
 use harness::{Context, Failure, check, check_eq, failure, test};
 use iommu::PageBuffer;
@@ -47,67 +50,105 @@ fn value_of(number: u64) -> u8 {
     number as u8 + 1
 }
 
-fn driver_of(disk: &dyn BlockDevice) -> Result<Arc<Process>, Failure> {
+pub(super) fn driver_of(disk: &dyn BlockDevice) -> Result<Arc<Process>, Failure> {
     let function = disk.dma().function();
     process::all().find(|process| process.drives(function)).ok_or(failure!("{function} has no process"))
 }
 
-/// Somebody who reads another disk all the time.
-struct Neighbour {
+/// Somebody who reads a disk all the time, and wants the same bytes each time, until this is dropped.
+pub(super) struct Neighbour(Arc<Reads>);
+
+struct Reads {
     disk: Arc<dyn BlockDevice>,
-    reads: AtomicU64,
-    errors: AtomicU64,
+    right: AtomicU64,
+    wrong: AtomicU64,
     stop: AtomicBool,
     has_stopped: AtomicBool,
 }
 
+impl Reads {
+    fn read(&self, host: &Arc<dyn Host>) -> Option<PageBuffer> {
+        let buffer = PageBuffer::zeroed(1)?;
+        let operation = Operation::Read(Transfer { first: 0, blocks: BLOCKS, buffer });
+        transfer(host, &*self.disk, operation).ok().flatten()
+    }
+}
+
 impl Neighbour {
-    fn start(machine: &Machine) -> Result<Arc<Self>, Failure> {
-        let served = machine.disk()?.dma().function();
-        let mut disks = (0..).map_while(|number| machine.disk_at(number));
-        let disk = disks.find(|disk| disk.dma().function() != served).ok_or(failure!("there is one disk"))?;
+    pub(super) fn start(machine: &Machine, disk: Arc<dyn BlockDevice>) -> Result<Self, Failure> {
         let none = || AtomicU64::new(0);
         let (stop, has_stopped) = (AtomicBool::new(false), AtomicBool::new(false));
-        let neighbour = Arc::new(Self { disk, reads: none(), errors: none(), stop, has_stopped });
-        let (reader, host) = (neighbour.clone(), machine.host.clone());
+        let reads = Arc::new(Reads { disk, right: none(), wrong: none(), stop, has_stopped });
+        let (reader, host) = (reads.clone(), machine.host.clone());
+        let wanted = reads.read(&host).ok_or(failure!("the other disk cannot be read"))?;
         let read = move || {
             while !reader.stop.load(SeqCst) {
-                let Some(buffer) = PageBuffer::zeroed(1) else { break };
-                let operation = Operation::Read(Transfer { first: 0, blocks: BLOCKS, buffer });
-                let is_read = transfer(&host, &*reader.disk, operation).is_ok();
-                if is_read { &reader.reads } else { &reader.errors }.fetch_add(1, SeqCst);
+                let is_right = reader.read(&host).is_some_and(|buffer| buffer[..] == wanted[..]);
+                if is_right { &reader.right } else { &reader.wrong }.fetch_add(1, SeqCst);
             }
             reader.has_stopped.store(true, SeqCst);
         };
         threads::spawn("neighbour", Box::new(read))?;
-        Ok(neighbour)
+        Ok(Self(reads))
+    }
+
+    /// How often it has read something.
+    pub(super) fn reads(&self) -> u64 {
+        self.0.right.load(SeqCst)
     }
 
     /// It has read something since it had read `before` times.
-    fn goes_on(&self, before: u64) -> Result<(), Failure> {
+    pub(super) fn goes_on(&self, before: u64) -> Result<(), Failure> {
         let deadline_ns = clock::now_ns() + 10 * NS_PER_S;
-        while self.reads.load(SeqCst) <= before && clock::now_ns() < deadline_ns {
+        while self.reads() <= before && clock::now_ns() < deadline_ns {
             threads::sleep_until(clock::now_ns() + NS_PER_MS);
         }
-        check!(self.reads.load(SeqCst) > before, "another disk is not read any more");
-        check_eq!(self.errors.load(SeqCst), 0, "errors of another disk");
+        check!(self.reads() > before, "another disk is not read any more");
+        check_eq!(self.0.wrong.load(SeqCst), 0, "errors of another disk");
         Ok(())
     }
 
-    fn stop(&self) -> Result<(), Failure> {
-        self.stop.store(true, SeqCst);
+    pub(super) fn stop(self) -> Result<(), Failure> {
+        self.0.stop.store(true, SeqCst);
         let deadline_ns = clock::now_ns() + 20 * NS_PER_S;
-        while !self.has_stopped.load(SeqCst) && clock::now_ns() < deadline_ns {
+        while !self.0.has_stopped.load(SeqCst) && clock::now_ns() < deadline_ns {
             threads::sleep_until(clock::now_ns() + NS_PER_MS);
         }
-        check!(self.has_stopped.load(SeqCst), "a read of another disk does not end");
+        check!(self.0.has_stopped.load(SeqCst), "a read of another disk does not end");
         Ok(())
     }
 }
 
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.0.stop.store(true, SeqCst);
+    }
+}
+
+/// A disk that is not `disk`.
+fn other_disk(machine: &Machine, disk: &dyn BlockDevice) -> Result<Arc<dyn BlockDevice>, Failure> {
+    let function = disk.dma().function();
+    let mut disks = (0..).map_while(|number| machine.disk_at(number));
+    disks.find(|disk| disk.dma().function() != function).ok_or(failure!("there is one disk"))
+}
+
 /// Submits everything, kills the driver, and looks that everything comes back. Returns how many requests the kill ended.
-fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<usize, Failure> {
+pub(super) fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<usize, Failure> {
     let process = driver_of(disk)?;
+    let ended = end_with_requests(machine, disk, || {
+        process.kill();
+        Ok(())
+    })?;
+    check_eq!(end_of(&process)?, Ending::Killed);
+    Ok(ended)
+}
+
+/// Submits everything, ends the driver by `end`, and looks that everything comes back. Returns how many requests that ended.
+pub(super) fn end_with_requests(
+    machine: &Machine,
+    disk: &dyn BlockDevice,
+    end: impl FnOnce() -> Result<(), Failure>,
+) -> Result<usize, Failure> {
     let completions = Completions::new(&machine.host, IN_FLIGHT as usize)?;
     for tag in 0..IN_FLIGHT {
         let operation =
@@ -115,7 +156,7 @@ fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<usize
         disk.submit(Request { tag, operation }, &completions).map_err(|rejected| rejected.reason)?;
     }
     threads::sleep_until(clock::now_ns() + random::seed() % (2 * NS_PER_MS));
-    process.kill();
+    end()?;
     let mut ended = 0;
     for _ in 0..IN_FLIGHT {
         let done = completions.wait(clock::now_ns() + 5 * NS_PER_S);
@@ -129,12 +170,20 @@ fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<usize
             "request {tag} reads other bytes"
         );
     }
-    check_eq!(end_of(&process)?, Ending::Killed);
     Ok(ended)
 }
 
+/// Writes what must stay.
+pub(super) fn write_kept(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+    for number in 0..KEPT {
+        transfer(&machine.host, disk, Operation::Write(at(number, value_of(number))?))?;
+    }
+    transfer(&machine.host, disk, Operation::Flush)?;
+    Ok(())
+}
+
 /// What must stay is there.
-fn check_kept(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+pub(super) fn check_kept(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
     for number in 0..KEPT {
         let buffer = transfer(&machine.host, disk, Operation::Read(at(number, 0)?))?;
         let buffer = buffer.ok_or(failure!("the buffer did not come back"))?;
@@ -151,27 +200,20 @@ test! {
     fn a_killed_driver_takes_nothing_along(context) {
         let machine = Machine::of(context)?;
         let disk = machine.disk()?;
-        for number in 0..KEPT {
-            transfer(&machine.host, &*disk, Operation::Write(at(number, value_of(number))?))?;
-        }
-        transfer(&machine.host, &*disk, Operation::Flush)?;
+        write_kept(machine, &*disk)?;
+        let neighbour = Neighbour::start(machine, other_disk(machine, &*disk)?)?;
+        let function = disk.dma().function();
         drop(disk);
-        let neighbour = Neighbour::start(machine)?;
-        let function = machine.disk()?.dma().function();
         let faults = || reports::group(&machine.iommu, function).map_or(u64::MAX, |group| group.faults);
         let (pages, faults_before) = (process::total_pages(), faults());
         let mut ended = 0;
         for _ in 0..machine.kills {
-            let (disk, reads) = (machine.disk()?, neighbour.reads.load(SeqCst));
+            let (disk, reads) = (machine.disk()?, neighbour.reads());
             ended += kill_with_requests(machine, &*disk)?;
             let group = reports::group(&machine.iommu, function).ok_or(failure!("no group"))?;
             check!(group.domain.is_none(), "the device has a domain");
             check_eq!(process::total_pages(), 0, "pages of a process that has ended");
-            let refused = transfer(&machine.host, &*disk, Operation::Flush);
-            check!(
-                matches!(&refused, Err(TransferError::Rejected(rejected)) if rejected.reason == Reason::Gone),
-                "a disk without a driver is there"
-            );
+            check_refused(machine, &*disk)?;
             neighbour.goes_on(reads)?;
             drop(disk);
             machine.reopen_disk(0)?;
@@ -182,6 +224,15 @@ test! {
         check_eq!(faults(), faults_before, "faults of a device that did nothing wrong");
         check_eq!(process::total_pages(), pages);
     }
+}
+
+/// Nobody drives `disk` any more.
+pub(super) fn check_refused(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
+    let refused = transfer(&machine.host, disk, Operation::Flush);
+    let is_gone =
+        matches!(&refused, Err(TransferError::Rejected(rejected)) if rejected.reason == Reason::Gone);
+    check!(is_gone, "a disk without a driver is there: {refused:?}");
+    Ok(())
 }
 
 /// Starts an attacker that makes a disk of the `edu` that nobody has.

@@ -5,8 +5,6 @@ use alloc::{sync::Arc, vec::Vec};
 use drivers::{block::BlockDevice, host::Host, lock::Lock};
 use iommu::PciAddress;
 
-use crate::plugged::{keep, take};
-
 /// Disks, in the order of their functions' addresses. One whose driver has ended stays until its function has another.
 pub struct Disks(Lock<Vec<Arc<dyn BlockDevice>>>);
 
@@ -31,27 +29,40 @@ impl Disks {
 
     /// Forgets the disk by `function`.
     pub fn remove(&self, function: PciAddress) {
-        drop(take(&self.0, |disk| disk.dma().function() == function));
-        self.sort();
-    }
-
-    fn sort(&self) {
-        self.0.lock().sort_unstable_by_key(|disk| disk.dma().function());
+        let mut list = self.0.lock();
+        let place = list.iter().position(|disk| disk.dma().function() == function);
+        let taken = place.map(|place| list.remove(place));
+        // What is left of it goes after the lock.
+        drop(list);
+        drop(taken);
     }
 
     /// Adds `disk`, in the place of the one by the same function if there is one.
     pub fn put(&self, disk: Arc<dyn BlockDevice>) {
         let function = disk.dma().function();
-        let mut list = self.0.lock();
-        if let Some(place) = list.iter_mut().find(|old| old.dma().function() == function) {
-            let before = core::mem::replace(place, disk);
-            // What is left of it goes after the lock.
-            drop(list);
-            drop(before);
-            return;
-        }
+        let mut room = Vec::new();
+        let mut list = loop {
+            let wanted = self.0.lock().len() + 1;
+            if room.try_reserve(wanted).is_err() {
+                return log::warn!("{function}: no memory for another disk");
+            }
+            // Others may have come meanwhile.
+            let list = self.0.lock();
+            if list.len() < room.capacity() {
+                break list;
+            }
+        };
+        room.append(&mut list);
+        let before = match room.binary_search_by_key(&function, |disk| disk.dma().function()) {
+            Ok(place) => Some(core::mem::replace(&mut room[place], disk)),
+            Err(place) => {
+                room.insert(place, disk);
+                None
+            }
+        };
+        core::mem::swap(&mut room, &mut *list);
+        // What is left of the old one, and of the old list, goes after the lock.
         drop(list);
-        keep(&self.0, disk);
-        self.sort();
+        drop((before, room));
     }
 }

@@ -57,5 +57,6 @@ mod virtual_dma;
 mod virtual_functions;
 
 pub use disks::Disks;
+pub use faults::Expected;
 pub use machine::{ClaimedEdu, Machine, Memory, OpenDisk, Parts, lacks};
 pub use plugged::Plugged;

@@ -13,7 +13,7 @@ use drivers::{
 use harness::Failure;
 use iommu::{Iommu, PciAddress};
 
-use crate::machine::ClaimedEdu;
+use crate::{disks::Disks, machine::ClaimedEdu};
 
 /// Disks and `edu` devices that were plugged in, with their drivers.
 pub struct Plugged {
@@ -21,14 +21,17 @@ pub struct Plugged {
     iommu: Iommu,
     disks: Lock<Vec<Arc<dyn BlockDevice>>>,
     edus: Lock<Vec<ClaimedEdu>>,
+    /// Where processes put disks that they make, of what was plugged in and of virtual functions too.
+    of_processes: Arc<Disks>,
 }
 
 impl Plugged {
     /// Nothing yet.
     #[must_use]
-    pub fn new(host: &Arc<dyn Host>, iommu: &Iommu) -> Arc<Self> {
+    pub fn new(host: &Arc<dyn Host>, iommu: &Iommu, of_processes: &Arc<Disks>) -> Arc<Self> {
         let (disks, edus) = (Lock::new(host.clone(), Vec::new()), Lock::new(host.clone(), Vec::new()));
-        Arc::new(Self { host: host.clone(), iommu: iommu.clone(), disks, edus })
+        let of_processes = of_processes.clone();
+        Arc::new(Self { host: host.clone(), iommu: iommu.clone(), disks, edus, of_processes })
     }
 
     /// Disk number `number` of those that are there.
@@ -84,7 +87,10 @@ impl Drivers for Plugged {
         }
     }
 
-    fn unbind(&self, function: PciAddress, _is_gone: bool) {
+    fn unbind(&self, function: PciAddress, is_gone: bool) {
+        if is_gone {
+            self.of_processes.remove(function);
+        }
         let disk = take(&self.disks, |disk| disk.dma().function() == function);
         if let Some(disk) = disk
             && disk.shut_down().is_err()
@@ -96,7 +102,7 @@ impl Drivers for Plugged {
 }
 
 /// Adds `item`; without memory for that it is dropped.
-pub(crate) fn keep<T>(list: &Lock<Vec<T>>, item: T) {
+fn keep<T>(list: &Lock<Vec<T>>, item: T) {
     let mut room = Vec::new();
     let wanted = list.lock().len() + 1;
     if room.try_reserve(wanted).is_err() {
@@ -113,7 +119,7 @@ pub(crate) fn keep<T>(list: &Lock<Vec<T>>, item: T) {
     drop(room);
 }
 
-pub(crate) fn take<T>(list: &Lock<Vec<T>>, is_it: impl Fn(&T) -> bool) -> Option<T> {
+fn take<T>(list: &Lock<Vec<T>>, is_it: impl Fn(&T) -> bool) -> Option<T> {
     let mut list = list.lock();
     let index = list.iter().position(is_it)?;
     Some(list.swap_remove(index))

@@ -74,10 +74,10 @@ test! {
     fn a_virtual_function_reaches_what_is_mapped_for_it(context) {
         let machine = Machine::of(context)?;
         let physical = physical(machine)?;
-        let found = machine.hotplug.enable_virtual(physical, 1)?;
+        let of_physical = machine.iommu.claim(physical)?;
+        let found = machine.hotplug.enable_virtual_of(&of_physical, 1)?;
         let function = found.first().ok_or_else(|| failure!("none appeared"))?;
         let dma = machine.iommu.claim(function.address)?;
-        let of_physical = machine.iommu.claim(physical)?;
         let device = Device::open_found(machine.host.clone(), function).ok_or_else(|| failure!("it does not answer"))?;
         device.enable_bus_master();
         let owner = Device::open(machine.host.clone(), physical).ok_or_else(|| failure!("{physical} does not answer"))?;

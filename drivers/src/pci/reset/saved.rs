@@ -4,7 +4,7 @@ use super::{
     super::{
         capability::{extended_id, id},
         config::{Config, ConfigSpace, command, offset},
-        function::{Function, Layout},
+        function::Layout,
     },
     ResetError,
 };
@@ -47,7 +47,8 @@ pub(super) struct Saved {
 impl Saved {
     /// Reads what has to be brought back, and stops an endpoint from mastering the bus. `None` if nothing answers.
     pub fn take<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> Option<Self> {
-        let layout = Function::read(config, None)?.layout;
+        // A virtual function has no vendor of its own.
+        let layout = config.is_present().then(|| Layout::read(config))?;
         let is_bridge = matches!(layout, Layout::Bridge(_) | Layout::CardBus(_));
         let header = HEADER.map(|register| {
             let mask = if is_bridge && register == BRIDGE_STATUS { LOWER_HALF } else { u32::MAX };

@@ -105,6 +105,16 @@ fn a_reset_waits_and_brings_the_header_back() {
 }
 
 #[test]
+fn a_virtual_function_is_reset_though_it_has_no_vendor() {
+    const NVME: u32 = 0x0108_0202;
+    let is_virtual = |function: FakeFunction| function.with(0, u32::MAX).with(8, NVME);
+    let bench = bench(is_virtual(function(FUNCTION_LEVEL_RESET_CAPABLE, 0)));
+    bench.host.space.react(obey);
+    assert_eq!(reset(&bench, reset_function).0, Ok(()));
+    assert!(was_initiated(&bench) && !bench.host.is_bus_master());
+}
+
+#[test]
 fn a_function_without_the_method_is_left_without_bus_mastering() {
     for (function, method) in [
         (function(0, 0), reset_function as Method),

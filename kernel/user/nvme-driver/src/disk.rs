@@ -20,7 +20,9 @@ const ENTRIES: u16 = 128;
 const QUEUE_BYTES: usize = 3 * 4096;
 const LIST_BYTES: usize = LIST_ENTRIES * 8;
 
-/// Where the controller finds what: its queues, the lists of pages, the data.
+/// Where the controller finds what: its queues, the lists of pages, the data. All of it that much further up for each number
+/// that the program is started with, so that others can have what it has at addresses at which it has nothing.
+const STEP: u64 = 1 << 32;
 const QUEUES_AT: u64 = 0x1000_0000;
 const LISTS_AT: u64 = 0x2000_0000;
 const DATA_AT: u64 = 0x4000_0000;
@@ -46,8 +48,10 @@ struct Disk {
 struct Reset;
 
 /// Makes a disk of the controller, and serves it until something goes wrong.
-pub fn serve() -> Result<Infallible, Problem> {
-    let queues = Memory::share(ADMIN_BYTES + QUEUE_BYTES, QUEUES_AT)?;
+pub fn serve(number: u64) -> Result<Infallible, Problem> {
+    let base = number.checked_mul(STEP).filter(|base| base.checked_add(STEP).is_some());
+    let base = base.ok_or(Problem::Call(Error::BadIova))?;
+    let queues = Memory::share(ADMIN_BYTES + QUEUE_BYTES, base + QUEUES_AT)?;
     let mut controller = Controller::open(queues)?;
     controller.restart()?;
     let identity = controller.identify()?;
@@ -55,9 +59,9 @@ pub fn serve() -> Result<Infallible, Problem> {
         return Err(Problem::Unsupported);
     }
     let namespace = controller.first_namespace(&identity)?;
-    let lists = Memory::share(DEPTH * LIST_BYTES, LISTS_AT)?;
+    let lists = Memory::share(DEPTH * LIST_BYTES, base + LISTS_AT)?;
     let mut data = [lists; PIECES];
-    for (piece, iova) in data.iter_mut().zip((DATA_AT..).step_by(PIECE)) {
+    for (piece, iova) in data.iter_mut().zip((base + DATA_AT..).step_by(PIECE)) {
         *piece = Memory::share(PIECE, iova)?;
     }
     let queue = Queue::new(queues.part(ADMIN_BYTES, QUEUE_BYTES), ENTRIES);

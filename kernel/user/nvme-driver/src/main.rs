@@ -48,10 +48,10 @@ impl From<Error> for Problem {
     }
 }
 
-/// The number is no matter. Returns only if something is wrong.
-fn drive(_argument: u64) -> u64 {
+/// The controller finds the program's memory `argument` times 4 GiB further up. Returns only if something is wrong.
+fn drive(argument: u64) -> u64 {
     const WRONG: u64 = 1;
-    let Err(problem) = disk::serve();
+    let Err(problem) = disk::serve(argument);
     runtime::log(format_args!("{problem:?}"));
     WRONG
 }

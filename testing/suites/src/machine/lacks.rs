@@ -1,7 +1,7 @@
 //! What the machine lacks, for tests that need it. A test that gets no machine runs, and fails.
 
 use drivers::{
-    block,
+    block, nvme,
     pci::{Class, Function, Id, Sriov},
 };
 use harness::Context;
@@ -94,6 +94,16 @@ pub fn virtual_functions(context: &Context<'_>) -> Option<&'static str> {
         |function: &Function| Sriov::open(&*machine.host, function).is_some_and(|sriov| sriov.offered() > 1);
     let none = !machine.hotplug.functions().iter().any(offers);
     unit(context).or_else(|| none.then_some("a device with virtual functions"))
+}
+
+/// For tests that give virtual functions of an NVMe controller to processes, beside one that has a disk.
+pub fn virtual_disks(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let offers = |function: &Function| {
+        function.class == nvme::CLASS && Sriov::open(&*machine.host, function).is_some()
+    };
+    let none = !machine.hotplug.functions().iter().any(offers);
+    served_disk(context).or_else(|| none.then_some("an NVMe controller with virtual functions"))
 }
 
 /// For tests that move data by NVMe.
