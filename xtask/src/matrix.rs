@@ -135,7 +135,7 @@ const VIRTUAL_NVME: &[&str] = &[
 const VIRTUAL_DISKS: Scenario = Scenario {
     drive: Drive::Nvme,
     qemu: VIRTUAL_NVME,
-    // Before that, namespaces are not found by controllers that come later.
+    // What older ones make of secondary controllers was not tried.
     needs: &[Need::AtLeast(Version(10, 0)), Need::Property("nvme", "sriov_max_vfs")],
     ..DEFAULT
 };
