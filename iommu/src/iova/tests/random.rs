@@ -254,7 +254,7 @@ fn a_wide_space_with_devices_of_all_masks() {
 /// back and is taken again: more than the magazines hold, so that holes open, and others are filled.
 #[test]
 fn large_aligned_holes_survive_in_a_half_full_window() {
-    const HALF: u64 = if cfg!(miri) { 1 << 12 } else { 1 << 19 };
+    const HALF: u64 = if cfg!(miri) { 1 << 10 } else { 1 << 19 };
     const SWING: u64 = HALF / 4;
     let operations = if cfg!(miri) { 300 } else { 1_000_000 };
     for (seed, lengths) in [(8, ANY), (9, &[1, 2, 4][..]), (10, &[1, 3, 16, 256, 384, 512][..])] {
