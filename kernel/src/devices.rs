@@ -26,7 +26,7 @@ use crate::{
     cmdline::Options,
     console, memory,
     platform::Kernel,
-    process::{self, Giver},
+    process::{self, Giver, NVME_DRIVER},
     status_page,
     threads::SpawnError,
 };
@@ -84,7 +84,7 @@ pub fn start(
     let giver =
         Giver { host: host.clone(), iommu: iommu.clone(), hotplug: hotplug.clone(), disks: disks.clone() };
     for function in functions.iter().filter(|function| is_served(function)) {
-        if let Err(error) = process::start_disk(&giver, function.address) {
+        if let Err(error) = process::start_disk(&giver, NVME_DRIVER, 0, function.address) {
             log::info!("{} is no disk: {error}", function.address);
         }
     }
@@ -252,7 +252,7 @@ fn open_disks(
 fn disk_opener(giver: Giver, served: bool) -> OpenDisk {
     Box::new(move |function| {
         if served && function.class == nvme::CLASS {
-            return Ok(process::start_disk(&giver, function.address)?);
+            return Ok(process::start_disk(&giver, NVME_DRIVER, 0, function.address)?.disk);
         }
         Ok(block::open(&giver.host, giver.iommu.claim(function.address)?, function)?)
     })

@@ -3,7 +3,7 @@
 use crate::hands::Device;
 use crate::qemu::Version;
 use crate::scenario::{DiskPlace, Drive, Expect, Need, Nic, Scenario};
-use crate::shell_session::SHELL;
+use crate::shell_session::{SHELL, SHELL_DISKS};
 use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
@@ -587,6 +587,15 @@ pub const SCENARIOS: &[Scenario] = &[
         needs: &[Need::AtLeast(Version(10, 0))],
         expect: Expect::Session,
         ..DEFAULT
+    },
+    Scenario {
+        name: "shell-disks",
+        about: "somebody kills the process that drives the disk, starts another one, and two more on virtual functions",
+        cmdline: "disk=process",
+        typed: SHELL_DISKS,
+        tests: "none",
+        expect: Expect::Session,
+        ..VIRTUAL_DISKS
     },
     Scenario {
         name: "power-cut",

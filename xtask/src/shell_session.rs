@@ -145,3 +145,70 @@ pub const SHELL: &[Line] = &[
     Line { typed: "start attacker 0 00:04.0", shows: &["00:04.0: 0000:00:04.0 "] },
     Line { typed: "exit", shows: &[] },
 ];
+
+/// The same in the scenario `shell-disks`, where the disk is driven by process 1, and 02:00.0 is an NVMe controller with virtual
+/// functions. Its own driver, process 3, found no namespace, as that of 00:07.0 did before.
+pub const SHELL_DISKS: &[Line] = &[
+    Line { typed: "ps", shows: &["   1  nvme-driver ", "`start nvme-driver` starts a program of "] },
+    Line { typed: "disk", shows: &["disk0    0000:00:03.0  nvme-driver "] },
+    Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line { typed: "kill 1", shows: &["process 1 (nvme-driver) killed"] },
+    Line { typed: "disk disk0 read 0", shows: &["the device is out of order"] },
+    // Without a device there is nothing to drive, and without the right no disk.
+    Line { typed: "start nvme-driver", shows: &["process 4 (nvme-driver) "] },
+    Line { typed: "start nvme-driver 0 00:03.0", shows: &["process 5 (nvme-driver) "] },
+    Line { typed: "disk disk0 read 0", shows: &["the device is out of order"] },
+    Line {
+        typed: "start nvme-driver 0 00:03.0 disk",
+        shows: &["process 6 (nvme-driver) makes a disk of 0000:00:03.0"],
+    },
+    Line { typed: "disk", shows: &["disk0    0000:00:03.0  nvme-driver "] },
+    Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line { typed: "ps", shows: &["   6  nvme-driver "] },
+    // Two more, beside it.
+    Line { typed: "sriov 02:00.0 3", shows: &["3 virtual functions of 2"] },
+    Line { typed: "sriov 02:00.0 2", shows: &["0000:02:00.1\n", "0000:02:00.2\n"] },
+    Line { typed: "lspci", shows: &["0000:02:00.2  1b36:0010"] },
+    Line {
+        typed: "start nvme-driver 0 02:00.0 disk",
+        shows: &["02:00.0: 0000:02:00.0 has a driver already"],
+    },
+    Line {
+        typed: "start nvme-driver 0 02:00.1 disk",
+        shows: &["process 7 (nvme-driver) makes a disk of 0000:02:00.1"],
+    },
+    Line {
+        typed: "start nvme-driver 1 02:00.2 disk",
+        shows: &["process 8 (nvme-driver) makes a disk of 0000:02:00.2"],
+    },
+    Line {
+        typed: "disk",
+        shows: &["disk1    0000:02:00.1  nvme-driver ", "disk2    0000:02:00.2  nvme-driver "],
+    },
+    Line { typed: "ps", shows: &["   6  nvme-driver ", "   7  nvme-driver ", "   8  nvme-driver "] },
+    Line { typed: "kill 7", shows: &["process 7 (nvme-driver) killed"] },
+    Line { typed: "disk disk1 read 0", shows: &["the device is out of order"] },
+    Line { typed: "disk disk2 read 0", shows: &["00 00 00 00"] },
+    Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line {
+        typed: "start nvme-driver 0 02:00.1 disk",
+        shows: &["process 9 (nvme-driver) makes a disk of 0000:02:00.1"],
+    },
+    Line {
+        typed: "sriov 02:00.0 0",
+        shows: &[
+            "02:00.0 has no virtual functions",
+            "process 8 (nvme-driver): 0000:02:00.2 was taken from it",
+            "process 9 (nvme-driver): 0000:02:00.1 was taken from it",
+        ],
+    },
+    Line { typed: "disk disk1 read 0", shows: &["there is no disk disk1"] },
+    Line { typed: "start nvme-driver 0 02:00.1 disk", shows: &["there is no function 02:00.1"] },
+    Line { typed: "disk disk0 read 0", shows: &["Sluice test disk"] },
+    Line { typed: "sriov 02:00.0 1", shows: &["0000:02:00.1\n"] },
+    Line {
+        typed: "start nvme-driver 0 02:00.1 disk",
+        shows: &["process 10 (nvme-driver) makes a disk of 0000:02:00.1"],
+    },
+    Line { typed: "exit", shows: &[] },
+];

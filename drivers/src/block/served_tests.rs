@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicUsize;
 
+use iommu::PageBuffer;
+
 use super::*;
 use crate::{
     block::{Completion, Transfer},

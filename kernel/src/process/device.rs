@@ -67,6 +67,8 @@ pub struct Given {
     mapped: [bool; BARS],
     /// Of which it was said why nobody can.
     refused: [bool; BARS],
+    /// Whether the process may make a block device of it, which takes threads and memory that cannot be refused.
+    is_for_disk: bool,
     /// The block device that the process makes of it.
     service: Option<Service>,
 }
@@ -159,6 +161,13 @@ impl Given {
     /// Which function it is.
     pub fn function(&self) -> PciAddress {
         self.dma.function()
+    }
+
+    /// With the right to make a block device of it, for whoever has it then.
+    #[must_use]
+    pub fn for_disk(mut self) -> Self {
+        self.is_for_disk = true;
+        self
     }
 
     /// Whether it was taken away.

@@ -10,7 +10,7 @@ use super::{GiveError, Giver, Process, StartError, start};
 use crate::arch::clock;
 
 /// The program that drives NVMe controllers.
-const PROGRAM: &str = "nvme-driver";
+pub const NVME_DRIVER: &str = "nvme-driver";
 /// How long it may take to make a disk of its controller.
 const DISK_NS: u64 = 30 * clock::NS_PER_S;
 
@@ -37,15 +37,31 @@ impl fmt::Display for DiskError {
 
 impl core::error::Error for DiskError {}
 
-/// Starts a process that drives the NVMe controller `function`, which nobody has, and waits for its disk.
+/// A process that makes a disk.
+pub struct Driver {
+    /// The process.
+    pub process: Arc<Process>,
+    /// Its disk.
+    pub disk: Arc<dyn BlockDevice>,
+}
+
+/// Starts `program` with `number`, gives it `function`, which nobody has, to make a disk of it, and waits for that.
 ///
 /// # Errors
 /// See [`DiskError`]. A process that was started is killed then, and ends in its own time.
-pub fn start_disk(giver: &Giver, function: PciAddress) -> Result<Arc<dyn BlockDevice>, DiskError> {
-    let given = giver.give(function).map_err(DiskError::Give)?;
-    let process = start(PROGRAM, 0, vec![given]).map_err(DiskError::Start)?;
-    process.await_disk(clock::now_ns() + DISK_NS).ok_or_else(|| {
-        process.kill();
-        DiskError::NoDisk(process)
-    })
+pub fn start_disk(
+    giver: &Giver,
+    program: &str,
+    number: u64,
+    function: PciAddress,
+) -> Result<Driver, DiskError> {
+    let given = giver.give(function).map_err(DiskError::Give)?.for_disk();
+    let process = start(program, number, vec![given]).map_err(DiskError::Start)?;
+    match process.await_disk(clock::now_ns() + DISK_NS) {
+        Some(disk) => Ok(Driver { process, disk }),
+        None => {
+            process.kill();
+            Err(DiskError::NoDisk(process))
+        }
+    }
 }

@@ -32,7 +32,7 @@ use program::{Program, ProgramError};
 
 pub use budget::{Budget, total_pages};
 pub use device::{GiveError, Given, Giver};
-pub use disk::start_disk;
+pub use disk::{Driver, NVME_DRIVER, start_disk};
 pub use space::Space;
 
 use crate::{

@@ -235,11 +235,11 @@ pub(super) fn check_refused(machine: &Machine, disk: &dyn BlockDevice) -> Result
     Ok(())
 }
 
-/// Starts an attacker that makes a disk of the `edu` that nobody has.
+/// Starts an attacker that makes a disk of the `edu` that nobody has, as it may.
 fn attack(context: &Context<'_>, attack: Attack) -> Result<(Arc<Process>, Arc<dyn BlockDevice>), Failure> {
     let machine = Machine::of(context)?;
     let function = machine.idle_edu().ok_or(failure!("no edu"))?;
-    let devices = vec![giver(machine).give(function)?];
+    let devices = vec![giver(machine).give(function)?.for_disk()];
     let process = process::start("attacker", attack as u64, devices)?;
     let disk = process.await_disk(clock::now_ns() + 10 * NS_PER_S);
     Ok((process, disk.ok_or(failure!("the attacker makes no disk"))?))
@@ -274,6 +274,19 @@ test! {
         }
         check_eq!(end_of(&process)?, Ending::Exited(LEFT));
         check_gone(machine, &*disk)?;
+    }
+}
+
+test! {
+    /// A process that was given a device for something else makes no disk of it.
+    lacks = lacks::idle_remapped_edu,
+    fn only_who_was_started_for_it_makes_a_disk(context) {
+        let machine = Machine::of(context)?;
+        let function = machine.idle_edu().ok_or(failure!("no edu"))?;
+        let devices = vec![giver(machine).give(function)?];
+        let process = process::start("attacker", Attack::DiskUninvited as u64, devices)?;
+        check_eq!(end_of(&process)?, Ending::Exited(LEFT));
+        check!(process.await_disk(0).is_none() && machine.disks.of(function).is_none(), "there is a disk");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Virtual functions of an NVMe controller in the hands of processes, beside a process that has a disk of its own.
 
-use alloc::{sync::Arc, vec, vec::Vec};
+use alloc::vec::Vec;
 
 use drivers::{
     block::{AtAddress, BlockDevice, BlockError, Completion, Completions, Operation, Request, Transfer},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     arch::clock::{self, NS_PER_S},
-    process::{self, Ending, GiveError, Process},
+    process::{self, Driver, Ending, GiveError, NVME_DRIVER},
     shell::processes::giver,
 };
 
@@ -32,12 +32,6 @@ const REQUESTS: u64 = 24;
 /// first request are before that.
 const STEP: u64 = 1 << 32;
 const DATA_AT: u64 = 0x4000_0000;
-
-/// A driver process, and the disk that it makes.
-struct Driver {
-    process: Arc<Process>,
-    disk: Arc<dyn BlockDevice>,
-}
 
 /// Virtual functions that are on until this is dropped.
 struct Virtual<'a> {
@@ -70,10 +64,7 @@ impl<'a> Virtual<'a> {
 
     /// Starts a driver, with `number`, on one of them.
     fn start(&self, index: usize, number: u64) -> Result<Driver, Failure> {
-        let devices = vec![giver(self.machine).give(self.address(index)?)?];
-        let process = process::start("nvme-driver", number, devices)?;
-        let disk = process.await_disk(clock::now_ns() + 30 * NS_PER_S);
-        Ok(Driver { disk: disk.ok_or(failure!("{process} makes no disk"))?, process })
+        Ok(process::start_disk(&giver(self.machine), NVME_DRIVER, number, self.address(index)?)?)
     }
 
     fn disable(self) -> Result<(), Failure> {

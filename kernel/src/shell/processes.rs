@@ -8,7 +8,7 @@ use super::{Command, Shell, UsageError};
 use crate::{
     arch::clock::{self, NS_PER_S},
     println,
-    process::{self, Giver, Process},
+    process::{self, Driver, Giver, Process},
     programs,
 };
 
@@ -21,8 +21,8 @@ pub(super) static COMMANDS: &[Command] = &[
     Command { name: "ps", arguments: "", help: "the processes in ring 3, and what can be started", run: ps },
     Command {
         name: "start",
-        arguments: "PROGRAM [NUMBER [FUNCTION]]",
-        help: "start a program in ring 3, with a number as its argument, and give it a device",
+        arguments: "PROGRAM [NUMBER [FUNCTION [disk]]]",
+        help: "start a program in ring 3, with a number as its argument, and give it a device, to make a disk of it",
         run: start,
     },
     Command { name: "kill", arguments: "PID", help: "end a process", run: kill },
@@ -43,23 +43,34 @@ fn ps(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 }
 
 fn start(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
-    let (name, number, function) = match arguments {
-        [name] => (name, "0", None),
-        [name, number] => (name, *number, None),
-        [name, number, function] => (name, *number, Some(function)),
+    let (name, number, function, is_for_disk) = match arguments {
+        [name] => (name, "0", None, false),
+        [name, number] => (name, *number, None, false),
+        [name, number, function] => (name, *number, Some(function), false),
+        [name, number, function, "disk"] => (name, *number, Some(function), true),
         _ => return Err(UsageError),
     };
     let number = number.parse().map_err(|_| UsageError)?;
     let mut devices = Vec::new();
-    if let Some(name) = function {
-        let Some(function) = shell.find(name) else {
-            println!("there is no function {name}");
+    if let Some(at) = function {
+        let Some(function) = shell.find(at) else {
+            println!("there is no function {at}");
             return Ok(());
         };
-        match giver(shell.machine).give(function) {
+        let giver = giver(shell.machine);
+        if is_for_disk {
+            match process::start_disk(&giver, name, number, function) {
+                Ok(Driver { process, disk }) => {
+                    println!("{process} makes a disk of {}", disk.dma().function())
+                }
+                Err(error) => println!("{at}: {error}"),
+            }
+            return Ok(());
+        }
+        match giver.give(function) {
             Ok(given) => devices.push(given),
             Err(error) => {
-                println!("{name}: {error}");
+                println!("{at}: {error}");
                 return Ok(());
             }
         }

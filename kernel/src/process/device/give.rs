@@ -128,6 +128,7 @@ impl Giver {
             shares: [const { None }; SHARES_MAX],
             mapped: [false; BARS],
             refused: [false; BARS],
+            is_for_disk: false,
             service: None,
         };
         // From here on dropping gives it back.

@@ -31,6 +31,9 @@ impl Server for Serving {
 impl Given {
     /// Makes the block device that the process describes at `address`, or has it take requests again.
     pub fn serve(&mut self, address: u64, space: &Space, process: &Arc<Process>) -> Result<u64, Error> {
+        if !self.is_for_disk {
+            return Err(Error::NotAllowed);
+        }
         let offer = offer_of(BlockOffer::decode(space.read_words(address)?), process.name)?;
         if let Some(service) = &self.service {
             if service.offer() != offer || !service.is_to_reset() {
@@ -48,6 +51,10 @@ impl Given {
         let device = service.device();
         self.service = Some(service);
         self.giver.disks.put(device.clone());
+        if self.is_lost() {
+            // Whoever took it may have looked for its disk before.
+            self.giver.disks.remove(self.function());
+        }
         process.disk.call_once(|| device);
         process.changed.wake_all();
         Ok(0)

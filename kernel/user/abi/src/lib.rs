@@ -21,7 +21,7 @@
 //! | `Unshare`         | device, IOVA                 | 0                             | `NoSuchDevice`, `BadIova`, `DeviceLost` |
 //! | `Interrupts`      | device                       | how many it has               | `NoSuchDevice`                     |
 //! | `Await`           | device, events, time         | those that came               | `NoSuchDevice`, `NoSuchEvent`      |
-//! | `Serve`           | device, address              | 0                             | `NoSuchDevice`, `BadAddress`, `BadLength`, `OutOfMemory`, `InUse` |
+//! | `Serve`           | device, address              | 0                             | `NoSuchDevice`, `NotAllowed`, `BadAddress`, `BadLength`, `OutOfMemory`, `InUse` |
 //! | `TakeRequest`     | device, address, data        | 1 if there was one, 0 if not  | `NoSuchDevice`, `NotServing`, `BadAddress` |
 //! | `CompleteRequest` | device, request, outcome, code, data | 0                     | `NoSuchDevice`, `NotServing`, `NoSuchRequest`, `NoSuchOutcome`, `BadAddress` |
 //!
@@ -33,7 +33,7 @@
 //! Events are bits: that of interrupt `n` is `1 << n`, and [`EVENT_REQUEST`] and [`EVENT_RESET`] are those of a device that is served.
 //! An interrupt that came before it is waited for is not lost; it is told once. The others are told for as long as they are so.
 //!
-//! `Serve` makes a block device of a device: what it is like, a [`BlockOffer`], is at the address. From then on others have requests for
+//! `Serve` makes a block device of a device that the program was started to make one of: what it is like, a [`BlockOffer`], is at the address. From then on others have requests for
 //! it. `TakeRequest` hands one over: a [`BlockRequest`] at the address, and what is to be written at `data`, which therefore has room
 //! for the longest. `CompleteRequest` says by a [`BlockOutcome`] how it ended, with the device's own `code` for it; if it was done, what was
 //! read is taken from `data`. A request that is not completed within ten seconds is the end of the program. On [`EVENT_RESET`] it has the
@@ -185,6 +185,8 @@ numbered! {
     NoSuchRequest = 14,
     /// A request cannot end so.
     NoSuchOutcome = 15,
+    /// The process was not given the device to make a block device of it.
+    NotAllowed = 16,
 }
 
 numbered! {

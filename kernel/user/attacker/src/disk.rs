@@ -50,6 +50,12 @@ pub fn never_answer() -> u64 {
     })
 }
 
+/// Offers what it may not, and looks that nothing came of it.
+pub fn intrude() -> u64 {
+    let is_refused = DEVICE.serve(OFFER) == Err(Error::NotAllowed) && is_refused_before();
+    if is_refused { LEFT } else { TAKEN }
+}
+
 /// Says of each request what is not so before it says what is.
 pub fn lie() -> u64 {
     run(|| {

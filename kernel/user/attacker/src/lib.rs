@@ -113,6 +113,8 @@ attacks! {
     DiskLies,
     /// Makes a disk of its device, and answers no request.
     DiskNeverAnswers,
+    /// Makes a disk of its device, which it was not given for that: exits with [`LEFT`] if it is refused.
+    DiskUninvited,
 }
 
 /// How many requests [`Attack::DiskLies`] answers, and what it says that there is on its disk.

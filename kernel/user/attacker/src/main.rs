@@ -42,6 +42,7 @@ fn attack(number: u64) -> u64 {
         Some(Attack::EduCalls) => calls::all_wrong_about_a_device(),
         Some(Attack::DiskLies) => disk::lie(),
         Some(Attack::DiskNeverAnswers) => disk::never_answer(),
+        Some(Attack::DiskUninvited) => disk::intrude(),
         Some(Attack::EduWritesForEver) => edu::run(edu::write_for_ever),
         Some(other) => {
             // SAFETY: it is what it is: each of them ends the program.

@@ -129,9 +129,11 @@ impl Controller {
             if let Some(entry) = self.admin.pop() {
                 break entry;
             }
-            if !DEVICE.await_interrupt(ADMIN.into(), deadline_ns)? && runtime::now_ns() >= deadline_ns {
+            // Interrupts that bring nothing do not put it off.
+            if runtime::now_ns() >= deadline_ns {
                 return Err(Problem::TimedOut);
             }
+            DEVICE.await_interrupt(ADMIN.into(), deadline_ns)?;
         };
         self.ring_completion(ADMIN, self.admin.head);
         if entry.id != ID || entry.queue != ADMIN {
