@@ -8,7 +8,10 @@ use std::{
 
 use iommu::platform::MsiMessage;
 
-use super::host::{BAR_BYTES, Bench, TestHost};
+use super::{
+    host::{BAR_BYTES, Bench, TestHost},
+    secondaries::Secondaries,
+};
 use crate::{
     mmio::trap::Registers,
     pci::{ConfigSpace, fake::FakeFunction},
@@ -84,6 +87,7 @@ pub struct State {
     pub namespaces: Vec<u32>,
     pub namespace: Vec<u8>,
     pub medium: Vec<u8>,
+    pub secondaries: Secondaries,
     configuration: u32,
     status: u32,
     attributes: u32,
@@ -130,7 +134,12 @@ fn namespace() -> Vec<u8> {
 
 /// A machine with this controller in it.
 pub fn bench() -> (Bench, Arc<Nvme>) {
-    let bench = Bench::new(function());
+    bench_of(function())
+}
+
+/// The same with another configuration space.
+pub fn bench_of(function: FakeFunction) -> (Bench, Arc<Nvme>) {
+    let bench = Bench::new(function);
     let state = State {
         behaviour: Behaviour::Honest,
         io: Behaviour::Honest,
@@ -150,6 +159,7 @@ pub fn bench() -> (Bench, Arc<Nvme>) {
         namespaces: vec![NAMESPACE, 5],
         namespace: namespace(),
         medium: vec![0; BLOCKS as usize * BLOCK],
+        secondaries: Secondaries::new(vec![NAMESPACE, 5, 7, 9]),
         configuration: 0,
         status: 0,
         attributes: 0,
@@ -160,6 +170,20 @@ pub fn bench() -> (Bench, Arc<Nvme>) {
     let device = Arc::new(Nvme { state: Mutex::new(state), requester: bench.requester.clone(), host });
     bench.plug(device.clone());
     (bench, device)
+}
+
+fn list_of(namespaces: &[u32]) -> Vec<u8> {
+    let mut page: Vec<u8> = namespaces.iter().flat_map(|id| id.to_le_bytes()).collect();
+    page.resize(4096, 0);
+    page
+}
+
+impl State {
+    /// The function is reset.
+    pub fn reset(&mut self) {
+        (self.configuration, self.status) = (0, 0);
+        self.secondaries.reset();
+    }
 }
 
 /// What comes of a command: its status, and its result.
@@ -259,6 +283,13 @@ impl Nvme {
                 }
                 state.deleted += 1;
             }
+            0x1c => return (state.secondaries.manage(dword(10), dword(11)), 0),
+            0x15 => {
+                assert_eq!(dword(10), 0, "attach");
+                let mut list = [0; 4];
+                let _ = self.requester.read(prp, &mut list);
+                return (state.secondaries.attach(dword(1), &list), 0);
+            }
             0x08 => {
                 let kept = state.queues[usize::from(low)].kept.take_if(|kept| state.aborts && *kept == high);
                 let Some(id) = kept else { return (0, (!state.claims_to_abort).into()) };
@@ -272,11 +303,10 @@ impl Nvme {
     fn identify(&self, state: &State, to: u64, structure: u32, namespace: u32) {
         let page = match (structure, namespace) {
             (1, 0) => state.identity.clone(),
-            (2, 0) => {
-                let mut page: Vec<u8> = state.namespaces.iter().flat_map(|id| id.to_le_bytes()).collect();
-                page.resize(4096, 0);
-                page
-            }
+            (2, 0) => list_of(&state.namespaces),
+            (0x10, 0) => list_of(&state.secondaries.namespaces),
+            (0x14, 0) => state.secondaries.capabilities(),
+            (0x15, 0) => state.secondaries.list(),
             (0, NAMESPACE) => state.namespace.clone(),
             other => panic!("identify {other:?}"),
         };

@@ -278,3 +278,7 @@ impl Hotplug {
 fn find(known: &[Function], function: PciAddress) -> Result<&Function, VirtualError> {
     known.iter().find(|known| known.address == function).ok_or(VirtualError::Unknown { function })
 }
+
+#[cfg(test)]
+#[path = "virtual_tests.rs"]
+mod tests;

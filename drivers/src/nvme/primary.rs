@@ -101,3 +101,7 @@ impl Primary {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "primary_tests.rs"]
+mod tests;
