@@ -58,6 +58,8 @@ pub struct UnitReport {
     pub segment: u16,
     /// Address of its registers.
     pub base: PhysAddr,
+    /// How many bytes of them there are.
+    pub bytes: u64,
     /// Major and minor version (VER).
     pub version: (u8, u8),
     /// The CAP register.

@@ -10,14 +10,14 @@ use drivers::{
     hotplug::Hotplug,
     net, nvme,
     pci::{
-        Apertures, BusRange, Function, assign_unconfigured, decoded, enumerate, number_unconfigured,
-        place_virtual, unconfigure,
+        Apertures, BusRange, Claim, Claimant, Claims, Function, assign_unconfigured, decoded, enumerate,
+        number_unconfigured, place_virtual, unconfigure,
     },
     quiet::is_quiet,
 };
 use iommu::{Iommu, PciAddress, Platform, StartError, platform::Work};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
-use suites::{Disks, Memory, OpenDisk, Parts, Plugged};
+use suites::{Disks, Memory, OpenDisk, Parts, Plugged, reports};
 
 use crate::{
     acpi,
@@ -30,6 +30,10 @@ use crate::{
     status_page,
     threads::SpawnError,
 };
+
+/// First and last of the addresses where PCs have the registers of I/O APICs, remapping units and local APICs, and where interrupts
+/// are sent to.
+const CHIPSET: (u64, u64) = (0xfec0_0000, 0xffff_ffff);
 
 /// Why there are no devices.
 #[derive(Debug)]
@@ -71,16 +75,19 @@ pub fn start(
             .map_err(|_| DevicesError::OutOfMemory)?;
     }
     let (mut functions, numbered) = find_functions(&*host, tables)?;
-    let mut apertures = find_apertures(&*host, tables, memory_map, &functions)?;
+    let mut claims = find_claims(tables, memory_map).map_err(|_| DevicesError::OutOfMemory)?;
+    let mut apertures = find_apertures(&*host, memory_map, &claims, &functions)?;
     assign_unconfigured(&*host, &numbered, &functions, &mut apertures)
         .map_err(|_| DevicesError::OutOfMemory)?;
     place_virtual(&*host, &mut functions, &mut apertures);
-    let iommu = start_iommu(kernel, tables, &functions, options)?;
+    functions.iter_mut().for_each(|function| function.measure(&*host));
+    let iommu = start_iommu(kernel, tables, &functions, &claims, options)?;
+    add_units(&mut claims, &iommu).map_err(|_| DevicesError::OutOfMemory)?;
     let is_served = |function: &Function| words.served_disk && function.class == nvme::CLASS;
     let disks = open_disks(&host, &iommu, &functions, &is_served);
     let interfaces = open_interfaces(&host, &iommu, &functions)?;
     let plugged = Plugged::new(&host, &iommu, &disks);
-    let hotplug = Hotplug::start(&host, &iommu, functions.clone(), apertures, plugged.clone());
+    let hotplug = Hotplug::start(&host, &iommu, functions.clone(), apertures, claims, plugged.clone());
     let giver =
         Giver { host: host.clone(), iommu: iommu.clone(), hotplug: hotplug.clone(), disks: disks.clone() };
     for function in functions.iter().filter(|function| is_served(function)) {
@@ -150,16 +157,15 @@ fn append<T>(list: &mut Vec<T>, found: Result<Vec<T>, TryReserveError>) -> Resul
 /// Addresses below 4 GiB that neither memory, nor configuration space, nor a function has.
 fn find_apertures(
     host: &dyn Host,
-    tables: &acpi::Tables,
     memory_map: &[Region],
+    claims: &Claims,
     functions: &[Function],
 ) -> Result<Apertures, DevicesError> {
     const FOUR_GIB: u64 = 1 << 32;
     let below = memory_map.iter().filter(|region| region.is_ram && region.end <= FOUR_GIB);
     let memory_end = below.map(|region| region.end).max().unwrap_or(FOUR_GIB);
-    let mapped = memory_map.iter().map(|region| (region.start, region.end - 1));
-    Apertures::find(host, functions, memory_end, mapped.chain(configuration_space(tables)))
-        .map_err(|_| DevicesError::OutOfMemory)
+    let taken = claims.iter().map(|claim| (claim.first, claim.last));
+    Apertures::find(host, functions, memory_end, taken).map_err(|_| DevicesError::OutOfMemory)
 }
 
 /// Where configuration space is, each range with its first and last address.
@@ -175,32 +181,60 @@ fn configuration_space(tables: &acpi::Tables) -> impl Iterator<Item = (u64, u64)
 /// have no IOVAs left.
 fn find_registers(
     host: &dyn Host,
-    tables: &acpi::Tables,
+    claims: &Claims,
     functions: &[Function],
 ) -> Result<Vec<PhysRange>, DevicesError> {
-    let decoded = decoded(host, functions).map_err(|_| DevicesError::OutOfMemory)?;
-    let io_apics = tables.io_apics.iter().map(|io_apic| {
-        let first = io_apic.address.as_u64();
-        (first, first + (PAGE_BYTES - 1))
-    });
-    let all = || decoded.iter().chain(configuration_space(tables)).chain(io_apics.clone());
+    let are_registers = |claim: &&Claim| matches!(claim.by, Claimant::ConfigurationSpace | Claimant::IoApic);
     let mut registers = Vec::new();
-    registers.try_reserve_exact(all().count()).map_err(|_| DevicesError::OutOfMemory)?;
-    for (first, last) in all() {
+    for claim in decoded(host, functions).chain(claims.iter().filter(are_registers).copied()) {
+        let Claim { first, last, .. } = claim;
         let [start, end] = [first, last].map(PhysAddr::checked);
         let range = start.zip(end).map(|(start, _)| PhysRange::new(start, last - first + 1));
         match range.filter(|&range| !memory::is_own(range)) {
-            Some(range) => registers.push(range),
-            None => log::warn!("pci: {first:#x}-{last:#x} is said to be registers, which cannot be"),
+            Some(range) => {
+                registers.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
+                registers.push(range);
+            }
+            None => log::warn!("pci: {claim} cannot be registers"),
         }
     }
     Ok(registers)
+}
+
+/// What is somebody's besides what functions decode. Who is there more exactly comes first.
+fn find_claims(tables: &acpi::Tables, memory_map: &[Region]) -> Result<Claims, TryReserveError> {
+    let mut claims = Claims::new();
+    for (first, last) in configuration_space(tables) {
+        claims.add(first, last, Claimant::ConfigurationSpace)?;
+    }
+    for io_apic in &tables.io_apics {
+        let first = io_apic.address.as_u64();
+        claims.add(first, first.saturating_add(PAGE_BYTES - 1), Claimant::IoApic)?;
+    }
+    claims.add(CHIPSET.0, CHIPSET.1, Claimant::Chipset)?;
+    claims.add(0, memory::LOW_MEMORY_END - 1, Claimant::Firmware)?;
+    for region in memory_map.iter().filter(|region| region.start < region.end) {
+        let by = if region.is_ram { Claimant::Memory } else { Claimant::Firmware };
+        // What has a part of a page has the page.
+        let (first, last) = (region.start & !(PAGE_BYTES - 1), region.end - 1 | (PAGE_BYTES - 1));
+        claims.add(first, last, by)?;
+    }
+    Ok(claims)
+}
+
+/// The registers of the remapping units, which only they know how many there are of.
+fn add_units(claims: &mut Claims, iommu: &Iommu) -> Result<(), TryReserveError> {
+    reports::units(iommu).iter().try_for_each(|unit| {
+        let first = unit.base.as_u64();
+        claims.add(first, first.saturating_add(unit.bytes - 1), Claimant::RemappingUnit)
+    })
 }
 
 fn start_iommu(
     kernel: &Arc<Kernel>,
     tables: &acpi::Tables,
     functions: &[Function],
+    claims: &Claims,
     options: iommu::Options,
 ) -> Result<Iommu, DevicesError> {
     let mut topology = Vec::new();
@@ -209,7 +243,7 @@ fn start_iommu(
     let io_apics: Vec<u8> = tables.io_apics.iter().map(|io_apic| io_apic.id).collect();
     let x2apic = apic::is_x2apic();
     let memory: Vec<PhysRange> = memory::ram().collect();
-    let registers = find_registers(&**kernel, tables, functions)?;
+    let registers = find_registers(&**kernel, claims, functions)?;
     let machine = iommu::Machine {
         dmar: tables.dmar,
         functions: &topology,

@@ -550,7 +550,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "reserved-memory",
         about: "firmware reserves memory for a device, and wants some of the kernel's for it too",
         reserves: true,
-        tests: "reserved::*",
+        tests: "*reserved*",
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },

@@ -17,6 +17,7 @@ use alloc::{boxed::Box, collections::TryReserveError, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use iommu::{HotplugError, Iommu, PciAddress, ReleaseError};
+use mm::PhysRange;
 
 pub use self::virtual_functions::VirtualError;
 use self::{
@@ -26,7 +27,7 @@ use self::{
 use crate::{
     host::{Event, Host},
     lock::Lock,
-    pci::{Apertures, Function, PortType},
+    pci::{Apertures, Claims, Function, Misplaced, PortType},
 };
 
 /// How long somebody else may be changing what is behind a port.
@@ -51,6 +52,7 @@ pub struct Hotplug {
     iommu: Iommu,
     drivers: Arc<dyn Drivers>,
     functions: Lock<Vec<Function>>,
+    claims: Claims,
     /// Whether somebody is changing which functions there are.
     changing: AtomicBool,
     /// Physical functions that are nobody else's.
@@ -59,13 +61,15 @@ pub struct Hotplug {
 
 impl Hotplug {
     /// Serves the slots of the ports among `functions` from now on. `apertures` is where addresses come from that the
-    /// ports' own windows do not offer. A slot that cannot be served is reported and left alone.
+    /// ports' own windows do not offer, `claims` what addresses others than functions have. A slot that cannot be served is reported
+    /// and left alone.
     #[must_use]
     pub fn start(
         host: &Arc<dyn Host>,
         iommu: &Iommu,
         functions: Vec<Function>,
         apertures: Apertures,
+        claims: Claims,
         drivers: Arc<dyn Drivers>,
     ) -> Arc<Self> {
         let event = host.event();
@@ -75,6 +79,7 @@ impl Hotplug {
             iommu: iommu.clone(),
             drivers,
             functions,
+            claims,
             changing: AtomicBool::new(false),
             owned: Lock::new(host.clone(), [const { None }; OWNED_MAX]),
         });
@@ -102,6 +107,19 @@ impl Hotplug {
                 return copy;
             }
         }
+    }
+
+    /// What addresses others than functions have.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Checks that nobody but `function` can answer at `range`, as things are now. Takes no memory.
+    ///
+    /// # Errors
+    /// See [`Misplaced`].
+    pub fn check_registers(&self, function: PciAddress, range: PhysRange) -> Result<(), Misplaced> {
+        self.claims.check(&*self.host, &self.functions.lock(), function, range)
     }
 
     /// Memory for a list with `count` more functions: what can fail of [`enter`](Self::enter).

@@ -294,6 +294,7 @@ impl Port {
             }
         }
         place_virtual(host, &mut found, &mut Apertures::nothing());
+        found.iter_mut().for_each(|function| function.measure(host));
         let mut list: Vec<topology::Function> = Vec::new();
         list.try_reserve_exact(found.len())?;
         list.extend(found.iter().map(Function::topology));

@@ -15,7 +15,14 @@ impl Drivers for Nobody {
 }
 
 fn hotplug(bench: &Bench) -> Arc<Hotplug> {
-    Hotplug::start(&bench.as_host(), &bench.iommu, Vec::new(), Apertures::nothing(), Arc::new(Nobody))
+    Hotplug::start(
+        &bench.as_host(),
+        &bench.iommu,
+        Vec::new(),
+        Apertures::nothing(),
+        Claims::new(),
+        Arc::new(Nobody),
+    )
 }
 
 #[test]

@@ -9,6 +9,12 @@ use super::{
     function::Layout,
 };
 
+/// Most base address registers of a function.
+pub const BARS: u8 = 6;
+
+/// The registers of a function that make sense, by the index of their first dword.
+pub type Bars = [Option<Bar>; BARS as usize];
+
 /// One base address register, decoded and sized.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bar {

@@ -5,10 +5,9 @@ use alloc::sync::Arc;
 use iommu::PciAddress;
 
 use super::{
-    bar::{Bar, BarError},
+    bar::{Bar, BarError, Bars},
     config::{Config, command, offset},
     function::{Class, Function, Id, Layout},
-    sriov::VirtualBars,
 };
 use crate::{host::Host, mmio::Mmio};
 
@@ -21,8 +20,8 @@ pub struct Device {
     host: Arc<dyn Host>,
     function: PciAddress,
     layout: Layout,
-    /// Of a virtual function, whose own registers read as zeros.
-    virtual_bars: Option<VirtualBars>,
+    /// Where its registers are known to be.
+    known_bars: Option<Bars>,
 }
 
 impl Device {
@@ -30,13 +29,13 @@ impl Device {
     pub fn open(host: Arc<dyn Host>, function: PciAddress) -> Option<Self> {
         let config = Config::new(&*host, function);
         let layout = config.is_present().then(|| Layout::read(config))?;
-        Some(Self { host, function, layout, virtual_bars: None })
+        Some(Self { host, function, layout, known_bars: None })
     }
 
-    /// Opens `function`, which may be a virtual one: it alone knows where its registers are. `None` if nothing answers there.
+    /// Opens `function`, whose registers are where they were when it was [measured](Function::measure). Those of a virtual one, which
+    /// read as zeros, are known in no other way. `None` if nothing answers there.
     pub fn open_found(host: Arc<dyn Host>, function: &Function) -> Option<Self> {
-        let virtual_bars = function.physical.and(function.virtual_bars);
-        Some(Self { virtual_bars, ..Self::open(host, function.address)? })
+        Some(Self { known_bars: function.bars, ..Self::open(host, function.address)? })
     }
 
     /// The host that the function is reached through.
@@ -70,12 +69,12 @@ impl Device {
         Class::of(self.config().read32(offset::CLASS_REVISION))
     }
 
-    /// Decodes and sizes a BAR; see [`Bar::read`]. Those of a virtual function are known from its physical one.
+    /// Decodes and sizes a BAR (see [`Bar::read`]), unless it is known where it is.
     ///
     /// # Errors
     /// There is no such register, or what it reads makes no sense.
     pub fn bar(&self, index: u8) -> Result<Bar, BarError> {
-        if let Some(bars) = &self.virtual_bars {
+        if let Some(bars) = &self.known_bars {
             return bars
                 .get(usize::from(index))
                 .ok_or(BarError::NoSuchBar(index))?

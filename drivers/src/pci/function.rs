@@ -8,9 +8,9 @@ use iommu::{
 };
 
 use super::{
+    bar::{Bar, Bars},
     config::{Config, ConfigSpace, offset},
     express::PortType,
-    sriov::VirtualBars,
 };
 
 /// One PCI function as enumeration found it.
@@ -38,9 +38,11 @@ pub struct Function {
     pub parent: Option<PciAddress>,
     /// The physical function that it is a virtual function of.
     pub physical: Option<PciAddress>,
-    /// Of a virtual function: its registers. Of a physical one: the registers of the first virtual function, which those of
-    /// the others follow, once they have addresses.
-    pub virtual_bars: Option<VirtualBars>,
+    /// Its registers, as they were when it was [measured](Self::measure); of a virtual function, as its physical one has them.
+    pub bars: Option<Bars>,
+    /// Of a physical function: the registers of the first virtual function, which those of the others follow, once they have
+    /// addresses.
+    pub virtual_bars: Option<Bars>,
     /// For how many virtual functions those addresses are, whatever the function says later.
     pub virtual_room: u16,
 }
@@ -124,6 +126,7 @@ impl Function {
             phantom_bits: config.phantom_bits(),
             parent,
             physical: None,
+            bars: None,
             virtual_bars: None,
             virtual_room: 0,
         })
@@ -134,7 +137,7 @@ impl Function {
         &self,
         config: Config<'_, C>,
         device: u16,
-        bars: VirtualBars,
+        bars: Bars,
     ) -> Self {
         Self {
             address: config.function(),
@@ -145,7 +148,8 @@ impl Function {
             acs: config.acs(),
             phantom_bits: config.phantom_bits(),
             physical: Some(self.address),
-            virtual_bars: Some(bars),
+            bars: Some(bars),
+            virtual_bars: None,
             virtual_room: 0,
             ..self.clone()
         }
@@ -164,6 +168,19 @@ impl Function {
     /// the topology is built.
     pub fn enable_isolation<C: ConfigSpace + ?Sized>(&mut self, space: &C) {
         self.acs = Config::new(space, self.address).enable_isolation();
+    }
+
+    /// Notes where its registers are. What it says of them later changes nothing. Comes after they have their addresses, and before
+    /// anybody drives it: decoding is off for a moment.
+    pub fn measure<C: ConfigSpace + ?Sized>(&mut self, space: &C) {
+        if self.physical.is_some() {
+            return;
+        }
+        let mut bars = Bars::default();
+        for bar in Bar::all(Config::new(space, self.address), self.layout) {
+            bars[usize::from(bar.index)] = Some(bar);
+        }
+        self.bars = Some(bars);
     }
 
     /// What the IOMMU has to know of the function.

@@ -27,7 +27,7 @@ mod resources;
 mod slot;
 mod sriov;
 
-pub use bar::{Bar, BarError, BarKind};
+pub use bar::{BARS, Bar, BarError, BarKind, Bars};
 pub use capability::{Capabilities, Capability, ExtendedCapabilities};
 pub use config::{Config, ConfigSpace};
 pub use device::Device;
@@ -40,8 +40,8 @@ pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
 pub use resources::{
-    Apertures, Ranges, ResourceError, Window, assign, assign_unconfigured, decoded, number_buses,
-    number_unconfigured, place_virtual, unconfigure,
+    Apertures, Claim, Claimant, Claims, Misplaced, Ranges, ResourceError, Window, assign,
+    assign_unconfigured, decoded, number_buses, number_unconfigured, place_virtual, unconfigure,
 };
 pub use slot::{Changes, Slot, SlotError};
-pub use sriov::{Sriov, SriovError, VirtualBars, virtual_functions};
+pub use sriov::{Sriov, SriovError, virtual_functions};

@@ -13,19 +13,13 @@ use core::fmt;
 use iommu::PciAddress;
 
 use super::{
-    bar::{Bar, BarError, BarKind},
+    bar::{BARS, Bar, BarError, BarKind, Bars},
     capability::extended_id,
     config::Config,
     function::Function,
     reset::{DEADLINE_NS, pause},
 };
 use crate::host::Host;
-
-/// How many BARs virtual functions have.
-const BARS: u8 = 6;
-
-/// The registers of a virtual function, by the index of their first dword.
-pub type VirtualBars = [Option<Bar>; BARS as usize];
 
 /// Offsets in the SR-IOV extended capability.
 mod layout {
@@ -211,9 +205,9 @@ impl<'a> Sriov<'a> {
 
     /// The registers of the first virtual function, sized for pages of 4 KiB, with no addresses. There must be no virtual
     /// functions.
-    pub(super) fn size_bars(&self) -> Result<VirtualBars, SriovError> {
+    pub(super) fn size_bars(&self) -> Result<Bars, SriovError> {
         self.set_page_size()?;
-        let mut bars = VirtualBars::default();
+        let mut bars = Bars::default();
         let mut index = 0;
         while index < BARS {
             let bar = match Bar::read_quiet(self.config(), self.capability + layout::VF_BARS, index, BARS) {
@@ -288,7 +282,7 @@ impl<'a> Sriov<'a> {
 
     /// Brings everything into the capability that has to be there before VF Enable. The registers of the first function are
     /// returned.
-    fn prepare(&self, count: u16) -> Result<VirtualBars, SriovError> {
+    fn prepare(&self, count: u16) -> Result<Bars, SriovError> {
         let bars = self.physical.virtual_bars.ok_or(SriovError::NoAddresses)?;
         // A reset of the physical function may have taken all of it away.
         self.set_page_size()?;
@@ -309,12 +303,7 @@ impl<'a> Sriov<'a> {
         Ok(bars)
     }
 
-    fn turn_on(
-        &self,
-        count: u16,
-        first: &VirtualBars,
-        known: &[Function],
-    ) -> Result<Vec<Function>, SriovError> {
+    fn turn_on(&self, count: u16, first: &Bars, known: &[Function]) -> Result<Vec<Function>, SriovError> {
         let mut addresses: Vec<PciAddress> = Vec::new();
         addresses.try_reserve_exact(count.into())?;
         for number in 0..count {

@@ -91,7 +91,7 @@ fn they_come_with_what_the_physical_one_says_of_them_and_go() {
         assert_eq!((function.id.vendor, function.id.device), (0x8086, 0x10ca));
         assert_eq!((function.class, function.parent), (found[0].class, Some(PORT)));
         assert_eq!(function.topology().physical, Some(PHYSICAL));
-        let bar = function.virtual_bars.unwrap()[0].unwrap();
+        let bar = function.bars.unwrap()[0].unwrap();
         assert_eq!((bar.base, bar.bytes), (base, BAR_BYTES));
         assert!(Config::new(&bench.host.space, function.address).is_present());
         assert!(Function::read(Config::new(&bench.host.space, function.address), None).is_none());

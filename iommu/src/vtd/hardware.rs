@@ -383,6 +383,7 @@ impl<P: Platform> UnitState<P> {
             unit: self.unit.index(),
             segment: self.unit.segment(),
             base: self.unit.base(),
+            bytes: self.unit.registers().bytes,
             version: (capability.version().major(), capability.version().minor()),
             capability: capability.cap().into_bits(),
             extended_capability: capability.ecap().into_bits(),

@@ -7,8 +7,10 @@
 //! | [`layout::STACKS`]          | stacks                                   | writable, no execution       |
 //! | [`layout::KERNEL_BASE`]     | code; constants; variables, boot stack   | execute; read; write         |
 
+use alloc::vec::Vec;
 use core::{
     fmt,
+    mem::ManuallyDrop,
     ops::Range,
     ptr::{self, NonNull},
     sync::atomic::AtomicU64,
@@ -38,8 +40,72 @@ const REGISTERS: X86Access = READ_WRITE.union(memory_types::UNCACHED);
 const DEVICE_MEMORY: X86Access = READ_WRITE.union(memory_types::WRITE_COMBINING);
 
 static TABLE: Once<PageTable<X86Format, KernelTables>> = Once::new();
-/// The part of [`layout::WINDOW`] that is not in use yet.
-static WINDOW: IrqMutex<Range<u64>> = IrqMutex::new(Rank::AddressSpace, layout::WINDOW);
+static WINDOW: IrqMutex<Window> = IrqMutex::new(Rank::AddressSpace, Window::new());
+
+/// Who has what of [`layout::WINDOW`].
+struct Window {
+    /// What was never given out, or has come back behind all the rest.
+    rest: Range<u64>,
+    /// What has come back in between: first address and length.
+    returned: Vec<(u64, u64)>,
+    /// Registers, whole pages, and where they are shown. Whoever asks for them again gets the same addresses.
+    registers: Vec<(PhysRange, u64)>,
+}
+
+impl Window {
+    const fn new() -> Self {
+        Self { rest: layout::WINDOW, returned: Vec::new(), registers: Vec::new() }
+    }
+
+    /// Addresses for `pages`, aligned alike as far as large pages need it.
+    fn reserve(&mut self, pages: PhysRange) -> Option<u64> {
+        const LARGE: u64 = 2 << 20;
+        let alignment = if pages.bytes >= LARGE { LARGE } else { PAGE_BYTES };
+        let skew = pages.start.as_u64() % alignment;
+        let fits = |&(input, bytes): &(u64, u64)| bytes == pages.bytes && input % alignment == skew;
+        if let Some(index) = self.returned.iter().position(fits) {
+            return Some(self.returned.swap_remove(index).0);
+        }
+        let input = self.rest.start.next_multiple_of(alignment) + skew;
+        let end = input.checked_add(pages.bytes).filter(|&end| end <= self.rest.end)?;
+        self.rest.start = end;
+        Some(input)
+    }
+
+    /// Takes addresses back at which nothing is mapped. Without memory to note them they are lost.
+    fn give_back(&mut self, input: u64, bytes: u64) {
+        if self.rest.start == input + bytes {
+            self.rest.start = input;
+        } else if self.returned.try_reserve(1).is_ok() {
+            self.returned.push((input, bytes));
+        }
+    }
+
+    /// Notes that the registers at `pages` are shown at `input`. False without memory for it.
+    fn note(&mut self, pages: PhysRange, input: u64) -> bool {
+        let has_room = self.registers.try_reserve(1).is_ok();
+        if has_room {
+            self.registers.push((pages, input));
+        }
+        has_room
+    }
+
+    /// Where the registers at `pages` are shown, if they are.
+    fn find(&self, pages: PhysRange) -> Option<u64> {
+        let offset = |shown: PhysRange| pages.start.as_u64().checked_sub(shown.start.as_u64());
+        self.registers.iter().find_map(|&(shown, input)| {
+            let offset = offset(shown).filter(|offset| offset + pages.bytes <= shown.bytes)?;
+            Some(input + offset)
+        })
+    }
+}
+
+/// How many bytes of the window are in use, or lost.
+pub fn window_bytes() -> u64 {
+    let window = WINDOW.lock();
+    let returned: u64 = window.returned.iter().map(|&(_, bytes)| bytes).sum();
+    window.rest.start - layout::WINDOW.start - returned
+}
 
 /// Table pages from the frame allocator, reached through the direct map.
 #[derive(Clone, Copy, Debug)]
@@ -146,31 +212,30 @@ pub(super) enum Kind {
     Firmware,
 }
 
-/// Maps the pages of `range` somewhere in the window, for good, and returns where its first byte is.
+/// Maps the pages of `range` somewhere in the window, for good, and returns where its first byte is. Registers that are shown
+/// already are not shown again: drivers come and go.
 pub(super) fn map_window(range: PhysRange, kind: Kind) -> Option<NonNull<u8>> {
     let offset = range.start.as_u64() % PAGE_BYTES;
     let first = PhysAddr::new(range.start.as_u64() - offset);
     let pages = PhysRange::new(first, (range.bytes + offset).next_multiple_of(PAGE_BYTES));
-    let input = reserve_window(pages)?;
+    let at = |input| NonNull::new((input + offset) as *mut u8);
     let access = match kind {
         Kind::Registers => REGISTERS,
         Kind::Firmware => READ_ONLY,
     };
-    // SAFETY: this piece of the window was given out to this call alone; the caller checked that the range is not RAM
-    // that Rust knows of.
-    unsafe { map(input, pages, access) }.then(|| NonNull::new((input + offset) as *mut u8)).flatten()
-}
-
-/// Addresses for `pages`, aligned alike as far as large pages need it. Only those of an [`Alias`] are given back.
-fn reserve_window(pages: PhysRange) -> Option<u64> {
-    const LARGE: u64 = 2 << 20;
-    let mut window = WINDOW.lock();
-    let alignment = if pages.bytes >= LARGE { LARGE } else { PAGE_BYTES };
-    let skew = pages.start.as_u64() % alignment;
-    let input = window.start.next_multiple_of(alignment) + skew;
-    let end = input.checked_add(pages.bytes).filter(|&end| end <= window.end)?;
-    window.start = end;
-    Some(input)
+    if kind == Kind::Registers {
+        let shown = WINDOW.lock().find(pages);
+        if let Some(input) = shown {
+            return at(input);
+        }
+    }
+    // SAFETY: the caller checked that the range is not RAM that Rust knows of.
+    let shown = unsafe { Alias::in_window(pages, access) }?;
+    if kind == Kind::Registers {
+        // The lock is free again when what cannot be noted goes.
+        WINDOW.lock().note(pages, shown.input).then_some(())?;
+    }
+    at(ManuallyDrop::new(shown).input)
 }
 
 /// Maps `range` at `input`. False if there is no memory for tables, or something is mapped there.
@@ -267,9 +332,13 @@ impl Alias {
     /// # Safety
     /// As [`map`], but for the addresses.
     unsafe fn in_window(range: PhysRange, access: X86Access) -> Option<Self> {
-        let input = reserve_window(range)?;
+        let input = WINDOW.lock().reserve(range)?;
         // SAFETY: the addresses were given out to this call alone; the rest is the caller's promise.
-        unsafe { map(input, range, access) }.then_some(Self { input, bytes: range.bytes })
+        let is_mapped = unsafe { map(input, range, access) };
+        if !is_mapped {
+            WINDOW.lock().give_back(input, range.bytes);
+        }
+        is_mapped.then_some(Self { input, bytes: range.bytes })
     }
 
     /// The pages of `range` at their own addresses, executable and read-only. `None` if there is no memory for tables.
@@ -292,10 +361,8 @@ impl Drop for Alias {
     fn drop(&mut self) {
         // SAFETY: the addresses are this alias's own, and nobody has it any more.
         unsafe { unmap(self.input, self.bytes) }
-        // The last addresses of the window that were given out can be given out again, others cannot.
-        let mut window = WINDOW.lock();
-        if window.start == self.input + self.bytes {
-            window.start = self.input;
+        if layout::WINDOW.contains(&self.input) {
+            WINDOW.lock().give_back(self.input, self.bytes);
         }
     }
 }

@@ -18,7 +18,7 @@ use iommu::platform::Unshareable;
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use spin::Once;
 
-pub use address_space::{Alias, KernelTables, lookup, root, runs};
+pub use address_space::{Alias, KernelTables, lookup, root, runs, window_bytes};
 pub use exhausted::Exhausted;
 pub use heap::small_bytes;
 pub use ranges::RangeSet;
@@ -27,7 +27,7 @@ pub use user_table::UserTable;
 use crate::boot_info::{BootInfo, Region};
 
 /// Low memory is left alone, but for [`START_PAGE`]: firmware has its data there.
-const LOW_MEMORY_END: u64 = 1 << 20;
+pub const LOW_MEMORY_END: u64 = 1 << 20;
 
 /// Pieces of RAM that are used, if there are more: half of what the frame allocator can hold, as it cuts a piece at
 /// 4 GiB, and the first pages are cut off another.

@@ -23,20 +23,18 @@ use drivers::{
     block::served::Service,
     host::{self, Event},
     pci::{Device, Lendable, Msi, MsiError, Msix, MsixError},
-    quiet,
+    quiet::{self, Target},
 };
 use iommu::{
     DmaDevice, DmaDomain, Iova, PciAddress, ReleaseError,
     dma::{Bidirectional, DmaError, FromDevice, Mapping, ToDevice},
 };
-use mm::PhysRange;
 
 pub use give::{GiveError, Giver};
 
 use super::{Process, budget::Pages, space::Space};
 use crate::{
     arch::clock,
-    memory,
     threads::{self, WaitQueue},
 };
 
@@ -50,8 +48,6 @@ const BARS: usize = 6;
 const BUSY_NS: u64 = 10_000_000_000;
 /// How often it looks.
 const BUSY_STEP_NS: u64 = 1_000_000;
-/// Where PCs have the registers of I/O APICs, remapping units and local APICs, and where interrupts are sent to.
-const CHIPSET: PhysRange = PhysRange { start: mm::PhysAddr::new(0xfec0_0000), bytes: 0x0140_0000 };
 
 /// A function that is a process's, until this is dropped.
 pub struct Given {
@@ -60,6 +56,8 @@ pub struct Given {
     dma: DmaDevice,
     fate: Arc<Fate>,
     device: Device,
+    /// The bridge right above it.
+    bridge: Option<PciAddress>,
     interrupts: Interrupts,
     lines: [Arc<Line>; INTERRUPTS_MAX],
     shares: [Option<Share>; SHARES_MAX],
@@ -265,8 +263,8 @@ impl Given {
         if self.mapped[index] {
             return Err(Error::InUse);
         }
-        // SAFETY: of the process's device, where firmware or this kernel has placed it; it was checked to be neither RAM nor the
-        // chip set's.
+        // SAFETY: of the process's device, where firmware or this kernel has placed it; it was checked to be nobody else's, RAM
+        // least of all.
         let start = unsafe { space.map_bar(&lendable) }?;
         self.mapped[index] = true;
         Ok(start)
@@ -279,12 +277,8 @@ impl Given {
             Ok(lendable) => lendable,
             Err(error) => return Err(self.refuse(index, &error)),
         };
-        let range = lendable.range;
-        let is_chipset = range.start.as_u64() < CHIPSET.start.as_u64() + CHIPSET.bytes
-            && CHIPSET.start.as_u64() < range.start.as_u64() + range.bytes;
-        if is_chipset || memory::is_own(range) || memory::is_firmwares(range) {
-            let why = format_args!("it is at {:#x}, where no registers can be", range.start.as_u64());
-            return Err(self.refuse(index, &why));
+        if let Err(error) = self.giver.hotplug.check_registers(self.function(), lendable.range) {
+            return Err(self.refuse(index, &error));
         }
         Ok((index.into(), lendable))
     }
@@ -354,12 +348,17 @@ impl Given {
 }
 
 impl Given {
+    /// Whether its function could be made quiet. Takes no memory.
+    fn is_quiet(&self, function: PciAddress) -> bool {
+        let target = Target { function, bridge: self.bridge, group: &[function] };
+        let result = quiet::quieten(&self.giver.host, target);
+        result.inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
+    }
+
     /// Has the function taken from its process, unless somebody has done so before: it may be another's by now.
     fn release(&self) -> Result<(), ReleaseError> {
-        let (function, Giver { host, hotplug, .. }) = (self.function(), &self.giver);
         let deadline_ns = clock::now_ns() + BUSY_NS;
-        let functions = hotplug.functions();
-        let is_quiet = |member| quiet::is_quiet(host, &functions, &[function], member);
+        let is_quiet = |function| self.is_quiet(function);
         loop {
             match self.dma.release(is_quiet) {
                 Err(ReleaseError::Over { .. }) => return Ok(()),

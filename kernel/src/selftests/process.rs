@@ -1,10 +1,11 @@
 //! Programs in ring 3: what they can do to the kernel and to each other, which is nothing, and what is left of them.
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec, vec::Vec};
+use core::ptr::NonNull;
 
 use attacker::{Attack, LEFT};
 use harness::{Failure, check, check_eq, failure, test};
-use mm::PAGE_BYTES;
+use mm::{PAGE_BYTES, PhysRange, table::x86::X86Access};
 use x86::controlregs::{self, Cr0, Cr4};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
         clock::{self, NS_PER_S},
         user::{self, Exception},
     },
-    memory::frames,
+    memory::{self, KernelTables, UserTable, frames},
     process::{self, Ending, PROCESSES_MAX, Process, StartError},
     programs, smp, threads,
 };
@@ -251,5 +252,25 @@ test! {
         let after = frames::statistics().free;
         check!(after + ROUNDS > before, "{before} frames were free, and now {after}");
         check_eq!(process::total_pages(), 0);
+    }
+}
+
+test! {
+    /// What is taken from a process that goes on is out of every CPU's TLB before it is anybody else's.
+    fn what_a_process_gives_back_is_flushed(_context) {
+        const TIMES: u64 = 64;
+        let table = UserTable::new(KernelTables).ok_or(failure!("no table"))?;
+        // As long as a page, and so one.
+        let page = vec![0_u8; PAGE_BYTES as usize];
+        let at = memory::physical(NonNull::from(&page[0]), PAGE_BYTES as usize).ok_or(failure!("where?"))?;
+        let range = PhysRange::new(at, PAGE_BYTES);
+        for _ in 0..TIMES {
+            // SAFETY: in the lower half, and no CPU ever has this table.
+            check!(unsafe { table.map(abi::MEMORY.start, range, X86Access::NO_EXECUTE) }, "it was not mapped");
+            let before = smp::flushes();
+            table.unmap(abi::MEMORY.start, PAGE_BYTES)?;
+            check!(smp::flushes() > before, "nobody was asked");
+            check!(table.access_at(abi::MEMORY.start).is_none(), "it is mapped still");
+        }
     }
 }

@@ -3,10 +3,13 @@
 use alloc::{sync::Arc, vec};
 
 use attacker::{Attack, LEFT};
-use drivers::pci::Device;
+use drivers::{
+    pci::{Bar, BarKind, Claimant, Device, Misplaced},
+    quiet,
+};
 use harness::{Context, Failure, check, check_eq, failure, test};
-use iommu::{PciAddress, dump::DomainKind};
-use mm::PAGE_BYTES;
+use iommu::{ClaimError, PciAddress, dump::DomainKind};
+use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 use suites::{Machine, lacks, reports};
 
 use super::process::end_of;
@@ -15,10 +18,10 @@ use crate::{
         clock::{self, NS_PER_MS},
         random,
     },
-    memory::layout,
+    memory::{self, layout},
     process::{self, Ending, GiveError, Giver, Process},
     shell::processes::giver,
-    threads,
+    smp, threads,
 };
 
 /// The `edu` that nobody has, and what it takes to give it to a process.
@@ -219,5 +222,113 @@ test! {
         check_eq!(end_of(&process)?, Ending::Killed);
         edu.check_free()?;
         check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+    }
+}
+
+test! {
+    /// A process that ends while somebody else is taking its device waits for that, and keeps nothing then.
+    lacks = lacks::idle_remapped_edu,
+    fn a_process_ends_while_its_device_is_being_released(context) {
+        let edu = Edu::of(context)?;
+        let process = edu.start(Attack::EduWritesForEver)?;
+        threads::sleep_until(context.now_ns() + 30 * NS_PER_MS);
+        check_eq!(process.wait(0), None);
+        let functions = edu.machine.hotplug.functions();
+        let is_quiet = |member| {
+            // The process has been told, and asks for the device again and again.
+            threads::sleep_until(clock::now_ns() + 300 * NS_PER_MS);
+            quiet::is_quiet(&edu.giver.host, &functions, &[edu.function], member)
+        };
+        edu.machine.iommu.release(edu.function, is_quiet)?;
+        check_eq!(end_of(&process)?, Ending::Killed);
+        edu.check_free()?;
+    }
+}
+
+test! {
+    /// The end of a process takes no memory: there may be none.
+    lacks = lacks::idle_remapped_edu,
+    fn a_process_ends_without_memory(context) {
+        let edu = Edu::of(context)?;
+        check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+        let process = edu.start(Attack::EduWritesForEver)?;
+        threads::sleep_until(context.now_ns() + 30 * NS_PER_MS);
+        check_eq!(process.wait(0), None);
+        let exhausted = memory::Exhausted::new();
+        process.kill();
+        let ending = process.wait(clock::now_ns() + 20_000 * NS_PER_MS);
+        drop(exhausted);
+        check_eq!(ending, Some(Ending::Killed));
+        edu.check_free()?;
+        check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
+    }
+}
+
+test! {
+    /// However often a device is given, it takes addresses for its registers once.
+    lacks = lacks::idle_remapped_edu,
+    fn a_device_is_given_again_and_again(context) {
+        const TIMES: usize = 32;
+        let edu = Edu::of(context)?;
+        drop(edu.giver.give(edu.function)?);
+        let (before, flushes) = (memory::window_bytes(), smp::flushes());
+        for _ in 0..TIMES {
+            drop(edu.giver.give(edu.function)?);
+        }
+        check_eq!(memory::window_bytes(), before, "bytes of the kernel's addresses");
+        check!(smp::flushes() - flushes < TIMES as u64, "what stays mapped was flushed");
+    }
+}
+
+test! {
+    /// Registers are a process's if nobody else can answer where its device says that they are.
+    lacks = lacks::idle_remapped_edu,
+    fn registers_of_others_are_not_lent(context) {
+        let edu = Edu::of(context)?;
+        let hotplug = &edu.machine.hotplug;
+        let page = |first: u64| PhysRange::new(PhysAddr::new(first & !(PAGE_BYTES - 1)), PAGE_BYTES);
+        let mut kinds = (false, false, false);
+        for claim in hotplug.claims().iter() {
+            for address in [claim.first, claim.last] {
+                let refused = hotplug.check_registers(edu.function, page(address));
+                check!(matches!(refused, Err(Misplaced::Taken { .. })), "{claim}: {refused:?}");
+            }
+            match claim.by {
+                Claimant::Memory => kinds.0 = true,
+                Claimant::ConfigurationSpace => kinds.1 = true,
+                Claimant::RemappingUnit => kinds.2 = true,
+                _ => {}
+            }
+        }
+        check_eq!(kinds, (true, true, true), "memory, configuration space, a unit");
+        let (mut own, mut others) = (0, 0);
+        for function in &hotplug.functions() {
+            let bars = function.bars.ok_or(failure!("{} was not measured", function.address))?;
+            let is_placed = |bar: &&Bar| bar.kind != BarKind::Port && bar.base != 0;
+            for bar in bars.iter().flatten().filter(is_placed) {
+                let found = hotplug.check_registers(edu.function, page(bar.base));
+                if function.address == edu.function {
+                    check_eq!(found, Ok(()));
+                    own += 1;
+                } else {
+                    check!(matches!(found, Err(Misplaced::Taken { .. })), "{bar:?} of {}", function.address);
+                    others += 1;
+                }
+            }
+        }
+        check!(own > 0 && others > 1, "{own} BARs of its own, {others} of others");
+    }
+}
+
+test! {
+    /// A device that firmware keeps memory for is no process's: firmware may have it use that at any time.
+    lacks = lacks::reserved_edu,
+    fn firmwares_reserved_memory_keeps_a_device_from_processes(context) {
+        let edu = Edu::of(context)?;
+        let function = edu.function;
+        let refused = edu.giver.give(function).map(drop);
+        check!(matches!(refused, Err(GiveError::Claim(ClaimError::Reserved { .. }))), "{refused:?}");
+        let group = reports::group(&edu.machine.iommu, function).ok_or(failure!("no group"))?;
+        check_eq!(group.mappings.len(), group.reserved.len(), "it was not left as it was");
     }
 }

@@ -6,13 +6,12 @@ use iommu::PciAddress;
 
 use super::{
     super::{
-        bar::BarKind,
         config::{Config, ConfigSpace},
-        function::{Function, Layout},
+        function::Function,
     },
     Ranges, Window,
+    claims::claims_of,
 };
-use crate::pci::Bar;
 
 /// Addresses below 4 GiB that the host bridge passes on to root buses and that nothing decodes.
 ///
@@ -32,7 +31,8 @@ impl Apertures {
     /// The apertures of a machine whose memory below 4 GiB ends before `memory_end`. `taken` are ranges, each with its
     /// first and last address, that belong to something else.
     ///
-    /// BARs are sized on the way, for which their functions' decoding is off for a moment: no driver may run yet.
+    /// BARs of functions that were not measured are sized on the way, for which their decoding is off for a moment: no driver may
+    /// run yet.
     ///
     /// # Errors
     /// No memory.
@@ -115,34 +115,5 @@ fn remove_registers<C: ConfigSpace + ?Sized>(
     function: &Function,
     free: &mut Ranges,
 ) -> Result<(), TryReserveError> {
-    registers(space, function).try_for_each(|(first, last)| free.remove(first, last))
-}
-
-/// What `function` decodes, each with its first and last address: its BARs, and as a bridge its windows.
-fn registers<C: ConfigSpace + ?Sized>(space: &C, function: &Function) -> impl Iterator<Item = (u64, u64)> {
-    let (config, layout) = (Config::new(space, function.address), function.layout);
-    let bars = Bar::all(config, layout).filter(|bar| bar.kind != BarKind::Port && bar.base != 0);
-    let bars = bars.map(|bar| (bar.base, bar.base.saturating_add(bar.bytes - 1)));
-    let windows = [Window::Memory, Window::Prefetchable]
-        .into_iter()
-        .filter(move |_| matches!(layout, Layout::Bridge(_)));
-    bars.chain(windows.filter_map(move |window| window.read(config)))
-}
-
-/// What the functions on root buses decode: their BARs, and the windows of bridges, in which everything is that is behind
-/// them.
-///
-/// BARs are sized on the way, as by [`Apertures::find`].
-///
-/// # Errors
-/// No memory.
-pub fn decoded<C: ConfigSpace + ?Sized>(
-    space: &C,
-    functions: &[Function],
-) -> Result<Ranges, TryReserveError> {
-    let mut all = Ranges::new();
-    for function in functions.iter().filter(|function| function.parent.is_none()) {
-        registers(space, function).try_for_each(|(first, last)| all.add(first, last))?;
-    }
-    Ok(all)
+    claims_of(space, function).try_for_each(|claim| free.remove(claim.first, claim.last))
 }

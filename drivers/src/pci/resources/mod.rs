@@ -14,20 +14,24 @@
 //! ones stay shut. Bridges without numbers that are there from the start are treated in the same way
 //! ([`number_unconfigured`], [`assign_unconfigured`]).
 //!
+//! Who has which addresses is in one place ([`Claims`]).
+//!
 //! Registers of virtual functions are placed for as many as a function can have, before it has any ([`place_virtual`]).
 
 mod apertures;
 mod assign;
 mod buses;
+mod claims;
 mod need;
 mod ranges;
 mod unconfigured;
 mod virtual_bars;
 mod window;
 
-pub use apertures::{Apertures, decoded};
+pub use apertures::Apertures;
 pub use assign::{ResourceError, assign};
 pub use buses::number_buses;
+pub use claims::{Claim, Claimant, Claims, Misplaced, decoded};
 pub use ranges::Ranges;
 pub use unconfigured::{assign_unconfigured, number_unconfigured, unconfigure};
 pub use virtual_bars::place_virtual;
@@ -35,6 +39,8 @@ pub use window::Window;
 
 #[cfg(test)]
 mod bridge_tests;
+#[cfg(test)]
+mod claims_tests;
 #[cfg(test)]
 mod hierarchy_tests;
 #[cfg(test)]

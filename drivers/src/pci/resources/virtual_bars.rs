@@ -7,9 +7,9 @@ use iommu::PciAddress;
 
 use super::{
     super::{
-        bar::{Bar, BarKind},
+        bar::{Bar, BarKind, Bars},
         function::Function,
-        sriov::{Sriov, SriovError, VirtualBars},
+        sriov::{Sriov, SriovError},
     },
     Apertures, Ranges,
     apertures::left_in,
@@ -69,8 +69,8 @@ impl fmt::Display for NoPlace {
 }
 
 /// The registers of the first virtual function, and for how many there is room.
-fn place(host: &dyn Host, function: &Function, room: &mut Room<'_>) -> Result<(VirtualBars, u16), NoPlace> {
-    let Some(sriov) = Sriov::open(host, function) else { return Ok((VirtualBars::default(), 0)) };
+fn place(host: &dyn Host, function: &Function, room: &mut Room<'_>) -> Result<(Bars, u16), NoPlace> {
+    let Some(sriov) = Sriov::open(host, function) else { return Ok((Bars::default(), 0)) };
     if sriov.is_on() {
         sriov.disable().map_err(NoPlace::Sriov)?;
     }

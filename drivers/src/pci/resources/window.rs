@@ -15,6 +15,9 @@ pub enum Window {
 }
 
 impl Window {
+    /// Both of them.
+    pub const BOTH: [Self; 2] = [Self::Memory, Self::Prefetchable];
+
     /// Offset of the dword with base in the lower and limit in the upper half: their upper 12 bits are address bits 31:20.
     const fn register(self) -> u16 {
         match self {

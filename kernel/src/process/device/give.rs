@@ -123,6 +123,7 @@ impl Giver {
             dma,
             fate,
             device,
+            bridge: found.parent,
             interrupts: Interrupts::None,
             lines: core::array::from_fn(|_| line()),
             shares: [const { None }; SHARES_MAX],

@@ -1,0 +1,248 @@
+//! Who has which physical addresses.
+//!
+//! A function says itself where its registers are, and may lie. Bridges are believed: what is behind one is in its windows, or
+//! cannot be reached. So before registers are mapped for somebody who is not trusted, they are compared with the windows of the bridge
+//! above, and with all that anybody else has: what the host knows of from firmware and itself ([`Claims::add`]), and what the other
+//! functions decode. Where two functions say that they are in one place, neither is believed.
+
+use alloc::{collections::TryReserveError, vec::Vec};
+use core::{fmt, iter};
+
+use iommu::PciAddress;
+use mm::PhysRange;
+
+use super::{
+    super::{
+        bar::{Bar, BarKind},
+        config::{Config, ConfigSpace},
+        function::{Function, Layout},
+    },
+    Window,
+};
+
+/// Who has a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claimant {
+    /// RAM.
+    Memory,
+    /// Memory that firmware has kept for itself.
+    Firmware,
+    /// The fixed addresses of the chip set.
+    Chipset,
+    /// Configuration space.
+    ConfigurationSpace,
+    /// An I/O APIC.
+    IoApic,
+    /// A remapping unit.
+    RemappingUnit,
+    /// A function, by a BAR.
+    Bar {
+        /// The function.
+        function: PciAddress,
+        /// Index of the BAR.
+        index: u8,
+    },
+    /// The virtual functions that a function can have.
+    VirtualFunctions {
+        /// The physical function.
+        of: PciAddress,
+        /// Index of their BAR.
+        index: u8,
+    },
+    /// What is behind a bridge.
+    Behind {
+        /// The bridge.
+        bridge: PciAddress,
+    },
+}
+
+impl fmt::Display for Claimant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Firmware => f.write_str("firmware's memory"),
+            Self::Chipset => f.write_str("the chip set's addresses"),
+            Self::ConfigurationSpace => f.write_str("configuration space"),
+            Self::IoApic => f.write_str("an I/O APIC"),
+            Self::RemappingUnit => f.write_str("a remapping unit"),
+            Self::Bar { function, index } => write!(f, "BAR {index} of {function}"),
+            Self::VirtualFunctions { of, index } => write!(f, "BAR {index} of the virtual functions of {of}"),
+            Self::Behind { bridge } => write!(f, "what is behind {bridge}"),
+        }
+    }
+}
+
+/// A range, and who has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// First address.
+    pub first: u64,
+    /// Last address.
+    pub last: u64,
+    /// Who has it.
+    pub by: Claimant,
+}
+
+impl Claim {
+    /// Whether any of `first..=last` is in it.
+    #[must_use]
+    pub const fn meets(&self, first: u64, last: u64) -> bool {
+        self.first <= last && first <= self.last
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:#x}-{:#x}", self.by, self.first, self.last)
+    }
+}
+
+/// Why registers cannot be where they are said to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Misplaced {
+    /// Nobody knows the function.
+    Unknown {
+        /// The function.
+        function: PciAddress,
+    },
+    /// Somebody else is there.
+    Taken {
+        /// Where they are said to be.
+        range: PhysRange,
+        /// Who is there.
+        claim: Claim,
+    },
+    /// The bridge above does not pass all of it on.
+    NotPassedOn {
+        /// Where they are said to be.
+        range: PhysRange,
+        /// The bridge.
+        bridge: PciAddress,
+    },
+}
+
+impl fmt::Display for Misplaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { function } => write!(f, "there is no function {function}"),
+            Self::Taken { range: PhysRange { start, bytes }, claim } => {
+                write!(f, "its {bytes:#x} bytes at {start} overlap {claim}")
+            }
+            Self::NotPassedOn { range: PhysRange { start, bytes }, bridge } => {
+                write!(f, "its {bytes:#x} bytes at {start} are not in a window of {bridge}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Misplaced {}
+
+/// What is known to be somebody's, besides what functions decode.
+#[derive(Default, Debug)]
+pub struct Claims(Vec<Claim>);
+
+impl Claims {
+    /// Nothing is.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Somebody has the addresses from `first` to `last`. Who is added first is named first.
+    ///
+    /// # Errors
+    /// No memory; nothing has changed.
+    pub fn add(&mut self, first: u64, last: u64, by: Claimant) -> Result<(), TryReserveError> {
+        self.0.try_reserve(1)?;
+        self.0.push(Claim { first, last, by });
+        Ok(())
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Claim> + Clone {
+        self.0.iter()
+    }
+
+    /// Who has any of `first..=last`.
+    #[must_use]
+    pub fn holder(&self, first: u64, last: u64) -> Option<&Claim> {
+        self.0.iter().find(|claim| claim.meets(first, last))
+    }
+
+    /// Checks that nobody but `function`, one of `functions`, can answer at `range`. Takes no memory.
+    ///
+    /// # Errors
+    /// See [`Misplaced`].
+    pub fn check<C: ConfigSpace + ?Sized>(
+        &self,
+        space: &C,
+        functions: &[Function],
+        function: PciAddress,
+        range: PhysRange,
+    ) -> Result<(), Misplaced> {
+        let known = |address| functions.iter().find(|known| known.address == address);
+        let own = known(function).ok_or(Misplaced::Unknown { function })?;
+        let (first, last) = (range.start.as_u64(), range.start.as_u64().saturating_add(range.bytes - 1));
+        if let Some(&claim) = self.holder(first, last) {
+            return Err(Misplaced::Taken { range, claim });
+        }
+        if let Some(bridge) = own.parent {
+            let config = Config::new(space, bridge);
+            let mut windows = Window::BOTH.into_iter().filter_map(|window| window.read(config));
+            if !windows.any(|(low, high)| low <= first && last <= high) {
+                return Err(Misplaced::NotPassedOn { range, bridge });
+            }
+        }
+        // Not more bridges are above a function than there are buses.
+        let above = || iter::successors(own.parent, |&bridge| known(bridge)?.parent).take(1 << 8);
+        let is_own = |by: &Claimant| match *by {
+            Claimant::Bar { function, .. } => function == own.address,
+            Claimant::VirtualFunctions { of, .. } => own.physical == Some(of),
+            Claimant::Behind { bridge } => above().any(|other| other == bridge),
+            _ => false,
+        };
+        let mut others = functions.iter().flat_map(|other| claims_of(space, other));
+        match others.find(|claim| claim.meets(first, last) && !is_own(&claim.by)) {
+            Some(claim) => Err(Misplaced::Taken { range, claim }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What `function` decodes: its BARs in memory, those of the virtual functions that it can have, and as a bridge its windows.
+///
+/// BARs are sized on the way if it was not measured, for which its decoding is off for a moment.
+pub(super) fn claims_of<C: ConfigSpace + ?Sized>(
+    space: &C,
+    function: &Function,
+) -> impl Iterator<Item = Claim> {
+    let (config, layout, address) = (Config::new(space, function.address), function.layout, function.address);
+    let measured = function.bars.into_iter().flatten().flatten();
+    let unmeasured = function.bars.is_none().then(|| Bar::all(config, layout)).into_iter().flatten();
+    let is_placed = |bar: &Bar| bar.kind != BarKind::Port && bar.base != 0;
+    let claim = |bar: Bar, count: u64, by| {
+        let bytes = bar.bytes.saturating_mul(count);
+        Claim { first: bar.base, last: bar.base.saturating_add(bytes - 1), by }
+    };
+    let bars = measured.chain(unmeasured).filter(is_placed);
+    let bars = bars.map(move |bar| claim(bar, 1, Claimant::Bar { function: address, index: bar.index }));
+    let room = u64::from(function.virtual_room);
+    let virtual_bars = function.virtual_bars.filter(|_| room > 0).into_iter().flatten().flatten();
+    let virtual_bars = virtual_bars
+        .map(move |bar| claim(bar, room, Claimant::VirtualFunctions { of: address, index: bar.index }));
+    let windows = Window::BOTH.into_iter().filter(move |_| matches!(layout, Layout::Bridge(_)));
+    let windows = windows.filter_map(move |window| window.read(config));
+    let windows =
+        windows.map(move |(first, last)| Claim { first, last, by: Claimant::Behind { bridge: address } });
+    bars.chain(virtual_bars).chain(windows)
+}
+
+/// What the functions on root buses decode: everything that is behind their bridges lies in the windows of those.
+///
+/// BARs are sized on the way, as by [`Apertures::find`](super::Apertures::find).
+pub fn decoded<C: ConfigSpace + ?Sized>(space: &C, functions: &[Function]) -> impl Iterator<Item = Claim> {
+    functions
+        .iter()
+        .filter(|function| function.parent.is_none())
+        .flat_map(|function| claims_of(space, function))
+}
