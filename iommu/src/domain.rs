@@ -128,9 +128,7 @@ impl<B: Backend> Domain<B> {
         // The table last: dropped on the way out, it would lose its root.
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
-        for (first, last) in registers.below(last) {
-            iovas.reserve(first, last).map_err(|_| DmaError::OutOfMemory)?;
-        }
+        addresses::withhold(&iovas, registers.below(last))?;
         let bounce = Bounce::new(platform.clone());
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
         let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;

@@ -75,6 +75,20 @@ struct State<B: Backend> {
     scratch: Option<Scratch<B>>,
 }
 
+impl<B: Backend> State<B> {
+    /// See [`Group::begin`].
+    fn begin(&mut self, function: PciAddress) -> Result<Option<TryArc<Domain<B>>>, ClaimError> {
+        if self.retired {
+            return Err(ClaimError::Unknown { function });
+        }
+        if self.changing {
+            return Err(ClaimError::Busy { function });
+        }
+        self.changing = true;
+        Ok(self.domain.clone())
+    }
+}
+
 struct Claim {
     function: PciAddress,
     listener: Option<Listener>,
@@ -235,15 +249,7 @@ impl<B: Backend> Group<B> {
         maker: &DomainMaker<B>,
         function: PciAddress,
     ) -> Result<Option<TryArc<Domain<B>>>, ClaimError> {
-        let mut state = self.state.lock(&**maker.backend.platform());
-        if state.retired {
-            return Err(ClaimError::Unknown { function });
-        }
-        if state.changing {
-            return Err(ClaimError::Busy { function });
-        }
-        state.changing = true;
-        Ok(state.domain.clone())
+        self.state.lock(&**maker.backend.platform()).begin(function)
     }
 
     /// Ends what [`begin`](Self::begin) began. The result says what the caller has changed.

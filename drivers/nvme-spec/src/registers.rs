@@ -11,6 +11,7 @@ pub mod offset {
     pub const ADMIN_ATTRIBUTES: usize = 0x24;
     pub const ADMIN_SUBMISSION: usize = 0x28;
     pub const ADMIN_COMPLETION: usize = 0x30;
+    pub const CONTROLLER_MEMORY_SIZE: usize = 0x3c;
     /// The first doorbell.
     pub const DOORBELLS: usize = 0x1000;
 }
@@ -48,6 +49,13 @@ impl Capabilities {
     #[must_use]
     pub const fn has_nvm_commands(self) -> bool {
         self.0 >> 37 & 1 != 0
+    }
+
+    /// Whether it says that it has memory of its own: a controller memory buffer (CMBS) or a persistent memory region (PMRS). Before
+    /// version 1.4 there was no bit for the former, but a size that is not 0.
+    #[must_use]
+    pub const fn has_memory(self) -> bool {
+        self.0 >> 56 & 3 != 0
     }
 
     /// Whether it works with pages of 4 KiB.
@@ -97,6 +105,8 @@ mod tests {
         assert_eq!(Capabilities(3 << 32).doorbell_stride(), 32);
         assert_eq!(Capabilities(u64::MAX).queue_limit(), 65_536);
         assert!(!Capabilities(1 << 48).has_4k_pages());
+        assert!(!qemu.has_memory() && !Capabilities(!(3 << 56)).has_memory());
+        assert!(Capabilities(1 << 56).has_memory() && Capabilities(1 << 57).has_memory());
     }
 
     #[test]

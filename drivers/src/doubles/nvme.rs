@@ -68,6 +68,8 @@ pub struct State {
     /// It says that it has, whether it has or not.
     pub claims_to_abort: bool,
     pub capabilities: u64,
+    /// CMBSZ.
+    pub memory_size: u32,
     /// It does not become ready.
     pub lame: bool,
     /// It does not become quiet.
@@ -146,6 +148,7 @@ pub fn bench_of(function: FakeFunction) -> (Bench, Arc<Nvme>) {
         aborts: false,
         claims_to_abort: false,
         capabilities: CAPABILITIES,
+        memory_size: 0,
         lame: false,
         restless: false,
         commands: 0,
@@ -423,6 +426,7 @@ impl Registers for Nvme {
             (0x08, 4) => 0x0001_0400,
             (0x14, 4) => state.configuration.into(),
             (0x1c, 4) => state.status.into(),
+            (0x3c, 4) => state.memory_size.into(),
             (TABLE..BAR_BYTES, 4) => state.table[(offset - TABLE) / 4].into(),
             _ => panic!("read of {offset:#x}"),
         }

@@ -48,6 +48,17 @@ pub struct Controller {
     msix: Msix,
 }
 
+/// Whether `device`, an NVMe controller, has memory of its own (a controller memory buffer, a persistent memory region), which outlives
+/// its reset. One that does not answer may have some.
+///
+/// # Errors
+/// Its registers cannot be reached.
+pub fn has_memory(device: &Device) -> Result<bool, NvmeError> {
+    let registers = Registers::at(&device.map_bar(0)?)?;
+    let capabilities = Capabilities(registers.capabilities.read());
+    Ok(capabilities.has_memory() || registers.memory_size.read() != 0)
+}
+
 impl Controller {
     /// Takes `dma`'s function, an NVMe controller, into use.
     ///

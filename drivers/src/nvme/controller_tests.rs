@@ -6,11 +6,14 @@ use iommu::Iova;
 
 use super::{
     super::{NvmeError, PairError},
-    Controller,
+    Controller, has_memory,
 };
-use crate::doubles::{
-    Bench,
-    nvme::{Behaviour, CAPABILITIES, Nvme, bench},
+use crate::{
+    doubles::{
+        Bench,
+        nvme::{Behaviour, CAPABILITIES, Nvme, bench},
+    },
+    pci::Device,
 };
 
 fn open() -> (Bench, Arc<Nvme>, Controller) {
@@ -162,5 +165,22 @@ fn a_controller_with_the_smallest_queues_works() {
     let mut controller = Controller::open(&bench.as_host(), bench.dma.clone()).unwrap();
     for _ in 0..5 {
         controller.identify().unwrap();
+    }
+}
+
+/// What is in it outlives a reset.
+#[test]
+fn a_controller_with_memory_of_its_own_is_known() {
+    let (bench, device) = bench();
+    let opened = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+    assert_eq!(has_memory(&opened), Ok(false));
+    for (capabilities, memory_size) in [
+        (CAPABILITIES | 1 << 57, 0),
+        (CAPABILITIES | 1 << 56, 0),
+        (CAPABILITIES, 0x1010),
+        (u64::MAX, u32::MAX),
+    ] {
+        device.set(|state| (state.capabilities, state.memory_size) = (capabilities, memory_size));
+        assert_eq!(has_memory(&opened), Ok(true), "{capabilities:#x}");
     }
 }

@@ -20,7 +20,7 @@ mod registers;
 mod requests;
 mod setup;
 
-pub use controller::Controller;
+pub use controller::{Controller, has_memory};
 pub use disk::open;
 pub use error::NvmeError;
 pub use memory::{QueueMemory, Queues};

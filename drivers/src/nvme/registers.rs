@@ -13,6 +13,7 @@ pub struct Registers {
     pub admin_attributes: Register<u32>,
     pub admin_submission: Register<u64>,
     pub admin_completion: Register<u64>,
+    pub memory_size: Register<u32, ReadOnly>,
 }
 
 impl Registers {
@@ -25,6 +26,7 @@ impl Registers {
             admin_attributes: bar.register(offset::ADMIN_ATTRIBUTES)?,
             admin_submission: bar.register(offset::ADMIN_SUBMISSION)?,
             admin_completion: bar.register(offset::ADMIN_COMPLETION)?,
+            memory_size: bar.register(offset::CONTROLLER_MEMORY_SIZE)?,
         })
     }
 }

@@ -4,11 +4,24 @@ use mm::{PAGE_BYTES, PhysRange};
 
 use super::Domain;
 use crate::{
-    Iova,
+    Iova, Platform,
     backend::Backend,
     dma::{DmaError, space::Placement},
-    iova::{INTERRUPT_RANGE, IovaError, IovaRequest},
+    iova::{INTERRUPT_RANGE, IovaError, IovaRequest, IovaSpace},
 };
+
+/// Withholds `ranges` of a new space, each with its first and last address.
+pub(super) fn withhold<P: Platform>(
+    iovas: &IovaSpace<P>,
+    mut ranges: impl Iterator<Item = (u64, u64)>,
+) -> Result<(), DmaError> {
+    ranges.try_for_each(|(first, last)| {
+        iovas.reserve(first, last).map_err(|error| match error {
+            IovaError::OutOfMemory => DmaError::OutOfMemory,
+            _ => DmaError::IovaTaken { iova: Iova::new(first) },
+        })
+    })
+}
 
 impl<B: Backend> Domain<B> {
     /// Takes addresses for `bytes` bytes, whole pages.

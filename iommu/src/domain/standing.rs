@@ -1,8 +1,9 @@
 //! What becomes of a domain's mappings while groups leave it.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
-use crate::dma::DmaError;
+use crate::{
+    dma::DmaError,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 /// Whether anything new is mapped in a domain, and how many groups have left it and may not be quiet.
 ///
@@ -14,7 +15,7 @@ impl Standing {
     /// Nothing new is mapped. It stays so.
     const CLOSED: u32 = 1 << 31;
 
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self(AtomicU32::new(0))
     }
 

@@ -98,14 +98,40 @@ fn who_gives_a_function_back_takes_it_from_nobody_else() {
             let model = model.clone();
             thread::spawn(move || {
                 let released = model.group.release(&model.maker, FUNCTION, None, &mut |_| true);
-                released.is_ok() && model.claim().is_ok()
+                // Nobody else is in the way of who comes next.
+                released.map(|()| model.claim().unwrap())
             })
         };
         let mine = model.group.release(&model.maker, FUNCTION, Some(claimed.term), &mut |_| true);
-        if other.join().unwrap() {
-            let standing = model.group.standing(model.maker.backend.platform());
-            assert_eq!(standing, GroupStanding::Claimed, "{mine:?}");
+        let standing = model.group.standing(model.maker.backend.platform());
+        match (mine, other.join().unwrap()) {
+            // It was given back, and then taken once more from nobody.
+            (Ok(()) | Err(ReleaseError::Over { .. } | ReleaseError::Busy { .. }), Ok(())) => {
+                let standing = model.group.standing(model.maker.backend.platform());
+                assert_eq!(standing, GroupStanding::Claimed, "{mine:?}");
+            }
+            (Ok(()), Err(ReleaseError::Busy { .. })) => assert_eq!(standing, GroupStanding::Free),
+            outcome => panic!("{outcome:?}"),
         }
+    });
+}
+
+/// Whoever has a function can give it back, also while somebody tries who had it before.
+#[test]
+fn who_is_late_is_in_nobodys_way() {
+    explore(2, || {
+        let model = Model::new();
+        let claim = || model.group.claim(&model.maker, FUNCTION, Home::Own(None)).unwrap().term;
+        let before = claim();
+        model.group.release(&model.maker, FUNCTION, None, &mut |_| true).unwrap();
+        let now = claim();
+        let late = {
+            let model = model.clone();
+            thread::spawn(move || model.group.release(&model.maker, FUNCTION, Some(before), &mut |_| true))
+        };
+        let mine = model.group.release(&model.maker, FUNCTION, Some(now), &mut |_| true);
+        assert_eq!(mine, Ok(()));
+        assert_eq!(late.join().unwrap(), Err(ReleaseError::Over { function: FUNCTION }));
     });
 }
 

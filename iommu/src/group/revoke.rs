@@ -112,15 +112,17 @@ impl<B: Backend> Group<B> {
         term: Option<u64>,
     ) -> Result<Seizure, ReleaseError> {
         let platform = &**maker.backend.platform();
-        let domain = self.begin(maker, function).map_err(|error| match error {
-            ClaimError::Unknown { function } => ReleaseError::Unknown { function },
-            _ => ReleaseError::Busy { function },
-        })?;
-        // While the group changes its term does not.
-        if term.is_some_and(|term| term != self.term(platform)) {
-            drop(self.end(maker));
-            return Err(ReleaseError::Over { function });
-        }
+        let domain = {
+            let mut state = self.state.lock(platform);
+            // Who is late has nothing to begin: it would be in the way of who has the group now.
+            if term.is_some_and(|term| term != state.term) {
+                return Err(ReleaseError::Over { function });
+            }
+            state.begin(function).map_err(|error| match error {
+                ClaimError::Unknown { function } => ReleaseError::Unknown { function },
+                _ => ReleaseError::Busy { function },
+            })?
+        };
         // In quarantine a driver may have turned it on again.
         self.layout.endpoints.iter().for_each(|&function| stop_bus_master(platform, function));
         let is_new = {

@@ -1,6 +1,6 @@
 //! Devices in the hands of programs that are not trusted.
 
-use alloc::{sync::Arc, vec};
+use alloc::{sync::Arc, vec, vec::Vec};
 
 use attacker::{Attack, LEFT};
 use drivers::{
@@ -254,10 +254,22 @@ test! {
         let process = edu.start(Attack::EduWritesForEver)?;
         threads::sleep_until(context.now_ns() + 30 * NS_PER_MS);
         check_eq!(process.wait(0), None);
+        let mut pieces: Vec<Vec<u8>> = Vec::with_capacity(1 << 16);
         let exhausted = memory::Exhausted::new();
+        for bytes in [2048, 512, 128, 32, 8] {
+            let piece = || {
+                let mut piece = Vec::new();
+                piece.try_reserve_exact(bytes).map(|()| piece)
+            };
+            while pieces.len() < pieces.capacity()
+                && let Ok(piece) = piece()
+            {
+                pieces.push(piece);
+            }
+        }
         process.kill();
         let ending = process.wait(clock::now_ns() + 20_000 * NS_PER_MS);
-        drop(exhausted);
+        drop((exhausted, pieces));
         check_eq!(ending, Some(Ending::Killed));
         edu.check_free()?;
         check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));

@@ -133,3 +133,17 @@ fn all_registers_of_a_unit_are_out_of_reach_however_many_firmware_says_there_are
     }
     assert_eq!(unit(5 * PAGE), 1);
 }
+
+#[test]
+fn what_is_decoded_may_begin_at_page_0() {
+    for bytes in [PAGE, 2 * PAGE] {
+        let mut config = machine();
+        config.registers.push(range(0, bytes));
+        let driven = Driven::start(config).expect("a unit that works");
+        let handle = driven.iommu.claim(driven.function(0)).expect("what is free can be claimed");
+        let iova = Iova::new(bytes - PAGE);
+        let buffer = driven.machine.allocate_buffer(1, 1).expect("memory");
+        let refused = handle.dma_map_at(buffer, ToDevice, iova).map(drop).map_err(|rejected| rejected.error);
+        assert_eq!(refused, Err(DmaError::IovaReserved { iova }));
+    }
+}

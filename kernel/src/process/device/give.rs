@@ -6,6 +6,7 @@ use core::{fmt, sync::atomic::AtomicBool};
 use drivers::{
     host::{Host, InterruptError},
     hotplug::Hotplug,
+    nvme::{self, NvmeError},
     pci::{Device, MsiError, MsixError},
     quiet,
 };
@@ -51,6 +52,10 @@ pub enum GiveError {
     Msi(MsiError),
     /// There is no interrupt for it.
     Interrupt(InterruptError),
+    /// It has memory of its own that nothing clears.
+    OwnMemory,
+    /// Its registers do not say whether it has.
+    Nvme(NvmeError),
     /// What is in a memory of its own could not be cleared.
     NotCleared {
         /// Index of the BAR.
@@ -72,6 +77,10 @@ impl fmt::Display for GiveError {
             Self::Msix(error) => error.fmt(f),
             Self::Msi(error) => error.fmt(f),
             Self::Interrupt(error) => error.fmt(f),
+            Self::OwnMemory => {
+                f.write_str("it has memory of its own, in which its last owner may have left something")
+            }
+            Self::Nvme(error) => error.fmt(f),
             Self::NotCleared { index } => write!(f, "the memory behind its BAR {index} does not take zeros"),
             Self::OutOfMemory => f.write_str("no memory"),
         }
@@ -135,6 +144,9 @@ impl Giver {
         // From here on dropping gives it back.
         given.set_up_interrupts()?;
         given.device.enable_memory();
+        if found.class == nvme::CLASS && nvme::has_memory(&given.device).map_err(GiveError::Nvme)? {
+            return Err(GiveError::OwnMemory);
+        }
         given.clear_memory()?;
         given.device.enable_bus_master();
         Ok(given)
