@@ -10,13 +10,13 @@ use drivers::{
     hotplug::Hotplug,
     net, nvme,
     pci::{
-        Apertures, BusRange, Claim, Claimant, Claims, Function, assign_unconfigured, decoded, enumerate,
-        number_unconfigured, place_virtual, unconfigure,
+        Apertures, BusRange, Claimant, Claims, Function, assign_unconfigured, enumerate, number_unconfigured,
+        place_virtual, unconfigure,
     },
     quiet::is_quiet,
 };
 use iommu::{Iommu, PciAddress, Platform, StartError, platform::Work};
-use mm::{PAGE_BYTES, PhysAddr, PhysRange};
+use mm::{PAGE_BYTES, PhysRange};
 use suites::{Disks, Memory, OpenDisk, Parts, Plugged, reports};
 
 use crate::{
@@ -177,30 +177,6 @@ fn configuration_space(tables: &acpi::Tables) -> impl Iterator<Item = (u64, u64)
     })
 }
 
-/// Addresses at which something else than memory answers. A device that calls memory its own is not believed: devices would
-/// have no IOVAs left.
-fn find_registers(
-    host: &dyn Host,
-    claims: &Claims,
-    functions: &[Function],
-) -> Result<Vec<PhysRange>, DevicesError> {
-    let are_registers = |claim: &&Claim| matches!(claim.by, Claimant::ConfigurationSpace | Claimant::IoApic);
-    let mut registers = Vec::new();
-    for claim in decoded(host, functions).chain(claims.iter().filter(are_registers).copied()) {
-        let Claim { first, last, .. } = claim;
-        let [start, end] = [first, last].map(PhysAddr::checked);
-        let range = start.zip(end).map(|(start, _)| PhysRange::new(start, last - first + 1));
-        match range.filter(|&range| !memory::is_own(range)) {
-            Some(range) => {
-                registers.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
-                registers.push(range);
-            }
-            None => log::warn!("pci: {claim} cannot be registers"),
-        }
-    }
-    Ok(registers)
-}
-
 /// What is somebody's besides what functions decode. Who is there more exactly comes first.
 fn find_claims(tables: &acpi::Tables, memory_map: &[Region]) -> Result<Claims, TryReserveError> {
     let mut claims = Claims::new();
@@ -243,7 +219,11 @@ fn start_iommu(
     let io_apics: Vec<u8> = tables.io_apics.iter().map(|io_apic| io_apic.id).collect();
     let x2apic = apic::is_x2apic();
     let memory: Vec<PhysRange> = memory::ram().collect();
-    let registers = find_registers(&**kernel, claims, functions)?;
+    let mut registers = Vec::new();
+    for range in claims.registers(&**kernel, functions) {
+        registers.try_reserve(1).map_err(|_| DevicesError::OutOfMemory)?;
+        registers.push(range);
+    }
     let machine = iommu::Machine {
         dmar: tables.dmar,
         functions: &topology,

@@ -8,10 +8,12 @@ use anyhow::{Context, Result};
 use crate::judge::Score;
 use crate::workspace::{Workspace, shown};
 
-/// The tests of the default members; those of the table engine without the frame allocator, for kernels that bring their
+/// The tests of the default members; those of the second host by themselves, as another kernel builds `mm` and `iommu`, without the
+/// features that members of this workspace ask for; those of the table engine without the frame allocator, for kernels that bring their
 /// own; and those of `iommu` compiled for loom: there, no others can run.
-const RUNS: [&[&str]; 3] = [
+const RUNS: [&[&str]; 4] = [
     &["--no-fail-fast"],
+    &["--no-fail-fast", "--package", "second-host"],
     &["--no-fail-fast", "--package", "mm", "--no-default-features", "--lib", "--test", "table"],
     &["--package", "interleavings", "interleavings"],
 ];
@@ -117,6 +119,23 @@ mod tests {
         assert_eq!(counts, Counts { passed: 42, failed: 1, names: vec!["a::c".into()] });
         let score = counts.score(false, "exit status: 101");
         assert_eq!((score.passed, score.failures.len()), (42, 1));
+    }
+
+    /// What `cargo tree` says of who has features of `mm` turned on in a build of `package` alone.
+    fn features_of_mm(package: &str) -> String {
+        let workspace = Workspace::locate().expect("a workspace");
+        let mut command = workspace.cargo("tree");
+        command.args(["--package", package, "--edges", "normal,dev,features", "--invert", "mm"]);
+        let output = command.output().expect("cargo runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[test]
+    fn the_second_host_brings_its_own_frames() {
+        let has_frames = |package| features_of_mm(package).contains("mm feature \"frames\"");
+        assert!(has_frames("kernel"));
+        assert!(!has_frames("second-host"));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
 pub use resources::{
     Apertures, Claim, Claimant, Claims, Misplaced, Ranges, ResourceError, Window, assign,
-    assign_unconfigured, decoded, number_buses, number_unconfigured, place_virtual, unconfigure,
+    assign_unconfigured, number_buses, number_unconfigured, place_virtual, unconfigure,
 };
 pub use slot::{Changes, Slot, SlotError};
 pub use sriov::{Sriov, SriovError, virtual_functions};

@@ -185,7 +185,7 @@ test! {
         let disks: [&dyn BlockDevice; 3] = [&*served, &*first.disk, &*second.disk];
         exchange(machine, &disks, |index, number| Ok(Operation::Write(transfer_of(index, number, true)?)))?;
         let neighbour = Neighbour::start(machine, second.disk.clone())?;
-        let bar = functions.functions[1].virtual_bars.and_then(|bars| bars[0]);
+        let bar = functions.functions[1].bars.and_then(|bars| bars[0]);
         let bar = bar.ok_or(failure!("no registers"))?.base;
         let others = [DATA_AT, 2 * STEP + DATA_AT, bar];
         for (at, writable) in others.iter().flat_map(|&at| [(at, true), (at, false)]) {

@@ -9,7 +9,7 @@ use alloc::{collections::TryReserveError, vec::Vec};
 use core::{fmt, iter};
 
 use iommu::PciAddress;
-use mm::PhysRange;
+use mm::{PhysAddr, PhysRange};
 
 use super::{
     super::{
@@ -169,6 +169,38 @@ impl Claims {
         self.0.iter().find(|claim| claim.meets(first, last))
     }
 
+    /// Addresses at which something else than memory answers: configuration space, I/O APICs, and what the functions on root buses
+    /// decode, in whose windows everything is that is behind them. Where one says that memory is its own it is not believed, and
+    /// reported; its neighbours are.
+    ///
+    /// BARs of functions that were not measured are sized on the way, as by [`Apertures::find`](super::Apertures::find).
+    pub fn registers<C: ConfigSpace + ?Sized>(
+        &self,
+        space: &C,
+        functions: &[Function],
+    ) -> impl Iterator<Item = PhysRange> {
+        let fixed =
+            self.iter().filter(|claim| matches!(claim.by, Claimant::ConfigurationSpace | Claimant::IoApic));
+        let on_root_buses = functions.iter().filter(|function| function.parent.is_none());
+        let decoded = on_root_buses.flat_map(|function| claims_of(space, function));
+        decoded.chain(fixed.copied()).filter_map(|claim| {
+            let range = self.without_memory(&claim);
+            if range.is_none() {
+                log::warn!("pci: {claim} cannot be registers");
+            }
+            range
+        })
+    }
+
+    /// Where `claim` is, if that can be and is no memory.
+    fn without_memory(&self, claim: &Claim) -> Option<PhysRange> {
+        let &Claim { first, last, .. } = claim;
+        let (start, _) = (PhysAddr::checked(first)?, PhysAddr::checked(last)?);
+        let mut memory = self.iter().filter(|other| other.by == Claimant::Memory);
+        let is_memory = memory.any(|memory| memory.meets(first, last));
+        (!is_memory).then(|| PhysRange::new(start, last - first + 1))
+    }
+
     /// Checks that nobody but `function`, one of `functions`, can answer at `range`. Takes no memory.
     ///
     /// # Errors
@@ -235,14 +267,4 @@ pub(super) fn claims_of<C: ConfigSpace + ?Sized>(
     let windows =
         windows.map(move |(first, last)| Claim { first, last, by: Claimant::Behind { bridge: address } });
     bars.chain(virtual_bars).chain(windows)
-}
-
-/// What the functions on root buses decode: everything that is behind their bridges lies in the windows of those.
-///
-/// BARs are sized on the way, as by [`Apertures::find`](super::Apertures::find).
-pub fn decoded<C: ConfigSpace + ?Sized>(space: &C, functions: &[Function]) -> impl Iterator<Item = Claim> {
-    functions
-        .iter()
-        .filter(|function| function.parent.is_none())
-        .flat_map(|function| claims_of(space, function))
 }

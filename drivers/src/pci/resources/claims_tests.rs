@@ -182,3 +182,30 @@ fn a_function_does_not_move_by_saying_so() {
     assert!(functions != before);
     assert!(claims().check(&space, &functions, ROOT, range(0xe009_0000, 0x1000)).is_err());
 }
+
+/// A device that calls memory its own is not believed, and takes nothing from its neighbours; the room of virtual functions counts,
+/// also on a root bus.
+#[test]
+fn what_answers_besides_memory_is_known_one_by_one() {
+    let (space, mut functions) = machine();
+    let kind = BarKind::Memory { wide: false, prefetchable: false };
+    let lies = Bar { index: 0, kind, base: 0x7fff_0000, bytes: 0x1_0000 };
+    let next = Bar { base: 0x8000_0000, ..lies };
+    for (address, bar) in [(ROOT, lies), (NEIGHBOUR, next)] {
+        let function = functions.iter_mut().find(|found| found.address == address).unwrap();
+        function.bars.as_mut().unwrap()[0] = Some(bar);
+    }
+    let physical = functions.iter_mut().find(|found| found.address == NEIGHBOUR).unwrap();
+    physical.virtual_bars.get_or_insert_default()[0] = Some(Bar { base: 0x9000_0000, ..lies });
+    physical.virtual_room = 3;
+    let found: Vec<_> = claims().registers(&space, &functions).collect();
+    for wanted in [
+        range(0x8000_0000, 0x1_0000),
+        range(0x9000_0000, 0x3_0000),
+        range(PORT_FIRST, 0x40_0000),
+        range(CONFIGURATION, 0x1000_0000),
+    ] {
+        assert!(found.contains(&wanted), "{wanted:?} is not in {found:?}");
+    }
+    assert!(found.iter().all(|range| range.start.as_u64() >= 0x8000_0000), "{found:?}");
+}
