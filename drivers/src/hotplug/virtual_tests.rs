@@ -7,7 +7,7 @@ use iommu::{ClaimError, PciAddress};
 use super::{super::Drivers, *};
 use crate::{
     doubles::Bench,
-    pci::{Apertures, Config, fake::FakeFunction},
+    pci::{Apertures, Claims, Config, fake::FakeFunction},
 };
 
 const SRIOV: u16 = 0x100;
@@ -47,8 +47,14 @@ fn a_physical_function_that_somebody_has_gets_none() {
     let function = bench.dma.function();
     let found = Function::read(Config::new(&bench.host.space, function), None).expect("it answers");
     let functions: Vec<Function> = vec![found];
-    let hotplug =
-        Hotplug::start(&bench.as_host(), &bench.iommu, functions, Apertures::nothing(), Arc::new(Nobody));
+    let hotplug = Hotplug::start(
+        &bench.as_host(),
+        &bench.iommu,
+        functions,
+        Apertures::nothing(),
+        Claims::new(),
+        Arc::new(Nobody),
+    );
     // The bench's driver has it.
     let claimed = VirtualError::Claim(ClaimError::Claimed { function });
     assert_eq!(hotplug.enable_virtual(function, 1), Err(claimed));
