@@ -2,21 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use crate::{entries::ContextEntry, reason::Reason};
+use crate::{entries::ContextEntry, reason::Reason, scalable_entries::ScalableContext};
+
+/// A context entry of either mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Context {
+    Legacy(ContextEntry),
+    Scalable(ScalableContext),
+}
 
 /// What the cache holds of one source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum CachedContext {
-    Present(ContextEntry),
+    Present(Context),
     /// Caching mode: the entry was not present, or faulty. Tagged with domain 0.
     Faulting(Reason, bool),
 }
 
 impl CachedContext {
-    fn domain(self) -> u16 {
+    /// The domain that it is tagged with; in scalable mode with none.
+    fn domain(self) -> Option<u16> {
         match self {
-            Self::Present(entry) => entry.domain(),
-            Self::Faulting(..) => 0,
+            Self::Present(Context::Legacy(entry)) => Some(entry.domain()),
+            Self::Present(Context::Scalable(_)) => None,
+            Self::Faulting(..) => Some(0),
         }
     }
 }
@@ -35,13 +44,14 @@ pub(crate) enum ContextScope {
 }
 
 impl ContextScope {
-    pub fn covers(self, source: u16, domain: u16) -> bool {
+    /// Whether it covers the entry of `source`, tagged with `domain` or with none.
+    pub fn covers(self, source: u16, domain: Option<u16>) -> bool {
         match self {
             Self::Global => true,
-            Self::Domain(wanted) => domain == wanted,
+            Self::Domain(wanted) => domain == Some(wanted),
             Self::Device { domain: wanted, source: first, function_mask } => {
                 let ignored = [0_u16, 4, 6, 7][usize::from(function_mask & 3)];
-                domain == wanted && source & !ignored == first & !ignored
+                domain.is_none_or(|domain| domain == wanted) && source & !ignored == first & !ignored
             }
         }
     }
@@ -71,15 +81,19 @@ impl ContextCache {
 
     /// Sources whose entry carries the domain.
     pub fn sources_of(&self, domain: u16) -> impl Iterator<Item = u16> {
-        let same = move |context: &CachedContext| matches!(context, CachedContext::Present(e) if e.domain() == domain);
+        let same = move |context: &CachedContext| {
+            matches!(context, CachedContext::Present(_)) && context.domain() == Some(domain)
+        };
         self.entries.iter().filter(move |(_, context)| same(context)).map(|(&source, _)| source)
     }
 
     /// A source whose entry leads to the table page at `physical`.
     pub fn reaches(&self, physical: u64) -> Option<u16> {
-        let found = self.entries.iter().find(
-            |(_, context)| matches!(context, CachedContext::Present(entry) if entry.table() == physical),
-        );
+        let found = self.entries.iter().find(|(_, context)| match context {
+            CachedContext::Present(Context::Legacy(entry)) => entry.table() == physical,
+            CachedContext::Present(Context::Scalable(entry)) => entry.directory() == physical,
+            CachedContext::Faulting(..) => false,
+        });
         found.map(|(&source, _)| source)
     }
 }
@@ -89,7 +103,7 @@ mod tests {
     use super::*;
 
     fn entry(domain: u16) -> CachedContext {
-        CachedContext::Present(ContextEntry { low: 1, high: u64::from(domain) << 8 })
+        CachedContext::Present(Context::Legacy(ContextEntry { low: 1, high: u64::from(domain) << 8 }))
     }
 
     #[test]
@@ -116,7 +130,7 @@ mod tests {
     #[test]
     fn function_masks() {
         let covers = |mask, source| {
-            ContextScope::Device { domain: 1, source: 0x10, function_mask: mask }.covers(source, 1)
+            ContextScope::Device { domain: 1, source: 0x10, function_mask: mask }.covers(source, Some(1))
         };
         assert!(covers(0, 0x10) && !covers(0, 0x14));
         assert!(covers(1, 0x14) && !covers(1, 0x12));

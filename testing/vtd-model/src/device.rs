@@ -9,7 +9,6 @@ use crate::{
     iotlb::Translation,
     machine::{Machine, State},
     memory::NotForDevices,
-    reason::Reason,
     unit::{
         Access, AddressType, Denied, InFlight, InFlightKind, InterruptOutcome, Reach, Request,
         is_interrupt_range,
@@ -298,7 +297,7 @@ fn translate(
                 unit.answer_device(world, source, address, access, silent).map_err(
                     |denied| match denied {
                         // The answer says so to the device, and nobody else hears of it.
-                        Denied::Fault(Reason::NoRead | Reason::NoWrite) => Denied::NoTranslation,
+                        Denied::Fault(reason) if reason.is_no_right() => Denied::NoTranslation,
                         fault => fault,
                     },
                 )?;

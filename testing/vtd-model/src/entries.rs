@@ -38,6 +38,29 @@ pub(crate) enum TranslationType {
     PassThrough,
 }
 
+/// What the requests of a source are translated by, whichever tables say so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Binding {
+    pub kind: TranslationType,
+    pub domain: u16,
+    /// Root of the second-stage table.
+    pub table: u64,
+    /// 1 is 39 bits, 2 is 48, 3 is 57.
+    pub width: u8,
+    /// FPD of an entry on the way.
+    pub muted: bool,
+    /// Walks of the table snoop the CPU's caches.
+    pub snoops: bool,
+    /// Faults have the reasons of scalable mode.
+    pub scalable: bool,
+}
+
+impl Binding {
+    pub fn levels(&self) -> u8 {
+        self.width + 2
+    }
+}
+
 /// A context entry of legacy mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ContextEntry {
@@ -72,10 +95,6 @@ impl ContextEntry {
         (self.high & 7) as u8
     }
 
-    pub fn levels(self) -> u8 {
-        self.width() + 2
-    }
-
     pub fn domain(self) -> u16 {
         (self.high >> 8) as u16
     }
@@ -92,6 +111,19 @@ impl ContextEntry {
             Some(TranslationType::Untranslated) => unit.supports_width(self.width()),
             Some(TranslationType::DeviceTlb) => unit.device_tlb && unit.supports_width(self.width()),
             Some(TranslationType::PassThrough) => unit.pass_through && self.width() == unit.largest_width(),
+        }
+    }
+
+    /// What the requests of a source are translated by, whose entry this is, of a supported type.
+    pub fn binding(self, snoops: bool) -> Binding {
+        Binding {
+            kind: self.translation_type().unwrap_or(TranslationType::Untranslated),
+            domain: self.domain(),
+            table: self.table(),
+            width: self.width(),
+            muted: self.fault_processing_disabled(),
+            snoops,
+            scalable: false,
         }
     }
 

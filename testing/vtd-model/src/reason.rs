@@ -1,6 +1,6 @@
 //! Why a request was blocked, as fault records say it.
 
-/// A fault reason of legacy mode or of interrupt remapping.
+/// A fault reason of either mode or of interrupt remapping.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -26,12 +26,56 @@ pub enum Reason {
     InterruptReserved = 0x24,
     CompatibilityBlocked = 0x25,
     InterruptSourceRefused = 0x26,
+    ScalableRootNotAccessible = 0x38,
+    ScalableRootNotPresent = 0x39,
+    ScalableRootReserved = 0x3a,
+    ScalableContextNotAccessible = 0x40,
+    ScalableContextNotPresent = 0x41,
+    ScalableContextReserved = 0x42,
+    ScalableContextInvalid = 0x43,
+    DeviceTlbNotEnabled = 0x44,
+    RequestPasid = 0x48,
+    PasidDirectoryNotAccessible = 0x50,
+    PasidDirectoryNotPresent = 0x51,
+    PasidDirectoryReserved = 0x52,
+    PasidTableNotAccessible = 0x58,
+    PasidNotPresent = 0x59,
+    PasidReserved = 0x5a,
+    PasidInvalid = 0x5b,
+    SecondStageNotAccessible = 0x78,
+    SecondStageReserved = 0x7a,
+    BeyondSecondStage = 0x84,
+    ScalableNoWrite = 0x85,
+    ScalableNoRead = 0x86,
+    ScalableOutputIsInterrupt = 0x87,
 }
 
 impl Reason {
     /// Whether the FPD bit of the entry that was used mutes the fault.
     #[must_use]
     pub fn can_be_muted(self) -> bool {
-        matches!(self as u8, 0x2..=0x7 | 0xb..=0xe | 0x22 | 0x24 | 0x26)
+        matches!(
+            self as u8,
+            0x2..=0x7 | 0xb..=0xe | 0x22 | 0x24 | 0x26 | 0x41..=0x48 | 0x51..=0x52 | 0x59..=0x5d | 0x78..=0x7c | 0x84..=0x87
+        )
+    }
+
+    /// What scalable mode calls a reason of legacy mode that a request meets below its context entry.
+    pub(crate) fn in_scalable_mode(self) -> Self {
+        match self {
+            Self::AddressTooLarge => Self::BeyondSecondStage,
+            Self::NoWrite => Self::ScalableNoWrite,
+            Self::NoRead => Self::ScalableNoRead,
+            Self::PageEntryNotAccessible => Self::SecondStageNotAccessible,
+            Self::PageEntryReserved => Self::SecondStageReserved,
+            Self::RequestBlocked => Self::DeviceTlbNotEnabled,
+            Self::OutputIsInterrupt => Self::ScalableOutputIsInterrupt,
+            other => other,
+        }
+    }
+
+    /// Whether the tables deny just this access.
+    pub(crate) fn is_no_right(self) -> bool {
+        matches!(self, Self::NoRead | Self::NoWrite | Self::ScalableNoRead | Self::ScalableNoWrite)
     }
 }

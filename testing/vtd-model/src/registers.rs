@@ -2,7 +2,7 @@
 
 use crate::config::UnitConfig;
 
-/// The registers of a unit in legacy mode.
+/// The registers of a unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Register {
     Version,

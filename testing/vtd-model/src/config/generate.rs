@@ -18,9 +18,11 @@ impl MachineConfig {
         let segments = random.pick(&[1, 1, 1, 2, 3]);
         let unit_count = usize::from(segments) + random.index(3);
         let version = random.pick(&[0x10, 0x10, 0x40, 0x50, 0x60]);
-        let units: Vec<_> = (0..unit_count)
+        let mut units: Vec<_> = (0..unit_count)
             .map(|index| UnitConfig::random(&mut random, index, segments, version, host_address_bits))
             .collect();
+        let mut modes = Random::new(seed ^ 0x5ca1_ab1e);
+        units.iter_mut().for_each(|unit| unit.draw_scalable_mode(&mut modes));
         let memory = MemoryMap::random(&mut random, host_address_bits);
         let mut functions = random_functions(&mut random, &units);
         let reserved = random_reserved(&mut random, &functions, &units, &memory);
@@ -97,6 +99,9 @@ impl UnitConfig {
             page_requests: random.once_in(3),
             pass_through: !random.once_in(4),
             snoop_control: random.once_in(2),
+            scalable: false,
+            scalable_second_stage: false,
+            scalable_coherent: false,
             iotlb_offset,
             interrupt_mask: random.pick(&[0, 4, 15]),
             command_ns: random.pick(&[0, 300, 20_000]),
@@ -107,6 +112,15 @@ impl UnitConfig {
                 ..Leftovers::random(random, queued, interrupt_remapping)
             },
         }
+    }
+}
+
+impl UnitConfig {
+    /// Most units with a queue have scalable mode, and most of these a second stage in it.
+    fn draw_scalable_mode(&mut self, random: &mut Random) {
+        self.scalable = self.queued && !random.once_in(4);
+        self.scalable_second_stage = self.scalable && !random.once_in(6);
+        self.scalable_coherent = self.scalable && random.once_in(2);
     }
 }
 

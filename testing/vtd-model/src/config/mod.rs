@@ -70,6 +70,12 @@ pub struct UnitConfig {
     pub pass_through: bool,
     /// The snoop bit of leaves (SC).
     pub snoop_control: bool,
+    /// Scalable mode (SMTS).
+    pub scalable: bool,
+    /// Second-stage tables in scalable mode (SSTS).
+    pub scalable_second_stage: bool,
+    /// In scalable mode, walks of page tables can be made to snoop the CPU's caches (SMPWCS).
+    pub scalable_coherent: bool,
     /// Offset of the IOTLB registers, in units of 16 bytes (IRO).
     pub iotlb_offset: u16,
     /// Highest mask of an interrupt-entry invalidation (MHMV).
@@ -266,6 +272,9 @@ impl UnitConfig {
             page_requests: false,
             pass_through: true,
             snoop_control: true,
+            scalable: false,
+            scalable_second_stage: false,
+            scalable_coherent: false,
             iotlb_offset: 0x50,
             interrupt_mask: 15,
             command_ns: 500,
@@ -273,6 +282,12 @@ impl UnitConfig {
             tail_restarts: true,
             leftovers: Leftovers::default(),
         }
+    }
+
+    /// The same with scalable mode, and second-stage tables in it.
+    #[must_use]
+    pub fn scalable(base: u64) -> Self {
+        Self { scalable: true, scalable_second_stage: true, ..Self::plain(base) }
     }
 
     /// Number of domain ids.
@@ -329,6 +344,10 @@ impl UnitConfig {
             | u64::from(self.interrupt_mask) << 20
             | bit(self.page_requests, 29)
             | bit(self.device_tlb && self.names_physical_function, 41)
+            | bit(self.scalable, 43)
+            | bit(self.scalable_second_stage, 46)
+            | bit(self.scalable && !self.scalable_second_stage, 47)
+            | bit(self.scalable_coherent, 48)
     }
 
     /// Whether memory may be protected, by the register that turns it on and off.
@@ -423,6 +442,12 @@ impl MachineConfig {
                 && buses.is_some_and(|(first, last)| (first..=last).contains(&address.bus))
         };
         (0..self.functions.len()).filter(|&index| is_above(&self.functions[index])).collect()
+    }
+
+    /// The same as [`plain`](Self::plain), of a unit that has scalable mode too.
+    #[must_use]
+    pub fn scalable(endpoints: u8) -> Self {
+        Self { units: vec![UnitConfig::scalable(0xfed9_0000)], ..Self::plain(endpoints) }
     }
 
     /// One plain unit with `endpoints` functions on bus 0.

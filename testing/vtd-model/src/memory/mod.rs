@@ -78,6 +78,15 @@ impl Memory {
         Some(self.firmware.word(offset).load(Ordering::Acquire))
     }
 
+    /// The words from `physical` on.
+    pub fn words<const N: usize>(&self, physical: u64, snoop: bool) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        for (slot, at) in words.iter_mut().zip((physical..).step_by(8)) {
+            *slot = self.word(at, snoop)?;
+        }
+        Some(words)
+    }
+
     /// A store by hardware to memory that software polls.
     pub fn store32(&self, physical: u64, value: u32) -> bool {
         if self.tables.store32(physical, value) {

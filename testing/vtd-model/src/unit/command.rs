@@ -1,6 +1,6 @@
 //! Global commands, protected memory, and invalidation by registers.
 
-use super::{Unit, global, invalidation::Drains};
+use super::{SCALABLE, TABLE_MODE, Unit, global, invalidation::Drains};
 use crate::{complaints::Rule, context_cache::ContextScope, entries::bits, iotlb::IotlbScope, world::World};
 
 /// Bits of GCMD that do something once and read back otherwise.
@@ -84,6 +84,9 @@ impl Unit {
         if turned_on(global::TRANSLATION) && !self.has_root() {
             wrong = Some("translation on without a root table");
         }
+        if turned_on(global::TRANSLATION) && self.is_scalable() && !self.has_wide_queue() {
+            wrong = Some("scalable mode without a queue of wide descriptors");
+        }
         if turned_on(global::QUEUE) && !self.config.queued {
             wrong = Some("queue on, but there is none");
         }
@@ -141,12 +144,12 @@ impl Unit {
     }
 
     fn latch_root(&mut self, world: &World) {
-        if self.root_address & bits(11, 0) != 0 {
-            self.complain(
-                world,
-                Rule::ReservedBits,
-                format!("RTADDR {:#x} in legacy mode", self.root_address),
-            );
+        let mode = if self.config.scalable { self.root_address & TABLE_MODE } else { 0 };
+        if self.root_address & bits(11, 0) != mode || mode & !SCALABLE != 0 {
+            self.complain(world, Rule::ReservedBits, format!("RTADDR {:#x}", self.root_address));
+        }
+        if self.translates() && (self.root ^ self.root_address) & TABLE_MODE != 0 {
+            self.complain(world, Rule::CommandOrder, "another root-table mode while translation is on");
         }
         self.root = self.root_address;
         self.status |= global::ROOT;

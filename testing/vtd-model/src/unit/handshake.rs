@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use super::Unit;
+use super::{Unit, scalable_handshake::ScalableWatches};
 use crate::{
     complaints::Rule,
     context_cache::ContextScope,
     entries::{ContextEntry, InterruptEntry, RootEntry},
     interrupt_cache::InterruptScope,
     iotlb::IotlbScope,
+    scalable_entries::RootHalf,
     world::World,
 };
 
 /// What is known of the entries that the unit may be using.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
-    roots: BTreeMap<u8, RootEntry>,
+    /// By bus and half: legacy mode has no upper one.
+    roots: BTreeMap<(u8, bool), u64>,
     contexts: BTreeMap<u16, Watch>,
+    pub scalable: ScalableWatches,
     interrupts: BTreeMap<u32, InterruptEntry>,
 }
 
@@ -36,6 +39,7 @@ impl Handshakes {
     pub fn forget_contexts(&mut self) {
         self.roots.clear();
         self.contexts.clear();
+        self.scalable.clear();
     }
 
     pub fn forget_interrupts(&mut self) {
@@ -43,9 +47,10 @@ impl Handshakes {
     }
 
     pub fn contexts_invalidated(&mut self, scope: ContextScope) {
+        self.scalable.contexts_invalidated(scope);
         for (&source, watch) in &mut self.contexts {
             if let Watch::Cleared { was, owes_context, .. } = watch
-                && scope.covers(source, was.domain())
+                && scope.covers(source, Some(was.domain()))
             {
                 *owes_context = false;
             }
@@ -54,6 +59,7 @@ impl Handshakes {
 
     /// The IOTLB counts only after the context cache: before that it can be filled again from the old entry.
     pub fn iotlb_invalidated(&mut self, scope: IotlbScope) {
+        self.scalable.iotlb_invalidated(scope);
         self.contexts.retain(|_, watch| {
             let Watch::Cleared { was, owes_context, owes_iotlb } = watch else { return true };
             let covered = match scope {
@@ -96,16 +102,16 @@ impl Handshakes {
         verdict
     }
 
-    fn see_root(&mut self, bus: u8, now: RootEntry) -> Result<(), &'static str> {
-        match self.roots.get(&bus) {
+    fn see_root(&mut self, bus: u8, upper: bool, now: u64) -> Result<(), &'static str> {
+        match self.roots.get(&(bus, upper)) {
             Some(&was) if was != now => {
-                self.roots.insert(bus, now);
+                self.roots.insert((bus, upper), now);
                 Err("changed while present")
             }
             Some(_) => Ok(()),
             None => {
-                if now.present() {
-                    self.roots.insert(bus, now);
+                if now & 1 != 0 {
+                    self.roots.insert((bus, upper), now);
                 }
                 Ok(())
             }
@@ -124,12 +130,29 @@ impl Unit {
         };
         for bus in 0..=255_u8 {
             let Some((low, high)) = pair((self.root & !0xfff) + u64::from(bus) * 16) else { return };
-            let root = RootEntry { low, high };
-            if let Err(what) = self.handshakes.see_root(bus, root) {
-                self.complain(world, Rule::ChangedWhilePresent, format!("root entry {bus:#x} {what}"));
+            for (upper, half) in [(false, low), (true, high)] {
+                if let Err(what) = self.handshakes.see_root(bus, upper, half) {
+                    self.complain(world, Rule::ChangedWhilePresent, format!("root entry {bus:#x} {what}"));
+                }
             }
+            if self.is_scalable() {
+                self.check_halves(world, bus, [low, high]);
+                continue;
+            }
+            let root = RootEntry { low, high };
             if root.present() {
                 self.check_context_table(world, bus, root.context_table());
+            }
+        }
+    }
+
+    fn check_halves(&mut self, world: &World, bus: u8, halves: [u64; 2]) {
+        for (first, half) in [0, 0x80].into_iter().zip(halves.map(RootHalf)) {
+            if half.reserved_set() {
+                self.complain(world, Rule::ReservedBits, format!("root entry {bus:#x}: {:#x}", half.0));
+            }
+            if half.present() {
+                self.check_scalable_table(world, u16::from(bus) << 8 | first, half);
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::{
     device_tlb::invalidated_pages,
     interrupt_cache::InterruptScope,
     iotlb::{IotlbScope, Translation},
+    pasid_cache::PasidScope,
     world::World,
 };
 
@@ -25,6 +26,13 @@ impl Unit {
         let widened = Self::widened_context(world, scope);
         self.contexts.invalidate(widened);
         self.handshakes.contexts_invalidated(scope);
+    }
+
+    pub(super) fn invalidate_pasids(&mut self, world: &World, scope: PasidScope) {
+        self.drain_write_buffer(world);
+        self.check_contexts(world);
+        self.pasids.invalidate(scope);
+        self.handshakes.scalable.pasids_invalidated(scope);
     }
 
     /// Hardware may invalidate more than it was asked for.
@@ -47,7 +55,7 @@ impl Unit {
             IotlbScope::Global => return,
             IotlbScope::Domain(domain) | IotlbScope::Pages { domain, .. } => domain,
         };
-        let user = self.contexts.sources_of(domain).next();
+        let user = self.contexts.sources_of(domain).chain(self.pasids.sources_of(domain)).next();
         if let Some(source) = user
             && world.prefetches()
         {
@@ -153,6 +161,7 @@ impl Unit {
     /// All caches that a root pointer or a reset invalidates.
     pub(super) fn forget_translations(&mut self) {
         self.contexts.invalidate(ContextScope::Global);
+        self.pasids.invalidate(PasidScope::Global);
         self.iotlb.invalidate(IotlbScope::Global);
         self.paging.invalidate(IotlbScope::Global);
     }

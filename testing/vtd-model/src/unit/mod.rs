@@ -2,12 +2,15 @@
 
 mod audit;
 mod command;
+mod descriptors;
+mod fetch;
 mod handshake;
 mod interrupts;
 mod invalidation;
 mod power_on;
 mod queue;
 mod register_access;
+mod scalable_handshake;
 mod survey;
 mod translation;
 mod walker;
@@ -28,7 +31,7 @@ use queue::Queue;
 use crate::{
     complaints::Rule, config::UnitConfig, context_cache::ContextCache, event::EventInterrupt, faults::Faults,
     interrupt_cache::InterruptCache, iotlb::Iotlb, misbehaviour::Misbehaviour, paging_cache::PagingCache,
-    world::World,
+    pasid_cache::PasidCache, world::World,
 };
 
 /// Bits of GSTS, and of GCMD where it has the same.
@@ -43,6 +46,10 @@ pub(crate) mod global {
     pub const INTERRUPT_TABLE: u32 = 1 << 24;
     pub const COMPATIBILITY: u32 = 1 << 23;
 }
+
+/// RTADDR.TTM, and what it is in scalable mode.
+const TABLE_MODE: u64 = 3 << 10;
+const SCALABLE: u64 = 1 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Unit {
@@ -72,6 +79,7 @@ pub(crate) struct Unit {
     completed: bool,
     queue: Queue,
     contexts: ContextCache,
+    pasids: PasidCache,
     iotlb: Iotlb,
     paging: PagingCache,
     interrupts: InterruptCache,
@@ -140,6 +148,7 @@ impl Unit {
             completed: false,
             queue: Queue::default(),
             contexts: ContextCache::default(),
+            pasids: PasidCache::default(),
             iotlb: Iotlb::default(),
             paging: PagingCache::default(),
             interrupts: InterruptCache::default(),
@@ -161,6 +170,11 @@ impl Unit {
         self.is_on(global::TRANSLATION)
     }
 
+    /// Whether the root table that was taken over is of scalable mode.
+    fn is_scalable(&self) -> bool {
+        self.root & TABLE_MODE == SCALABLE
+    }
+
     pub fn remaps_interrupts(&self) -> bool {
         self.is_on(global::INTERRUPTS)
     }
@@ -170,9 +184,13 @@ impl Unit {
         world.complaints.add(rule, format!("unit {}: {}", self.index, text.as_ref()));
     }
 
-    /// A word of a structure, as the unit sees it.
+    /// A word of a structure other than a page table, as the unit sees it.
     fn structure_word(&mut self, world: &World, physical: u64) -> Option<u64> {
-        let snoop = self.config.coherent;
+        self.word_as(world, physical, self.config.coherent)
+    }
+
+    /// A word as the unit sees it, with or without a look into the CPU's caches.
+    fn word_as(&mut self, world: &World, physical: u64, snoop: bool) -> Option<u64> {
         if !self.config.write_buffer {
             return world.memory.word(physical, snoop);
         }
@@ -193,6 +211,15 @@ impl Unit {
         Some((self.structure_word(world, physical)?, self.structure_word(world, physical + 8)?))
     }
 
+    /// The words of a larger entry.
+    fn structure_words<const N: usize>(&mut self, world: &World, physical: u64) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        for (slot, at) in words.iter_mut().zip((physical..).step_by(8)) {
+            *slot = self.structure_word(world, at)?;
+        }
+        Some(words)
+    }
+
     /// Everything that was stored so far becomes visible to the unit.
     pub fn drain_write_buffer(&mut self, world: &World) {
         self.write_buffer.clear();
@@ -207,6 +234,9 @@ impl Unit {
     pub fn caches_table(&self, physical: u64) -> Option<String> {
         if let Some(source) = self.contexts.reaches(physical) {
             return Some(format!("the context entry cached for {source:#06x}"));
+        }
+        if let Some(source) = self.pasids.reaches(physical) {
+            return Some(format!("the PASID entry cached for {source:#06x}"));
         }
         let (domain, level) = self.paging.reaches(physical)?;
         Some(format!("a level-{level} entry cached for domain {domain}"))

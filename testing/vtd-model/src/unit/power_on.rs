@@ -2,11 +2,13 @@
 
 use super::{Unit, global};
 use crate::{
-    context_cache::CachedContext,
+    context_cache::{CachedContext, Context},
     entries::{ContextEntry, InterruptEntry, bits},
     faults::status,
     iotlb::Translation,
     paging_cache::CachedTable,
+    pasid_cache::CachedPasid,
+    scalable_entries::PasidEntry,
     world::World,
 };
 
@@ -97,6 +99,16 @@ impl Unit {
         self.status |= global::TRANSLATION | global::ROOT;
     }
 
+    /// A PASID entry from whoever used scalable mode before.
+    fn plant_stale_pasid(&mut self, source: u16, trap: u64) {
+        const SECOND_STAGE: u64 = 2 << 6;
+        if self.config.scalable_second_stage {
+            let low = trap | SECOND_STAGE | u64::from(self.config.largest_width()) << 2 | 1;
+            let stale = PasidEntry([low, u64::from(FIRMWARE_DOMAIN), 0, 0, 0, 0, 0, 0]);
+            self.pasids.insert(source, 0, CachedPasid::Present(stale));
+        }
+    }
+
     /// Caches are not empty at first: what they hold leads to memory that no driver ever lends.
     fn plant_stale_entries(&mut self, world: &World) {
         const DOMAINS: u16 = 16;
@@ -104,10 +116,12 @@ impl Unit {
         let trap = world.memory.tables.trap();
         let width = self.config.largest_width();
         let is_used = self.config.leftovers.translation;
-        for function in world.functions.iter().filter(|f| f.unit == self.index && !is_used) {
+        let unit = self.index;
+        for function in world.functions.iter().filter(|f| f.unit == unit && !is_used) {
             let high = u64::from(FIRMWARE_DOMAIN) << 8 | u64::from(width);
-            let stale = CachedContext::Present(ContextEntry { low: trap | 1, high });
+            let stale = CachedContext::Present(Context::Legacy(ContextEntry { low: trap | 1, high }));
             self.contexts.insert(function.requester, stale);
+            self.plant_stale_pasid(function.requester, trap);
         }
         let physical = trap;
         let stale = Translation { physical, page_shift: 12, read: true, write: true, pass_through: false };

@@ -2,24 +2,24 @@
 
 use std::collections::VecDeque;
 
-use super::{Unit, global, invalidation::Drains};
-use crate::{
-    complaints::Rule, context_cache::ContextScope, entries::bits, faults::status,
-    interrupt_cache::InterruptScope, iotlb::IotlbScope, world::World,
-};
+use super::{Unit, descriptors::Stage, global};
+use crate::{complaints::Rule, entries::bits, faults::status, world::World};
 
 /// Why a descriptor was refused, as IQERCD says it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Refused {
+pub(super) enum Refused {
     Tail = 1,
     Fetch = 2,
     Type = 3,
     Reserved = 4,
+    Width = 5,
+    Alignment = 6,
+    Mode = 7,
 }
 
 /// What was fetched and has not finished.
 #[derive(Clone, Copy, Debug)]
-enum Outstanding {
+pub(super) enum Outstanding {
     /// An invalidation that a device has not answered; it has until then.
     Device {
         source: u16,
@@ -31,9 +31,9 @@ enum Outstanding {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Wait {
-    status: Option<(u64, u32)>,
-    interrupt: bool,
+pub(super) struct Wait {
+    pub status: Option<(u64, u32)>,
+    pub interrupt: bool,
 }
 
 #[derive(Debug, Default)]
@@ -46,31 +46,40 @@ pub(super) struct Queue {
     due_ns: u64,
     /// After an IQE, until the tail is written.
     wants_tail: bool,
-    outstanding: VecDeque<Outstanding>,
+    pub(super) outstanding: VecDeque<Outstanding>,
     /// Statuses that misbehaving hardware writes later: when, where, what.
     late: VecDeque<(u64, u64, u32)>,
-    /// A context invalidation came since the last wait.
-    context_in_batch: bool,
+    /// The last cache but the IOTLB that was invalidated since the last wait.
+    pub(super) in_batch: Option<Stage>,
     /// The descriptor before the head was a wait.
-    ends_in_wait: bool,
+    pub(super) ends_in_wait: bool,
     /// IQERCD.
     error: u64,
 }
 
-const DESCRIPTOR_BYTES: u64 = 16;
+/// IQA.DW: descriptors of 256 bits.
+const WIDE: u64 = 1 << 11;
 const ERRORS: u32 = status::QUEUE | status::COMPLETION | status::TIME_OUT;
 
 impl Queue {
     fn entries(&self) -> u32 {
-        1 << ((self.address & 7) + 8)
+        1 << ((self.address & 7) + 8 - u64::from(self.is_wide()))
+    }
+
+    pub fn is_wide(&self) -> bool {
+        self.address & WIDE != 0
+    }
+
+    fn descriptor_bytes(&self) -> u64 {
+        if self.is_wide() { 32 } else { 16 }
     }
 
     pub fn head_register(&self) -> u64 {
-        u64::from(self.head) * DESCRIPTOR_BYTES
+        u64::from(self.head) * self.descriptor_bytes()
     }
 
     pub fn tail_register(&self) -> u64 {
-        u64::from(self.tail) * DESCRIPTOR_BYTES
+        u64::from(self.tail) * self.descriptor_bytes()
     }
 
     pub fn error_register(&self) -> u64 {
@@ -95,14 +104,18 @@ impl Unit {
     }
 
     pub(super) fn turn_queue_on(&mut self, world: &World) {
-        const WIDE: u64 = 1 << 11;
-        if self.queue.address & (WIDE | bits(10, 3)) != 0 {
+        let width = if self.config.scalable { 0 } else { WIDE };
+        if self.queue.address & (width | bits(10, 3)) != 0 {
             self.complain(world, Rule::ReservedBits, format!("IQA {:#x}", self.queue.address));
         }
         if self.queue.tail != 0 {
             self.complain(world, Rule::QueueTail, "the queue was turned on with a tail that is not 0");
         }
         self.queue = Queue { address: self.queue.address, tail: self.queue.tail, ..Queue::default() };
+    }
+
+    pub(super) fn has_wide_queue(&self) -> bool {
+        self.is_on(global::QUEUE) && self.queue.is_wide()
     }
 
     pub(super) fn turn_queue_off(&mut self, world: &World) {
@@ -128,12 +141,17 @@ impl Unit {
     }
 
     pub(super) fn write_tail(&mut self, world: &mut World, value: u64) {
-        let tail = (value / DESCRIPTOR_BYTES) as u32;
+        let tail = (value / self.queue.descriptor_bytes()) as u32;
         if value & !bits(18, 4) != 0 {
             self.complain(world, Rule::ReservedBits, format!("IQT {value:#x}"));
         }
         if !self.is_on(global::QUEUE) {
             self.queue.tail = tail;
+            return;
+        }
+        if !value.is_multiple_of(self.queue.descriptor_bytes()) {
+            self.complain(world, Rule::QueueTail, format!("tail {value:#x} within a descriptor"));
+            self.refuse(world, Refused::Alignment);
             return;
         }
         let entries = self.queue.entries();
@@ -175,15 +193,15 @@ impl Unit {
 
     fn fetch(&mut self, world: &mut World) {
         let slot = (self.queue.address & bits(63, 12)) + self.queue.head_register();
-        let snoop = self.config.coherent;
-        let words = (world.memory.word(slot, snoop), world.memory.word(slot + 8, snoop));
+        let words = self.fetch_descriptor(world, slot);
         let refused = match words {
-            (Some(_), Some(_)) if self.misbehaviour.refused_descriptors > 0 => {
+            Some(_) if self.misbehaviour.refused_descriptors > 0 => {
                 self.misbehaviour.refused_descriptors -= 1;
                 Err(Refused::Type)
             }
-            (Some(low), Some(high)) => self.execute(world, low, high),
-            _ => Err(Refused::Fetch),
+            Some([low, high, 0, 0]) => self.execute(world, low, high),
+            Some(_) => Err(Refused::Reserved),
+            None => Err(Refused::Fetch),
         };
         match refused {
             Ok(()) => {
@@ -196,6 +214,16 @@ impl Unit {
             }
             Err(why) => self.refuse(world, why),
         }
+    }
+
+    /// The four words of a descriptor, the upper two of a narrow one 0.
+    fn fetch_descriptor(&self, world: &World, slot: u64) -> Option<[u64; 4]> {
+        let snoop = self.config.coherent;
+        if self.queue.is_wide() {
+            return world.memory.words(slot, snoop);
+        }
+        let [low, high] = world.memory.words(slot, snoop)?;
+        Some([low, high, 0, 0])
     }
 
     fn refuse(&mut self, world: &mut World, why: Refused) {
@@ -211,137 +239,7 @@ impl Unit {
         }
     }
 
-    fn execute(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        let kind = low & 0xf | (low >> 9 & 7) << 4;
-        let result = match kind {
-            1 => self.context_descriptor(world, low, high),
-            2 => self.iotlb_descriptor(world, low, high),
-            3 if self.config.device_tlb => self.device_descriptor(world, low, high),
-            4 if self.config.interrupt_remapping => self.interrupt_descriptor(world, low, high),
-            5 => self.wait_descriptor(world, low, high),
-            _ => Err(Refused::Type),
-        };
-        if let Err(why) = result {
-            self.complain(
-                world,
-                Rule::BadInvalidation,
-                format!("descriptor {low:#x} {high:#x} refused: {why:?}"),
-            );
-        }
-        self.queue.ends_in_wait = kind == 5;
-        result
-    }
-
-    fn context_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        if low & (bits(8, 6) | bits(15, 12) | bits(63, 50)) != 0 || high != 0 {
-            return Err(Refused::Reserved);
-        }
-        let (domain, source) = ((low >> 16) as u16, (low >> 32) as u16);
-        self.check_domain(world, domain);
-        let scope = match low >> 4 & 3 {
-            1 => ContextScope::Global,
-            2 => ContextScope::Domain(domain),
-            3 => ContextScope::Device { domain, source, function_mask: (low >> 48 & 3) as u8 },
-            _ => return Err(Refused::Reserved),
-        };
-        self.queue.context_in_batch = true;
-        self.invalidate_contexts(world, scope);
-        Ok(())
-    }
-
-    fn iotlb_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        if low & (1 << 8 | bits(15, 12) | bits(63, 32)) != 0 || high & bits(11, 7) != 0 {
-            return Err(Refused::Reserved);
-        }
-        let domain = (low >> 16) as u16;
-        self.check_domain(world, domain);
-        let scope = match low >> 4 & 3 {
-            1 => IotlbScope::Global,
-            2 => IotlbScope::Domain(domain),
-            3 => self.page_scope(world, domain, high).ok_or(Refused::Reserved)?,
-            _ => return Err(Refused::Reserved),
-        };
-        if self.queue.context_in_batch {
-            self.complain(world, Rule::InvalidationOrder, "no wait between context and IOTLB invalidation");
-        }
-        let drains = Drains { writes: low >> 6 & 1 != 0, reads: low >> 7 & 1 != 0 };
-        self.invalidate_iotlb(world, scope, drains);
-        Ok(())
-    }
-
-    fn device_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        let pfsid = if self.config.names_physical_function { 0 } else { bits(15, 12) | bits(63, 52) };
-        if low & (bits(8, 4) | bits(31, 21) | bits(51, 48) | pfsid) != 0 || high & bits(11, 1) != 0 {
-            return Err(Refused::Reserved);
-        }
-        let source = (low >> 32) as u16;
-        self.check_device(world, source, low);
-        let until_ns = world.now_ns + self.misbehaviour.device_limit_ns;
-        let (address, size) = (high & bits(63, 12), high & 1 != 0);
-        self.queue.outstanding.push_back(Outstanding::Device { source, address, size, until_ns });
-        self.finish_outstanding(world);
-        Ok(())
-    }
-
-    /// Whether the device exists, and the descriptor says the right things of it.
-    fn check_device(&self, world: &World, source: u16, low: u64) {
-        let Some(index) = world.functions_of(self.index, source).next() else {
-            let text = format!("device TLB of {source:#06x}, which does not exist");
-            return self.complain(world, Rule::BadInvalidation, text);
-        };
-        let (physical, depth) = world.functions[index].physical;
-        let named = (low >> 12 & 0xf | low >> 52 << 4) as u16;
-        let wanted = if self.config.names_physical_function { physical } else { 0 };
-        if named != wanted {
-            let text = format!("device TLB of {source:#06x} with physical function {named:#06x}");
-            self.complain(world, Rule::BadInvalidation, text);
-        }
-        if (low >> 16 & 0x1f) as u8 != depth {
-            let text = format!("device TLB of {source:#06x} with a queue depth other than its {depth}");
-            self.complain(world, Rule::BadInvalidation, text);
-        }
-    }
-
-    fn interrupt_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        if low & (bits(8, 5) | bits(26, 12) | bits(63, 48)) != 0 || high != 0 {
-            return Err(Refused::Reserved);
-        }
-        let scope = if low >> 4 & 1 == 0 {
-            InterruptScope::Global
-        } else {
-            let (mask, index) = (low >> 27 & 0x1f, (low >> 32) as u32 & 0xffff);
-            let count = 1_u32 << mask.min(16);
-            if mask > self.config.interrupt_mask.into() || index & (count - 1) != 0 {
-                self.complain(
-                    world,
-                    Rule::BadInvalidation,
-                    format!("interrupt entries {index} with mask {mask}"),
-                );
-                return Err(Refused::Reserved);
-            }
-            InterruptScope::Entries { first: index, last: index + count - 1 }
-        };
-        self.invalidate_interrupts(world, scope);
-        Ok(())
-    }
-
-    fn wait_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
-        const PAGE_REQUEST_DRAIN: u64 = 1 << 7;
-        if low & (PAGE_REQUEST_DRAIN | 1 << 8 | bits(31, 12)) != 0 || high & 3 != 0 {
-            return Err(Refused::Reserved);
-        }
-        self.queue.context_in_batch = false;
-        let status = (low >> 5 & 1 != 0).then_some((high & !3, (low >> 32) as u32));
-        let wait = Wait { status, interrupt: low >> 4 & 1 != 0 };
-        if self.queue.outstanding.is_empty() {
-            self.complete(world, wait);
-        } else {
-            self.queue.outstanding.push_back(Outstanding::Wait(wait));
-        }
-        Ok(())
-    }
-
-    fn complete(&mut self, world: &mut World, wait: Wait) {
+    pub(super) fn complete(&mut self, world: &mut World, wait: Wait) {
         if let Some((address, value)) = wait.status
             && !self.misbehaviour.statuses_lost
         {
@@ -373,7 +271,7 @@ impl Unit {
     }
 
     /// Lets waits pass that nothing holds back, and times out devices that do not answer.
-    fn finish_outstanding(&mut self, world: &mut World) {
+    pub(super) fn finish_outstanding(&mut self, world: &mut World) {
         while let Some(&front) = self.queue.outstanding.front() {
             match front {
                 Outstanding::Wait(wait) => {

@@ -2,7 +2,7 @@
 
 use super::Unit;
 use crate::{
-    entries::{ContextEntry, PageEntry, RootEntry, TranslationType, bits},
+    entries::{PageEntry, TranslationType},
     iotlb::Translation,
     paging_cache::level_shift,
     world::World,
@@ -24,7 +24,7 @@ pub struct Reach {
 }
 
 struct Survey<'a> {
-    unit: &'a Unit,
+    snoops: bool,
     world: &'a World,
     found: Vec<Reach>,
 }
@@ -33,36 +33,26 @@ impl Unit {
     /// Everything that the tables let `source` reach, as they stand in memory, sorted. Caches are not looked at. `None`
     /// if addresses pass through.
     pub fn survey(&self, world: &World, source: u16) -> Option<Vec<Reach>> {
-        let Some(context) = self.context_in_memory(world, source) else { return Some(Vec::new()) };
-        if context.translation_type() == Some(TranslationType::PassThrough) {
+        let Some(binding) = self.binding_in_memory(world, source) else { return Some(Vec::new()) };
+        if binding.kind == TranslationType::PassThrough {
             return None;
         }
-        let mut survey = Survey { unit: self, world, found: Vec::new() };
-        survey.table(context.table(), context.levels(), 0, (true, true));
+        let mut survey = Survey { snoops: binding.snoops, world, found: Vec::new() };
+        survey.table(binding.table, binding.levels(), 0, (true, true));
         Some(survey.found)
-    }
-
-    fn context_in_memory(&self, world: &World, source: u16) -> Option<ContextEntry> {
-        let snoop = self.config.coherent;
-        let slot = (self.root & bits(63, 12)) + u64::from(source >> 8) * 16;
-        let root = RootEntry { low: world.memory.word(slot, snoop)?, high: 0 };
-        let slot = root.context_table() + u64::from(source & 0xff) * 16;
-        let (low, high) = (world.memory.word(slot, snoop)?, world.memory.word(slot + 8, snoop)?);
-        let entry = ContextEntry { low, high };
-        (root.present() && self.check_context(entry).is_ok()).then_some(entry)
     }
 
     /// The translations that the IOTLB holds for `source`, each with the address that it is of.
     pub fn cached_for(&self, world: &World, source: u16) -> Vec<(u64, Translation)> {
-        let context = self.context_in_memory(world, source);
-        context.map_or(Vec::new(), |context| self.iotlb.entries(context.domain()))
+        let binding = self.binding_in_memory(world, source);
+        binding.map_or(Vec::new(), |binding| self.iotlb.entries(binding.domain))
     }
 }
 
 impl Survey<'_> {
     fn table(&mut self, table: u64, level: u8, first: u64, rights: (bool, bool)) {
         for index in 0..512 {
-            let raw = self.world.memory.word(table + index * 8, self.unit.config.coherent);
+            let raw = self.world.memory.word(table + index * 8, self.snoops);
             let entry = PageEntry(raw.unwrap_or(0));
             let address = first + (index << level_shift(level));
             let (read, write) = (rights.0 && entry.read(), rights.1 && entry.write());

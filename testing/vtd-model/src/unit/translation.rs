@@ -2,9 +2,7 @@
 
 use super::{Unit, global};
 use crate::{
-    complaints::Rule,
-    context_cache::CachedContext,
-    entries::{ContextEntry, RootEntry, TranslationType},
+    entries::{Binding, TranslationType},
     faults::Fault,
     iotlb::{Lookup, Translation},
     reason::Reason,
@@ -62,9 +60,9 @@ pub enum Denied {
 }
 
 /// A refusal, and whether the entry that was used mutes the record.
-struct Refusal {
-    reason: Reason,
-    muted: bool,
+pub(super) struct Refusal {
+    pub reason: Reason,
+    pub muted: bool,
 }
 
 pub(crate) fn is_interrupt_range(address: u64) -> bool {
@@ -81,8 +79,8 @@ impl Unit {
             return Err(Denied::InterruptRange);
         }
         self.translate(world, request).map_err(|refusal| {
-            let quiet_request = request.address_type == AddressType::TranslationRequest
-                && matches!(refusal.reason, Reason::NoRead | Reason::NoWrite);
+            let quiet_request =
+                request.address_type == AddressType::TranslationRequest && refusal.reason.is_no_right();
             let muted = refusal.muted && refusal.reason.can_be_muted();
             if !request.silent && !muted && !quiet_request {
                 self.record_fault(
@@ -108,30 +106,32 @@ impl Unit {
     }
 
     fn translate(&mut self, world: &mut World, request: &Request) -> Result<Translation, Refusal> {
-        let context = self.context(world, request.source)?;
-        let muted = context.fault_processing_disabled();
-        self.translate_in(world, &context, request).map_err(|reason| Refusal { reason, muted })
+        let binding = self.binding(world, request.source)?;
+        let Binding { muted, scalable, .. } = binding;
+        self.translate_in(world, &binding, request).map_err(|reason| {
+            let reason = if scalable { reason.in_scalable_mode() } else { reason };
+            Refusal { reason, muted }
+        })
     }
 
     fn translate_in(
         &mut self,
         world: &mut World,
-        context: &ContextEntry,
+        binding: &Binding,
         request: &Request,
     ) -> Result<Translation, Reason> {
-        // The entry was checked when it was fetched.
-        let kind = context.translation_type().ok_or(Reason::ContextInvalid)?;
+        let kind = binding.kind;
         if request.address_type != AddressType::Untranslated && kind != TranslationType::DeviceTlb {
             return Err(Reason::RequestBlocked);
         }
         if request.address_type == AddressType::Translated {
             return Ok(identity(request.address));
         }
-        let width = (30 + 9 * u32::from(context.width())).min(self.config.mgaw.into());
+        let width = (30 + 9 * u32::from(binding.width)).min(self.config.mgaw.into());
         if request.address.unbounded_shr(width) != 0 {
             return Err(Reason::AddressTooLarge);
         }
-        let domain = context.domain();
+        let domain = binding.domain;
         if let Some(found) = self.iotlb.lookup(domain, request.address) {
             if !world.drops() {
                 return self.use_cached(found, request.access);
@@ -141,7 +141,7 @@ impl Unit {
         let found = match kind {
             // Hardware may keep pass-through addresses in the IOTLB like any others.
             TranslationType::PassThrough => identity(request.address),
-            _ => self.walk(world, context, request.address, request.access)?,
+            _ => self.walk(world, binding, request.address, request.access)?,
         };
         self.iotlb.insert(domain, request.address, found);
         Ok(found)
@@ -163,70 +163,6 @@ impl Unit {
             Access::Write => write,
             Access::ZeroLengthRead => read || self.config.zero_length_reads && write,
         }
-    }
-
-    /// The context entry of a source, from the cache or from memory.
-    fn context(&mut self, world: &mut World, source: u16) -> Result<ContextEntry, Refusal> {
-        let refuse = |reason, muted| Refusal { reason, muted };
-        match self.contexts.get(source) {
-            Some(_) if world.drops() => self.contexts.remove(source),
-            Some(CachedContext::Present(entry)) => return Ok(entry),
-            Some(CachedContext::Faulting(reason, muted)) => return Err(refuse(reason, muted)),
-            None => {}
-        }
-        let fetched = self.fetch_context(world, source);
-        match &fetched {
-            Ok(entry) => self.contexts.insert(source, CachedContext::Present(*entry)),
-            Err(refusal) if self.config.caching_mode => {
-                self.contexts.insert(source, CachedContext::Faulting(refusal.reason, refusal.muted));
-            }
-            Err(_) => {}
-        }
-        fetched
-    }
-
-    fn fetch_context(&mut self, world: &World, source: u16) -> Result<ContextEntry, Refusal> {
-        let fail = |reason| Err(Refusal { reason, muted: false });
-        let slot = (self.root & !0xfff) + u64::from(source >> 8) * 16;
-        let Some((low, high)) = self.structure_pair(world, slot) else {
-            return fail(Reason::RootNotAccessible);
-        };
-        let root = RootEntry { low, high };
-        if !root.present() {
-            return fail(Reason::RootNotPresent);
-        }
-        if root.reserved_set() {
-            self.complain(
-                world,
-                Rule::ReservedBits,
-                format!("root entry {:#x} {low:#x} {high:#x}", source >> 8),
-            );
-            return fail(Reason::RootReserved);
-        }
-        let slot = root.context_table() + u64::from(source & 0xff) * 16;
-        let Some((low, high)) = self.structure_pair(world, slot) else {
-            return fail(Reason::ContextNotAccessible);
-        };
-        let entry = ContextEntry { low, high };
-        self.check_context(entry)
-            .map_err(|reason| Refusal { reason, muted: entry.fault_processing_disabled() })
-            .map(|()| entry)
-    }
-
-    /// The checks that the unit makes of a context entry.
-    pub(super) fn check_context(&self, entry: ContextEntry) -> Result<(), Reason> {
-        if !entry.present() {
-            return Err(Reason::ContextNotPresent);
-        }
-        if entry.reserved_set(&self.config) {
-            return Err(Reason::ContextReserved);
-        }
-        let translated = entry.translation_type() != Some(TranslationType::PassThrough);
-        let beyond = translated && entry.table().unbounded_shr(self.host_address_bits.into()) != 0;
-        if !entry.is_supported(&self.config) || beyond {
-            return Err(Reason::ContextInvalid);
-        }
-        Ok(())
     }
 
     /// Whether protected memory keeps devices away from the address.

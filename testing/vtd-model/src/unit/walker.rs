@@ -2,7 +2,7 @@
 
 use super::{Access, Unit, translation::is_interrupt_range};
 use crate::{
-    entries::{ContextEntry, PageEntry},
+    entries::{Binding, PageEntry},
     iotlb::Translation,
     paging_cache::{CachedTable, level_shift},
     reason::Reason,
@@ -22,6 +22,8 @@ struct Walk {
     domain: u16,
     address: u64,
     access: Access,
+    /// It snoops the CPU's caches.
+    snoops: bool,
 }
 
 impl Walk {
@@ -31,18 +33,18 @@ impl Walk {
 }
 
 impl Unit {
-    /// Walks the table of a context entry. What is found is not yet in the IOTLB.
+    /// Walks the table of a source. What is found is not yet in the IOTLB.
     pub(super) fn walk(
         &mut self,
         world: &mut World,
-        context: &ContextEntry,
+        binding: &Binding,
         address: u64,
         access: Access,
     ) -> Result<Translation, Reason> {
-        let walk = Walk { domain: context.domain(), address, access };
-        let mut position = self.cached_position(world, &walk, context.levels())?.unwrap_or(Position {
-            level: context.levels(),
-            table: context.table(),
+        let walk = Walk { domain: binding.domain, address, access, snoops: binding.snoops };
+        let mut position = self.cached_position(world, &walk, binding.levels())?.unwrap_or(Position {
+            level: binding.levels(),
+            table: binding.table,
             read: true,
             write: true,
         });
@@ -87,7 +89,7 @@ impl Unit {
         position: &mut Position,
     ) -> Result<PageEntry, Reason> {
         let index = walk.address >> level_shift(position.level) & 0x1ff;
-        let raw = self.structure_word(world, position.table + index * 8);
+        let raw = self.word_as(world, position.table + index * 8, walk.snoops);
         let entry = PageEntry(raw.ok_or(Reason::PageEntryNotAccessible)?);
         position.read &= entry.read();
         position.write &= entry.write();

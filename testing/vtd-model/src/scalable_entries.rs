@@ -1,0 +1,208 @@
+//! The entries of scalable mode as the unit reads them: context entries of 256 bits, PASID directories and tables.
+
+use crate::{
+    config::UnitConfig,
+    entries::{Binding, TranslationType, bits},
+};
+
+/// Half of a root entry: the table for devices 0 to 15, or for 16 to 31.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RootHalf(pub u64);
+
+impl RootHalf {
+    pub fn present(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    pub fn reserved_set(self) -> bool {
+        self.0 & bits(11, 1) != 0
+    }
+
+    pub fn context_table(self) -> u64 {
+        self.0 & bits(63, 12)
+    }
+}
+
+/// A context entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ScalableContext(pub [u64; 4]);
+
+impl ScalableContext {
+    pub const BYTES: u64 = 32;
+    /// Entries in a table.
+    pub const COUNT: u64 = 128;
+
+    pub fn present(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+
+    pub fn fault_processing_disabled(self) -> bool {
+        self.0[0] >> 1 & 1 != 0
+    }
+
+    /// DTE.
+    pub fn device_tlb(self) -> bool {
+        self.0[0] >> 2 & 1 != 0
+    }
+
+    /// Entries of its PASID directory.
+    pub fn directory_entries(self) -> u64 {
+        1 << ((self.0[0] >> 9 & 7) + 7)
+    }
+
+    pub fn directory(self) -> u64 {
+        self.0[0] & bits(63, 12)
+    }
+
+    /// The PASID of requests that have none.
+    pub fn request_pasid(self) -> u64 {
+        self.0[1] & bits(19, 0)
+    }
+
+    pub fn reserved_set(self) -> bool {
+        self.0[0] & bits(8, 5) != 0 || self.0[1] & bits(63, 21) != 0 || self.0[2] != 0 || self.0[3] != 0
+    }
+
+    /// Whether the unit can do what the entry asks for.
+    pub fn is_supported(self, unit: &UnitConfig) -> bool {
+        const PASID_ENABLE: u64 = 1 << 3;
+        const PAGE_REQUESTS: u64 = 1 << 4;
+        const PRIVILEGED: u64 = 1 << 20;
+        // Nothing here has PASIDs of its own, or page requests through them.
+        self.0[0] & (PASID_ENABLE | PAGE_REQUESTS) == 0
+            && self.0[1] & PRIVILEGED == 0
+            && (unit.device_tlb || !self.device_tlb())
+    }
+}
+
+/// An entry of a PASID directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DirectoryEntry(pub u64);
+
+impl DirectoryEntry {
+    pub fn present(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    pub fn reserved_set(self) -> bool {
+        self.0 & bits(11, 2) != 0
+    }
+
+    pub fn table(self) -> u64 {
+        self.0 & bits(63, 12)
+    }
+}
+
+/// An entry of a PASID table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PasidEntry(pub [u64; 8]);
+
+impl PasidEntry {
+    pub const BYTES: u64 = 64;
+    /// Entries in a table.
+    pub const COUNT: u64 = 64;
+
+    pub fn present(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+
+    pub fn fault_processing_disabled(self) -> bool {
+        self.0[0] >> 1 & 1 != 0
+    }
+
+    /// Bits 4:2, as in a context entry of legacy mode.
+    pub fn width(self) -> u8 {
+        (self.0[0] >> 2 & 7) as u8
+    }
+
+    fn kind(self) -> u64 {
+        self.0[0] >> 6 & 7
+    }
+
+    pub fn table(self) -> u64 {
+        self.0[0] & bits(63, 12)
+    }
+
+    pub fn domain(self) -> u16 {
+        self.0[1] as u16
+    }
+
+    /// PWSNP.
+    pub fn walks_snoop(self) -> bool {
+        self.0[1] >> 23 & 1 != 0
+    }
+
+    /// PGSNP.
+    fn accesses_snoop(self) -> bool {
+        self.0[1] >> 24 & 1 != 0
+    }
+
+    /// Also set is what belongs to a first stage, which no entry here has.
+    pub fn reserved_set(self, unit: &UnitConfig) -> bool {
+        let beyond = u32::from(self.domain()) >= unit.domain_ids();
+        let snoops =
+            self.walks_snoop() && !unit.scalable_coherent || self.accesses_snoop() && !unit.snoop_control;
+        self.0[0] & bits(11, 10) != 0
+            || self.0[1] & (bits(22, 16) | bits(63, 25)) != 0
+            || self.0[2..].iter().any(|&word| word != 0)
+            || beyond
+            || snoops
+    }
+
+    /// Whether the unit can do what the entry asks for: a second stage without execute permissions or accessed bits.
+    pub fn is_supported(self, unit: &UnitConfig) -> bool {
+        const SECOND_STAGE: u64 = 2;
+        const EXECUTE: u64 = 1 << 5;
+        const ACCESSED: u64 = 1 << 9;
+        self.kind() == SECOND_STAGE
+            && unit.scalable_second_stage
+            && self.0[0] & (EXECUTE | ACCESSED) == 0
+            && unit.supports_width(self.width())
+    }
+
+    /// What the requests of a source are translated by, whose context entry leads here.
+    pub fn binding(self, context: ScalableContext) -> Binding {
+        let kind =
+            if context.device_tlb() { TranslationType::DeviceTlb } else { TranslationType::Untranslated };
+        Binding {
+            kind,
+            domain: self.domain(),
+            table: self.table(),
+            width: self.width(),
+            muted: context.fault_processing_disabled() || self.fault_processing_disabled(),
+            snoops: self.walks_snoop(),
+            scalable: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scalable() -> UnitConfig {
+        UnitConfig { scalable: true, scalable_second_stage: true, ..UnitConfig::plain(0) }
+    }
+
+    #[test]
+    fn a_second_stage_is_all_that_there_is() {
+        let entry = |low: u64| PasidEntry([low, 3, 0, 0, 0, 0, 0, 0]);
+        let plain = 0x5000 | 2 << 6 | 2 << 2 | 1;
+        assert!(entry(plain).is_supported(&scalable()) && !entry(plain).reserved_set(&scalable()));
+        assert_eq!((entry(plain).table(), entry(plain).width(), entry(plain).domain()), (0x5000, 2, 3));
+        for kind in [0, 1, 3, 4, 5] {
+            assert!(!entry(0x5000 | kind << 6 | 2 << 2 | 1).is_supported(&scalable()));
+        }
+        assert!(!entry(plain | 1 << 9).is_supported(&scalable()), "accessed and dirty bits");
+        assert!(entry(plain | 1 << 10).reserved_set(&scalable()));
+    }
+
+    #[test]
+    fn snooping_needs_the_capability() {
+        let entry = |bit: u32| PasidEntry([1, 3 | 1 << bit, 0, 0, 0, 0, 0, 0]);
+        let able = UnitConfig { scalable_coherent: true, ..scalable() };
+        assert!(entry(23).reserved_set(&scalable()) && !entry(23).reserved_set(&able));
+        let unable = UnitConfig { snoop_control: false, ..scalable() };
+        assert!(entry(24).reserved_set(&unable) && !entry(24).reserved_set(&scalable()));
+    }
+}
