@@ -68,6 +68,8 @@ pub struct UnitReport {
     pub extended_capability: u64,
     /// The GSTS register as it reads now.
     pub global_status: u32,
+    /// The RTADDR register as it reads now.
+    pub root_table_address: u64,
     /// The FSTS register as it reads now.
     pub fault_status: u32,
     /// Widest IOVA that it translates, in bits.
@@ -95,6 +97,12 @@ impl UnitReport {
     #[must_use]
     pub const fn has_root(&self) -> bool {
         self.global_status >> 30 & 1 != 0
+    }
+
+    /// The root table is one of scalable mode (RTADDR.TTM).
+    #[must_use]
+    pub const fn is_scalable(&self) -> bool {
+        self.root_table_address >> 10 & 3 == 1
     }
 
     /// Queued invalidation is on (GSTS.QIES).
@@ -205,6 +213,10 @@ pub enum TableKind {
     Root,
     /// The context table of a bus: an entry a function.
     Context,
+    /// The PASID directory of a function, in scalable mode.
+    PasidDirectory,
+    /// A PASID table of a function, in scalable mode.
+    Pasid,
     /// A page table.
     Page {
         /// Its level; leaves of 4 KiB are at level 1.
@@ -212,6 +224,18 @@ pub enum TableKind {
         /// Index of the entry.
         index: usize,
     },
+}
+
+impl fmt::Display for TableKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => f.write_str("root"),
+            Self::Context => f.write_str("context"),
+            Self::PasidDirectory => f.write_str("PASID directory"),
+            Self::Pasid => f.write_str("PASID"),
+            Self::Page { level, .. } => write!(f, "level {level}"),
+        }
+    }
 }
 
 /// Where an entry leads.

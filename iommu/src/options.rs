@@ -56,6 +56,9 @@ pub struct Options {
     /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors, is what there is no word
     /// to change: a batch takes a handful, and hardware seldom lags.
     pub queue_order: u8,
+    /// Use scalable mode where a unit has it, with second-stage tables in it, and the queue. Off unless asked for: on the units
+    /// that have both modes it does for a domain of the kernel what legacy mode does, at the cost of two more pages a source.
+    pub scalable: bool,
     /// Remap interrupts where a unit can, so that a device raises only the vectors given to it.
     pub interrupt_remapping: bool,
     /// Use leaves larger than 4 KiB where a unit has them.
@@ -82,6 +85,7 @@ impl Default for Options {
             mode: Mode::On,
             queued_invalidation: true,
             queue_order: 0,
+            scalable: false,
             interrupt_remapping: true,
             superpages: true,
             snoop: true,
@@ -105,6 +109,8 @@ const WORDS: &[Word] = &[
     ("force", |options| options.mode = Mode::Force),
     ("qinval", |options| options.queued_invalidation = true),
     ("no-qinval", |options| options.queued_invalidation = false),
+    ("scalable", |options| options.scalable = true),
+    ("no-scalable", |options| options.scalable = false),
     ("intremap", |options| options.interrupt_remapping = true),
     ("no-intremap", |options| options.interrupt_remapping = false),
     ("strict", |options| options.flush = Flush::Strict),
@@ -160,6 +166,8 @@ mod tests {
             ("off", Options { mode: Mode::Off, ..base }),
             ("force", Options { mode: Mode::Force, ..base }),
             ("no-qinval", Options { queued_invalidation: false, ..base }),
+            ("scalable", Options { scalable: true, ..base }),
+            ("scalable,no-scalable", base),
             ("no-intremap", Options { interrupt_remapping: false, ..base }),
             ("no-intremap,intremap", base),
             ("deferred", Options { flush: Flush::Deferred, ..base }),

@@ -16,6 +16,10 @@ pub enum TableKind {
     Root,
     /// A context table.
     Context,
+    /// A PASID directory.
+    PasidDirectory,
+    /// A PASID table.
+    Pasid,
     /// A page of a page table.
     PageTable,
     /// The invalidation queue.
@@ -31,6 +35,8 @@ impl fmt::Display for TableKind {
         f.write_str(match self {
             Self::Root => "root table",
             Self::Context => "context table",
+            Self::PasidDirectory => "PASID directory",
+            Self::Pasid => "PASID table",
             Self::PageTable => "page table",
             Self::Queue => "invalidation queue",
             Self::Status => "page of wait statuses",

@@ -15,33 +15,49 @@ use crate::{
 /// Levels of the deepest page table.
 pub(crate) const MAX_LEVELS: usize = 5;
 
+/// Tables above the page table, at most.
+const MAX_TABLES: usize = 4;
+
 /// The entries of a page table for one address, the root's first.
 pub(crate) type Steps<A> = [Option<Step<A>>; MAX_LEVELS];
 
-/// Where the tables lead that say which domain a source translates through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Path {
-    /// The source's bus has no table.
-    NoBus {
-        /// The entry of the bus.
-        bus: u128,
-    },
-    /// The source's entry is not present: it may reach nothing.
-    Blocked {
-        /// The entry of the bus.
-        bus: u128,
-        /// The entry of the source.
-        source: u128,
-    },
-    /// The source translates through the page table at `table`.
-    Translated {
-        /// The entry of the bus.
-        bus: u128,
-        /// The entry of the source.
-        source: u128,
-        /// Root of the page table.
-        table: PhysAddr,
-    },
+/// Where the tables lead that say which domain a source translates through: their entries, in the order in which the unit
+/// reads them, up to the first that is not present.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Path {
+    entries: [Option<(TableKind, u128)>; MAX_TABLES],
+    /// Root of the page table, if all of the entries are present.
+    table: Option<PhysAddr>,
+}
+
+impl Path {
+    /// The path with the entry `raw` of a further table.
+    pub fn through(mut self, kind: TableKind, raw: u128) -> Self {
+        let free = self.entries.iter_mut().find(|slot| slot.is_none());
+        debug_assert!(free.is_some(), "more tables than there are");
+        if let Some(free) = free {
+            *free = Some((kind, raw));
+        }
+        self
+    }
+
+    /// The path that ends at the page table at `table`.
+    pub fn to_page_table(self, table: PhysAddr) -> Self {
+        Self { table: Some(table), ..self }
+    }
+
+    /// Root of the page table, if the path gets there.
+    pub fn page_table(&self) -> Option<PhysAddr> {
+        self.table
+    }
+
+    /// Each entry, and whether it leads on.
+    fn entries(&self) -> impl Iterator<Item = (TableKind, u128, bool)> {
+        let count = self.entries.iter().flatten().count();
+        let leads_on = move |index: usize| index + 1 < count || self.table.is_some();
+        let entries = self.entries.iter().flatten().enumerate();
+        entries.map(move |(index, &(kind, raw))| (kind, raw, leads_on(index)))
+    }
 }
 
 /// The entries that the hardware reads for one request, as they are now, from the root down to the one that ends it.
@@ -55,14 +71,9 @@ impl<A: Copy> Walk<A> {
     /// Shows the entries. `rights` is what the permissions of a leaf allow.
     pub fn visit(&self, rights: impl Fn(A) -> Access, visitor: &mut dyn Visitor) {
         let mut show = |table, raw, leads| visitor.step(&StepReport { table, raw, leads });
-        let (bus, source) = match self.path {
-            Path::NoBus { bus } => (bus, None),
-            Path::Blocked { bus, source } => (bus, Some((source, Leads::Nowhere))),
-            Path::Translated { bus, source, .. } => (bus, Some((source, Leads::On))),
-        };
-        let Some((source, leads)) = source else { return show(TableKind::Root, bus, Leads::Nowhere) };
-        show(TableKind::Root, bus, Leads::On);
-        show(TableKind::Context, source, leads);
+        for (kind, raw, leads_on) in self.path.entries() {
+            show(kind, raw, if leads_on { Leads::On } else { Leads::Nowhere });
+        }
         for &Step { level, index, raw, entry } in self.steps.iter().flatten() {
             let leads = match entry {
                 Entry::Empty => Leads::Nowhere,
@@ -79,14 +90,10 @@ impl<A: Copy> Walk<A> {
 
 impl<A: Copy + fmt::Debug> fmt::Display for Walk<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.path {
-            Path::NoBus { bus } => return write!(f, "root entry {bus:#x}: not present"),
-            Path::Blocked { bus, source } => {
-                return write!(f, "root entry {bus:#x}, context entry {source:#x}: not present");
-            }
-            Path::Translated { bus, source, .. } => {
-                write!(f, "root entry {bus:#x}, context entry {source:#x}")?;
-            }
+        for (index, (kind, raw, leads_on)) in self.path.entries().enumerate() {
+            let separator = if index > 0 { ", " } else { "" };
+            let end = if leads_on { "" } else { ": not present" };
+            write!(f, "{separator}{kind} entry {raw:#x}{end}")?;
         }
         for step in self.steps.iter().flatten() {
             write!(f, ", level {} entry {} {:#x}", step.level, step.index, step.raw)?;

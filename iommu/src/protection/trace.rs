@@ -10,7 +10,7 @@ use crate::{
     fault::{Fault, FaultTarget},
     group::Group,
     vtd::{SecondStageAccess, Vtd},
-    walk::{MAX_LEVELS, Path, Steps, Walk},
+    walk::{MAX_LEVELS, Steps, Walk},
 };
 
 impl<P: Platform> Shared<P> {
@@ -46,8 +46,8 @@ impl<P: Platform> Shared<P> {
         address: Option<Iova>,
     ) -> Walk<SecondStageAccess> {
         let path = self.backend.path(unit, source);
-        let steps = match (path, group, address) {
-            (Path::Translated { table, .. }, Some(group), Some(address)) => self.steps(group, table, address),
+        let steps = match (path.page_table(), group, address) {
+            (Some(table), Some(group), Some(address)) => self.steps(group, table, address),
             _ => [None; MAX_LEVELS],
         };
         Walk { path, steps }

@@ -144,7 +144,7 @@ impl Capability {
         self.cap.caching_mode()
     }
 
-    /// ECAP.C: the unit's walks of tables in memory snoop the CPU's caches.
+    /// ECAP.C: the unit's walks of tables in memory snoop the CPU's caches; those of page tables in legacy mode alone.
     #[must_use]
     pub fn walks_coherently(&self) -> bool {
         self.ecap.coherent()
@@ -299,6 +299,18 @@ impl Capability {
     #[must_use]
     pub fn has_scalable_mode(&self) -> bool {
         self.ecap.scalable()
+    }
+
+    /// ECAP.SSTS: second-stage tables in scalable mode.
+    #[must_use]
+    pub fn has_scalable_second_stage(&self) -> bool {
+        self.ecap.second_stage()
+    }
+
+    /// ECAP.SMPWCS: in scalable mode, walks of page tables can be made to snoop the CPU's caches.
+    #[must_use]
+    pub fn walks_coherently_in_scalable_mode(&self) -> bool {
+        self.ecap.scalable_coherent()
     }
 
     /// CAP.NFR: number of fault recording registers, 1 to 256.

@@ -4,8 +4,8 @@ use core::{iter, sync::atomic::Ordering};
 
 use super::{
     hardware::Vtd,
-    queue::{ContextScope, Invalidation, InvalidationError, IotlbScope, Plan},
-    spec::{DomainId, FunctionMask},
+    queue::{InvalidationError, IotlbScope, Plan},
+    spec::DomainId,
     tags::{DeviceTag, Tag, Tags},
 };
 use crate::{
@@ -25,15 +25,8 @@ impl<P: Platform> Vtd<P> {
     ) -> Result<(), Stuck> {
         let hardware = &self.units[unit].unit;
         if hardware.capability().caches_not_present() {
-            // What is not present is cached under domain 0.
-            let device = ContextScope::Device { domain: DomainId::new(0), source, mask: FunctionMask::Exact };
-            let device = Invalidation::Context(device);
-            return match domain {
-                Some(domain) => {
-                    self.invalidate(unit, &[device, Invalidation::Iotlb(IotlbScope::Domain(domain))])
-                }
-                None => self.invalidate(unit, &[device]),
-            };
+            let mode = hardware.mode();
+            return mode.publish_source(source, domain, |batch| self.invalidate(unit, batch));
         }
         hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))
     }
@@ -159,8 +152,7 @@ impl<P: Platform> Vtd<P> {
     /// Makes a unit forget the entry of `source`, which is not present any more, and all that it led to. What `source` may
     /// hold in a TLB of its own does it no good: without the entry its translated requests are blocked as well.
     pub(super) fn forget_source(&self, unit: usize, source: SourceId, domain: DomainId) -> Result<(), Stuck> {
-        let entry = ContextScope::Device { domain, source, mask: FunctionMask::Exact };
-        let translations = IotlbScope::Domain(domain);
-        self.invalidate(unit, &[Invalidation::Context(entry), Invalidation::Iotlb(translations)])
+        let mode = self.units[unit].unit.mode();
+        mode.forget_source(source, domain, |batch| self.invalidate(unit, batch))
     }
 }

@@ -16,9 +16,10 @@ use super::{
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
+    mode::TranslationMode,
     queue::{CachingDevice, Invalidation, QueueReport},
-    spec::{AddressWidth, ContextEntry, DomainId, TranslationType},
-    tables::ContextTables,
+    spec::{AddressWidth, DomainId},
+    tables::{ContextTables, Target},
     tags::Tags,
     unit::Unit,
 };
@@ -152,14 +153,18 @@ impl<P: Platform> Vtd<P> {
         for UnitState { unit, .. } in &self.units {
             let capability = unit.capability();
             log::info!(
-                "unit {} at {}: {} address bits, {} domain ids, {} fault records, translation on{}",
+                "unit {} at {}: {} address bits, {} domain ids, {} fault records, translation on{}{}",
                 unit.index(),
                 unit.base(),
                 capability.fitting_width().map_or(0, AddressWidth::bits),
                 capability.domain_ids(),
                 capability.fault_records(),
+                if unit.mode().is_scalable() { " in scalable mode" } else { "" },
                 if unit.interrupts().is_some() { ", interrupts remapped" } else { "" },
             );
+            if let Some(why) = TranslationMode::why_legacy(capability, self.options) {
+                log::warn!("unit {} is in legacy mode: {why}", unit.index());
+            }
         }
     }
 
@@ -195,14 +200,10 @@ impl<P: Platform> Vtd<P> {
         self.units[unit].tables.lock(&*self.platform).ids.free(domain);
     }
 
-    /// The context entry that makes a source translate through the domain.
-    fn context_entry(
-        tags: &Tags,
-        domain: DomainId,
-        translation: TranslationType,
-    ) -> Result<ContextEntry, DmaError> {
+    /// What makes a source translate through the domain.
+    fn target(tags: &Tags, domain: DomainId, device_tlb: bool) -> Result<Target, DmaError> {
         let width = AddressWidth::from_levels(tags.levels).ok_or(DmaError::OutOfMemory)?;
-        Ok(ContextEntry::translating(domain, tags.root, width, translation))
+        Ok(Target { domain, table: tags.root, width, device_tlb })
     }
 
     /// What invalidating the TLB of `source`, behind `unit`, takes.
@@ -231,7 +232,8 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn format(&self, units: UnitSet) -> Option<SecondStageFormat> {
-        let capabilities = || units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability()));
+        let members = || units.iter().filter_map(|unit| Some(&self.units.get(unit)?.unit));
+        let capabilities = || members().map(Unit::capability);
         let has_all = |width: &AddressWidth| capabilities().all(|capability| capability.has_width(*width));
         let wanted = capabilities().map(Capability::address_bits).min()?;
         let widths = [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57];
@@ -244,7 +246,7 @@ impl<P: Platform> Backend for Vtd<P> {
             width.levels(),
             if self.options.superpages { sizes } else { LeafSizes::SIZE_4K },
             self.physical_bits,
-            capabilities().all(Capability::walks_coherently),
+            members().all(|unit| unit.mode().walks_coherently(unit.capability())),
             self.options.snoop && capabilities().all(Capability::controls_snooping),
         )
     }
@@ -291,16 +293,12 @@ impl<P: Platform> Backend for Vtd<P> {
     ) -> Result<(), DmaError> {
         self.check(UnitSet::default().with(unit))?;
         let device = device_tlb.map(|device_tlb| self.caching_device(unit, source, device_tlb));
-        let translation = match device {
-            Some(_) => TranslationType::TranslateWithDeviceTlb,
-            None => TranslationType::Translate,
-        };
         // The tag comes first: an unmap that runs at the same time either finds it, or has cleared its leaves before
         // the unit can walk them.
         let domain = self.add_tag(tags, unit, device)?;
-        let entry = Self::context_entry(tags, domain, translation);
-        let published = entry
-            .and_then(|entry| self.units[unit].tables.lock(&*self.platform).contexts.publish(source, entry));
+        let published = Self::target(tags, domain, device.is_some()).and_then(|target| {
+            self.units[unit].tables.lock(&*self.platform).contexts.publish(source, target)
+        });
         if let Err(error) = published {
             self.remove_tag(tags, unit, source);
             return Err(error);
@@ -311,8 +309,8 @@ impl<P: Platform> Backend for Vtd<P> {
     fn block(&self, tags: &Tags, unit: usize, source: SourceId) -> Result<(), Stuck> {
         let withdrawn = self.units[unit].tables.lock(&*self.platform).contexts.withdraw(source);
         // What an earlier call withdrew may still be cached, if that call failed: then the unit is stuck.
-        let Some(entry) = withdrawn else { return self.check(UnitSet::default().with(unit)) };
-        self.forget_source(unit, source, entry.domain())?;
+        let Some(domain) = withdrawn else { return self.check(UnitSet::default().with(unit)) };
+        self.forget_source(unit, source, domain)?;
         self.remove_tag(tags, unit, source);
         Ok(())
     }
@@ -331,13 +329,7 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn path(&self, unit: usize, source: SourceId) -> Path {
-        let (root, context) = self.units[unit].tables.lock(&*self.platform).contexts.way(source);
-        let bus = root.into_bits();
-        match context {
-            None => Path::NoBus { bus },
-            Some(entry) if !entry.present() => Path::Blocked { bus, source: entry.into_bits() },
-            Some(entry) => Path::Translated { bus, source: entry.into_bits(), table: entry.root() },
-        }
+        self.units[unit].tables.lock(&*self.platform).contexts.path(source)
     }
 
     fn is_unused(&self, tags: &Tags) -> bool {
@@ -388,6 +380,7 @@ impl<P: Platform> UnitState<P> {
             capability: capability.cap().into_bits(),
             extended_capability: capability.ecap().into_bits(),
             global_status: self.unit.read_global_status().into_bits(),
+            root_table_address: self.unit.read_root_table_address().into_bits(),
             fault_status: self.unit.read_fault_status().into_bits(),
             address_bits: capability.fitting_width().map_or(0, |width| u32::from(width.bits())),
             domains: self.tables.lock(platform).ids.in_use(),

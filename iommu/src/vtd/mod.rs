@@ -6,6 +6,7 @@ mod error;
 mod fault;
 mod flush;
 mod hardware;
+mod mode;
 mod queue;
 mod registers;
 mod remap;
@@ -21,9 +22,10 @@ pub use capability::{Capability, CapabilityError};
 pub use error::VtdError;
 pub use fault::Drained;
 pub(crate) use hardware::{Discovered, InterruptControllers, Vtd};
+pub use mode::TranslationMode;
 pub use queue::{
     CachingDevice, ContextScope, InterruptScope, Invalidation, InvalidationError, IotlbScope,
-    MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, Plan, QueueReport, QueueStatistics, Ticket,
+    MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, PasidScope, Plan, QueueReport, QueueStatistics, Ticket,
 };
 pub use registers::Bank;
 pub use remap::{

@@ -33,7 +33,7 @@ use mm::PAGE_BYTES;
 pub(super) use self::invalidation::Stage;
 pub use self::{
     error::{InvalidationError, QueueReport},
-    invalidation::{CachingDevice, ContextScope, InterruptScope, Invalidation, IotlbScope},
+    invalidation::{CachingDevice, ContextScope, InterruptScope, Invalidation, IotlbScope, PasidScope},
     plan::{MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, Plan},
     ticket::Ticket,
 };

@@ -1,6 +1,8 @@
-//! The root table of a unit and the context tables below it: who translates through what.
+//! The root table of a unit and the tables below it, down to the page tables: who translates through what.
 //!
-//! This is the only place that knows their layout, so that scalable-mode tables can join without a domain noticing.
+//! This is the only place that knows their layout, in either [mode](super::mode).
+
+mod pasid;
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -10,20 +12,29 @@ use mm::{
     table::{Table, TableMemory},
 };
 
-use super::spec::{ContextEntry, RootEntry};
+use super::{
+    mode::TranslationMode,
+    spec::{AddressWidth, ContextEntry, ContextState, DomainId, RootEntry, TranslationType},
+};
 use crate::{
     Platform, SourceId,
     dma::DmaError,
+    dump::TableKind as Shown,
     reach::{HostWidth, TableError, TableKind},
+    walk::Path,
 };
 
-/// 64-bit words in a root or context entry.
-const ENTRY_WORDS: usize = 2;
+/// 64-bit words in an entry of a root table.
+const ROOT_ENTRY_WORDS: usize = 2;
+
+/// Context entries of scalable mode that a table holds: half of a bus.
+const SCALABLE_ENTRIES: u8 = 0x80;
 
 /// The tables of one unit. They live as long as the unit, whose hardware walks them.
 #[derive(Debug)]
 pub(super) struct ContextTables<P: Platform> {
     platform: Arc<P>,
+    mode: TranslationMode,
     root: PhysAddr,
     /// What the unit reaches.
     width: HostWidth,
@@ -31,11 +42,28 @@ pub(super) struct ContextTables<P: Platform> {
     coherent: bool,
 }
 
+/// What the requests of a source are translated by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// The tag of what is cached of it.
+    pub domain: DomainId,
+    /// Root of the second-stage table.
+    pub table: PhysAddr,
+    pub width: AddressWidth,
+    /// Whether a device TLB is served.
+    pub device_tlb: bool,
+}
+
 impl<P: Platform> ContextTables<P> {
     /// An empty root table: every request is blocked.
-    pub fn new(platform: Arc<P>, width: HostWidth, coherent: bool) -> Result<Self, TableError> {
+    pub fn new(
+        platform: Arc<P>,
+        mode: TranslationMode,
+        width: HostWidth,
+        coherent: bool,
+    ) -> Result<Self, TableError> {
         let root = width.page(platform.tables(), TableKind::Root)?;
-        let tables = Self { platform, root, width, coherent };
+        let tables = Self { platform, mode, root, width, coherent };
         tables.write_back_page(root);
         Ok(tables)
     }
@@ -45,16 +73,9 @@ impl<P: Platform> ContextTables<P> {
         self.root
     }
 
-    /// The entry of `source`, if it is present.
-    pub fn entry(&self, source: SourceId) -> Option<ContextEntry> {
-        let words = self.context_words(source)?;
-        let entry = ContextEntry::from_bits(load(words));
-        entry.present().then_some(entry)
-    }
-
-    /// Stores `entry` for `source`, whose entry must not be present. Whether its faults are recorded stays as it was said.
-    pub fn publish(&mut self, source: SourceId, entry: ContextEntry) -> Result<(), DmaError> {
-        debug_assert!(self.entry(source).is_none(), "the context entry of {source} is present");
+    /// Has `source`, whose entry must not be present, translated by `target`. Whether its faults are recorded stays as it was
+    /// said.
+    pub fn publish(&mut self, source: SourceId, target: Target) -> Result<(), DmaError> {
         let words = match self.context_words(source) {
             Some(words) => words,
             None => {
@@ -62,19 +83,36 @@ impl<P: Platform> ContextTables<P> {
                 self.context_words(source).ok_or(DmaError::OutOfMemory)?
             }
         };
-        let is_muted = ContextEntry::from_bits(load(words)).fault_reporting_disabled();
-        self.store(words, entry.with_fault_reporting_disabled(is_muted).into_bits());
+        let state = context_state(words);
+        debug_assert!(!state.present(), "the context entry of {source} is present");
+        let is_muted = state.fault_reporting_disabled();
+        let bits = match self.mode {
+            TranslationMode::Legacy => {
+                legacy_entry(target).with_fault_reporting_disabled(is_muted).into_bits()
+            }
+            TranslationMode::Scalable { .. } => {
+                self.pasid_context(words, target)?.with_fault_reporting_disabled(is_muted).into_bits()
+            }
+        };
+        self.store(words, bits);
         Ok(())
     }
 
-    /// Clears Present in the entry of `source`, leaving the rest for the unit to finish walks with, and returns what
-    /// it was. The unit may go on using it until it is invalidated.
-    pub fn withdraw(&mut self, source: SourceId) -> Option<ContextEntry> {
-        let entry = self.entry(source)?;
+    /// Clears Present in the entry of `source`, leaving the rest for the unit to finish walks with, and returns the domain
+    /// that it led to, if it was present. The unit may go on using it until it is invalidated.
+    pub fn withdraw(&mut self, source: SourceId) -> Option<DomainId> {
         let words = self.context_words(source)?;
-        words[0].store(entry.with_present(false).into_bits() as u64, Ordering::Release);
+        let state = context_state(words);
+        if !state.present() {
+            return None;
+        }
+        let domain = match self.mode {
+            TranslationMode::Legacy => ContextEntry::from_bits(load(words)).domain(),
+            TranslationMode::Scalable { .. } => self.pasid_entry(words)?.domain(),
+        };
+        words[0].store(state.with_present(false).into_bits(), Ordering::Release);
         self.write_back(words);
-        Some(entry)
+        Some(domain)
     }
 
     /// Says whether faults of `source`, whose entry is not present, are recorded (FPD). Returns whether the entry changed.
@@ -87,44 +125,73 @@ impl<P: Platform> ContextTables<P> {
                 self.context_words(source).ok_or(DmaError::OutOfMemory)?
             }
         };
-        let before = ContextEntry::from_bits(load(words));
-        let entry = before.with_fault_reporting_disabled(!reports);
-        if before.present() || entry == before {
+        let before = context_state(words);
+        let state = before.with_fault_reporting_disabled(!reports);
+        if before.present() || state == before {
             return Ok(false);
         }
-        words[0].store(entry.into_bits() as u64, Ordering::Release);
+        words[0].store(state.into_bits(), Ordering::Release);
         self.write_back(words);
         Ok(true)
     }
 
-    /// The entries that `source` leads to: of the root table, and of its context table, as far as they are there.
-    pub fn way(&self, source: SourceId) -> (RootEntry, Option<ContextEntry>) {
-        let root = RootEntry::from_bits(load(entry_words(self.table(self.root), source.bus())));
-        let context = self.context_words(source).map(|words| ContextEntry::from_bits(load(words)));
-        (root, context)
+    /// The entries that `source` leads to, as far as they are there.
+    pub fn path(&self, source: SourceId) -> Path {
+        let root = load(root_words(self.table(self.root), source.bus()));
+        let path = Path::default().through(Shown::Root, root);
+        let Some(words) = self.context_words(source) else { return path };
+        let path = path.through(Shown::Context, load(words));
+        if !context_state(words).present() {
+            return path;
+        }
+        match self.mode {
+            TranslationMode::Legacy => path.to_page_table(ContextEntry::from_bits(load(words)).root()),
+            TranslationMode::Scalable { .. } => self.pasid_path(words, path),
+        }
     }
 
-    /// Links an empty context table for the bus of `source`.
+    /// Links an empty context table for `source` and its neighbours: all of the bus or, in scalable mode, half of it.
     fn add_context_table(&mut self, source: SourceId) -> Result<(), DmaError> {
-        let page = self.width.page(self.platform.tables(), TableKind::Context)?;
-        self.write_back_page(page);
-        let words = entry_words(self.table(self.root), source.bus());
-        self.store(words, RootEntry::to_context_table(page).into_bits());
+        let page = self.add_page(TableKind::Context)?;
+        let word = self.root_word(source);
+        word.store(RootEntry::to_context_table(page).into_bits() as u64, Ordering::Release);
+        self.write_back(core::slice::from_ref(word));
         Ok(())
     }
 
+    /// An empty page, which the unit may be led to.
+    fn add_page(&self, kind: TableKind) -> Result<PhysAddr, DmaError> {
+        let page = self.width.page(self.platform.tables(), kind)?;
+        self.write_back_page(page);
+        Ok(page)
+    }
+
+    /// The half of the root entry that leads to `source`. Both halves look like the only one that legacy mode has.
+    fn root_word(&self, source: SourceId) -> &AtomicU64 {
+        let words = root_words(self.table(self.root), source.bus());
+        match self.mode {
+            TranslationMode::Legacy => &words[0],
+            TranslationMode::Scalable { .. } => &words[usize::from(source.devfn() / SCALABLE_ENTRIES)],
+        }
+    }
+
     fn context_words(&self, source: SourceId) -> Option<&[AtomicU64]> {
-        let root_entry = RootEntry::from_bits(load(entry_words(self.table(self.root), source.bus())));
-        Some(entry_words(self.table(root_entry.context_table()?), source.devfn()))
+        let half = self.root_word(source).load(Ordering::Acquire);
+        let table = self.table(RootEntry::from_bits(half.into()).context_table()?);
+        Some(match self.mode {
+            TranslationMode::Legacy => entry_words(table, source.devfn(), 2),
+            TranslationMode::Scalable { .. } => entry_words(table, source.devfn() % SCALABLE_ENTRIES, 4),
+        })
     }
 
     fn table(&self, page: PhysAddr) -> &Table {
-        // SAFETY: only the root and pages that `add_context_table` linked get here; none of them is ever freed.
+        // SAFETY: only the root and pages that `add_page` gave out and that were linked get here; none of them is ever freed.
         unsafe { self.platform.tables().table(page) }
     }
 
     /// Stores an entry that was not present: the word with Present last, so that the unit never sees half of it.
     fn store(&self, words: &[AtomicU64], bits: u128) {
+        words[2..].iter().for_each(|word| word.store(0, Ordering::Relaxed));
         words[1].store((bits >> 64) as u64, Ordering::Relaxed);
         words[0].store(bits as u64, Ordering::Release);
         self.write_back(words);
@@ -143,12 +210,30 @@ impl<P: Platform> ContextTables<P> {
     }
 }
 
-/// The words of entry `index`.
-fn entry_words(table: &Table, index: u8) -> &[AtomicU64] {
-    let first = usize::from(index) * ENTRY_WORDS;
-    &table[first..first + ENTRY_WORDS]
+fn legacy_entry(target: Target) -> ContextEntry {
+    let translation = match target.device_tlb {
+        true => TranslationType::TranslateWithDeviceTlb,
+        false => TranslationType::Translate,
+    };
+    ContextEntry::translating(target.domain, target.table, target.width, translation)
 }
 
+/// The words of the root entry of a bus.
+fn root_words(table: &Table, bus: u8) -> &[AtomicU64] {
+    entry_words(table, bus, ROOT_ENTRY_WORDS)
+}
+
+/// The words of entry `index` in a table whose entries have `count`.
+fn entry_words(table: &Table, index: u8, count: usize) -> &[AtomicU64] {
+    let first = usize::from(index) * count;
+    &table[first..first + count]
+}
+
+fn context_state(words: &[AtomicU64]) -> ContextState {
+    ContextState::from_bits(words[0].load(Ordering::Acquire))
+}
+
+/// The lower 128 bits of an entry, which are all that means anything in ours.
 fn load(words: &[AtomicU64]) -> u128 {
     u128::from(words[1].load(Ordering::Relaxed)) << 64 | u128::from(words[0].load(Ordering::Acquire))
 }

@@ -30,12 +30,13 @@ use self::{claim::Claim, command::Command};
 use super::{
     capability::{Capability, FIRST_PAGE_BYTES},
     fault::EventRate,
+    mode::TranslationMode,
     queue::{
         Invalidation, InvalidationError, IotlbScope, Queue, QueueReport, QueueStatistics, Stage, Ticket,
     },
     registers::Bank,
     remap::InterruptTable,
-    spec::{FaultStatus, GlobalStatus},
+    spec::{FaultStatus, GlobalStatus, RootTableAddress},
 };
 use crate::{
     Platform,
@@ -59,6 +60,8 @@ pub struct Location {
 pub struct Unit<P: Platform> {
     pub(super) hardware: Hardware<P::Registers>,
     commands: Claim,
+    /// Legacy until it is brought up.
+    mode: TranslationMode,
     pub(super) queue: Option<Queue>,
     interrupts: Option<InterruptTable>,
     /// Held by whoever drains the fault records.
@@ -85,6 +88,7 @@ impl<P: Platform> Unit<P> {
         Ok(Self {
             hardware: Hardware::new(index, location, capability, registers),
             commands: Claim::new(),
+            mode: TranslationMode::Legacy,
             queue: None,
             interrupts: None,
             draining: IrqLock::new(LockClass::FaultRecords, EventRate::new()),
@@ -117,6 +121,11 @@ impl<P: Platform> Unit<P> {
         &self.hardware.capability
     }
 
+    /// Which tables it walks.
+    pub fn mode(&self) -> TranslationMode {
+        self.mode
+    }
+
     /// Whether it has stopped answering.
     pub fn is_stuck(&self) -> bool {
         self.hardware.is_stuck()
@@ -124,6 +133,11 @@ impl<P: Platform> Unit<P> {
 
     /// GSTS as it reads now.
     pub fn read_global_status(&self) -> GlobalStatus {
+        self.hardware.registers.read()
+    }
+
+    /// RTADDR as it reads now.
+    pub fn read_root_table_address(&self) -> RootTableAddress {
         self.hardware.registers.read()
     }
 

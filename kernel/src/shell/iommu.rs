@@ -77,7 +77,7 @@ impl Visitor for Units {
             format!("{major}.{minor}"),
             unit.address_bits,
             unit.domains,
-            on(unit.translates()),
+            if unit.translates() && unit.is_scalable() { "scalable" } else { on(unit.translates()) },
             on(unit.queues_invalidations()),
             if unit.remaps_interrupts() { "remapped" } else { "as sent" },
             unit.fault_storms,

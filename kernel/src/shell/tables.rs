@@ -58,6 +58,8 @@ impl Visitor for Way {
         let (table, entry) = match step.table {
             TableKind::Root => ("root".into(), alloc::string::String::new()),
             TableKind::Context => ("context".into(), alloc::string::String::new()),
+            TableKind::PasidDirectory => ("pasids".into(), alloc::string::String::new()),
+            TableKind::Pasid => ("pasid".into(), alloc::string::String::new()),
             TableKind::Page { level, index } => (alloc::format!("level {level}"), alloc::format!("{index}")),
         };
         let leads = match step.leads {

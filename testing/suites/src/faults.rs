@@ -71,6 +71,7 @@ impl Expected {
         fault.target == FaultTarget::Address(self.page)
             && fault.access == self.access
             && fault.reason.code == self.code
-            && fault.pasid.is_none()
+            // In scalable mode, requests without a PASID are those of PASID 0, and a unit may say so.
+            && fault.pasid.is_none_or(|pasid| pasid == 0)
     }
 }

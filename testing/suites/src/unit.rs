@@ -9,7 +9,7 @@ use crate::{
 };
 
 test! {
-    /// Translation, root table and invalidation queue are on, and no fault is pending.
+    /// Translation, root table and invalidation queue are on, in the mode that was asked for, and no fault is pending.
     lacks = lacks::unit,
     fn is_on_and_clean(context) {
         let machine = Machine::of(context)?;
@@ -19,6 +19,8 @@ test! {
             check!(unit.translates(), "unit {}: translation is off, status {:#x}", unit.unit, unit.global_status);
             let queue = has_queue(&unit) && machine.options.queued_invalidation;
             check_eq!(unit.queues_invalidations(), queue, "unit {}", unit.unit);
+            let scalable = queue && has_scalable_second_stage(&unit) && machine.options.scalable;
+            check_eq!(unit.is_scalable(), scalable, "unit {}", unit.unit);
             check_eq!(unit.remaps_interrupts(), machine.remaps_interrupts(), "unit {}", unit.unit);
             // Overflow, pending fault, queue errors.
             check_eq!(unit.fault_status & 0x73, 0, "unit {}: fault status", unit.unit);
@@ -29,6 +31,11 @@ test! {
 /// The extended capability register says that there is an invalidation queue.
 fn has_queue(unit: &UnitReport) -> bool {
     unit.extended_capability >> 1 & 1 != 0
+}
+
+/// The extended capability register says that there is scalable mode, with second-stage tables.
+fn has_scalable_second_stage(unit: &UnitReport) -> bool {
+    unit.extended_capability >> 43 & 1 != 0 && unit.extended_capability >> 46 & 1 != 0
 }
 
 /// Widest table that CAP.SAGAW offers, and what CAP.MGAW leaves of it, in bits.

@@ -7,8 +7,8 @@ use iommu::{
     interrupts::Sender,
     vtd::{
         BringUp, ContextScope, InterruptSetup, Invalidation, InvalidationError, IotlbScope, Location,
-        QueueReport, Route, RouteError, Unit,
-        spec::{DeviceTlbScope, DomainId, TranslationTable},
+        QueueReport, Route, RouteError, TranslationMode, Unit,
+        spec::{DeviceTlbScope, DomainId},
     },
 };
 use mm::{PAGE_BYTES, PhysAddr, table::TableMemory};
@@ -41,7 +41,7 @@ impl Bench {
         let interrupts = Some(InterruptSetup { entries_order: 8, x2apic: true });
         let how = BringUp {
             root,
-            table: TranslationTable::Legacy,
+            mode: TranslationMode::Legacy,
             queue: true,
             queue_order: machine.config().queue_order,
             interrupts,

@@ -65,7 +65,7 @@ fn way(iommu: &Iommu, function: PciAddress, address: Option<u64>) -> (Vec<TableK
 fn levels(tables: &[TableKind]) -> Vec<u8> {
     let level = |table: &TableKind| match *table {
         TableKind::Page { level, .. } => Some(level),
-        TableKind::Root | TableKind::Context => None,
+        _ => None,
     };
     tables.iter().filter_map(level).collect()
 }

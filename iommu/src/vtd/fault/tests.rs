@@ -7,7 +7,7 @@ use crate::{
     Iova, SourceId,
     fault::{FaultAccess, FaultTarget},
     vtd::{
-        spec::TranslationTable,
+        mode::TranslationMode,
         testing::FakePlatform,
         unit::{BringUp, Location},
     },
@@ -21,8 +21,7 @@ fn unit(records: usize) -> (FakePlatform, Unit<FakePlatform>) {
     let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 2, host_address_bits: 46 };
     let mut unit = Unit::discover(&platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
-    let how =
-        BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order: 0, interrupts: None };
+    let how = BringUp { root, mode: TranslationMode::Legacy, queue: true, queue_order: 0, interrupts: None };
     // SAFETY: no device exists.
     unsafe { unit.bring_up(&platform, &how) }.unwrap();
     (platform, unit)

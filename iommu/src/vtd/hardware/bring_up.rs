@@ -18,7 +18,7 @@ use crate::{
     vtd::{
         domain_ids::DomainIds,
         error::VtdError,
-        spec::TranslationTable,
+        mode::TranslationMode,
         tables::ContextTables,
         unit::{BringUp, BringUpError, InterruptSetup, Location, Unit},
     },
@@ -117,13 +117,14 @@ impl<P: Platform> UnitState<P> {
         options: Options,
     ) -> Result<Self, VtdError> {
         let capability = *unit.capability();
-        let contexts =
-            ContextTables::new(platform.clone(), unit.hardware.width, capability.walks_coherently())
-                .map_err(|error| BringUpError::of_table(unit.index(), error))?;
+        let mode = TranslationMode::choose(&capability, options);
+        let (width, coherent) = (unit.hardware.width, capability.walks_coherently());
+        let contexts = ContextTables::new(platform.clone(), mode, width, coherent)
+            .map_err(|error| BringUpError::of_table(unit.index(), error))?;
         let ids = DomainIds::new(capability.domain_ids() as usize).ok_or(VtdError::OutOfMemory)?;
         let how = BringUp {
             root: contexts.root(),
-            table: TranslationTable::Legacy,
+            mode,
             queue: options.queued_invalidation,
             queue_order: options.queue_order,
             interrupts,

@@ -15,6 +15,8 @@ use crate::{
 pub enum Invalidation {
     /// Context entries.
     Context(ContextScope),
+    /// PASID entries, which a unit has in scalable mode.
+    Pasid(PasidScope),
     /// Translations in the unit.
     Iotlb(IotlbScope),
     /// Translations in a device.
@@ -72,6 +74,15 @@ pub enum ContextScope {
     },
 }
 
+/// Which PASID entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PasidScope {
+    /// All.
+    Global,
+    /// Those of a domain: the one in the entry that may be cached.
+    Domain(DomainId),
+}
+
 /// Which translations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IotlbScope {
@@ -111,6 +122,8 @@ pub enum InterruptScope {
 pub(in crate::vtd) enum Stage {
     /// Context entries: translations made by a stale one must not outlive it.
     Contexts,
+    /// PASID entries, which are found through context entries.
+    Pasids,
     /// The unit's other caches.
     Translations,
     /// Device TLBs, which are filled from the unit's.
@@ -119,7 +132,8 @@ pub(in crate::vtd) enum Stage {
 
 impl Stage {
     /// One after the other.
-    pub(in crate::vtd) const ALL: [Self; 3] = [Self::Contexts, Self::Translations, Self::Devices];
+    pub(in crate::vtd) const ALL: [Self; 4] =
+        [Self::Contexts, Self::Pasids, Self::Translations, Self::Devices];
 }
 
 impl Invalidation {
@@ -127,6 +141,7 @@ impl Invalidation {
     pub(in crate::vtd) const fn stage(&self) -> Stage {
         match self {
             Self::Context(_) => Stage::Contexts,
+            Self::Pasid(_) => Stage::Pasids,
             Self::Iotlb(_) | Self::InterruptEntries(_) => Stage::Translations,
             Self::DeviceTlb { .. } => Stage::Devices,
         }
@@ -136,6 +151,7 @@ impl Invalidation {
     pub(super) const fn coarse(self) -> Self {
         match self {
             Self::Context(_) => Self::Context(ContextScope::Global),
+            Self::Pasid(_) => Self::Pasid(PasidScope::Global),
             Self::Iotlb(_) => Self::Iotlb(IotlbScope::Global),
             Self::InterruptEntries(_) => Self::InterruptEntries(InterruptScope::Global),
             Self::DeviceTlb { source, physical_function, queue_depth, .. } => {
@@ -148,6 +164,8 @@ impl Invalidation {
     pub(super) fn descriptor(self, capability: &Capability) -> Descriptor {
         match self {
             Self::Context(scope) => scope.descriptor(),
+            Self::Pasid(PasidScope::Global) => Descriptor::PasidCache { domain: None },
+            Self::Pasid(PasidScope::Domain(domain)) => Descriptor::PasidCache { domain: Some(domain) },
             Self::Iotlb(scope) => scope.descriptor(capability),
             Self::DeviceTlb { source, physical_function, queue_depth, scope } => {
                 Descriptor::DeviceTlb { source: source.requester, physical_function, queue_depth, scope }

@@ -77,7 +77,7 @@ impl<'a> Job<'a> {
     }
 
     pub fn has_main(&self) -> bool {
-        self.has(Stage::Contexts) || self.has(Stage::Translations)
+        self.stages_of_unit().next().is_some()
     }
 
     pub fn has_devices(&self) -> bool {
@@ -111,24 +111,30 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// How many descriptors it takes: one an item, a fence between contexts and translations, and the two waits.
+    /// The stages of the unit's own caches that the job has something for.
+    #[inline]
+    fn stages_of_unit(&self) -> impl Iterator<Item = Stage> {
+        Stage::ALL.into_iter().filter(|&stage| stage != Stage::Devices && self.has(stage))
+    }
+
+    /// How many descriptors it takes: one an item, a fence between one of the unit's stages and the next, and the two waits.
     #[inline]
     pub fn descriptors(&self) -> usize {
-        let fence = self.has(Stage::Contexts) && self.has(Stage::Translations);
-        self.items + usize::from(fence) + usize::from(self.has_main()) + usize::from(self.has_devices())
+        // The wait for the unit's own caches stands where a fence after the last of them would.
+        let fences_and_wait = self.stages_of_unit().count();
+        self.items + fences_and_wait + usize::from(self.has_devices())
     }
 
     /// Visits the steps in order.
     #[inline]
     pub fn for_each(&self, mut visit: impl FnMut(Step)) {
         let invalidate = |item: Invalidation| Step::Invalidate(item.descriptor(self.capability));
-        if self.has(Stage::Contexts) {
-            self.items(Stage::Contexts).for_each(|item| visit(invalidate(item)));
-            if self.has(Stage::Translations) {
+        for (index, stage) in self.stages_of_unit().enumerate() {
+            if index > 0 {
                 visit(Step::Fence);
             }
+            self.items(stage).for_each(|item| visit(invalidate(item)));
         }
-        self.items(Stage::Translations).for_each(|item| visit(invalidate(item)));
         if self.has_main() {
             visit(Step::MainDone { fence: self.has_devices() });
         }

@@ -24,7 +24,7 @@ use crate::{
 ///
 /// How much memory that is, the unit says: with CAP.MAMV, a range takes one or two for as long as each of its parts is no
 /// longer than 2^MAMV pages, and then one for each 2^MAMV pages, so that a range of more than `8 << MAMV` pages always goes
-/// with its domain. Without CAP.PSI every range does. The room in the queue does not matter: the smallest has 256 entries.
+/// with its domain. Without CAP.PSI every range does. The room in the queue does not matter: the smallest has 128 entries.
 pub const MAX_PAGE_DESCRIPTORS: usize = DESCRIPTORS_A_LINE * TRANSLATIONS_IN_USE;
 
 /// What a unit fetches from memory at a time holds so many descriptors.

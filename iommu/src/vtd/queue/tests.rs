@@ -16,7 +16,8 @@ use super::*;
 use crate::{
     Iova, SourceId,
     vtd::{
-        spec::{DeviceTlbScope, DomainId, FunctionMask, Granularity, TranslationTable},
+        mode::TranslationMode,
+        spec::{DeviceTlbScope, DomainId, FunctionMask, Granularity},
         testing::{Executed, FakePlatform},
         unit::{BringUp, Location, Unit},
     },
@@ -39,7 +40,7 @@ fn unit_with_queue(platform: &FakePlatform, queue_order: u8) -> Unit<FakePlatfor
     let location = Location { base: PhysAddr::new(0xfed9_0000), segment: 0, host_address_bits: 46 };
     let mut unit = Unit::discover(platform, 0, location).unwrap();
     let root = PhysAddr::new(0x1000);
-    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order, interrupts: None };
+    let how = BringUp { root, mode: TranslationMode::Legacy, queue: true, queue_order, interrupts: None };
     // SAFETY: no device exists.
     unsafe { unit.bring_up(platform, &how) }.unwrap();
     platform.unit.take_log();
@@ -89,6 +90,7 @@ fn words(descriptors: &[Descriptor]) -> Vec<&'static str> {
         Descriptor::Iotlb { .. } => "iotlb",
         Descriptor::DeviceTlb { .. } => "device",
         Descriptor::InterruptEntries { .. } => "interrupts",
+        Descriptor::PasidCache { .. } => "pasids",
         Descriptor::Wait(wait) if wait.fence => "fence",
         Descriptor::Wait(_) => "wait",
     };

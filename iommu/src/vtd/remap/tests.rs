@@ -6,7 +6,8 @@ use crate::{
     interrupts::IgnoredBits,
     platform::MsiMessage,
     vtd::{
-        spec::{Descriptor, TranslationTable},
+        mode::TranslationMode,
+        spec::Descriptor,
         testing::FakePlatform,
         unit::{BringUp, InterruptSetup, Location},
     },
@@ -25,7 +26,7 @@ fn unit_with(platform: &FakePlatform, entries_order: u8) -> Unit<FakePlatform> {
     let mut unit = Unit::discover(platform, 5, location).unwrap();
     let interrupts = Some(InterruptSetup { entries_order, x2apic: true });
     let root = PhysAddr::new(0x1000);
-    let how = BringUp { root, table: TranslationTable::Legacy, queue: true, queue_order: 0, interrupts };
+    let how = BringUp { root, mode: TranslationMode::Legacy, queue: true, queue_order: 0, interrupts };
     // SAFETY: no device exists.
     unsafe { unit.bring_up(platform, &how) }.unwrap();
     platform.unit.take_log();

@@ -74,6 +74,19 @@ impl AddressWidth {
     }
 }
 
+/// What the first 64 bits of a context entry say in either mode.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct ContextState {
+    /// P.
+    pub present: bool,
+    /// FPD: faults found after this entry was read are not recorded.
+    pub fault_reporting_disabled: bool,
+    #[bits(62)]
+    __: u64,
+}
+pin_bits!(ContextState: with_present(true) = 1, with_fault_reporting_disabled(true) = 1 << 1);
+
 /// Context entry in legacy mode, 128 bits.
 #[bitfield(u128)]
 #[derive(PartialEq, Eq)]

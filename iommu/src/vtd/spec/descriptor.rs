@@ -163,6 +163,11 @@ pub enum Descriptor {
     },
     /// Type 5: wait.
     Wait(Wait),
+    /// Type 7: PASID cache. Without a domain, all of it.
+    PasidCache {
+        /// The domain id that the cached entries carry.
+        domain: Option<DomainId>,
+    },
 }
 
 pub(super) const TYPE_CONTEXT: u128 = 1;
@@ -170,6 +175,10 @@ pub(super) const TYPE_IOTLB: u128 = 2;
 pub(super) const TYPE_DEVICE_TLB: u128 = 3;
 pub(super) const TYPE_INTERRUPT: u128 = 4;
 pub(super) const TYPE_WAIT: u128 = 5;
+pub(super) const TYPE_PASID_CACHE: u128 = 7;
+
+/// G of a PASID-cache invalidation: everything. A domain is 0.
+pub(super) const PASID_CACHE_GLOBAL: u128 = 3;
 
 /// Bits 63:12 of an address, in the high half of a descriptor.
 pub(super) const ADDRESS: u128 = 0xffff_ffff_ffff_f000 << 64;
@@ -220,6 +229,8 @@ impl Descriptor {
                     }
             }
             Self::Wait(wait) => wait.encode(),
+            Self::PasidCache { domain: None } => TYPE_PASID_CACHE | PASID_CACHE_GLOBAL << 4,
+            Self::PasidCache { domain: Some(domain) } => TYPE_PASID_CACHE | (domain.as_u16() as u128) << 16,
         })
     }
 }

@@ -6,7 +6,10 @@ use mm::PhysAddr;
 
 use super::{
     Completion, Descriptor, DeviceTlbScope, DomainId, FunctionMask, Granularity, RawDescriptor, Wait,
-    descriptor::{ADDRESS, SIZE, TYPE_CONTEXT, TYPE_DEVICE_TLB, TYPE_INTERRUPT, TYPE_IOTLB, TYPE_WAIT},
+    descriptor::{
+        ADDRESS, PASID_CACHE_GLOBAL, SIZE, TYPE_CONTEXT, TYPE_DEVICE_TLB, TYPE_INTERRUPT, TYPE_IOTLB,
+        TYPE_PASID_CACHE, TYPE_WAIT,
+    },
 };
 use crate::Iova;
 
@@ -39,6 +42,7 @@ impl RawDescriptor {
             TYPE_DEVICE_TLB => self.device_tlb(),
             TYPE_INTERRUPT => Some(self.interrupt_entries()),
             TYPE_WAIT => self.wait(),
+            TYPE_PASID_CACHE => Some(self.pasid_cache()),
             _ => None,
         };
         // Whatever the fields do not say again was reserved.
@@ -113,6 +117,11 @@ impl RawDescriptor {
     fn interrupt_entries(self) -> Descriptor {
         let one = (self.field(32, 16) as u16, self.field(27, 5) as u8);
         Descriptor::InterruptEntries { entries: (self.field(4, 1) != 0).then_some(one) }
+    }
+
+    fn pasid_cache(self) -> Descriptor {
+        let is_global = self.field(4, 2) == PASID_CACHE_GLOBAL;
+        Descriptor::PasidCache { domain: (!is_global).then_some(self.domain()) }
     }
 
     fn wait(self) -> Option<Descriptor> {

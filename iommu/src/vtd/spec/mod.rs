@@ -27,10 +27,11 @@ mod message;
 mod reason;
 pub mod register;
 mod root;
+mod scalable;
 
 pub use address::DomainId;
 pub use capability::{Capabilities, ExtendedCapabilities};
-pub use context::{AddressWidth, ContextEntry, TranslationType};
+pub use context::{AddressWidth, ContextEntry, ContextState, TranslationType};
 pub use descriptor::{
     Completion, Descriptor, DeviceTlbScope, FunctionMask, Granularity, RawDescriptor, Wait,
 };
@@ -51,3 +52,4 @@ pub use invalidation::{
 pub use message::{IoapicEntry, message};
 pub use reason::FaultReason;
 pub use root::RootEntry;
+pub use scalable::{PasidDirectoryEntry, PasidEntry, PasidTranslation, ScalableContextEntry};

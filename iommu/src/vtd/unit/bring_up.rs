@@ -11,9 +11,10 @@ use crate::{
     Platform,
     platform::Event,
     vtd::{
-        queue::{ContextScope, InterruptScope, Invalidation, IotlbScope, Queue},
+        mode::TranslationMode,
+        queue::{InterruptScope, Invalidation, Queue},
         remap::InterruptTable,
-        spec::{QueueHead, QueueTail, RootTableAddress, TranslationTable},
+        spec::{QueueHead, QueueTail, RootTableAddress},
     },
 };
 
@@ -22,8 +23,8 @@ use crate::{
 pub struct BringUp {
     /// The root table, written back if the unit does not snoop.
     pub root: PhysAddr,
-    /// Its kind.
-    pub table: TranslationTable,
+    /// What its entries look like. Scalable mode takes the queue.
+    pub mode: TranslationMode,
     /// Use the invalidation queue if there is one.
     pub queue: bool,
     /// log2 of the number of its pages: see [`Options::queue_order`](crate::Options::queue_order).
@@ -59,6 +60,7 @@ impl<P: Platform> Unit<P> {
     /// that keeps devices from memory: they exist, belong to nobody else, and lead only to memory that devices may
     /// reach.
     pub unsafe fn bring_up(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
+        self.mode = how.mode;
         self.take_over(platform)?;
         self.flush_write_buffer(platform)?;
         if how.queue && self.capability().has_queue() {
@@ -66,7 +68,7 @@ impl<P: Platform> Unit<P> {
         } else if !self.capability().has_register_invalidation() {
             return Err(BringUpError::NoInvalidation { unit: self.index() });
         }
-        self.set_root(platform, how.root, how.table)?;
+        self.set_root(platform, how.root)?;
         if let Some(setup) = how.interrupts
             && self.capability().has_interrupt_remapping()
             && self.queue.is_some()
@@ -100,7 +102,10 @@ impl<P: Platform> Unit<P> {
     /// [`BringUpError`] if the unit does not obey.
     pub fn shut_down(&self, platform: &P) -> Result<(), BringUpError> {
         self.hardware.check()?;
-        self.invalidate(platform, &EVERYTHING[..if self.interrupts.is_some() { 3 } else { 2 }])?;
+        self.invalidate(platform, self.mode.everything())?;
+        if self.interrupts.is_some() {
+            self.invalidate(platform, &INTERRUPTS)?;
+        }
         self.hardware.mark_stuck();
         self.mask_events();
         let status = self.read_global_status();
@@ -149,8 +154,7 @@ impl<P: Platform> Unit<P> {
     }
 
     fn start_queue(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
-        let wide = how.table == TranslationTable::Scalable;
-        let queue = Queue::new(platform, &self.hardware, how.queue_order, wide)
+        let queue = Queue::new(platform, &self.hardware, how.queue_order, how.mode.is_scalable())
             .map_err(|error| BringUpError::of_table(self.index(), error))?;
         self.hardware.registers.write(QueueTail::new());
         self.hardware.registers.write(queue.address());
@@ -159,11 +163,11 @@ impl<P: Platform> Unit<P> {
         Ok(())
     }
 
-    fn set_root(&self, platform: &P, root: PhysAddr, table: TranslationTable) -> Result<(), BringUpError> {
-        self.hardware.registers.write(RootTableAddress::at(root, table));
+    fn set_root(&self, platform: &P, root: PhysAddr) -> Result<(), BringUpError> {
+        self.hardware.registers.write(RootTableAddress::at(root, self.mode.table()));
         self.command(platform, Command::SetRootTable)?;
         if !self.capability().set_root_invalidates() {
-            self.invalidate(platform, &EVERYTHING[..2])?;
+            self.invalidate(platform, self.mode.everything())?;
         }
         Ok(())
     }
@@ -177,7 +181,7 @@ impl<P: Platform> Unit<P> {
         self.hardware.registers.write(table.register());
         self.command(platform, Command::SetInterruptTable)?;
         if !self.capability().set_interrupt_table_invalidates() {
-            self.invalidate(platform, &EVERYTHING[2..])?;
+            self.invalidate(platform, &INTERRUPTS)?;
         }
         self.command(platform, Command::InterruptRemapping(true))?;
         if self.read_global_status().compatibility_interrupts() {
@@ -188,9 +192,5 @@ impl<P: Platform> Unit<P> {
     }
 }
 
-/// Every cache of the unit itself: contexts, then translations, then interrupt entries.
-const EVERYTHING: [Invalidation; 3] = [
-    Invalidation::Context(ContextScope::Global),
-    Invalidation::Iotlb(IotlbScope::Global),
-    Invalidation::InterruptEntries(InterruptScope::Global),
-];
+/// The cache of interrupt entries.
+const INTERRUPTS: [Invalidation; 1] = [Invalidation::InterruptEntries(InterruptScope::Global)];

@@ -24,6 +24,7 @@ impl<P: Platform> Unit<P> {
         let unit = self.index();
         match *invalidation {
             Invalidation::Context(scope) => Ok(self.invalidate_context(platform, scope)?),
+            Invalidation::Pasid(_) => Err(InvalidationError::Unsupported { unit, what: "PASID cache" }),
             Invalidation::Iotlb(scope) => Ok(self.invalidate_iotlb(platform, scope)?),
             Invalidation::DeviceTlb { .. } => {
                 Err(InvalidationError::Unsupported { unit, what: "device TLB" })

@@ -115,7 +115,7 @@ pub enum BringUpError {
         /// Index of the unit.
         unit: usize,
     },
-    /// It supports no second-stage table (CAP.SAGAW is 0), and translation would never turn on.
+    /// It supports no second-stage table (CAP.SAGAW is 0), in either mode, and translation would never turn on.
     NoTranslation {
         /// Index of the unit.
         unit: usize,
@@ -135,7 +135,9 @@ impl fmt::Display for BringUpError {
             Self::NoInvalidation { unit } => {
                 write!(f, "remapping unit {unit}: no means to invalidate its caches")
             }
-            Self::NoTranslation { unit } => write!(f, "remapping unit {unit}: translates no address width"),
+            Self::NoTranslation { unit } => {
+                write!(f, "remapping unit {unit}: it has no second stage, and translates no address width")
+            }
         }
     }
 }

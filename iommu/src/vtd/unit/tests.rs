@@ -4,8 +4,9 @@ use std::{vec, vec::Vec};
 
 use super::*;
 use crate::vtd::{
+    mode::TranslationMode,
     queue::IotlbScope,
-    spec::{Descriptor, Granularity, TranslationTable},
+    spec::{Descriptor, Granularity},
     testing::{Executed, FakePlatform},
 };
 
@@ -43,7 +44,7 @@ fn discover(platform: &FakePlatform) -> Unit<FakePlatform> {
 }
 
 fn plain() -> BringUp {
-    BringUp { root: ROOT, table: TranslationTable::Legacy, queue: true, queue_order: 0, interrupts: None }
+    BringUp { root: ROOT, mode: TranslationMode::Legacy, queue: true, queue_order: 0, interrupts: None }
 }
 
 fn remapping(x2apic: bool) -> BringUp {

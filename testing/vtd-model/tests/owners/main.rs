@@ -26,6 +26,7 @@ fn live(seed: u64) -> Life {
         superpages: !random.once_in(4),
         flush: random.pick(&[Flush::Strict, Flush::Deferred]),
         quarantine: random.pick(&[Quarantine::Basic, Quarantine::ScratchPage]),
+        scalable: random.once_in(2),
         ..Options::default()
     };
     let mut life = Life::begin(config, options);

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use iommu::{
     PciAddress, Platform, SourceId,
     fault::Fault,
-    vtd::{
-        BringUp, BringUpError, Drained, InterruptSetup, Invalidation, Location, Unit, spec::TranslationTable,
-    },
+    vtd::{BringUp, BringUpError, Drained, InterruptSetup, Invalidation, Location, TranslationMode, Unit},
 };
 use mm::{PhysAddr, table::TableMemory};
 use vtd_model::{Device, Machine, MachineConfig, ModelPlatform};
@@ -47,7 +45,7 @@ impl UnitBench {
         platform.tables().write_back(table.as_ptr().cast(), 4096);
         let how = BringUp {
             root,
-            table: TranslationTable::Legacy,
+            mode: TranslationMode::Legacy,
             queue: true,
             queue_order: machine.config().queue_order,
             interrupts,

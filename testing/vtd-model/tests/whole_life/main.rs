@@ -77,6 +77,7 @@ fn options_of(seed: u64, config: &MachineConfig) -> Options {
         snoop: !random.once_in(4),
         flush: random.pick(&[Flush::Strict, Flush::Deferred]),
         quarantine: random.pick(&[Quarantine::Basic, Quarantine::ScratchPage]),
+        scalable: random.once_in(2),
         ..Options::default()
     }
 }

@@ -57,6 +57,20 @@ fn only_what_needs_order_is_fenced() {
 }
 
 #[test]
+fn pasids_are_done_after_contexts_and_before_translations() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let pasids = Invalidation::Pasid(PasidScope::Global);
+    unit.invalidate(&platform, &[pages(1), pasids, context(), device(8)]).unwrap();
+    assert_eq!(
+        words(&platform.unit.take_descriptors()),
+        ["context", "fence", "pasids", "fence", "iotlb", "fence", "device", "wait"]
+    );
+    unit.invalidate(&platform, &[pages(1), pasids]).unwrap();
+    assert_eq!(words(&platform.unit.take_descriptors()), ["pasids", "fence", "iotlb", "wait"]);
+}
+
+#[test]
 fn requests_in_flight_are_drained_where_the_unit_can() {
     for (cap, expected) in [(CAP, true), (CAP & !(3 << 54), false)] {
         let platform = FakePlatform::new(cap, ECAP);

@@ -44,6 +44,8 @@ fn fields_lie_where_the_specification_puts_them() {
     assert_eq!(Descriptor::InterruptEntries { entries: None }.encode().0, 4);
     let index = Descriptor::InterruptEntries { entries: Some((0xfffe, 1)) };
     assert_eq!(index.encode().0, 0xfffe << 32 | 1 << 27 | 0x14);
+    assert_eq!(Descriptor::PasidCache { domain: None }.encode().0, 0x37);
+    assert_eq!(Descriptor::PasidCache { domain: Some(DOMAIN) }.encode().0, 0xabcd_0007);
     let wait = |completion, fence| Descriptor::Wait(Wait { completion, fence }).encode().0;
     assert_eq!(wait(Completion::Interrupt, false), 0x15);
     let status = Completion::Status { address: PhysAddr::new(0x1_0000_0ff8), value: 0xdead_beef };
@@ -112,6 +114,8 @@ fn decode_undoes_encode() {
         });
     }
     all.push(iotlb(Granularity::Selective));
+    all.push(Descriptor::PasidCache { domain: None });
+    all.push(Descriptor::PasidCache { domain: Some(DOMAIN) });
     all.push(Descriptor::InterruptEntries { entries: None });
     all.push(Descriptor::InterruptEntries { entries: Some((0x8000, 15)) });
     all.push(Descriptor::Wait(Wait { completion: Completion::Interrupt, fence: false }));
@@ -133,6 +137,7 @@ fn reserved_bits_are_not_ignored() {
     assert!(RawDescriptor(0).decode().is_err());
     assert!(RawDescriptor(0x35).decode().is_err(), "a wait with both completions");
     assert!(RawDescriptor(0x5).decode().is_err(), "a wait with none");
+    assert!(RawDescriptor(0x17).decode().is_err(), "the entry of one PASID, which nobody asks for");
     assert!(RawDescriptor(0x201).decode().is_err(), "high part of the type");
     assert!(RawDescriptor(u128::MAX).decode().is_err());
 }

@@ -1,8 +1,10 @@
 //! How a life ends: in peace, or with a unit that stops working.
 
+use std::collections::BTreeSet;
+
 use iommu::{
     Bidirectional, DmaError, Iova, ReleaseError,
-    dump::{DomainReport, Visitor},
+    dump::{DomainReport, GroupReport, Visitor},
 };
 
 use super::{Group, Life, PAGE, memory::Standing};
@@ -13,6 +15,16 @@ struct Pages(u64);
 impl Visitor for Pages {
     fn domain(&mut self, domain: &DomainReport) {
         self.0 += domain.mapped_pages;
+    }
+}
+
+/// Requester ids, each with the unit that sees it.
+#[derive(Default)]
+struct Sources(Vec<(u16, usize)>);
+
+impl Visitor for Sources {
+    fn group(&mut self, group: &GroupReport<'_>) {
+        self.0.extend(group.sources.iter().map(|&(source, unit)| (source.requester, unit)));
     }
 }
 
@@ -164,21 +176,31 @@ impl Life {
         Ok(())
     }
 
-    /// With no driver left no tables are left but the units' own: a context table for each bus of each unit is new. So is
-    /// the room for dropped mappings, which is kept.
+    /// With no driver left no tables are left but the units' own: those that lead to a source are new. So is the room for
+    /// dropped mappings, which is kept.
     fn expect_no_tables(&mut self) -> Result<(), String> {
         /// A page has more of them.
         const SLOTS_A_PAGE: usize = 16;
         self.old_handles.clear();
         self.reap();
-        let config = self.driven.machine.config();
-        let mut buses: Vec<_> =
-            config.functions.iter().map(|function| (function.unit, function.requester >> 8)).collect();
-        buses.sort_unstable();
-        buses.dedup();
+        // A context table for each bus of each unit; in scalable mode for each half of it, and two more pages for each source.
+        let units = self.driven.units();
+        let mut sources = Sources::default();
+        self.driven.iommu.visit(&mut sources);
+        let mut own = BTreeSet::new();
+        for (source, unit) in sources.0 {
+            let (bus, half) = (source >> 8, source >> 7);
+            match units[unit].is_scalable() {
+                true => own.extend([
+                    (unit, "context", half),
+                    (unit, "directory", source),
+                    (unit, "PASIDs", source),
+                ]),
+                false => own.extend([(unit, "context", bus)]),
+            }
+        }
         let room = 1 + self.most_mappings / SLOTS_A_PAGE;
-        let (left, most) =
-            (self.driven.machine.live_table_pages(), self.tables_at_first + buses.len() + room);
+        let (left, most) = (self.driven.machine.live_table_pages(), self.tables_at_first + own.len() + room);
         // What devices that did not answer may still walk stays for ever.
         if self.pinned == 0 && left > most {
             return Err(format!("{left} table pages are left at the end, of which {most} can be explained"));
