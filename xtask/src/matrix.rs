@@ -8,6 +8,11 @@ use crate::workspace::Build;
 
 const DEFAULT: Scenario = Scenario::DEFAULT;
 
+/// A unit with scalable mode, and what of QEMU has one whose second stage can be used.
+const SCALABLE: &str = "intremap=on,x-scalable-mode=on";
+const SECOND_STAGE: &[Need] =
+    &[Need::AtLeast(Version(10, 0)), Need::Property("intel-iommu", "x-scalable-mode")];
+
 /// Sixteen more `edu` functions on the root bus.
 const SIXTEEN_EDUS: [&str; 32] = {
     let mut arguments = ["-device"; 32];
@@ -312,6 +317,24 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "the unit announces scalable mode, and the kernel stays in legacy mode",
         iommu: Some("intremap=on,x-scalable-mode=on"),
         needs: &[Need::Property("intel-iommu", "x-scalable-mode")],
+        ..DEFAULT
+    },
+    Scenario {
+        name: "scalable",
+        about: "the unit is in scalable mode",
+        iommu: Some(SCALABLE),
+        cmdline: "iommu=scalable",
+        // Before that, QEMU has no second stage in it.
+        needs: SECOND_STAGE,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "scalable-cpus-4",
+        about: "the unit is in scalable mode, on four CPUs",
+        iommu: Some(SCALABLE),
+        cmdline: "iommu=scalable",
+        cpus: "4",
+        needs: SECOND_STAGE,
         ..DEFAULT
     },
     Scenario {
