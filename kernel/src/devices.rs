@@ -192,7 +192,7 @@ fn find_claims(tables: &acpi::Tables, memory_map: &[Region]) -> Result<Claims, T
     for region in memory_map.iter().filter(|region| region.start < region.end) {
         let by = if region.is_ram { Claimant::Memory } else { Claimant::Firmware };
         // What has a part of a page has the page.
-        let (first, last) = (region.start & !(PAGE_BYTES - 1), region.end - 1 | (PAGE_BYTES - 1));
+        let (first, last) = (region.start & !(PAGE_BYTES - 1), (region.end - 1) | (PAGE_BYTES - 1));
         claims.add(first, last, by)?;
     }
     Ok(claims)
