@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use abi::{DeviceAccess, Error};
-use attacker::LEFT;
+use attacker::{LEFT, REFUSED};
 use runtime::Device;
 
 const EDU: Device = Device::new(0);
@@ -25,8 +25,6 @@ const TRANSFER_NS: u64 = 10_000_000_000;
 
 /// The device is not what it should be.
 const WRONG_DEVICE: u64 = 2;
-/// Something was refused, or did not happen in time.
-const REFUSED: u64 = 3;
 /// The memory is not as it should be.
 const WRONG_MEMORY: u64 = 4;
 

@@ -124,6 +124,9 @@ pub const DISK_BYTE: u8 = 0x5a;
 /// What the attacker exits with if nothing came of it, and it would have noticed.
 pub const LEFT: u64 = 42;
 
+/// What it exits with if something was refused that should not be, or did not happen in time.
+pub const REFUSED: u64 = 3;
+
 /// RAM at 64 MiB in the kernel's direct map, by its layout.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0400_0000;
 /// Where the kernel's code begins, by its linker script.
