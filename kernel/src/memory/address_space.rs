@@ -74,6 +74,11 @@ impl Window {
 
     /// Takes addresses back at which nothing is mapped. Without memory to note them they are lost.
     fn give_back(&mut self, input: u64, bytes: u64) {
+        let is_apart = |&(first, length): &(u64, u64)| input + bytes <= first || first + length <= input;
+        debug_assert!(
+            input + bytes <= self.rest.start && self.returned.iter().all(is_apart),
+            "given back twice"
+        );
         if self.rest.start == input + bytes {
             self.rest.start = input;
         } else if self.returned.try_reserve(1).is_ok() {
@@ -334,11 +339,11 @@ impl Alias {
     unsafe fn in_window(range: PhysRange, access: X86Access) -> Option<Self> {
         let input = WINDOW.lock().reserve(range)?;
         // SAFETY: the addresses were given out to this call alone; the rest is the caller's promise.
-        let is_mapped = unsafe { map(input, range, access) };
-        if !is_mapped {
+        if !unsafe { map(input, range, access) } {
             WINDOW.lock().give_back(input, range.bytes);
+            return None;
         }
-        is_mapped.then_some(Self { input, bytes: range.bytes })
+        Some(Self { input, bytes: range.bytes })
     }
 
     /// The pages of `range` at their own addresses, executable and read-only. `None` if there is no memory for tables.
@@ -348,7 +353,7 @@ impl Alias {
     pub unsafe fn executable_in_place(range: PhysRange) -> Option<Self> {
         let input = range.start.as_u64();
         // SAFETY: the caller's promise; the low half is used for nothing else.
-        unsafe { map(input, range, EXECUTE) }.then_some(Self { input, bytes: range.bytes })
+        unsafe { map(input, range, EXECUTE) }.then(|| Self { input, bytes: range.bytes })
     }
 
     /// Where the first byte is.
