@@ -53,8 +53,8 @@ pub struct Options {
     pub mode: Mode,
     /// Use the invalidation queue where a unit has it.
     pub queued_invalidation: bool,
-    /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors, is what there is no word
-    /// to change: a batch takes a handful, and hardware seldom lags.
+    /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors (128 in scalable mode), is
+    /// what there is no word to change: a batch takes a handful, and hardware seldom lags.
     pub queue_order: u8,
     /// Use scalable mode where a unit has it, with second-stage tables in it, and the queue. Off unless asked for: on the units
     /// that have both modes it does for a domain of the kernel what legacy mode does, at the cost of two more pages a source.

@@ -278,16 +278,22 @@ pub(super) unsafe fn map_stack(input: u64, pages: usize) -> bool {
     mapped
 }
 
-/// Unmaps `bytes` bytes at `input`. When this returns, no CPU can use the mapping any more.
+/// Unmaps `bytes` bytes at `input`. When this returns true, no CPU can use the mapping any more; otherwise it is still there.
 ///
 /// # Safety
 /// The addresses belong to the caller, and nothing relies on the mapping.
-unsafe fn unmap(input: u64, bytes: u64) {
-    let Some(table) = TABLE.get() else { return };
+unsafe fn unmap(input: u64, bytes: u64) -> bool {
+    let Some(table) = TABLE.get() else { return false };
     // SAFETY: the caller's promise.
     match unsafe { table.unmap(input, bytes) } {
-        Ok(stale) => table.redeem(flush(stale)),
-        Err(error) => log::error!("{error}"),
+        Ok(stale) => {
+            table.redeem(flush(stale));
+            true
+        }
+        Err(error) => {
+            log::error!("{error}");
+            false
+        }
     }
 }
 
@@ -365,8 +371,8 @@ impl Alias {
 impl Drop for Alias {
     fn drop(&mut self) {
         // SAFETY: the addresses are this alias's own, and nobody has it any more.
-        unsafe { unmap(self.input, self.bytes) }
-        if layout::WINDOW.contains(&self.input) {
+        let is_gone = unsafe { unmap(self.input, self.bytes) };
+        if is_gone && layout::WINDOW.contains(&self.input) {
             WINDOW.lock().give_back(self.input, self.bytes);
         }
     }

@@ -27,7 +27,7 @@ use crate::{
 /// with its domain. Without CAP.PSI every range does. The room in the queue does not matter: the smallest has 128 entries.
 pub const MAX_PAGE_DESCRIPTORS: usize = DESCRIPTORS_A_LINE * TRANSLATIONS_IN_USE;
 
-/// What a unit fetches from memory at a time holds so many descriptors.
+/// What a unit fetches from memory at a time holds so many descriptors, or half as many of 256 bits.
 const DESCRIPTORS_A_LINE: usize = 64 / ENTRY_BYTES;
 
 /// Translations that a device in use has at least.

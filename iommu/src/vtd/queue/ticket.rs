@@ -17,6 +17,9 @@ const ERROR_CHECK_NS: u64 = 20_000;
 /// A deadline counts only while somebody looks for errors at least this often: an error stops the queue until then.
 const LONGEST_GAP_NS: u64 = WAIT_TIMEOUT_NS / 2;
 
+/// How often the deadline of one wait begins anew for that.
+const MAX_RENEWALS: u32 = 16;
+
 /// How often a batch is submitted again because somebody else's device did not answer. Each time costs that device
 /// its driver, and takes the unit a minute.
 const MAX_ATTEMPTS: usize = 16;
@@ -351,7 +354,7 @@ impl Queue {
         expired: impl Fn(u64) -> bool,
     ) -> Waited {
         let mut since_ns = platform.now_ns();
-        let mut checked_ns = since_ns;
+        let (mut checked_ns, mut renewals) = (since_ns, 0);
         loop {
             // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.
             let now = platform.now_ns();
@@ -365,10 +368,10 @@ impl Queue {
             }
             let gap_ns = now.saturating_sub(checked_ns);
             if expired(now.saturating_sub(since_ns)) {
-                if gap_ns <= LONGEST_GAP_NS {
+                if gap_ns <= LONGEST_GAP_NS || renewals == MAX_RENEWALS {
                     return Waited::Expired;
                 }
-                since_ns = now;
+                (since_ns, renewals) = (now, renewals + 1);
             }
             if gap_ns > ERROR_CHECK_NS {
                 checked_ns = now;

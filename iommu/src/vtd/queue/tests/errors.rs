@@ -153,6 +153,16 @@ fn who_is_kept_from_running_while_it_waits_looks_for_errors_again() {
     assert!(!unit.is_stuck());
 }
 
+/// A CPU that is kept away each time is no reason to wait for a dead unit for ever.
+#[test]
+fn who_hardly_ever_runs_gives_a_dead_unit_up_some_day() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| manner.frozen = true);
+    platform.relax_ns.store(2 * WAIT_TIMEOUT_NS, Ordering::Relaxed);
+    assert_eq!(unit.invalidate(&platform, &[domain()]), Err(stuck()));
+}
+
 /// While an error is pending, a unit raises no further event: a handler that leaves one gets no more interrupts.
 #[test]
 fn the_fault_handler_leaves_no_queue_error_behind() {
