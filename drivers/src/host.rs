@@ -37,6 +37,9 @@ pub unsafe trait Host: Send + Sync + 'static {
     fn map_mmio(&self, base: PhysAddr, bytes: usize) -> Option<Mmio>;
 
     /// Monotonic time in nanoseconds since an arbitrary start.
+    ///
+    /// Deadlines of devices are measured by it. It had better not count time in which the host of a virtual machine keeps all of
+    /// it, devices included, from running.
     fn now_ns(&self) -> u64;
 
     /// A new event, not signalled.

@@ -36,6 +36,9 @@ pub unsafe trait Platform: Send + Sync + 'static {
     fn map_registers(&self, base: PhysAddr, bytes: usize) -> Option<Self::Registers>;
 
     /// Monotonic time in nanoseconds.
+    ///
+    /// Deadlines of devices are measured by it. It had better not count time in which the host of a virtual machine keeps all of
+    /// it, devices included, from running.
     fn now_ns(&self) -> u64;
 
     /// Number of the CPU that this runs on: below [`MAX_CPUS`]. Stable only under an interrupt guard.

@@ -38,7 +38,12 @@ pub enum Event {
 pub enum Request {
     Plug(String),
     Unplug(String),
-    Look { display: String, picture: u32 },
+    Look {
+        display: String,
+        picture: u32,
+    },
+    /// For so many milliseconds.
+    HoldStill(u64),
 }
 
 /// One benchmark's result, over all its repetitions.
@@ -88,6 +93,7 @@ impl std::str::FromStr for Event {
                 .parse()
                 .ok()
                 .map(|picture| Event::Request(Request::Look { display: display.to_string(), picture })),
+            ["hold", ms] => ms.parse().ok().map(|ms| Event::Request(Request::HoldStill(ms))),
             ["done", passed, failed] => done(passed, failed),
             _ => None,
         };

@@ -1,5 +1,5 @@
 //! Hands at the machine: they plug devices in and out when the guest asks for it (`plug NAME`, `unplug NAME` on the control
-//! channel), and press a key when they have seen what a display is to show (`look NAME PICTURE`), through QEMU's monitor protocol (QMP) on
+//! channel), keep QEMU from running for a while (`hold MS`), and press a key when they have seen what a display is to show (`look NAME PICTURE`), through QEMU's monitor protocol (QMP) on
 //! its standard input and output.
 //!
 //! The guest sees what became of it by its slots, and by the key. What QEMU refuses, and what is not on a screen, is a complaint of the boot.
@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::control::{Record, Request};
@@ -30,6 +31,7 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(100);
 
 /// What the hands have at hand.
 struct Tools<'a> {
+    qemu: Pid,
     devices: &'a [Device],
     /// Where a screen is dumped.
     dump: &'a Path,
@@ -58,8 +60,8 @@ impl Hands {
         let (to, from) = (qemu.stdin.take()?, qemu.stdout.take()?);
         let monitor = Monitor { to, from: BufReader::new(from) };
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = stop.clone();
-        let thread = thread::spawn(move || serve(monitor, control, devices, &seen));
+        let (pid, seen) = (Pid::from_child(qemu), stop.clone());
+        let thread = thread::spawn(move || serve(monitor, control, pid, devices, &seen));
         Some(Hands { thread, stop })
     }
 
@@ -73,6 +75,7 @@ impl Hands {
 fn serve(
     mut monitor: Monitor,
     control: PathBuf,
+    qemu: Pid,
     devices: &'static [Device],
     stop: &AtomicBool,
 ) -> Vec<String> {
@@ -82,7 +85,7 @@ fn serve(
         complaints.extend((!stop.load(Ordering::Relaxed)).then(|| format!("QMP: {problem:#}")));
         return complaints;
     }
-    let tools = Tools { devices, dump: &control.with_file_name("screen.ppm") };
+    let tools = Tools { qemu, devices, dump: &control.with_file_name("screen.ppm") };
     let mut done = 0;
     while !stop.load(Ordering::Relaxed) {
         let bytes = std::fs::read(&control).unwrap_or_default();
@@ -115,6 +118,7 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
             Request::Look { picture: screen::NOTHING, .. } => Duration::ZERO,
             Request::Look { .. } => LOOK_PATIENCE,
             Request::Plug(_) | Request::Unplug(_) => PATIENCE,
+            Request::HoldStill(_) => Duration::ZERO,
         };
         let asked = Instant::now();
         loop {
@@ -142,6 +146,12 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
                 added
             }
             Request::Unplug(name) => self.execute("device_del", json!({ "id": named(name)?.name })),
+            // QEMU's own `stop` would stop the guest's clocks too. It is waited for later: no other process has its id.
+            &Request::HoldStill(ms) => {
+                kill_process(tools.qemu, Signal::STOP)?;
+                sleep(Duration::from_millis(ms));
+                Ok(kill_process(tools.qemu, Signal::CONT)?)
+            }
             Request::Look { display, picture } => {
                 self.execute("screendump", json!({ "device": display, "filename": tools.dump }))?;
                 let dump = std::fs::read(tools.dump);
@@ -193,7 +203,8 @@ mod tests {
     /// What is sent for `request` to a monitor that says `answers`, and what comes of it.
     fn ask(request: &Request, answers: &str) -> (Vec<Value>, Result<()>) {
         let mut monitor = Monitor { to: Vec::new(), from: answers.as_bytes() };
-        let tools = Tools { devices: DEVICES, dump: Path::new("/nonexistent/screen.ppm") };
+        let qemu = rustix::process::getpid();
+        let tools = Tools { qemu, devices: DEVICES, dump: Path::new("/nonexistent/screen.ppm") };
         let result = monitor.carry_out(request, &tools);
         let sent = String::from_utf8(monitor.to).unwrap();
         (sent.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), result)

@@ -75,7 +75,8 @@ pub fn judge(
                 && !scenario.qemu.iter().any(|argument| argument.contains("sriov_max_vfs"))
             || reason == NOT_ALL_BRIDGES
                 && !scenario.qemu.iter().any(|argument| argument.starts_with("i82801b11"))
-            || reason == NO_DISPLAYS && !scenario.screens
+            || reason == NO_DISPLAYS && !scenario.attended
+            || reason == UNATTENDED && !scenario.attended
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
             || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
             || reason == NOT_SERVED && !scenario.cmdline.contains(NOT_SERVED)
@@ -167,6 +168,8 @@ const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
 const NO_VIRTUAL_DISKS: &str = "an NVMe controller with virtual functions";
 /// What a machine lacks that was not built of everything that can be between a device and the unit.
 const NOT_ALL_BRIDGES: &str = "bridges of all kinds";
+/// What it lacks where nobody keeps it from running.
+const UNATTENDED: &str = "somebody at the machine";
 /// What it lacks where nobody looks at screens.
 const NO_DISPLAYS: &str = "displays that are looked at";
 /// What it lacks when drivers are not checked.

@@ -724,10 +724,19 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "displays",
         about: "displays in the hands of processes, one after the other: somebody looks at the screens",
         qemu: DISPLAYS,
-        screens: true,
+        attended: true,
         cmdline: "plugs",
         tests: "displays::*",
         needs: &[Need::Property("bochs-display", "vgamem"), Need::Property("virtio-gpu-pci", "max_outputs")],
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "standstill",
+        about: "the host keeps the machine from running for longer than any device may take",
+        attended: true,
+        cmdline: "plugs",
+        tests: "time::*",
         expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
         ..DEFAULT
     },

@@ -42,8 +42,8 @@ pub struct Scenario {
     pub qemu: &'static [&'static str],
     /// What can be plugged in while the guest runs.
     pub devices: &'static [Device],
-    /// Whether somebody looks at the screens of displays when the guest asks for it.
-    pub screens: bool,
+    /// Whether somebody is at the machine who looks at the screens of displays, or keeps it from running, when the guest asks for it.
+    pub attended: bool,
     /// What somebody types into the guest's shell, which ends the boot. No tests run by themselves then.
     pub typed: &'static [Line],
     /// Words of the kernel's command line besides those that every test boot has.
@@ -126,7 +126,7 @@ impl Scenario {
         reserves: false,
         qemu: &[],
         devices: &[],
-        screens: false,
+        attended: false,
         typed: &[],
         cmdline: "",
         tests: "*",
@@ -145,7 +145,7 @@ impl Scenario {
 
     /// Whether there are [`hands`](crate::hands) at the machine.
     pub fn has_hands(&self) -> bool {
-        self.screens || !self.devices.is_empty()
+        self.attended || !self.devices.is_empty()
     }
 
     /// Why this QEMU on this host cannot run the scenario, if it cannot.

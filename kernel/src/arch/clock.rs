@@ -1,5 +1,9 @@
 //! Time: the TSC, measured once against the programmable interval timer.
 
+mod standstill;
+
+pub use standstill::{PULSE_NS, Seen, lost_ns as stood_still_ns};
+
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use x86::{
@@ -45,15 +49,22 @@ pub fn init() -> (u64, Source) {
     (hz, source)
 }
 
-/// Monotonic time since [`init`].
+/// Monotonic time since [`init`], without that in which the machine stood still.
 #[inline]
 pub fn now_ns() -> u64 {
+    standstill::shown(counted_ns)
+}
+
+/// What the TSC has counted since [`init`].
+fn counted_ns() -> u64 {
     let ticks = read_tsc().saturating_sub(START.load(Relaxed));
     ((u128::from(ticks) * u128::from(NS_PER_TICK_2_32.load(Relaxed))) >> 32) as u64
 }
 
-/// The first TSC value at which [`now_ns`] is at least `ns`, or the last one there is.
+/// The first TSC value at which [`now_ns`] is at least `ns` if the machine does not stand still until then, or the last one
+/// there is.
 pub fn ns_to_tsc(ns: u64) -> u64 {
+    let ns = ns.saturating_add(standstill::lost_ns());
     let ticks = (u128::from(ns) << 32).div_ceil(u128::from(NS_PER_TICK_2_32.load(Relaxed)));
     u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(START.load(Relaxed))
 }

@@ -296,7 +296,7 @@ impl Scheduler {
     }
 
     /// Sets the timer of this CPU if it would fire too late: for the end of the running thread's slice, for the watchdog,
-    /// and for the first sleeper if no other CPU's timer is set for that.
+    /// for the first sleeper if no other CPU's timer is set for that, and to look at the clock if for nothing else.
     fn arm_timer(&mut self) {
         let this = Cpu::current().index();
         let first = self.sleepers.front().get().map(|thread| thread.deadline_ns.load(Relaxed));
@@ -310,6 +310,9 @@ impl Scheduler {
             arm_at(clock::now_ns() + SLICE_NS);
         }
         self.arm_watchdog();
+        if Cpu::current().timer_armed_ns.load(Relaxed) == u64::MAX {
+            arm_at(clock::now_ns() + clock::PULSE_NS);
+        }
     }
 
     fn arm_watchdog(&self) {

@@ -63,6 +63,11 @@ impl<'a> Context<'a> {
         self.machine.send(format_args!("look {name} {picture}"));
     }
 
+    /// Asks the host to keep the whole machine from running for so long, some time soon. The machine is not told.
+    pub fn hold_still(&self, ms: u64) {
+        self.machine.send(format_args!("hold {ms}"));
+    }
+
     /// Reports a result that the host compares with its own.
     pub fn value(&self, key: &str, text: fmt::Arguments<'_>) {
         self.machine.send(format_args!("value {key} {text}"));

@@ -129,7 +129,9 @@ impl Load {
                 let is_right =
                     done.result.is_ok() && done.buffer.is_some_and(|buffer| buffer[..] == wanted[..]);
                 let count = if is_right { &shared.right } else { &shared.wrong };
-                count.fetch_add(1, Ordering::Relaxed);
+                if count.fetch_add(1, Ordering::Relaxed) == 0 && !is_right {
+                    log::warn!("the first read that was wrong: {:?}", done.result);
+                }
                 if !shared.stop.load(Ordering::Relaxed)
                     && let Ok(operation) = read(0, 8)
                     && disk.submit(Request { tag: 0, operation }, &completions).is_ok()

@@ -133,6 +133,12 @@ pub fn disk(context: &Context<'_>) -> Option<&'static str> {
     dma(context).or_else(|| no_disk(context))
 }
 
+/// For tests that need a disk, and somebody who keeps the machine from running.
+pub fn attended_disk(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    (!machine.plugs).then_some("somebody at the machine").or_else(|| disk(context))
+}
+
 /// For tests that block a disk.
 pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| no_disk(context))
