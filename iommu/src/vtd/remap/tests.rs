@@ -222,16 +222,21 @@ fn blocks_are_aligned_and_apart() {
 
 #[test]
 fn the_largest_table_has_an_entry_for_every_handle() {
+    // Miri is content with one that is smaller.
+    const ORDER: u8 = if cfg!(miri) { 9 } else { MAX_TABLE_ORDER };
+    const LAST: u16 = ((1u32 << ORDER) - 1) as u16;
     let platform = FakePlatform::new(CAP, ECAP);
-    let unit = unit_with(&platform, MAX_TABLE_ORDER);
-    assert_eq!(unit.interrupts().unwrap().entries(), 1 << 16);
-    assert_eq!(platform.unit.peek64(0xb8) & 0xf, 0xf);
-    let blocks: Vec<_> = (0..2048).map(|_| unit.allocate_interrupts(&platform, 5, OWNER).unwrap()).collect();
+    let unit = unit_with(&platform, ORDER);
+    assert_eq!(unit.interrupts().unwrap().entries(), 1 << ORDER);
+    assert_eq!(platform.unit.peek64(0xb8) & 0xf, u64::from(ORDER) - 1);
+    let blocks: Vec<_> =
+        (0..1 << (ORDER - 5)).map(|_| unit.allocate_interrupts(&platform, 5, OWNER).unwrap()).collect();
     let last = blocks.last().unwrap();
-    assert_eq!(last.index(31), Some(0xffff));
+    assert_eq!(last.index(31), Some(LAST));
     unit.route_interrupt(&platform, last, 31, &route(0x31, 4)).unwrap();
-    assert_eq!(raw(&platform, 0xffff) & 1, 1);
-    assert_eq!(last.message(31), Some(MsiMessage { address: 0xfeef_fff4, data: 0 }));
+    assert_eq!(raw(&platform, LAST) & 1, 1);
+    let address = if cfg!(miri) { 0xfee0_3ff0 } else { 0xfeef_fff4 };
+    assert_eq!(last.message(31), Some(MsiMessage { address, data: 0 }));
 }
 
 #[test]
