@@ -28,6 +28,8 @@ pub(super) struct Owned {
     dma: DmaDevice,
     /// What its virtual functions need of it.
     primary: Option<Primary>,
+    /// It is being given its virtual functions, by somebody who has what they need of it.
+    is_starting: bool,
 }
 
 /// Why a function does not have the virtual functions that it was to have.
@@ -114,30 +116,41 @@ impl Hotplug {
             return self.turn_on(physical, count);
         }
         let dma = self.iommu.claim(physical).map_err(VirtualError::Claim)?;
-        let mut owned = Owned { dma, primary: None };
-        let enabled = self.prepare(&mut owned, function).and_then(|()| self.turn_on(physical, count));
-        let found = match enabled {
-            Ok(found) => found,
-            Err(error) => {
-                self.give_back(owned);
-                return Err(error);
-            }
-        };
-        let works = owned.primary.as_mut().map_or(Ok(()), |primary| primary.bring_online(count));
-        let left = self.keep(owned);
-        let error = match works {
-            Ok(()) if left.is_none() => return Ok(found),
-            Ok(()) => VirtualError::TooMany,
-            Err(error) => VirtualError::Nvme(error),
-        };
-        self.disable_virtual(physical).unwrap_or_else(|error| log::warn!("pci: {physical}: {error}"));
-        if let Some(owned) = left {
+        // Kept first: whoever sees the function go takes this away too.
+        if let Some(owned) = self.keep(Owned { dma: dma.clone(), primary: None, is_starting: true }) {
             self.give_back(owned);
+            return Err(VirtualError::TooMany);
         }
-        Err(error)
+        self.start_owned(dma, function, count).inspect_err(|_| self.end_owned(physical))
     }
 
-    /// As [`enable_virtual`](Self::enable_virtual), by the driver of the physical function: `owner` is its handle.
+    /// Gives a physical function that is kept here its virtual ones. After an error it may have them, and is kept.
+    fn start_owned(
+        &self,
+        dma: DmaDevice,
+        physical: &Function,
+        count: u16,
+    ) -> Result<Vec<Function>, VirtualError> {
+        let mut primary = self.prepare(dma, physical)?;
+        let found = self.turn_on(physical.address, count)?;
+        let works = primary.as_mut().map_or(Ok(()), |primary| primary.bring_online(count));
+        self.settle(physical.address, primary)?;
+        works?;
+        Ok(found)
+    }
+
+    /// Takes what a physical function has of its virtual ones after [`start_owned`](Self::start_owned) has failed, and makes it
+    /// anybody's again. It stays as it is if that fails, and can be asked for again.
+    fn end_owned(&self, physical: PciAddress) {
+        // It is kept for nobody any more, if it still is.
+        let _ = self.settle(physical, None);
+        if let Err(error) = self.disable_virtual(physical) {
+            log::warn!("pci: {physical}: {error}");
+        }
+    }
+
+    /// As [`enable_virtual`](Self::enable_virtual), by the driver of the physical function: `owner` is its handle. It cannot give
+    /// the function back before they are off: a reset would end them, so that it never counts as [quiet](quieten).
     ///
     /// # Errors
     /// As there.
@@ -145,11 +158,9 @@ impl Hotplug {
         self.turn_on(owner.function(), count)
     }
 
-    fn prepare(&self, owned: &mut Owned, physical: &Function) -> Result<(), VirtualError> {
-        if physical.class == nvme::CLASS {
-            owned.primary = Some(Primary::open(&self.host, owned.dma.clone())?);
-        }
-        Ok(())
+    fn prepare(&self, dma: DmaDevice, physical: &Function) -> Result<Option<Primary>, VirtualError> {
+        let is_nvme = physical.class == nvme::CLASS;
+        Ok(if is_nvme { Some(Primary::open(&self.host, dma)?) } else { None })
     }
 
     fn turn_on(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
@@ -186,6 +197,9 @@ impl Hotplug {
 
     fn turn_off(&self, physical: PciAddress) -> Result<Vec<PciAddress>, VirtualError> {
         let turn = self.turn().ok_or(VirtualError::Busy)?;
+        if self.with_owned(physical, |owned| owned.is_starting) == Some(true) {
+            return Err(VirtualError::Busy);
+        }
         let known = self.functions();
         let owner = find(&known, physical)?;
         let sriov = self.sriov(owner)?;
@@ -229,9 +243,27 @@ impl Hotplug {
         list.iter_mut().find(is_it).and_then(Option::take)
     }
 
+    fn with_owned<T>(&self, physical: PciAddress, act: impl FnOnce(&mut Owned) -> T) -> Option<T> {
+        let mut list = self.owned.lock();
+        list.iter_mut().flatten().find(|owned| owned.dma.function() == physical).map(act)
+    }
+
+    /// A kept function has been given its virtual ones, for which `primary` is kept with it. It may have gone meanwhile.
+    fn settle(&self, physical: PciAddress, primary: Option<Primary>) -> Result<(), VirtualError> {
+        let mut primary = primary;
+        let settled = self.with_owned(physical, |owned| {
+            owned.is_starting = false;
+            // Not dropped under the lock.
+            if primary.is_some() {
+                owned.primary = primary.take();
+            }
+        });
+        settled.ok_or(VirtualError::Unknown { function: physical })
+    }
+
     /// Makes a physical function anybody's again.
     fn give_back(&self, owned: Owned) {
-        let Owned { dma, primary } = owned;
+        let Owned { dma, primary, .. } = owned;
         drop(primary);
         let function = dma.function();
         let (host, functions) = (&self.host, self.functions());

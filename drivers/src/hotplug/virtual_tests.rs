@@ -36,8 +36,8 @@ fn physical() -> FakeFunction {
         .with(SRIOV + 0x1c, 1)
 }
 
-#[test]
-fn a_physical_function_that_somebody_has_gets_none() {
+/// Hotplug with [`physical`] as the bench's function, which a function-level reset clears.
+fn machine() -> (Bench, Arc<Hotplug>, PciAddress) {
     let bench = Bench::new(physical());
     bench.host.space.react(|functions, (address, offset, value)| {
         if offset == EXPRESS + 8 && value & INITIATE != 0 {
@@ -55,6 +55,16 @@ fn a_physical_function_that_somebody_has_gets_none() {
         Claims::new(),
         Arc::new(Nobody),
     );
+    (bench, hotplug, function)
+}
+
+fn owned(bench: &Bench) -> Owned {
+    Owned { dma: bench.dma.clone(), primary: None, is_starting: true }
+}
+
+#[test]
+fn a_physical_function_that_somebody_has_gets_none() {
+    let (bench, hotplug, function) = machine();
     // The bench's driver has it.
     let claimed = VirtualError::Claim(ClaimError::Claimed { function });
     assert_eq!(hotplug.enable_virtual(function, 1), Err(claimed));
@@ -65,4 +75,27 @@ fn a_physical_function_that_somebody_has_gets_none() {
     assert_eq!(hotplug.enable_virtual(function, 1), Err(no_addresses));
     // It was given back.
     assert!(bench.iommu.claim(function).is_ok());
+}
+
+#[test]
+fn what_is_being_turned_on_is_turned_off_by_nobody() {
+    let (bench, hotplug, function) = machine();
+    assert!(hotplug.keep(owned(&bench)).is_none());
+    assert_eq!(hotplug.disable_virtual(function), Err(VirtualError::Busy));
+    assert_eq!(hotplug.settle(function, None), Ok(()));
+    assert_eq!(hotplug.disable_virtual(function), Ok(()));
+    // It was given back, and is not kept any more.
+    assert!(bench.iommu.claim(function).is_ok());
+    assert_eq!(hotplug.settle(function, None), Err(VirtualError::Unknown { function }));
+}
+
+#[test]
+fn without_room_to_keep_it_a_function_is_not_touched() {
+    let (bench, hotplug, function) = machine();
+    for _ in 0..OWNED_MAX {
+        assert!(hotplug.keep(owned(&bench)).is_none());
+    }
+    bench.dma.release(|_| true).expect("it is quiet");
+    assert_eq!(hotplug.enable_virtual(function, 1), Err(VirtualError::TooMany));
+    assert!(bench.iommu.claim(function).is_ok(), "it was given back");
 }
