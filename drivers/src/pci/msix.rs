@@ -170,6 +170,14 @@ impl Msix {
         })
     }
 
+    /// Index of the BAR that the table of `device` is in, as it says; `None` if it has no MSI-X.
+    #[must_use]
+    pub fn table_bar(device: &Device) -> Option<u8> {
+        let config = device.config();
+        let capability = config.find(id::MSIX, layout::BYTES)?;
+        Some((config.read32(capability + layout::TABLE) & layout::TABLE_BAR) as u8)
+    }
+
     /// How many entries the table has.
     pub fn entries(&self) -> u16 {
         self.entries

@@ -4,7 +4,8 @@ use alloc::{sync::Arc, vec, vec::Vec};
 
 use attacker::{Attack, LEFT, REFUSED};
 use drivers::{
-    pci::{Bar, BarKind, Claimant, Device, Misplaced},
+    hotplug::{Drivers, Hotplug},
+    pci::{Apertures, Bar, BarKind, Claimant, Claims, Device, Function, Misplaced},
     quiet,
 };
 use harness::{Context, Failure, check, check_eq, failure, test};
@@ -300,6 +301,43 @@ test! {
         }
         check_eq!(memory::window_bytes(), before, "bytes of the kernel's addresses");
         check!(smp::flushes() - flushes < TIMES as u64, "what stays mapped was flushed");
+    }
+}
+
+/// Nobody drives what is plugged in.
+struct Nobody;
+
+impl Drivers for Nobody {
+    fn bind(&self, _function: &Function) {}
+
+    fn unbind(&self, _function: PciAddress, _is_gone: bool) {}
+}
+
+fn remapped_nvme(context: &Context<'_>) -> Option<&'static str> {
+    lacks::isolated_nvme(context).or_else(|| lacks::idle_remapped_edu(context))
+}
+
+test! {
+    /// A device that says that its registers are where somebody else's are is given to nobody: the kernel sets up its interrupts
+    /// there.
+    lacks = remapped_nvme,
+    fn a_device_in_the_place_of_another_is_not_given(context) {
+        let machine = Machine::of(context)?;
+        let nvme = machine.nvme_as_any_device()?;
+        let function = nvme.dma().function();
+        machine.release(function)?;
+        let mut known = machine.hotplug.functions();
+        known.retain(|known| known.address == function);
+        let bars = known.first().and_then(|known| known.bars).ok_or(failure!("{function} was not measured"))?;
+        let bar = bars[0].ok_or(failure!("{function} has no registers"))?;
+        let mut claims = Claims::new();
+        claims.add(bar.base, bar.base + bar.bytes - 1, Claimant::Chipset)?;
+        let (host, iommu) = (&machine.host, &machine.iommu);
+        let hotplug = Hotplug::start(host, iommu, known, Apertures::nothing(), claims, Arc::new(Nobody));
+        let refused = Giver { hotplug, ..giver(machine) }.give(function).err();
+        machine.reopen_nvme(nvme)?;
+        let is_misplaced = matches!(refused, Some(GiveError::Misplaced(Misplaced::Taken { .. })));
+        check!(is_misplaced, "{function} in another one's place: {refused:?}");
     }
 }
 

@@ -7,10 +7,11 @@ use drivers::{
     host::{Host, InterruptError},
     hotplug::Hotplug,
     nvme::{self, NvmeError},
-    pci::{Device, MsiError, MsixError},
+    pci::{Device, Misplaced, MsiError, Msix, MsixError},
     quiet,
 };
 use iommu::{ClaimError, DomainError, Incident, Iommu, PciAddress, dump::UnitReport};
+use mm::PhysRange;
 use suites::{Disks, reports};
 
 use super::{BARS, Fate, Given, Interrupts, Line, SHARES_MAX, destroy};
@@ -54,6 +55,8 @@ pub enum GiveError {
     Interrupt(InterruptError),
     /// It has memory of its own that nothing clears.
     OwnMemory,
+    /// Somebody else may answer where registers are that the kernel sets up.
+    Misplaced(Misplaced),
     /// Its registers do not say whether it has.
     Nvme(NvmeError),
     /// What is in a memory of its own could not be cleared.
@@ -80,6 +83,7 @@ impl fmt::Display for GiveError {
             Self::OwnMemory => {
                 f.write_str("it has memory of its own, in which its last owner may have left something")
             }
+            Self::Misplaced(error) => error.fmt(f),
             Self::Nvme(error) => error.fmt(f),
             Self::NotCleared { index } => write!(f, "the memory behind its BAR {index} does not take zeros"),
             Self::OutOfMemory => f.write_str("no memory"),
@@ -88,6 +92,17 @@ impl fmt::Display for GiveError {
 }
 
 impl core::error::Error for GiveError {}
+
+impl Given {
+    /// Checks that nobody else can answer where BAR `index` is said to be, before the kernel uses it. One that is no memory says so
+    /// where it is used.
+    fn check_place(&self, index: u8) -> Result<(), GiveError> {
+        let bar = self.device.bar(index).ok();
+        let Some((start, bytes)) = bar.and_then(|bar| bar.memory().ok()) else { return Ok(()) };
+        let range = PhysRange::new(start, bytes as u64);
+        self.giver.hotplug.check_registers(self.dma.function(), range).map_err(GiveError::Misplaced)
+    }
+}
 
 impl Giver {
     /// Takes `function`, which nobody has, for a process that is about to be started.
@@ -142,9 +157,13 @@ impl Giver {
             service: None,
         };
         // From here on dropping gives it back.
+        let is_nvme = found.class == nvme::CLASS;
+        for index in Msix::table_bar(&given.device).into_iter().chain(is_nvme.then_some(0)) {
+            given.check_place(index)?;
+        }
         given.set_up_interrupts()?;
         given.device.enable_memory();
-        if found.class == nvme::CLASS && nvme::has_memory(&given.device).map_err(GiveError::Nvme)? {
+        if is_nvme && nvme::has_memory(&given.device).map_err(GiveError::Nvme)? {
             return Err(GiveError::OwnMemory);
         }
         given.clear_memory()?;
