@@ -36,6 +36,8 @@ const IDENTIFY_CONTROLLER: u32 = 1;
 const IDENTIFY_ACTIVE_NAMESPACES: u32 = 2;
 /// Identify: the list of all namespaces that there are, whoever they are attached to.
 const IDENTIFY_ALLOCATED_NAMESPACES: u32 = 0x10;
+/// Which structure: the controllers that a namespace is attached to.
+const IDENTIFY_ATTACHED_CONTROLLERS: u32 = 0x12;
 /// Identify: what a primary controller can give to secondary ones.
 const IDENTIFY_PRIMARY: u32 = 0x14;
 /// Identify: the list of secondary controllers.
@@ -97,6 +99,12 @@ impl Command {
     #[must_use]
     pub fn identify_allocated_namespaces(to: u64) -> Self {
         Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_ALLOCATED_NAMESPACES)
+    }
+
+    /// Writes the list of the controllers that `namespace` is attached to, 4 KiB, to `to`.
+    #[must_use]
+    pub fn identify_attached_controllers(namespace: u32, to: u64) -> Self {
+        Self { namespace, ..Self::with_memory(opcode::IDENTIFY, to, IDENTIFY_ATTACHED_CONTROLLERS) }
     }
 
     /// Writes what a primary controller can give to secondary ones, a structure of 4 KiB, to `to`.
@@ -302,12 +310,6 @@ impl Status {
     #[must_use]
     pub const fn is_aborted(self) -> bool {
         self.code() == 0x07
-    }
-
-    /// The namespace is attached to the controller already.
-    #[must_use]
-    pub const fn is_attached_already(self) -> bool {
-        self.code() == 0x118
     }
 
     /// The medium failed, or what is on it is damaged.

@@ -19,4 +19,4 @@ pub use command::{Command, Completion, Status};
 pub use identify::{IDENTIFY_BYTES, Identity, bytes_at};
 pub use namespace::{Namespace, NamespaceError, namespaces};
 pub use pages::{LIST_ENTRIES, Pages, blocks_per_request};
-pub use virtualization::{Flexible, Resource, Secondary, flexible, secondaries};
+pub use virtualization::{Flexible, Resource, Secondary, controllers, flexible, secondaries};

@@ -45,12 +45,18 @@ impl Flexible {
 /// Offset of what is said of queues in the structure of a primary controller; what is said of interrupts comes 32 bytes later.
 const FLEXIBLE: usize = 32;
 
-/// What a primary controller has of `resource` for secondary ones.
+/// Offset of the byte that says which resources can be given at all.
+const TYPES: usize = 4;
+
+/// What a primary controller has of `resource` for secondary ones; `None` if they have theirs for good.
 #[must_use]
-pub fn flexible(page: &[u8; IDENTIFY_BYTES], resource: Resource) -> Flexible {
+pub fn flexible(page: &[u8; IDENTIFY_BYTES], resource: Resource) -> Option<Flexible> {
+    if page[TYPES] & 1 << resource as u32 == 0 {
+        return None;
+    }
     let at = FLEXIBLE * (1 + resource as usize);
     let word = |offset| u16::from_le_bytes(bytes_at(page, at + offset));
-    Flexible { total: u32::from_le_bytes(bytes_at(page, at)), of_primary: word(8), most: word(12) }
+    Some(Flexible { total: u32::from_le_bytes(bytes_at(page, at)), of_primary: word(8), most: word(12) })
 }
 
 /// A secondary controller.
@@ -62,6 +68,13 @@ pub struct Secondary {
     pub number: u16,
     /// It can be used.
     pub is_online: bool,
+}
+
+/// The ids in a list of controllers, whatever number of them it claims.
+pub fn controllers(page: &[u8; IDENTIFY_BYTES]) -> impl Iterator<Item = u16> {
+    let ids = page.chunks_exact(2).map(|id| u16::from_le_bytes([id[0], id[1]]));
+    let count = u16::from_le_bytes(bytes_at(page, 0));
+    ids.skip(1).take(count.into())
 }
 
 /// Most secondary controllers in a list.
@@ -88,9 +101,18 @@ mod tests {
         (page[32], page[40], page[44]) = (9, 9, 4);
         (page[64], page[72], page[76]) = (6, 5, 2);
         let queues = Flexible { total: 9, of_primary: 9, most: 4 };
-        assert_eq!(flexible(&page, Resource::Queues), queues);
+        assert_eq!(
+            Resource::ALL.map(|resource| flexible(&page, resource)),
+            [None; 2],
+            "nothing is said to be"
+        );
+        page[4] = 1;
+        assert_eq!(flexible(&page, Resource::Queues), Some(queues));
+        assert_eq!(flexible(&page, Resource::Interrupts), None);
+        page[4] = 2;
+        assert_eq!(flexible(&page, Resource::Queues), None);
         let interrupts = Flexible { total: 6, of_primary: 5, most: 2 };
-        assert_eq!(flexible(&page, Resource::Interrupts), interrupts);
+        assert_eq!(flexible(&page, Resource::Interrupts), Some(interrupts));
         assert_eq!([0, 1, 2, 3, 10].map(|count| queues.share(count)), [4, 4, 4, 3, 0]);
         let many = Flexible { total: u32::MAX, of_primary: 0, most: u16::MAX };
         assert_eq!(many.share(1), u16::MAX);
@@ -107,6 +129,15 @@ mod tests {
         assert!(secondaries(&page).eq([first, second]));
         page[0] = 0xff;
         assert_eq!(secondaries(&page).count(), SECONDARIES);
+    }
+
+    #[test]
+    fn controllers_are_as_many_as_there_is_room_for() {
+        let mut page = [0; IDENTIFY_BYTES];
+        (page[0], page[2], page[4], page[5]) = (2, 5, 6, 1);
+        assert!(controllers(&page).eq([5, 0x106]));
+        (page[0], page[1]) = (0xff, 0xff);
+        assert_eq!(controllers(&page).count(), 2047);
     }
 
     #[test]

@@ -308,6 +308,7 @@ impl Nvme {
             (1, 0) => state.identity.clone(),
             (2, 0) => list_of(&state.namespaces),
             (0x10, 0) => list_of(&state.secondaries.namespaces),
+            (0x12, namespace) => state.secondaries.attached(namespace),
             (0x14, 0) => state.secondaries.capabilities(),
             (0x15, 0) => state.secondaries.list(),
             (0, NAMESPACE) => state.namespace.clone(),

@@ -21,6 +21,8 @@ pub struct Secondaries {
     pub list: Vec<Secondary>,
     /// Every namespace.
     pub namespaces: Vec<u32>,
+    /// Namespaces that are attached to controllers which are neither the primary one nor its secondaries.
+    pub strangers: Vec<(u32, u16)>,
 }
 
 /// A secondary controller.
@@ -44,6 +46,7 @@ impl Secondaries {
             resets: 0,
             list: vec![one(1), one(2)],
             namespaces,
+            strangers: Vec::new(),
         }
     }
 
@@ -56,6 +59,7 @@ impl Secondaries {
     /// What a primary controller can give.
     pub fn capabilities(&self) -> Vec<u8> {
         let mut page = vec![0; 4096];
+        page[4] = 3;
         for (at, of_primary) in [32, 64].into_iter().zip(self.of_primary) {
             page[at..at + 4].copy_from_slice(&u32::from(FLEXIBLE).to_le_bytes());
             page[at + 8..at + 10].copy_from_slice(&of_primary.to_le_bytes());
@@ -97,6 +101,17 @@ impl Secondaries {
             }
         }
         0
+    }
+
+    /// The ids of the controllers that `namespace` is attached to.
+    pub fn attached(&self, namespace: u32) -> Vec<u8> {
+        let of_secondaries = self.list.iter().filter(|it| it.namespaces.contains(&namespace)).map(|it| it.id);
+        let of_others = self.strangers.iter().filter(|&&(of, _)| of == namespace).map(|&(_, id)| id);
+        let ids: Vec<u16> = of_secondaries.chain(of_others).collect();
+        let words = [ids.len() as u16].into_iter().chain(ids);
+        let mut page: Vec<u8> = words.flat_map(u16::to_le_bytes).collect();
+        page.resize(4096, 0);
+        page
     }
 
     /// Attaches `namespace` to the controllers in `list`. The status.

@@ -69,6 +69,22 @@ fn each_gets_its_share_and_a_namespace_that_is_nobody_elses() {
 }
 
 #[test]
+fn a_namespace_of_another_controller_is_given_to_nobody() {
+    let (bench, device) = primary(FUNCTION_LEVEL_RESET);
+    // The first one is a stranger's, and the second one is the second controller's already, and shared with another stranger.
+    device.set(|state| {
+        state.secondaries.namespaces = vec![5, 7, 9, 11, 13];
+        state.secondaries.strangers = vec![(7, 0x99), (9, 0x98)];
+        state.secondaries.list[1].namespaces = vec![9];
+    });
+    open(&bench).expect("a primary controller").bring_online(2).expect("both");
+    let namespaces =
+        device.set(|state| state.secondaries.list.iter().map(|it| it.namespaces.clone()).collect());
+    let namespaces: std::vec::Vec<_> = namespaces;
+    assert_eq!(namespaces, [vec![11], vec![9, 13]]);
+}
+
+#[test]
 fn who_cannot_have_enough_is_not_brought_online() {
     let (bench, device) = primary(FUNCTION_LEVEL_RESET);
     let mut controller = open(&bench).expect("a primary controller");
