@@ -148,3 +148,13 @@ fn errors_read_well() {
     let wrong = FreeError::WrongLength { iova, pages: 2, allocated: 3 };
     assert_eq!(wrong.to_string(), "2 pages of IOVA at 0x3000 given back, but 3 are allocated there");
 }
+
+#[test]
+fn memory_that_records_take_is_counted() {
+    let host = Host::new(256);
+    let space = IovaSpace::new_checked(host.clone(), MASK_48).expect("there is memory");
+    for pages in (1..200).map(|number| 1 + number % 3) {
+        space.allocate(pages, MASK_48).expect("room");
+        assert_eq!(space.statistics().memory_pages, host.frames.in_use());
+    }
+}

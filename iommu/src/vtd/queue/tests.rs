@@ -6,6 +6,7 @@ mod interleavings;
 mod order;
 mod pressure;
 mod ring;
+mod slots;
 
 use core::num::NonZeroU8;
 use std::{string::ToString, vec, vec::Vec};

@@ -76,15 +76,21 @@ fn a_refused_descriptor_disturbs_nobody_else() {
 fn a_refused_wait_is_written_anew() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
-    let mut refusals = 1;
-    platform.unit.behave(|manner| {
-        manner.refuses = Some(std::boxed::Box::new(move |descriptor| {
-            let refused = matches!(descriptor, Descriptor::Wait(_)) && refusals > 0;
-            refusals -= u32::from(refused);
-            refused
-        }));
-    });
+    let refuse_one = || {
+        let mut refusals = 1;
+        platform.unit.behave(|manner| {
+            manner.refuses = Some(std::boxed::Box::new(move |descriptor| {
+                let refused = matches!(descriptor, Descriptor::Wait(_)) && refusals > 0;
+                refusals -= u32::from(refused);
+                refused
+            }));
+        });
+    };
+    refuse_one();
     unit.invalidate(&platform, &[domain()]).unwrap();
+    let Invalidation::Iotlb(scope) = pages(5) else { panic!("pages are translations") };
+    refuse_one();
+    unit.forget(&platform, scope).unwrap();
     assert!(!unit.is_stuck());
 }
 
