@@ -7,11 +7,9 @@
 //! | [`layout::STACKS`]          | stacks                                   | writable, no execution       |
 //! | [`layout::KERNEL_BASE`]     | code; constants; variables, boot stack   | execute; read; write         |
 
-use alloc::vec::Vec;
 use core::{
     fmt,
     mem::ManuallyDrop,
-    ops::Range,
     ptr::{self, NonNull},
     sync::atomic::AtomicU64,
 };
@@ -26,7 +24,7 @@ use mm::{
 use spin::Once;
 use x86::{controlregs, cpuid::CpuId};
 
-use super::{RangeSet, frames, layout};
+use super::{RangeSet, frames, layout, window::Window};
 use crate::{
     arch::{cache, memory_types},
     smp,
@@ -42,74 +40,9 @@ const DEVICE_MEMORY: X86Access = READ_WRITE.union(memory_types::WRITE_COMBINING)
 static TABLE: Once<PageTable<X86Format, KernelTables>> = Once::new();
 static WINDOW: IrqMutex<Window> = IrqMutex::new(Rank::AddressSpace, Window::new());
 
-/// Who has what of [`layout::WINDOW`].
-struct Window {
-    /// What was never given out, or has come back behind all the rest.
-    rest: Range<u64>,
-    /// What has come back in between: first address and length.
-    returned: Vec<(u64, u64)>,
-    /// Registers, whole pages, and where they are shown. Whoever asks for them again gets the same addresses.
-    registers: Vec<(PhysRange, u64)>,
-}
-
-impl Window {
-    const fn new() -> Self {
-        Self { rest: layout::WINDOW, returned: Vec::new(), registers: Vec::new() }
-    }
-
-    /// Addresses for `pages`, aligned alike as far as large pages need it.
-    fn reserve(&mut self, pages: PhysRange) -> Option<u64> {
-        const LARGE: u64 = 2 << 20;
-        let alignment = if pages.bytes >= LARGE { LARGE } else { PAGE_BYTES };
-        let skew = pages.start.as_u64() % alignment;
-        let fits = |&(input, bytes): &(u64, u64)| bytes == pages.bytes && input % alignment == skew;
-        if let Some(index) = self.returned.iter().position(fits) {
-            return Some(self.returned.swap_remove(index).0);
-        }
-        let input = self.rest.start.next_multiple_of(alignment) + skew;
-        let end = input.checked_add(pages.bytes).filter(|&end| end <= self.rest.end)?;
-        self.rest.start = end;
-        Some(input)
-    }
-
-    /// Takes addresses back at which nothing is mapped. Without memory to note them they are lost.
-    fn give_back(&mut self, input: u64, bytes: u64) {
-        let is_apart = |&(first, length): &(u64, u64)| input + bytes <= first || first + length <= input;
-        debug_assert!(
-            input + bytes <= self.rest.start && self.returned.iter().all(is_apart),
-            "given back twice"
-        );
-        if self.rest.start == input + bytes {
-            self.rest.start = input;
-        } else if self.returned.try_reserve(1).is_ok() {
-            self.returned.push((input, bytes));
-        }
-    }
-
-    /// Notes that the registers at `pages` are shown at `input`. False without memory for it.
-    fn note(&mut self, pages: PhysRange, input: u64) -> bool {
-        let has_room = self.registers.try_reserve(1).is_ok();
-        if has_room {
-            self.registers.push((pages, input));
-        }
-        has_room
-    }
-
-    /// Where the registers at `pages` are shown, if they are.
-    fn find(&self, pages: PhysRange) -> Option<u64> {
-        let offset = |shown: PhysRange| pages.start.as_u64().checked_sub(shown.start.as_u64());
-        self.registers.iter().find_map(|&(shown, input)| {
-            let offset = offset(shown).filter(|offset| offset + pages.bytes <= shown.bytes)?;
-            Some(input + offset)
-        })
-    }
-}
-
 /// How many bytes of the window are in use, or lost.
 pub fn window_bytes() -> u64 {
-    let window = WINDOW.lock();
-    let returned: u64 = window.returned.iter().map(|&(_, bytes)| bytes).sum();
-    window.rest.start - layout::WINDOW.start - returned
+    WINDOW.lock().used_bytes()
 }
 
 /// Table pages from the frame allocator, reached through the direct map.

@@ -11,6 +11,7 @@ pub mod layout;
 mod ranges;
 pub mod stacks;
 mod user_table;
+mod window;
 
 use core::{fmt, ops::Range, ptr::NonNull};
 

@@ -11,7 +11,7 @@ use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::x86::X86Access};
 
 use crate::{
     arch::{PageFault, probe},
-    memory::{self, frames, layout},
+    memory::{self, Alias, frames, layout},
 };
 
 /// Fails unless `address` is unmapped, by the table and by experiment.
@@ -232,5 +232,39 @@ test! {
         for other in [REGISTERS, FIRST_PAGE] {
             check!(!memory::is_own(page_at(other)), "{other:#x}");
         }
+    }
+}
+
+test! {
+    /// Addresses that come back are used again for shorter pieces and, once their neighbours have come back, for longer ones.
+    fn addresses_of_aliases_are_split_and_joined(_context) {
+        const PAGES: u64 = 8;
+        let frames_start = frames::allocate_zeroed(PAGES as usize).ok_or(failure!("no memory"))?;
+        let alias = |first: u64, pages: u64| {
+            let start = PhysAddr::new(frames_start.as_u64() + first * PAGE_BYTES);
+            // SAFETY: the memory is this test's, and nobody reads or writes it.
+            let alias = unsafe { Alias::writable(PhysRange::new(start, pages * PAGE_BYTES)) };
+            alias.ok_or(failure!("no memory for tables"))
+        };
+        let before = memory::window_bytes();
+        let whole = alias(0, PAGES)?;
+        let guard = alias(0, 1)?;
+        let (first, used) = (whole.as_ptr(), memory::window_bytes());
+        drop(whole);
+        for _ in 0..3 {
+            let pieces = [alias(0, 3)?, alias(3, 1)?, alias(4, PAGES - 4)?];
+            check_eq!(memory::window_bytes(), used, "bytes of the window");
+            // In an order in which the middle one comes last.
+            let [left, middle, right] = pieces;
+            drop((left, right));
+            drop(middle);
+        }
+        let whole = alias(0, PAGES)?;
+        check_eq!(memory::window_bytes(), used, "bytes of the window");
+        check_eq!(whole.as_ptr(), first, "where all of it was");
+        drop((whole, guard));
+        check_eq!(memory::window_bytes(), before, "bytes of the window");
+        // SAFETY: no alias is left.
+        unsafe { frames::free(frames_start, PAGES as usize) };
     }
 }
