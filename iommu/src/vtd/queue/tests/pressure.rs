@@ -96,7 +96,7 @@ fn submit_to_a_slow_unit(
     descriptors: u64,
 ) -> (Result<(), InvalidationError>, u64) {
     let platform = FakePlatform::new(CAP, ECAP);
-    let stride_ns = if cfg!(miri) { (pace_ns / 10).min(WAIT_TIMEOUT_NS / 4) } else { pace_ns / 100 };
+    let stride_ns = if cfg!(miri) { (pace_ns / 2).min(WAIT_TIMEOUT_NS / 4) } else { pace_ns / 100 };
     platform.relax_ns.store(stride_ns, Ordering::Relaxed);
     let unit = unit(&platform);
     platform.unit.behave(|manner| manner.lazy = true);
