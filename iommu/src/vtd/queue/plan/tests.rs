@@ -173,3 +173,21 @@ fn device_tlbs_are_covered_by_at_most_two_scopes() {
         assert!((first..=last).all(holds));
     }
 }
+
+#[test]
+fn one_scope_covers_what_one_block_does() {
+    for max_mask in [0, 3, 5] {
+        let capability = capability(true, max_mask);
+        for (first, last) in every_range() {
+            let scope = IotlbScope::covering(DOMAIN, true, &capability, page(first), end(last));
+            let expected = match blocks(first, last, max_mask)[..] {
+                [(start, order)] => {
+                    Some(IotlbScope::Pages { domain: DOMAIN, first: page(start), order, leaf_only: true })
+                }
+                _ => None,
+            };
+            assert_eq!(scope, expected, "{first}..={last}, {max_mask}");
+        }
+    }
+    assert_eq!(IotlbScope::covering(DOMAIN, false, &capability(false, 0), page(1), end(1)), None);
+}

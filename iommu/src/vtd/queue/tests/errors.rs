@@ -152,7 +152,7 @@ fn who_is_kept_from_running_while_it_waits_looks_for_errors_again() {
         if rounds == 3 {
             fake.behave(|manner| manner.lazy = false);
             fake.run(usize::MAX);
-            clock.fetch_add(2 * WAIT_TIMEOUT_NS, Ordering::Relaxed);
+            clock.fetch_add(WAIT_TIMEOUT_NS + WAIT_TIMEOUT_NS / 5, Ordering::Relaxed);
         }
     }));
     assert_eq!(ticket.wait(&platform), Ok(()));
