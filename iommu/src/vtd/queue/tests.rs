@@ -1,5 +1,6 @@
 //! The queue against a unit that obeys, refuses, dawdles or dies.
 
+mod devices;
 mod errors;
 #[cfg(loom)]
 mod interleavings;
@@ -28,6 +29,9 @@ const CAP: u64 = 0x00d2_008c_222f_0606;
 /// As QEMU's, with device TLBs.
 const ECAP: u64 = 0x00f0_0f4e;
 const COHERENT: u64 = 1;
+
+const FSTS: usize = 0x34;
+const ERRORS: u32 = 0x70;
 
 const DOMAIN: DomainId = DomainId::new(9);
 

@@ -110,3 +110,21 @@ fn an_error_concerns_the_waits_at_and_after_its_place() {
     assert_eq!(slots.status(&platform, &second), Status::Done { refused: true });
     [first, second].into_iter().for_each(|slot| slots.put_back(slot));
 }
+
+/// Each use of a slot has a value that it never had before.
+#[test]
+fn values_of_a_slot_are_not_reused() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..if cfg!(miri) { 100 } else { 5000 } {
+        unit.invalidate(&platform, &[domain()]).unwrap();
+        for descriptor in platform.unit.take_descriptors() {
+            if let Descriptor::Wait(Wait { completion: Completion::Status { address, value }, .. }) =
+                descriptor
+            {
+                assert!(seen.insert((address, value)), "{value} at {address} was used before");
+            }
+        }
+    }
+}
