@@ -46,3 +46,36 @@ impl Hint {
         self.0.store(NONE, Ordering::Release);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const PAGE: PhysAddr = PhysAddr::new(0x5000);
+
+    #[test]
+    fn a_hint_is_for_its_gigabyte() {
+        let hint = Hint::new();
+        let high = u64::MAX << 47;
+        for input in [0, 1 << 30, 1 << 46, (1 << 57) - 1, high] {
+            assert_eq!(hint.get(input), None, "{input:#x}");
+            hint.set(input, PAGE);
+            for bit in 0..57 {
+                let found = hint.get(input ^ 1 << bit);
+                assert_eq!(found, (bit < 30).then_some(PAGE), "{input:#x}, bit {bit}");
+            }
+            hint.clear();
+            assert_eq!(hint.get(input), None, "{input:#x}");
+        }
+    }
+
+    #[test]
+    fn tables_without_room_for_their_frame_number_do_without() {
+        let hint = Hint::new();
+        let last = PhysAddr::new((1 << 48) - 0x1000);
+        hint.set(0, PhysAddr::new(1 << 48));
+        assert_eq!(hint.get(0), None);
+        hint.set(0, last);
+        assert_eq!(hint.get(0), Some(last));
+    }
+}

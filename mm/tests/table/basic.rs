@@ -89,6 +89,57 @@ fn an_occupied_page_stops_a_map_and_undoes_it() {
     finish(tree);
 }
 
+/// The short ways, for what lies in one lowest table that is there, take no more than the long one.
+#[test]
+fn a_table_that_is_there_takes_nothing_that_is_malformed() {
+    const BEYOND: u64 = 1 << 46;
+    let memory = Arena::new(16);
+    let tree = tree(remap(), &memory);
+    let page = range(0x8000_0000, K4);
+    let check = |error: MapError, is_expected: &dyn Fn(&MapError) -> bool| {
+        assert!(is_expected(&error), "{error:?}");
+        // SAFETY: the walkers start from the root each time.
+        error.into_undone().into_iter().for_each(|undone| tree.redeem(flush(undone)));
+        assert_eq!(runs(&tree), [(0x5000, 0x8000_0000, K4)]);
+    };
+    // SAFETY: no other thread changes the tree.
+    unsafe {
+        assert!(tree.map(0x5000, &[page], BOTH).unwrap().is_none());
+        for bad in [range(0x800, K4), range(0x1000, K4 + 0x800), range(0x1000, 0x800), range(0x1800, 0x1800)]
+        {
+            for segments in [&[bad][..], &[page, bad], &[page, page, page, bad], &[bad, page]] {
+                let error = tree.map(0x1_0000, segments, BOTH).unwrap_err();
+                check(error, &|error| matches!(error, MapError::Unaligned { input: 0x1_0000, .. }));
+            }
+        }
+        for bad in [range(BEYOND, K4), range(BEYOND, 2 * K4), range(BEYOND - K4, 2 * K4)] {
+            for segments in [&[bad][..], &[page, bad], &[page, page, page, bad], &[bad, page]] {
+                let error = tree.map(0x1_0000, segments, BOTH).unwrap_err();
+                check(
+                    error,
+                    &|error| matches!(error, MapError::OutputBeyondWidth { range, .. } if *range == bad),
+                );
+            }
+        }
+        for segments in [&[][..], &[range(0x1000, 0)], &[range(0x1000, 0); 2]] {
+            let error = tree.map(0x1_0000, segments, BOTH).unwrap_err();
+            check(error, &|error| matches!(error, MapError::Unaligned { .. }));
+        }
+        let error = tree.map(0x1_0800, &[range(0x8000_0000, 2 * K4)], BOTH).unwrap_err();
+        check(error, &|error| matches!(error, MapError::Unaligned { .. }));
+        for bytes in [0, 0x800, K4 + 0x800, 2 * K4 - 1] {
+            assert!(matches!(tree.unmap(0x5000, bytes), Err(EditError::Unaligned { .. })), "{bytes:#x}");
+            assert!(matches!(tree.protect(0x5000, bytes, READ), Err(EditError::Unaligned { .. })));
+        }
+        for input in [0x5800, 0x5001] {
+            assert!(matches!(tree.unmap(input, K4), Err(EditError::Unaligned { .. })), "{input:#x}");
+            assert!(matches!(tree.unmap(input, 2 * K4), Err(EditError::Unaligned { .. })), "{input:#x}");
+        }
+    }
+    assert_eq!(runs(&tree), [(0x5000, 0x8000_0000, K4)]);
+    finish(tree);
+}
+
 #[test]
 fn superpages_are_used_and_split() {
     let memory = Arena::new(32);

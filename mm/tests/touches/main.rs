@@ -6,6 +6,7 @@
 #[path = "../../src/address.rs"]
 mod address;
 mod counts;
+mod hints;
 mod machine;
 mod memory;
 mod ranges;
