@@ -74,6 +74,8 @@ pub struct UnitReport {
     pub fault_status: u32,
     /// Widest IOVA that it translates, in bits.
     pub address_bits: u32,
+    /// Page tables are of the first stage, in the CPU's format: what a device can write it can read.
+    pub first_stage: bool,
     /// Domain ids in use.
     pub domains: usize,
     /// Whether it still answers.

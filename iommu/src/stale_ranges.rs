@@ -137,16 +137,16 @@ mod tests {
     use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::LeafSizes};
 
     use super::*;
-    use crate::vtd::{SecondStageAccess, SecondStageFormat, testing::FakeMemory};
+    use crate::vtd::{TableAccess, TableFormat, testing::FakeMemory};
 
     /// Numbers of the first and last page of each range after the unmaps of `unmapped`, each a first page and a count.
     fn ranges(unmapped: &[(u64, u64)]) -> Vec<(u64, u64)> {
         let memory = FakeMemory::new();
-        let format = SecondStageFormat::new(4, LeafSizes::SIZE_4K, 46, true, false).unwrap();
+        let format = TableFormat::new(4, LeafSizes::SIZE_4K, 46, true, false).unwrap();
         let table = PageTable::new(format, &memory).unwrap();
         let all = PhysRange { start: PhysAddr::new(1 << 32), bytes: 64 * PAGE_BYTES };
         // SAFETY: no hardware walks the table.
-        let _ = unsafe { table.map(0, &[all], SecondStageAccess::Read) }.unwrap();
+        let _ = unsafe { table.map(0, &[all], TableAccess::Read) }.unwrap();
         let mut stale = StaleRanges::new();
         for &(first, count) in unmapped {
             // SAFETY: as above.

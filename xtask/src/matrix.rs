@@ -13,6 +13,10 @@ const SCALABLE: &str = "intremap=on,x-scalable-mode=on";
 const SECOND_STAGE: &[Need] =
     &[Need::AtLeast(Version(10, 0)), Need::Property("intel-iommu", "x-scalable-mode")];
 
+/// The same with first-stage tables, which are all that such a unit of QEMU has.
+const FIRST_STAGE: &str = "intremap=on,x-scalable-mode=on,x-flts=on";
+const FIRST: &[Need] = &[Need::AtLeast(Version(10, 0)), Need::Property("intel-iommu", "x-flts")];
+
 /// Sixteen more `edu` functions on the root bus.
 const SIXTEEN_EDUS: [&str; 32] = {
     let mut arguments = ["-device"; 32];
@@ -335,6 +339,25 @@ pub const SCENARIOS: &[Scenario] = &[
         cmdline: "iommu=scalable",
         cpus: "4",
         needs: SECOND_STAGE,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "first-stage",
+        about: "the unit translates by tables in the CPU's own format",
+        iommu: Some(FIRST_STAGE),
+        cmdline: "iommu=scalable",
+        lacks: &["memory for writes alone"],
+        needs: FIRST,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "first-stage-cpus-4",
+        about: "the unit translates by tables in the CPU's own format, on four CPUs",
+        iommu: Some(FIRST_STAGE),
+        cmdline: "iommu=scalable",
+        lacks: &["memory for writes alone"],
+        cpus: "4",
+        needs: FIRST,
         ..DEFAULT
     },
     Scenario {

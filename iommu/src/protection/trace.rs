@@ -9,13 +9,13 @@ use crate::{
     dump::Visitor,
     fault::{Fault, FaultTarget},
     group::Group,
-    vtd::{SecondStageAccess, Vtd},
+    vtd::{TableAccess, Vtd},
     walk::{MAX_LEVELS, Steps, Walk},
 };
 
 impl<P: Platform> Shared<P> {
     /// The way of `fault`, which `unit` has recorded, through the tables as they are now, if it has one.
-    pub(super) fn walk(&self, fault: &Fault, unit: usize) -> Option<Walk<SecondStageAccess>> {
+    pub(super) fn walk(&self, fault: &Fault, unit: usize) -> Option<Walk<TableAccess>> {
         let FaultTarget::Address(address) = fault.target else { return None };
         let group = self.group_of_source(fault.source);
         Some(self.walk_in(group.as_deref(), unit, fault.source, Some(address)))
@@ -44,7 +44,7 @@ impl<P: Platform> Shared<P> {
         unit: usize,
         source: SourceId,
         address: Option<Iova>,
-    ) -> Walk<SecondStageAccess> {
+    ) -> Walk<TableAccess> {
         let path = self.backend.path(unit, source);
         let steps = match (path.page_table(), group, address) {
             (Some(table), Some(group), Some(address)) => self.steps(group, table, address),
@@ -54,7 +54,7 @@ impl<P: Platform> Shared<P> {
     }
 
     /// The entries of the page table at `root`, if that is the one that `group` has.
-    fn steps(&self, group: &Group<Vtd<P>>, root: PhysAddr, address: Iova) -> Steps<SecondStageAccess> {
+    fn steps(&self, group: &Group<Vtd<P>>, root: PhysAddr, address: Iova) -> Steps<TableAccess> {
         let mut steps = [None; MAX_LEVELS];
         if let Some(domain) = group.domain(&self.platform)
             && domain.table().root() == root

@@ -307,6 +307,20 @@ impl Capability {
         self.ecap.second_stage()
     }
 
+    /// ECAP.FSTS: first-stage tables in scalable mode.
+    #[must_use]
+    pub fn has_first_stage(&self) -> bool {
+        self.ecap.first_stage()
+    }
+
+    /// CAP.FS1GP: sizes of first-stage leaves.
+    #[must_use]
+    pub fn first_stage_leaf_sizes(&self) -> LeafSizes {
+        let mut sizes = LeafSizes::SIZE_4K | LeafSizes::SIZE_2M;
+        sizes.set(LeafSizes::SIZE_1G, self.cap.first_stage_1g());
+        sizes
+    }
+
     /// ECAP.SMPWCS: in scalable mode, walks of page tables can be made to snoop the CPU's caches.
     #[must_use]
     pub fn walks_coherently_in_scalable_mode(&self) -> bool {

@@ -8,15 +8,15 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::{
     PhysAddr,
-    table::{Flushed, Format, LeafSizes, Stale, level_shift},
+    table::{Flushed, Format, LeafSizes, Stale},
 };
 
 use super::{
-    Capability, SecondStageAccess, SecondStageFormat,
+    Capability, TableAccess, TableFormat,
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
-    mode::TranslationMode,
+    mode::{TableStage, TranslationMode},
     queue::{CachingDevice, Invalidation, QueueReport},
     spec::{AddressWidth, DomainId},
     tables::{ContextTables, Target},
@@ -46,6 +46,8 @@ pub(crate) struct Vtd<P: Platform> {
     /// Width of a physical address (host address width of the DMAR table), in bits.
     physical_bits: u8,
     options: Options,
+    /// What all page tables are.
+    stage: TableStage,
     /// One bit a unit that was found not to answer: nothing new is mapped behind it.
     stuck: AtomicU64,
     /// One bit a unit whose failure the front has been told of.
@@ -156,13 +158,18 @@ impl<P: Platform> Vtd<P> {
                 "unit {} at {}: {} address bits, {} domain ids, {} fault records, translation on{}{}",
                 unit.index(),
                 unit.base(),
-                capability.fitting_width().map_or(0, AddressWidth::bits),
+                unit.address_bits(),
                 capability.domain_ids(),
                 capability.fault_records(),
-                if unit.mode().is_scalable() { " in scalable mode" } else { "" },
+                match unit.mode() {
+                    TranslationMode::Legacy => "",
+                    TranslationMode::Scalable { stage: TableStage::First, .. } =>
+                        " in scalable mode, first stage",
+                    TranslationMode::Scalable { .. } => " in scalable mode",
+                },
                 if unit.interrupts().is_some() { ", interrupts remapped" } else { "" },
             );
-            if let Some(why) = TranslationMode::why_legacy(capability, self.options) {
+            if let Some(why) = TranslationMode::why_legacy(capability, self.options, self.stage) {
                 log::warn!("unit {} is in legacy mode: {why}", unit.index());
             }
         }
@@ -202,8 +209,40 @@ impl<P: Platform> Vtd<P> {
 
     /// What makes a source translate through the domain.
     fn target(tags: &Tags, domain: DomainId, device_tlb: bool) -> Result<Target, DmaError> {
-        let width = AddressWidth::from_levels(tags.levels).ok_or(DmaError::OutOfMemory)?;
-        Ok(Target { domain, table: tags.root, width, device_tlb })
+        let Tags { root: table, format, .. } = *tags;
+        let width = AddressWidth::from_levels(format.levels()).ok_or(DmaError::OutOfMemory)?;
+        Ok(Target { domain, table, stage: format.stage(), width, device_tlb })
+    }
+
+    fn capabilities(&self, units: UnitSet) -> impl Iterator<Item = &Capability> {
+        units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability()))
+    }
+
+    /// Second-stage tables that all of `units` can walk.
+    fn second_stage(&self, units: UnitSet, is_coherent: bool) -> Option<TableFormat> {
+        let capabilities = || self.capabilities(units);
+        let has_all = |width: &AddressWidth| capabilities().all(|capability| capability.has_width(*width));
+        let wanted = capabilities().map(Capability::address_bits).min()?;
+        let widths = [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57];
+        let mut common = widths.into_iter().filter(has_all);
+        let widest = common.clone().next_back();
+        let width = common.find(|width| width.bits() >= wanted).or(widest)?;
+        let sizes = self.leaf_sizes(units, Capability::leaf_sizes);
+        let snoops = self.options.snoop && capabilities().all(Capability::controls_snooping);
+        TableFormat::new(width.levels(), sizes, self.physical_bits, is_coherent, snoops)
+    }
+
+    /// First-stage tables that all of `units` can walk.
+    fn first_stage(&self, units: UnitSet, is_coherent: bool) -> Option<TableFormat> {
+        let sizes = self.leaf_sizes(units, Capability::first_stage_leaf_sizes);
+        TableFormat::first_stage(sizes, self.physical_bits, is_coherent)
+    }
+
+    fn leaf_sizes(&self, units: UnitSet, of_unit: impl Fn(&Capability) -> LeafSizes) -> LeafSizes {
+        if !self.options.superpages {
+            return LeafSizes::SIZE_4K;
+        }
+        self.capabilities(units).fold(LeafSizes::all(), |sizes, unit| sizes & of_unit(unit))
     }
 
     /// What invalidating the TLB of `source`, behind `unit`, takes.
@@ -217,7 +256,7 @@ impl<P: Platform> Vtd<P> {
 
 impl<P: Platform> Backend for Vtd<P> {
     type Platform = P;
-    type Format = SecondStageFormat;
+    type Format = TableFormat;
     type Tags = Tags;
 
     #[inline]
@@ -231,49 +270,35 @@ impl<P: Platform> Backend for Vtd<P> {
         stuck.common(units).first().map_or(Ok(()), |unit| Err(Stuck { unit }))
     }
 
-    fn format(&self, units: UnitSet) -> Option<SecondStageFormat> {
+    fn format(&self, units: UnitSet) -> Option<TableFormat> {
         let members = || units.iter().filter_map(|unit| Some(&self.units.get(unit)?.unit));
-        let capabilities = || members().map(Unit::capability);
-        let has_all = |width: &AddressWidth| capabilities().all(|capability| capability.has_width(*width));
-        let wanted = capabilities().map(Capability::address_bits).min()?;
-        let widths = [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57];
-        let mut common = widths.into_iter().filter(has_all);
-        let widest = common.clone().next_back();
-        let width = common.find(|width| width.bits() >= wanted).or(widest)?;
-        let sizes =
-            capabilities().fold(LeafSizes::all(), |sizes, capability| sizes & capability.leaf_sizes());
-        SecondStageFormat::new(
-            width.levels(),
-            if self.options.superpages { sizes } else { LeafSizes::SIZE_4K },
-            self.physical_bits,
-            members().all(|unit| unit.mode().walks_coherently(unit.capability())),
-            self.options.snoop && capabilities().all(Capability::controls_snooping),
-        )
-    }
-
-    fn access(&self, access: Access) -> SecondStageAccess {
-        match (access.read, access.write) {
-            (true, true) => SecondStageAccess::ReadWrite,
-            (false, true) => SecondStageAccess::Write,
-            // There is no entry for neither: a direction that allows nothing does not exist.
-            (_, false) => SecondStageAccess::Read,
+        let is_coherent = members().all(|unit| unit.mode().walks_coherently(unit.capability()));
+        match self.stage {
+            TableStage::First => self.first_stage(units, is_coherent),
+            TableStage::Second => self.second_stage(units, is_coherent),
         }
     }
 
-    fn rights(&self, access: SecondStageAccess) -> Access {
-        Access { read: access != SecondStageAccess::Write, write: access != SecondStageAccess::Read }
+    fn access(&self, access: Access) -> TableAccess {
+        match (access.read, access.write) {
+            (true, true) => TableAccess::ReadWrite,
+            (false, true) => TableAccess::Write,
+            // There is no entry for neither: a direction that allows nothing does not exist.
+            (_, false) => TableAccess::Read,
+        }
     }
 
-    fn last_iova(&self, units: UnitSet, format: SecondStageFormat) -> u64 {
-        let table_bits = level_shift(format.levels() + 1);
-        let unit_bits =
-            units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability().address_bits()));
-        let bits = unit_bits.map(u32::from).fold(table_bits, u32::min);
-        1_u64.checked_shl(bits).map_or(u64::MAX, |limit| limit - 1)
+    fn rights(&self, access: TableAccess) -> Access {
+        Access { read: access != TableAccess::Write, write: access != TableAccess::Read }
     }
 
-    fn new_tags(&self, root: PhysAddr, format: SecondStageFormat) -> Tags {
-        Tags::new(root, format.levels())
+    fn last_iova(&self, units: UnitSet, format: TableFormat) -> u64 {
+        let last = |bits: u8| 1_u64.checked_shl(bits.into()).map_or(u64::MAX, |limit| limit - 1);
+        self.capabilities(units).map(|unit| last(unit.address_bits())).fold(format.last_input(), u64::min)
+    }
+
+    fn new_tags(&self, root: PhysAddr, format: TableFormat) -> Tags {
+        Tags::new(root, format)
     }
 
     fn serves_device_tlbs(&self, unit: usize) -> bool {
@@ -382,7 +407,8 @@ impl<P: Platform> UnitState<P> {
             global_status: self.unit.read_global_status().into_bits(),
             root_table_address: self.unit.read_root_table_address().into_bits(),
             fault_status: self.unit.read_fault_status().into_bits(),
-            address_bits: capability.fitting_width().map_or(0, |width| u32::from(width.bits())),
+            address_bits: self.unit.address_bits().into(),
+            first_stage: self.unit.mode().stage() == TableStage::First,
             domains: self.tables.lock(platform).ids.in_use(),
             alive: !self.unit.is_stuck(),
             fault_storms: self.unit.event_storms(platform),

@@ -5,12 +5,12 @@ mod domain_ids;
 mod error;
 mod fault;
 mod flush;
+mod format;
 mod hardware;
 mod mode;
 mod queue;
 mod registers;
 mod remap;
-mod second_stage;
 pub mod spec;
 mod tables;
 mod tags;
@@ -21,6 +21,7 @@ mod unit;
 pub use capability::{Capability, CapabilityError};
 pub use error::VtdError;
 pub use fault::Drained;
+pub use format::{TableAccess, TableFormat};
 pub(crate) use hardware::{Discovered, InterruptControllers, Vtd};
 pub use mode::TranslationMode;
 pub use queue::{
@@ -31,5 +32,4 @@ pub use registers::Bank;
 pub use remap::{
     InterruptBlock, InterruptTable, MAX_BLOCK_ORDER, MAX_TABLE_ORDER, MIN_TABLE_ORDER, Route, RouteError,
 };
-pub use second_stage::{SecondStageAccess, SecondStageFormat};
 pub use unit::{BringUp, BringUpError, CommandError, DiscoverError, InterruptSetup, Location, Unit};

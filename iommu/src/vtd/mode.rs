@@ -2,8 +2,9 @@
 //!
 //! In *legacy mode* the context entry of a source leads to its page table. In *scalable mode* it leads to the source's PASID
 //! directory, this to a PASID table, and the entry of a PASID there to the page table. Requests without a PASID, the only ones
-//! that are served, are those of PASID 0. The page tables are the same second-stage tables, and the caches of what they say
-//! too: with the mode there comes one cache more, of PASID entries. What the entries look like is in
+//! that are served, are those of PASID 0. With the mode there comes one cache more, of PASID entries. The page tables are the
+//! same second-stage tables as in legacy mode or, where a unit has no second stage, tables of the first stage. What is cached of
+//! those has the PASID as a part of its tag, and other invalidations. What the entries look like is in
 //! [`tables`](super::tables), and everything else that depends on the mode is here.
 
 use core::fmt;
@@ -15,13 +16,24 @@ use super::{
 };
 use crate::{Options, SourceId};
 
+/// The stage of translation that the page tables of a unit are of. Requests without a PASID pass through one of them only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TableStage {
+    /// The first: the format of the CPU's own page tables.
+    First,
+    /// The second: a format of its own, the only one that legacy mode has.
+    Second,
+}
+
 /// The mode of one unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TranslationMode {
     /// Context entries lead to page tables.
     Legacy,
-    /// Context entries lead to PASID tables, and these to second-stage page tables.
+    /// Context entries lead to PASID tables, and these to page tables.
     Scalable {
+        /// What these are.
+        stage: TableStage,
         /// PWSNP: the unit's walks of page tables snoop the CPU's caches. Needs ECAP.SMPWCS.
         walks_snoop: bool,
         /// PGSNP: so does every access through them. Needs ECAP.SC.
@@ -34,8 +46,8 @@ pub enum TranslationMode {
 pub(super) enum NotScalable {
     /// ECAP.SMTS is 0.
     NotSupported,
-    /// ECAP.SSTS is 0.
-    NoSecondStage,
+    /// ECAP.SSTS, or ECAP.FSTS, is 0: in scalable mode it has no tables of the stage that all units use.
+    NoStage(TableStage),
     /// The PASID cache is emptied by the queue alone, and there is none, or it is not to be used.
     NoQueue,
 }
@@ -44,37 +56,71 @@ impl fmt::Display for NotScalable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotSupported => "it has no scalable mode",
-            Self::NoSecondStage => "its scalable mode has no second stage",
+            Self::NoStage(TableStage::First) => "its scalable mode has no first stage",
+            Self::NoStage(TableStage::Second) => {
+                "its scalable mode has no second stage, and not all units have a first"
+            }
             Self::NoQueue => "scalable mode takes the invalidation queue",
         })
     }
 }
 
+impl TableStage {
+    /// The stage for all of `units`, so that any of them can share a domain: the first, if one has no other in scalable mode and
+    /// each of them has it; else the second, which those that do not have it in scalable mode have in legacy mode.
+    pub(super) fn of_all<'a>(units: impl Iterator<Item = &'a Capability> + Clone, options: Options) -> Self {
+        let is_able = |unit: &Capability| TranslationMode::why_legacy(unit, options, Self::First).is_none();
+        let is_needed = units.clone().any(|unit| !unit.has_scalable_second_stage());
+        if options.scalable && is_needed && units.clone().all(is_able) { Self::First } else { Self::Second }
+    }
+
+    fn is_of(self, capability: &Capability) -> bool {
+        match self {
+            Self::First => capability.has_first_stage(),
+            Self::Second => capability.has_scalable_second_stage(),
+        }
+    }
+}
+
 impl TranslationMode {
-    /// The mode that `options` ask for, if the unit has it; else legacy mode. A unit without a second stage has neither:
-    /// turning translation on fails there.
-    pub(super) fn choose(capability: &Capability, options: Options) -> Self {
-        if !options.scalable || Self::why_legacy(capability, options).is_some() {
+    /// The mode that `options` ask for, if the unit has it with tables of `stage`; else legacy mode. A unit
+    /// without a second stage has neither: turning translation on fails there.
+    pub(super) fn choose(capability: &Capability, options: Options, stage: TableStage) -> Self {
+        if !options.scalable || Self::why_legacy(capability, options, stage).is_some() {
             return Self::Legacy;
         }
         Self::Scalable {
+            stage,
             walks_snoop: capability.walks_coherently_in_scalable_mode(),
             accesses_snoop: options.snoop && capability.controls_snooping(),
         }
     }
 
-    /// Why the unit is in legacy mode, if scalable mode was asked for.
-    pub(super) fn why_legacy(capability: &Capability, options: Options) -> Option<NotScalable> {
+    /// Why the unit is in legacy mode, if scalable mode was asked for, with tables of `stage`.
+    pub(super) fn why_legacy(
+        capability: &Capability,
+        options: Options,
+        stage: TableStage,
+    ) -> Option<NotScalable> {
         if !capability.has_scalable_mode() {
             Some(NotScalable::NotSupported)
-        } else if !capability.has_scalable_second_stage() {
-            Some(NotScalable::NoSecondStage)
+        } else if !stage.is_of(capability) {
+            Some(NotScalable::NoStage(stage))
         } else if !(options.queued_invalidation && capability.has_queue()) {
             Some(NotScalable::NoQueue)
         } else {
             None
         }
         .filter(|_| options.scalable)
+    }
+
+    /// What the page tables are.
+    #[must_use]
+    pub const fn stage(self) -> TableStage {
+        match self {
+            Self::Legacy => TableStage::Second,
+            Self::Scalable { stage, .. } => stage,
+        }
     }
 
     /// Whether this is scalable mode, whose queue has descriptors of 256 bits.

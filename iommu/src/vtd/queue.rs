@@ -216,7 +216,7 @@ impl Queue {
         let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
         let slot = self.slots.take(platform)?;
         let first = progress.tail;
-        self.ring.write(platform, first, scope.descriptor(&hardware.capability).encode());
+        self.ring.write(platform, first, scope.descriptor(&hardware.capability, hardware.stage).encode());
         let wait = self.slots.arm(&slot, first + 1, false, false);
         self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
         self.publish(hardware, &mut progress, first + 2);

@@ -13,7 +13,7 @@ use mm::{
 };
 
 use super::{
-    mode::TranslationMode,
+    mode::{TableStage, TranslationMode},
     spec::{AddressWidth, ContextEntry, ContextState, DomainId, RootEntry, TranslationType},
 };
 use crate::{
@@ -47,8 +47,10 @@ pub(super) struct ContextTables<P: Platform> {
 pub(super) struct Target {
     /// The tag of what is cached of it.
     pub domain: DomainId,
-    /// Root of the second-stage table.
+    /// Root of the page table.
     pub table: PhysAddr,
+    /// What it is.
+    pub stage: TableStage,
     pub width: AddressWidth,
     /// Whether a device TLB is served.
     pub device_tlb: bool,
@@ -191,7 +193,13 @@ impl<P: Platform> ContextTables<P> {
 
     /// Stores an entry that was not present: the word with Present last, so that the unit never sees half of it.
     fn store(&self, words: &[AtomicU64], bits: u128) {
-        words[2..].iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.store_longer(words, bits, 0);
+    }
+
+    /// The same for an entry of which a third word means something.
+    fn store_longer(&self, words: &[AtomicU64], bits: u128, third: u64) {
+        let upper = core::iter::once(third).chain(core::iter::repeat(0));
+        words[2..].iter().zip(upper).for_each(|(word, bits)| word.store(bits, Ordering::Relaxed));
         words[1].store((bits >> 64) as u64, Ordering::Relaxed);
         words[0].store(bits as u64, Ordering::Release);
         self.write_back(words);

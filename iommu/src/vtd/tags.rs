@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::PhysAddr;
 
-use super::{hardware::Vtd, queue::CachingDevice, spec::DomainId};
+use super::{format::TableFormat, hardware::Vtd, queue::CachingDevice, spec::DomainId};
 use crate::{
     Platform, SourceId,
     dma::{DmaError, Silent},
@@ -18,7 +18,7 @@ const MAX_DOMAIN_UNITS: usize = 8;
 /// Where the translations of one domain may be cached, and what its table looks like.
 pub(crate) struct Tags {
     pub(super) root: PhysAddr,
-    pub(super) levels: u8,
+    pub(super) format: TableFormat,
     pub(super) list: IrqLock<TagList>,
     silent: SilentDevice,
 }
@@ -78,11 +78,11 @@ impl SilentDevice {
 }
 
 impl Tags {
-    pub(super) fn new(root: PhysAddr, levels: u8) -> Self {
+    pub(super) fn new(root: PhysAddr, format: TableFormat) -> Self {
         let list = TagList { units: [None; MAX_DOMAIN_UNITS], device: None };
         Self {
             root,
-            levels,
+            format,
             list: IrqLock::new(LockClass::Tags, list),
             silent: SilentDevice(AtomicU64::new(0)),
         }

@@ -30,13 +30,14 @@ use self::{claim::Claim, command::Command};
 use super::{
     capability::{Capability, FIRST_PAGE_BYTES},
     fault::EventRate,
-    mode::TranslationMode,
+    format::FIRST_STAGE_BITS,
+    mode::{TableStage, TranslationMode},
     queue::{
         Invalidation, InvalidationError, IotlbScope, Queue, QueueReport, QueueStatistics, Stage, Ticket,
     },
     registers::Bank,
     remap::InterruptTable,
-    spec::{FaultStatus, GlobalStatus, RootTableAddress},
+    spec::{AddressWidth, FaultStatus, GlobalStatus, RootTableAddress},
 };
 use crate::{
     Platform,
@@ -119,6 +120,15 @@ impl<P: Platform> Unit<P> {
     /// What it can do.
     pub fn capability(&self) -> &Capability {
         &self.hardware.capability
+    }
+
+    /// Width in bits of the addresses that its page tables translate; 0 if it has none.
+    #[must_use]
+    pub fn address_bits(&self) -> u8 {
+        match self.mode.stage() {
+            TableStage::First => FIRST_STAGE_BITS.min(self.capability().address_bits()),
+            TableStage::Second => self.capability().fitting_width().map_or(0, AddressWidth::bits),
+        }
     }
 
     /// Which tables it walks.

@@ -8,7 +8,7 @@ use harness::{Bencher, Failure, bench};
 use iommu::{
     Iova,
     iova::IovaSpace,
-    vtd::{SecondStageAccess, SecondStageFormat},
+    vtd::{TableAccess, TableFormat},
 };
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
@@ -25,7 +25,7 @@ const MEMORY: PhysAddr = PhysAddr::new(0x1_4000_0000);
 /// A domain without hardware. Its table pages are lost with it: nothing but a benchmark makes one.
 struct Bare {
     iovas: IovaSpace<Kernel>,
-    table: PageTable<SecondStageFormat, KernelTables>,
+    table: PageTable<TableFormat, KernelTables>,
 }
 
 /// Something mapped; dropping it unmaps it.
@@ -38,7 +38,7 @@ struct Mapped<'a> {
 impl Bare {
     fn new() -> Result<Self, Failure> {
         let sizes = LeafSizes::all();
-        let format = SecondStageFormat::new(LEVELS, sizes, ADDRESS_BITS as u8, false, false);
+        let format = TableFormat::new(LEVELS, sizes, ADDRESS_BITS as u8, false, false);
         let format = format.ok_or_else(|| Failure::new("no such format"))?;
         let kernel = Kernel::new(&acpi::Tables::default());
         let iovas = IovaSpace::new(kernel, (1 << ADDRESS_BITS) - 1)?;
@@ -64,8 +64,7 @@ impl Bare {
     fn map(&self, pages: u64, segments: &[PhysRange]) -> Option<Mapped<'_>> {
         let iova = self.iovas.allocate(pages, u64::MAX).ok()?;
         // SAFETY: the range was just allocated, and no device walks the table.
-        let emptied =
-            unsafe { self.table.map(iova.as_u64(), segments, SecondStageAccess::ReadWrite) }.ok()?;
+        let emptied = unsafe { self.table.map(iova.as_u64(), segments, TableAccess::ReadWrite) }.ok()?;
         if let Some(stale) = emptied {
             // SAFETY: no hardware walks the table.
             self.table.redeem(unsafe { stale.assume_flushed() });

@@ -67,10 +67,21 @@ impl Expected {
         }
     }
 
+    /// Whether `code` is what this access is to fail for. Of first-stage tables a unit says whether nothing is mapped, or not for
+    /// this; of others some say the same in either mode.
+    fn is_reason(&self, code: u8) -> bool {
+        const NOT_PRESENT: u8 = 0x71;
+        match self.code {
+            code::NO_WRITE => [code::NO_WRITE, 0x85, NOT_PRESENT].contains(&code),
+            code::NO_READ => [code::NO_READ, 0x86, NOT_PRESENT].contains(&code),
+            wanted => wanted == code,
+        }
+    }
+
     fn is_of(&self, fault: &Fault) -> bool {
         fault.target == FaultTarget::Address(self.page)
             && fault.access == self.access
-            && fault.reason.code == self.code
+            && self.is_reason(fault.reason.code)
             // In scalable mode, requests without a PASID are those of PASID 0, and a unit may say so.
             && fault.pasid.is_none_or(|pasid| pasid == 0)
     }

@@ -107,8 +107,8 @@ test! {
 }
 
 test! {
-    /// What a device only writes it cannot read.
-    lacks = lacks::isolated_edu,
+    /// What a device only writes it cannot read, where a table can say so.
+    lacks = lacks::write_only_edu,
     fn a_page_from_the_device_cannot_be_read(context) {
         let machine = Machine::of(context)?;
         let mut edu = machine.edu(0)?;

@@ -19,7 +19,7 @@ test! {
             check!(unit.translates(), "unit {}: translation is off, status {:#x}", unit.unit, unit.global_status);
             let queue = has_queue(&unit) && machine.options.queued_invalidation;
             check_eq!(unit.queues_invalidations(), queue, "unit {}", unit.unit);
-            let scalable = queue && has_scalable_second_stage(&unit) && machine.options.scalable;
+            let scalable = queue && has_scalable_tables(&unit) && machine.options.scalable;
             check_eq!(unit.is_scalable(), scalable, "unit {}", unit.unit);
             check_eq!(unit.remaps_interrupts(), machine.remaps_interrupts(), "unit {}", unit.unit);
             // Overflow, pending fault, queue errors.
@@ -33,14 +33,15 @@ fn has_queue(unit: &UnitReport) -> bool {
     unit.extended_capability >> 1 & 1 != 0
 }
 
-/// The extended capability register says that there is scalable mode, with second-stage tables.
-fn has_scalable_second_stage(unit: &UnitReport) -> bool {
-    unit.extended_capability >> 43 & 1 != 0 && unit.extended_capability >> 46 & 1 != 0
+/// The extended capability register says that there is scalable mode, with tables of one stage at least.
+fn has_scalable_tables(unit: &UnitReport) -> bool {
+    unit.extended_capability >> 43 & 1 != 0 && unit.extended_capability >> 46 & 3 != 0
 }
 
-/// Widest table that CAP.SAGAW offers, and what CAP.MGAW leaves of it, in bits.
+/// Widest table that CAP.SAGAW offers, or the lower half of the first stage's addresses, and what CAP.MGAW leaves of it, in bits.
 fn widest(unit: &UnitReport) -> u32 {
     let table = match unit.capability >> 8 & 0x1f {
+        _ if unit.first_stage => 47,
         sagaw if sagaw & 0b1000 != 0 => 57,
         sagaw if sagaw & 0b0100 != 0 => 48,
         sagaw if sagaw & 0b0010 != 0 => 39,

@@ -43,6 +43,8 @@ pub enum Rule {
     ChangedWhilePresent,
     /// A table that hardware can reach has lines that were never written back.
     LinkedBeforeWrittenBack,
+    /// Hardware would have to set a bit in a table.
+    WritesToTable,
     /// A page of a table came back while a unit could still walk it.
     FreedWhileReachable,
     /// A page came back twice, or was never given out, or was used after it came back.

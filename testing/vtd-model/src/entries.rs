@@ -1,6 +1,9 @@
 //! Root, context, second-stage and interrupt entries as the unit reads them.
 
-use crate::config::UnitConfig;
+use crate::{
+    config::UnitConfig,
+    iotlb::{Stage, Tag},
+};
 
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -43,7 +46,9 @@ pub(crate) enum TranslationType {
 pub(crate) struct Binding {
     pub kind: TranslationType,
     pub domain: u16,
-    /// Root of the second-stage table.
+    /// Of which the table is.
+    pub stage: Stage,
+    /// Root of the page table.
     pub table: u64,
     /// 1 is 39 bits, 2 is 48, 3 is 57.
     pub width: u8,
@@ -58,6 +63,11 @@ pub(crate) struct Binding {
 impl Binding {
     pub fn levels(&self) -> u8 {
         self.width + 2
+    }
+
+    /// What is cached of its table is tagged with.
+    pub fn tag(&self) -> Tag {
+        Tag { stage: self.stage, domain: self.domain }
     }
 }
 
@@ -119,6 +129,7 @@ impl ContextEntry {
         Binding {
             kind: self.translation_type().unwrap_or(TranslationType::Untranslated),
             domain: self.domain(),
+            stage: Stage::Second,
             table: self.table(),
             width: self.width(),
             muted: self.fault_processing_disabled(),
@@ -134,48 +145,83 @@ impl ContextEntry {
     }
 }
 
-/// An entry of a second-stage table.
+/// An entry of a page table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct PageEntry(pub u64);
+pub(crate) struct PageEntry {
+    pub raw: u64,
+    /// Of which the table is.
+    pub stage: Stage,
+}
 
 impl PageEntry {
+    /// U/S, of the first stage: requests of users, as all are here, may use it.
+    const USER: u64 = 1 << 2;
+    /// A and D, of the first stage.
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
+
+    /// In the first stage what is present can be read.
     pub fn read(self) -> bool {
-        self.0 & 1 != 0
+        self.raw & 1 != 0
     }
 
     pub fn write(self) -> bool {
-        self.0 & 2 != 0
+        self.raw & 2 != 0 && self.present()
     }
 
     pub fn present(self) -> bool {
-        self.0 & 3 != 0
+        match self.stage {
+            Stage::First => self.raw & 1 != 0,
+            Stage::Second => self.raw & 3 != 0,
+        }
+    }
+
+    /// Whether it is for supervisors alone.
+    pub fn is_supervisors(self) -> bool {
+        self.stage == Stage::First && self.raw & Self::USER == 0
+    }
+
+    /// Whether the unit would have to set A or D in it, for a write or another access.
+    pub fn is_to_be_marked(self, level: u8, write: bool) -> bool {
+        let dirty = if write && self.is_leaf(level) { Self::DIRTY } else { 0 };
+        self.stage == Stage::First && !self.raw & (Self::ACCESSED | dirty) != 0
     }
 
     /// Whether the entry maps memory at `level`. At levels where no leaf can be, the bit is reserved.
     pub fn is_leaf(self, level: u8) -> bool {
-        level == 1 || self.0 >> 7 & 1 != 0
+        level == 1 || self.raw >> 7 & 1 != 0
     }
 
     pub fn address(self) -> u64 {
-        self.0 & ADDRESS
+        self.raw & ADDRESS
     }
 
     pub fn reserved_set(self, level: u8, unit: &UnitConfig, host_address_bits: u8) -> bool {
-        const TM: u64 = 1 << 62;
-        const SNOOP: u64 = 1 << 11;
         const SIZE: u64 = 1 << 7;
-        let mut reserved = TM | ADDRESS & u64::MAX.unbounded_shl(host_address_bits.into());
         let leaf = self.is_leaf(level);
-        if !leaf || !unit.snoop_control {
-            reserved |= SNOOP;
-        }
+        let always = match self.stage {
+            // XD: nothing here turns execute permissions on.
+            Stage::First => 1 << 63,
+            Stage::Second => Self::reserved_in_second_stage(leaf, unit),
+        };
+        let mut reserved = always | ADDRESS & u64::MAX.unbounded_shl(host_address_bits.into());
+        let (large, huge) = match self.stage {
+            Stage::First => (true, unit.first_stage_1g),
+            Stage::Second => (unit.superpages_2m, unit.superpages_1g),
+        };
         match level {
             1 => {}
-            2 if unit.superpages_2m => reserved |= if leaf { bits(20, 12) } else { 0 },
-            3 if unit.superpages_1g => reserved |= if leaf { bits(29, 12) } else { 0 },
+            2 if large => reserved |= if leaf { bits(20, 12) } else { 0 },
+            3 if huge => reserved |= if leaf { bits(29, 12) } else { 0 },
             _ => reserved |= SIZE,
         }
-        self.0 & reserved != 0
+        self.raw & reserved != 0
+    }
+
+    fn reserved_in_second_stage(leaf: bool, unit: &UnitConfig) -> u64 {
+        const TM: u64 = 1 << 62;
+        const SNOOP: u64 = 1 << 11;
+        TM | if leaf && unit.snoop_control { 0 } else { SNOOP }
     }
 }
 
@@ -259,12 +305,31 @@ mod tests {
     #[test]
     fn superpage_alignment_is_checked() {
         let unit = UnitConfig::plain(0);
-        let reserved = |raw, level| PageEntry(raw).reserved_set(level, &unit, 39);
+        let reserved = |raw, level| PageEntry { raw, stage: Stage::Second }.reserved_set(level, &unit, 39);
         assert!(!reserved(0x20_0083, 2) && reserved(0x20_1083, 2));
         assert!(!reserved(0x4000_0083, 3) && reserved(0x4020_0083, 3));
         assert!(reserved(0x83, 4) && !reserved(0x83, 1));
         assert!(reserved(1 << 39 | 3, 1) && !reserved(1 << 38 | 3, 1));
         assert!(!reserved(1 << 11 | 3, 1) && reserved(1 << 11 | 3, 2));
         assert!(!reserved(bits(61, 52) | 3, 2) && reserved(1 << 62 | 3, 2));
+    }
+
+    #[test]
+    fn entries_of_the_first_stage_are_the_cpus() {
+        let unit = UnitConfig { superpages_2m: false, ..UnitConfig::first_stage(0) };
+        let entry = |raw| PageEntry { raw, stage: Stage::First };
+        let reserved = |raw, level| entry(raw).reserved_set(level, &unit, 39);
+        assert!(!reserved(0x20_00e7, 2) && reserved(0x20_20e7, 2) && reserved(0xe7, 4));
+        assert!(!reserved(0x4000_00e7, 3) && reserved(0x4020_00e7, 3));
+        assert!(
+            !reserved(bits(62, 52) | 0x67, 1) && reserved(1 << 63 | 0x67, 1) && reserved(1 << 39 | 0x67, 1)
+        );
+        let without = UnitConfig { first_stage_1g: false, ..unit.clone() };
+        assert!(entry(0x4000_00e7).reserved_set(3, &without, 39));
+        assert!(entry(0x65).read() && !entry(0x65).write() && entry(0x67).write());
+        assert!(!entry(2).present() && !entry(2).write(), "writes alone are nothing");
+        assert!(entry(0x63).is_supervisors() && !entry(0x67).is_supervisors());
+        assert!(entry(0x47).is_to_be_marked(1, false) && entry(0x27).is_to_be_marked(1, true));
+        assert!(!entry(0x27).is_to_be_marked(1, false) && !entry(0x27).is_to_be_marked(2, true));
     }
 }

@@ -17,6 +17,26 @@ pub struct Translation {
     pub pass_through: bool,
 }
 
+/// A stage of translation. Requests pass through one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Stage {
+    First,
+    Second,
+}
+
+/// What is cached of page tables is tagged with: a domain, and whether it is the first stage's, where PASID 0 belongs to it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Tag {
+    pub stage: Stage,
+    pub domain: u16,
+}
+
+impl Tag {
+    pub const fn second(domain: u16) -> Self {
+        Self { stage: Stage::Second, domain }
+    }
+}
+
 /// What the IOTLB says of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Lookup {
@@ -32,9 +52,9 @@ const SHIFTS: [u32; 3] = [12, 21, 30];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum IotlbScope {
     Global,
-    Domain(u16),
+    Domain(Tag),
     Pages {
-        domain: u16,
+        tag: Tag,
         first: u64,
         last: u64,
         /// Paging structures may stay (IH).
@@ -51,15 +71,15 @@ struct DomainEntries {
 
 #[derive(Debug, Default)]
 pub(crate) struct Iotlb {
-    domains: BTreeMap<u16, DomainEntries>,
+    domains: BTreeMap<Tag, DomainEntries>,
 }
 
 /// Entries of one size that a domain may fill before the oldest addresses go.
 const CAPACITY: usize = 1 << 16;
 
 impl Iotlb {
-    pub fn lookup(&self, domain: u16, address: u64) -> Option<Lookup> {
-        let entries = self.domains.get(&domain)?;
+    pub fn lookup(&self, tag: Tag, address: u64) -> Option<Lookup> {
+        let entries = self.domains.get(&tag)?;
         for (size, shift) in SHIFTS.iter().enumerate() {
             if let Some(&translation) = entries.pages[size].get(&(address >> shift)) {
                 return Some(Lookup::Hit(translation));
@@ -68,8 +88,8 @@ impl Iotlb {
         entries.not_present.contains_key(&(address >> 12)).then_some(Lookup::NotPresent)
     }
 
-    pub fn insert(&mut self, domain: u16, address: u64, translation: Translation) {
-        let entries = self.domains.entry(domain).or_default();
+    pub fn insert(&mut self, tag: Tag, address: u64, translation: Translation) {
+        let entries = self.domains.entry(tag).or_default();
         let size = SHIFTS.iter().position(|&s| s == translation.page_shift).expect("a page size");
         let pages = &mut entries.pages[size];
         pages.insert(address >> translation.page_shift, translation);
@@ -78,8 +98,8 @@ impl Iotlb {
         }
     }
 
-    pub fn insert_not_present(&mut self, domain: u16, address: u64) {
-        let entries = self.domains.entry(domain).or_default();
+    pub fn insert_not_present(&mut self, tag: Tag, address: u64) {
+        let entries = self.domains.entry(tag).or_default();
         entries.not_present.insert(address >> 12, ());
         if entries.not_present.len() > CAPACITY {
             entries.not_present.pop_first();
@@ -87,8 +107,8 @@ impl Iotlb {
     }
 
     /// Forgets what `lookup` found for the address.
-    pub fn drop_entry(&mut self, domain: u16, address: u64) {
-        let Some(entries) = self.domains.get_mut(&domain) else { return };
+    pub fn drop_entry(&mut self, tag: Tag, address: u64) {
+        let Some(entries) = self.domains.get_mut(&tag) else { return };
         for (size, shift) in SHIFTS.iter().enumerate() {
             entries.pages[size].remove(&(address >> shift));
         }
@@ -102,33 +122,33 @@ impl Iotlb {
                 self.domains.clear();
                 Vec::new()
             }
-            IotlbScope::Domain(domain) => {
-                let dropped = self.domains.remove(&domain);
+            IotlbScope::Domain(tag) => {
+                let dropped = self.domains.remove(&tag);
                 dropped.map_or(Vec::new(), |entries| entries.some_addresses())
             }
-            IotlbScope::Pages { domain, first, last, .. } => {
-                self.domains.get_mut(&domain).map_or(Vec::new(), |entries| entries.invalidate(first, last))
+            IotlbScope::Pages { tag, first, last, .. } => {
+                self.domains.get_mut(&tag).map_or(Vec::new(), |entries| entries.invalidate(first, last))
             }
         }
     }
 
-    /// The translations of a domain, each with the address that it is of.
-    pub fn entries(&self, domain: u16) -> Vec<(u64, Translation)> {
-        let Some(entries) = self.domains.get(&domain) else { return Vec::new() };
+    /// The translations with a tag, each with the address that it is of.
+    pub fn entries(&self, tag: Tag) -> Vec<(u64, Translation)> {
+        let Some(entries) = self.domains.get(&tag) else { return Vec::new() };
         let sizes = SHIFTS.iter().zip(&entries.pages);
         sizes.flat_map(|(shift, pages)| pages.iter().map(move |(page, t)| (page << shift, *t))).collect()
     }
 
     /// An entry that leads to one of the `bytes` bytes at `physical`: its domain and address.
     pub fn reaches(&self, physical: u64, bytes: u64) -> Option<(u16, u64)> {
-        for (&domain, entries) in &self.domains {
+        for (tag, entries) in &self.domains {
             for (size, shift) in SHIFTS.iter().enumerate() {
                 let found = entries.pages[size].iter().find(|(_, translation)| {
                     let first = translation.physical;
                     !translation.pass_through && first < physical + bytes && physical < first + (1 << shift)
                 });
                 if let Some((page, _)) = found {
-                    return Some((domain, page << shift));
+                    return Some((tag.domain, page << shift));
                 }
             }
         }
@@ -177,32 +197,49 @@ mod tests {
     #[test]
     fn entries_stay_until_their_page_is_invalidated() {
         let mut tlb = Iotlb::default();
-        tlb.insert(3, 0x5000, page(0x9000, 12));
-        let pages = |domain, first, last| IotlbScope::Pages { domain, first, last, leaves_only: false };
+        tlb.insert(Tag::second(3), 0x5000, page(0x9000, 12));
+        let pages = |domain, first, last| IotlbScope::Pages {
+            tag: Tag::second(domain),
+            first,
+            last,
+            leaves_only: false,
+        };
         tlb.invalidate(pages(3, 6, 9));
         tlb.invalidate(pages(4, 0, 100));
-        assert_eq!(tlb.lookup(3, 0x5abc), Some(Lookup::Hit(page(0x9000, 12))));
+        assert_eq!(tlb.lookup(Tag::second(3), 0x5abc), Some(Lookup::Hit(page(0x9000, 12))));
         tlb.invalidate(pages(3, 5, 5));
-        assert_eq!(tlb.lookup(3, 0x5abc), None);
+        assert_eq!(tlb.lookup(Tag::second(3), 0x5abc), None);
     }
 
     #[test]
     fn a_superpage_stays_until_an_invalidation_is_of_its_size() {
         let mut tlb = Iotlb::default();
-        tlb.insert(3, 0x20_0000, page(0x4000_0000, 21));
-        let pages = |first, last| IotlbScope::Pages { domain: 3, first, last, leaves_only: true };
+        tlb.insert(Tag::second(3), 0x20_0000, page(0x4000_0000, 21));
+        let pages = |first, last| IotlbScope::Pages { tag: Tag::second(3), first, last, leaves_only: true };
         tlb.invalidate(pages(0x3ff, 0x3ff));
         tlb.invalidate(pages(0x200, 0x2ff));
         tlb.invalidate(pages(0x300, 0x3ff));
-        assert_eq!(tlb.lookup(3, 0x20_0000), Some(Lookup::Hit(page(0x4000_0000, 21))));
+        assert_eq!(tlb.lookup(Tag::second(3), 0x20_0000), Some(Lookup::Hit(page(0x4000_0000, 21))));
         tlb.invalidate(pages(0x200, 0x3ff));
-        assert_eq!(tlb.lookup(3, 0x20_0000), None);
+        assert_eq!(tlb.lookup(Tag::second(3), 0x20_0000), None);
+    }
+
+    #[test]
+    fn each_stage_has_entries_of_its_own() {
+        let mut tlb = Iotlb::default();
+        let first = Tag { stage: Stage::First, domain: 3 };
+        tlb.insert(first, 0x5000, page(0x9000, 12));
+        assert_eq!(tlb.lookup(Tag::second(3), 0x5000), None);
+        tlb.invalidate(IotlbScope::Domain(Tag::second(3)));
+        assert!(tlb.lookup(first, 0x5000).is_some());
+        tlb.invalidate(IotlbScope::Domain(first));
+        assert_eq!(tlb.lookup(first, 0x5000), None);
     }
 
     #[test]
     fn physical_addresses_are_found() {
         let mut tlb = Iotlb::default();
-        tlb.insert(3, 0x20_0000, page(0x4000_0000, 21));
+        tlb.insert(Tag::second(3), 0x20_0000, page(0x4000_0000, 21));
         assert_eq!(tlb.reaches(0x401f_f000, 4096), Some((3, 0x20_0000)));
         assert_eq!(tlb.reaches(0x4020_0000, 4096), None);
     }

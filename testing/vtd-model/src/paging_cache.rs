@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::iotlb::IotlbScope;
+use crate::iotlb::{IotlbScope, Tag};
 
 /// What the walker remembers of an entry that points to a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,37 +20,37 @@ pub(crate) fn level_shift(level: u8) -> u32 {
 
 #[derive(Debug, Default)]
 pub(crate) struct PagingCache {
-    /// By domain, level of the entry (2 to 5), and the address above what the entry spans.
-    entries: BTreeMap<(u16, u8, u64), CachedTable>,
+    /// By tag, level of the entry (2 to 5), and the address above what the entry spans.
+    entries: BTreeMap<(Tag, u8, u64), CachedTable>,
 }
 
 const CAPACITY: usize = 1 << 14;
 
 impl PagingCache {
-    pub fn get(&self, domain: u16, level: u8, address: u64) -> Option<CachedTable> {
-        self.entries.get(&(domain, level, address >> level_shift(level))).copied()
+    pub fn get(&self, tag: Tag, level: u8, address: u64) -> Option<CachedTable> {
+        self.entries.get(&(tag, level, address >> level_shift(level))).copied()
     }
 
-    pub fn insert(&mut self, domain: u16, level: u8, address: u64, table: CachedTable) {
-        self.entries.insert((domain, level, address >> level_shift(level)), table);
+    pub fn insert(&mut self, tag: Tag, level: u8, address: u64, table: CachedTable) {
+        self.entries.insert((tag, level, address >> level_shift(level)), table);
         if self.entries.len() > CAPACITY {
             self.entries.pop_first();
         }
     }
 
-    pub fn remove(&mut self, domain: u16, level: u8, address: u64) {
-        self.entries.remove(&(domain, level, address >> level_shift(level)));
+    pub fn remove(&mut self, tag: Tag, level: u8, address: u64) {
+        self.entries.remove(&(tag, level, address >> level_shift(level)));
     }
 
     pub fn invalidate(&mut self, scope: IotlbScope) {
         match scope {
             IotlbScope::Global => self.entries.clear(),
-            IotlbScope::Domain(domain) => self.entries.retain(|key, _| key.0 != domain),
+            IotlbScope::Domain(tag) => self.entries.retain(|key, _| key.0 != tag),
             IotlbScope::Pages { leaves_only: true, .. } => {}
-            IotlbScope::Pages { domain, first, last, leaves_only: false } => {
+            IotlbScope::Pages { tag, first, last, leaves_only: false } => {
                 for level in 2..=5_u8 {
                     let scale = level_shift(level) - 12;
-                    let range = (domain, level, first >> scale)..=(domain, level, last >> scale);
+                    let range = (tag, level, first >> scale)..=(tag, level, last >> scale);
                     while let Some((&key, _)) = self.entries.range(range.clone()).next() {
                         self.entries.remove(&key);
                     }
@@ -62,7 +62,7 @@ impl PagingCache {
     /// The domain of an entry that leads to the table page at `physical`.
     pub fn reaches(&self, physical: u64) -> Option<(u16, u8)> {
         let found = self.entries.iter().find(|(_, cached)| cached.table == Some(physical));
-        found.map(|(&(domain, level, _), _)| (domain, level))
+        found.map(|(&(tag, level, _), _)| (tag.domain, level))
     }
 }
 
@@ -74,13 +74,14 @@ mod tests {
     fn the_leaf_hint_keeps_them() {
         let mut cache = PagingCache::default();
         let table = CachedTable { table: Some(0x7000), read: true, write: true };
-        cache.insert(1, 2, 0x40_0000, table);
-        let pages = |leaves_only| IotlbScope::Pages { domain: 1, first: 0x400, last: 0x400, leaves_only };
+        cache.insert(Tag::second(1), 2, 0x40_0000, table);
+        let pages =
+            |leaves_only| IotlbScope::Pages { tag: Tag::second(1), first: 0x400, last: 0x400, leaves_only };
         cache.invalidate(pages(true));
-        assert_eq!(cache.get(1, 2, 0x5f_ffff), Some(table));
-        assert_eq!(cache.get(1, 2, 0x60_0000), None);
+        assert_eq!(cache.get(Tag::second(1), 2, 0x5f_ffff), Some(table));
+        assert_eq!(cache.get(Tag::second(1), 2, 0x60_0000), None);
         assert_eq!(cache.reaches(0x7000), Some((1, 2)));
         cache.invalidate(pages(false));
-        assert_eq!(cache.get(1, 2, 0x40_0000), None);
+        assert_eq!(cache.get(Tag::second(1), 2, 0x40_0000), None);
     }
 }

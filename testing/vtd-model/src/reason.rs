@@ -1,5 +1,7 @@
 //! Why a request was blocked, as fault records say it.
 
+use crate::iotlb::Stage;
+
 /// A fault reason of either mode or of interrupt remapping.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
@@ -42,8 +44,13 @@ pub enum Reason {
     PasidNotPresent = 0x59,
     PasidReserved = 0x5a,
     PasidInvalid = 0x5b,
+    FirstStageNotAccessible = 0x70,
+    FirstStageNotPresent = 0x71,
+    FirstStageReserved = 0x72,
     SecondStageNotAccessible = 0x78,
     SecondStageReserved = 0x7a,
+    NotCanonical = 0x80,
+    Supervisors = 0x81,
     BeyondSecondStage = 0x84,
     ScalableNoWrite = 0x85,
     ScalableNoRead = 0x86,
@@ -56,13 +63,15 @@ impl Reason {
     pub fn can_be_muted(self) -> bool {
         matches!(
             self as u8,
-            0x2..=0x7 | 0xb..=0xe | 0x22 | 0x24 | 0x26 | 0x41..=0x48 | 0x51..=0x52 | 0x59..=0x5d | 0x78..=0x7c | 0x84..=0x87
+            0x2..=0x7 | 0xb..=0xe | 0x22 | 0x24 | 0x26 | 0x41..=0x48 | 0x51..=0x52 | 0x59..=0x5d | 0x70..=0x7c | 0x80..=0x87
         )
     }
 
-    /// What scalable mode calls a reason of legacy mode that a request meets below its context entry.
-    pub(crate) fn in_scalable_mode(self) -> Self {
+    /// What scalable mode calls a reason of legacy mode that a request meets below its context entry, in tables of `stage`.
+    pub(crate) fn in_scalable_mode(self, stage: Stage) -> Self {
         match self {
+            Self::PageEntryNotAccessible if stage == Stage::First => Self::FirstStageNotAccessible,
+            Self::PageEntryReserved if stage == Stage::First => Self::FirstStageReserved,
             Self::AddressTooLarge => Self::BeyondSecondStage,
             Self::NoWrite => Self::ScalableNoWrite,
             Self::NoRead => Self::ScalableNoRead,
@@ -76,6 +85,14 @@ impl Reason {
 
     /// Whether the tables deny just this access.
     pub(crate) fn is_no_right(self) -> bool {
-        matches!(self, Self::NoRead | Self::NoWrite | Self::ScalableNoRead | Self::ScalableNoWrite)
+        matches!(
+            self,
+            Self::NoRead
+                | Self::NoWrite
+                | Self::ScalableNoRead
+                | Self::ScalableNoWrite
+                | Self::FirstStageNotPresent
+                | Self::Supervisors
+        )
     }
 }

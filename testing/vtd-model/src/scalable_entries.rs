@@ -3,6 +3,7 @@
 use crate::{
     config::UnitConfig,
     entries::{Binding, TranslationType, bits},
+    iotlb::Stage,
 };
 
 /// Half of a root entry: the table for devices 0 to 15, or for 16 to 31.
@@ -93,6 +94,9 @@ impl DirectoryEntry {
     }
 }
 
+/// As a width of the second stage would say it.
+const FOUR_LEVELS: u8 = 2;
+
 /// An entry of a PASID table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PasidEntry(pub [u64; 8]);
@@ -119,8 +123,17 @@ impl PasidEntry {
         self.0[0] >> 6 & 7
     }
 
+    const FIRST_STAGE: u64 = 1;
+    const SECOND_STAGE: u64 = 2;
+
+    pub fn stage(self) -> Stage {
+        if self.kind() == Self::FIRST_STAGE { Stage::First } else { Stage::Second }
+    }
+
+    /// Root of the page table, of either stage.
     pub fn table(self) -> u64 {
-        self.0[0] & bits(63, 12)
+        let word = if self.kind() == Self::FIRST_STAGE { 2 } else { 0 };
+        self.0[word] & bits(63, 12)
     }
 
     pub fn domain(self) -> u16 {
@@ -137,27 +150,38 @@ impl PasidEntry {
         self.0[1] >> 24 & 1 != 0
     }
 
-    /// Also set is what belongs to a first stage, which no entry here has.
+    /// Also what belongs to the stage that the entry does not have.
     pub fn reserved_set(self, unit: &UnitConfig) -> bool {
         let beyond = u32::from(self.domain()) >= unit.domain_ids();
         let snoops =
             self.walks_snoop() && !unit.scalable_coherent || self.accesses_snoop() && !unit.snoop_control;
         self.0[0] & bits(11, 10) != 0
             || self.0[1] & (bits(22, 16) | bits(63, 25)) != 0
-            || self.0[2..].iter().any(|&word| word != 0)
+            || self.0[3..].iter().any(|&word| word != 0)
+            || self.has_other_stage()
             || beyond
             || snoops
     }
 
-    /// Whether the unit can do what the entry asks for: a second stage without execute permissions or accessed bits.
+    fn has_other_stage(self) -> bool {
+        match self.stage() {
+            // Hardware has no use for AW here, and looks at it no more than that.
+            Stage::First => self.0[0] & bits(63, 12) != 0,
+            Stage::Second => self.0[2] != 0,
+        }
+    }
+
+    /// Whether the unit can do what the entry asks for: a first stage of 4 levels for users alone, or a second stage, without
+    /// execute permissions or accessed bits.
     pub fn is_supported(self, unit: &UnitConfig) -> bool {
-        const SECOND_STAGE: u64 = 2;
         const EXECUTE: u64 = 1 << 5;
         const ACCESSED: u64 = 1 << 9;
-        self.kind() == SECOND_STAGE
-            && unit.scalable_second_stage
-            && self.0[0] & (EXECUTE | ACCESSED) == 0
-            && unit.supports_width(self.width())
+        let is_plain = self.0[0] & (EXECUTE | ACCESSED) == 0;
+        match self.kind() {
+            Self::FIRST_STAGE => unit.first_stage && is_plain && self.0[2] & bits(11, 0) == 0,
+            Self::SECOND_STAGE => unit.scalable_second_stage && is_plain && unit.supports_width(self.width()),
+            _ => false,
+        }
     }
 
     /// What the requests of a source are translated by, whose context entry leads here.
@@ -167,8 +191,9 @@ impl PasidEntry {
         Binding {
             kind,
             domain: self.domain(),
+            stage: self.stage(),
             table: self.table(),
-            width: self.width(),
+            width: if self.stage() == Stage::First { FOUR_LEVELS } else { self.width() },
             muted: context.fault_processing_disabled() || self.fault_processing_disabled(),
             snoops: self.walks_snoop(),
             scalable: true,
@@ -185,7 +210,22 @@ mod tests {
     }
 
     #[test]
-    fn a_second_stage_is_all_that_there_is() {
+    fn a_first_stage_is_named_above_and_has_nothing_of_a_second() {
+        let unit = UnitConfig { first_stage: true, ..scalable() };
+        let entry = |low: u64, third: u64| PasidEntry([low, 3, third, 0, 0, 0, 0, 0]);
+        let plain = entry(1 << 6 | 1, 0x5000);
+        assert!(plain.is_supported(&unit) && !plain.reserved_set(&unit) && !plain.is_supported(&scalable()));
+        assert_eq!((plain.table(), plain.stage()), (0x5000, Stage::First));
+        assert!(!entry(1 << 6 | 1 | 2 << 2, 0x5000).reserved_set(&unit));
+        assert!(entry(1 << 6 | 1 | 0x5000, 0x5000).reserved_set(&unit));
+        for third in [0x5001, 0x5002, 0x5004, 0x5010] {
+            assert!(!entry(1 << 6 | 1, third).is_supported(&unit), "{third:#x}");
+        }
+        assert!(entry(0x5000 | 2 << 6 | 2 << 2 | 1, 0x5000).reserved_set(&unit));
+    }
+
+    #[test]
+    fn a_second_stage_is_all_that_a_unit_without_a_first_has() {
         let entry = |low: u64| PasidEntry([low, 3, 0, 0, 0, 0, 0, 0]);
         let plain = 0x5000 | 2 << 6 | 2 << 2 | 1;
         assert!(entry(plain).is_supported(&scalable()) && !entry(plain).reserved_set(&scalable()));

@@ -171,7 +171,7 @@ fn only_a_wait_keeps_caches_apart() {
 fn the_capability_registers_say_what_the_mode_has() {
     let plain = UnitConfig::plain(0).ecap();
     assert_eq!(UnitConfig::scalable(0).ecap(), plain | 1 << 43 | 1 << 46);
-    let first =
-        UnitConfig { scalable_second_stage: false, scalable_coherent: true, ..UnitConfig::scalable(0) };
+    let first = UnitConfig { scalable_coherent: true, ..UnitConfig::first_stage(0) };
     assert_eq!(first.ecap(), plain | 1 << 43 | 1 << 47 | 1 << 48);
+    assert_eq!(first.cap(), UnitConfig::plain(0).cap() | 1 << 56);
 }

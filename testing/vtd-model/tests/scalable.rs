@@ -36,14 +36,15 @@ fn buffer(driven: &Driven) -> ModelBuffer {
     driven.machine.allocate_buffer(2, 1).expect("memory")
 }
 
-/// Each way in which the unit can look at tables.
+/// Each way in which the unit can look at tables, of either stage.
 fn kinds_of_units() -> impl Iterator<Item = UnitConfig> {
-    (0..16_u32).map(|bits| UnitConfig {
+    const BASE: u64 = 0xfed9_0000;
+    (0..32_u32).map(|bits| UnitConfig {
         coherent: bits & 1 != 0,
         scalable_coherent: bits & 2 != 0,
         caching_mode: bits & 4 != 0,
         write_buffer: bits & 8 != 0,
-        ..UnitConfig::scalable(0xfed9_0000)
+        ..if bits & 16 != 0 { UnitConfig::scalable(BASE) } else { UnitConfig::first_stage(BASE) }
     })
 }
 
@@ -299,21 +300,27 @@ fn mode_of(unit: UnitConfig, options: Options) -> bool {
 }
 
 #[test]
-fn scalable_mode_takes_a_second_stage_the_queue_and_somebody_who_asks() {
+fn scalable_mode_takes_a_stage_the_queue_and_somebody_who_asks() {
     let unit = || UnitConfig::scalable(0xfed9_0000);
     assert!(mode_of(unit(), options()));
     assert!(!mode_of(unit(), Options::default()));
     assert!(!mode_of(unit(), Options { queued_invalidation: false, ..options() }));
     assert!(!mode_of(UnitConfig { scalable_second_stage: false, ..unit() }, options()));
+    assert!(mode_of(UnitConfig::first_stage(0xfed9_0000), options()));
+    assert!(!mode_of(UnitConfig::first_stage(0xfed9_0000), Options::default()));
     assert!(!mode_of(UnitConfig::plain(0xfed9_0000), options()));
 }
 
 #[test]
-fn a_unit_with_nothing_but_a_first_stage_is_refused() {
-    let mut config = MachineConfig::scalable(1);
-    config.units[0].scalable_second_stage = false;
-    config.units[0].sagaw = 0;
-    let refused = Driven::start_with(config, options()).map(|_| ()).expect_err("nothing translates");
+fn a_unit_with_nothing_but_a_first_stage_works_if_somebody_asks() {
+    let config = || {
+        let mut config = MachineConfig::first_stage(1);
+        config.units[0].sagaw = 0;
+        config
+    };
+    assert!(mode_of(config().units[0].clone(), options()));
+    let started = Driven::start_with(config(), Options::default());
+    let refused = started.map(|_| ()).expect_err("nothing translates");
     let expected = BringUpError::NoTranslation { unit: 0 };
     assert!(
         matches!(refused, StartError::Unit(VtdError::BringUp(error)) if error == expected),

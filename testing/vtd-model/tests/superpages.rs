@@ -6,7 +6,7 @@ mod by_hand;
 use std::collections::BTreeMap;
 
 use by_hand::*;
-use iommu::vtd::{SecondStageAccess, SecondStageFormat};
+use iommu::vtd::{TableAccess, TableFormat};
 use mm::{
     PAGE_BYTES, PhysAddr, PhysRange,
     table::{LeafSizes, PageTable, Stale, TableMemory},
@@ -24,12 +24,12 @@ const END: u64 = FIRST + 2 * G1;
 const OFFSET: u64 = 64 * G1;
 
 /// What is mapped, as runs: first address to end and rights. Whatever is not in a run is not mapped.
-type Runs = BTreeMap<u64, (u64, SecondStageAccess)>;
+type Runs = BTreeMap<u64, (u64, TableAccess)>;
 
 struct Play<'m, M: TableMemory> {
     bench: Bench,
     device: Device,
-    table: PageTable<SecondStageFormat, &'m M>,
+    table: PageTable<TableFormat, &'m M>,
     random: Random,
     runs: Runs,
 }
@@ -45,9 +45,8 @@ impl<M: TableMemory> Play<'_, M> {
         (first, bytes.min(END - first))
     }
 
-    fn rights(&mut self) -> SecondStageAccess {
-        [SecondStageAccess::Read, SecondStageAccess::Write, SecondStageAccess::ReadWrite]
-            [self.random.index(3)]
+    fn rights(&mut self) -> TableAccess {
+        [TableAccess::Read, TableAccess::Write, TableAccess::ReadWrite][self.random.index(3)]
     }
 
     /// Cuts the runs at the ends of a range, and takes those in it out.
@@ -119,9 +118,7 @@ impl<M: TableMemory> Play<'_, M> {
     /// What the device finds is what is mapped. It fills the caches for what comes next, too.
     fn probe(&self, iova: u64) {
         let run = self.runs.range(..=iova).next_back().map(|(_, run)| *run).filter(|run| iova < run.0);
-        for (access, other) in
-            [(Access::Read, SecondStageAccess::Write), (Access::Write, SecondStageAccess::Read)]
-        {
+        for (access, other) in [(Access::Read, TableAccess::Write), (Access::Write, TableAccess::Read)] {
             let allowed = run.is_some_and(|(_, rights)| rights != other);
             let found = self.device.probe(iova, access).ok();
             assert_eq!(found, allowed.then_some(iova + OFFSET), "{access:?} at {iova:#x}");
@@ -147,7 +144,7 @@ fn parts_of_superpages_are_flushed_as_what_they_were_part_of() {
         config.host_address_bits = 46;
         let bench = Bench::new(config);
         let platform = bench.platform.clone();
-        let format = SecondStageFormat::new(4, LeafSizes::all(), 46, false, false).unwrap();
+        let format = TableFormat::new(4, LeafSizes::all(), 46, false, false).unwrap();
         let table = PageTable::new(format, iommu::Platform::tables(&*platform)).unwrap();
         bench.put_context(SOURCE, DOMAIN, table.root().as_u64());
         let (device, random) = (bench.device(), Random::new(seed));

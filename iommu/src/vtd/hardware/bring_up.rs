@@ -18,7 +18,7 @@ use crate::{
     vtd::{
         domain_ids::DomainIds,
         error::VtdError,
-        mode::TranslationMode,
+        mode::{TableStage, TranslationMode},
         tables::ContextTables,
         unit::{BringUp, BringUpError, InterruptSetup, Location, Unit},
     },
@@ -51,8 +51,9 @@ impl<P: Platform> Vtd<P> {
         let setup = interrupts::setup(&discovered, dmar, controllers, options);
         let mut units = Vec::new();
         units.try_reserve_exact(discovered.len()).map_err(|_| VtdError::OutOfMemory)?;
+        let stage = TableStage::of_all(discovered.iter().map(Unit::capability), options);
         for unit in discovered {
-            units.push(UnitState::bring_up(platform.clone(), unit, setup.ok(), options)?);
+            units.push(UnitState::bring_up(platform.clone(), unit, setup.ok(), (options, stage))?);
         }
         let publishes_freely = units.iter().all(|state| {
             let capability = state.unit.capability();
@@ -63,6 +64,7 @@ impl<P: Platform> Vtd<P> {
             units,
             physical_bits: physical_bits(dmar),
             options,
+            stage,
             stuck: AtomicU64::new(0),
             reported_stuck: AtomicU64::new(0),
             newly_silent: AtomicBool::new(false),
@@ -114,10 +116,10 @@ impl<P: Platform> UnitState<P> {
         platform: Arc<P>,
         mut unit: Unit<P>,
         interrupts: Option<InterruptSetup>,
-        options: Options,
+        (options, stage): (Options, TableStage),
     ) -> Result<Self, VtdError> {
         let capability = *unit.capability();
-        let mode = TranslationMode::choose(&capability, options);
+        let mode = TranslationMode::choose(&capability, options, stage);
         let (width, coherent) = (unit.hardware.width, capability.walks_coherently());
         let contexts = ContextTables::new(platform.clone(), mode, width, coherent)
             .map_err(|error| BringUpError::of_table(unit.index(), error))?;

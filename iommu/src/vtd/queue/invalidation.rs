@@ -6,6 +6,7 @@ use crate::{
     Iova, SourceId,
     vtd::{
         capability::Capability,
+        mode::TableStage,
         spec::{Descriptor, DeviceTlbScope, DomainId, FunctionMask, Granularity},
     },
 };
@@ -161,12 +162,12 @@ impl Invalidation {
     }
 
     #[inline]
-    pub(super) fn descriptor(self, capability: &Capability) -> Descriptor {
+    pub(super) fn descriptor(self, capability: &Capability, stage: TableStage) -> Descriptor {
         match self {
             Self::Context(scope) => scope.descriptor(),
             Self::Pasid(PasidScope::Global) => Descriptor::PasidCache { domain: None },
             Self::Pasid(PasidScope::Domain(domain)) => Descriptor::PasidCache { domain: Some(domain) },
-            Self::Iotlb(scope) => scope.descriptor(capability),
+            Self::Iotlb(scope) => scope.descriptor(capability, stage),
             Self::DeviceTlb { source, physical_function, queue_depth, scope } => {
                 Descriptor::DeviceTlb { source: source.requester, physical_function, queue_depth, scope }
             }
@@ -199,9 +200,21 @@ impl ContextScope {
 }
 
 impl IotlbScope {
-    /// Requests in flight are always drained where the unit can: the memory is given to somebody else next.
+    /// For translations of `stage`. Requests in flight are always drained where the unit can: the memory is given to somebody
+    /// else next. What is cached of the first stage is tagged with a PASID besides, and drained with it.
     #[inline(always)]
-    pub(super) fn descriptor(self, capability: &Capability) -> Descriptor {
+    pub(super) fn descriptor(self, capability: &Capability, stage: TableStage) -> Descriptor {
+        match (stage, self) {
+            (TableStage::Second, _) | (TableStage::First, Self::Global) => self.of_second_stage(capability),
+            (TableStage::First, Self::Domain(domain)) => Descriptor::PasidIotlb { domain, pages: None },
+            (TableStage::First, Self::Pages { domain, first, order, leaf_only }) => {
+                Descriptor::PasidIotlb { domain, pages: Some((first, order, leaf_only)) }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn of_second_stage(self, capability: &Capability) -> Descriptor {
         let nowhere = Iova::new(0);
         let (granularity, domain, first, order, leaf_only) = match self {
             Self::Global => (Granularity::Global, NO_DOMAIN, nowhere, 0, false),

@@ -1,7 +1,7 @@
 //! A batch as descriptors, in the order that makes it right.
 
 use super::invalidation::{Invalidation, Stage};
-use crate::vtd::{capability::Capability, spec::Descriptor};
+use crate::vtd::{capability::Capability, mode::TableStage, spec::Descriptor, unit::Hardware};
 
 /// Most invalidations in one job. Its descriptors always fit into an empty ring.
 pub(super) const MAX_ITEMS: usize = 64;
@@ -17,6 +17,8 @@ pub(super) struct Job<'a> {
     /// Ask for everything instead of a part.
     coarse: bool,
     capability: &'a Capability,
+    /// What of the unit's translations are invalidated.
+    stage: TableStage,
 }
 
 /// What goes into the ring.
@@ -35,13 +37,20 @@ pub(super) enum Step {
 impl<'a> Job<'a> {
     /// All of `batch`, of at most [`MAX_ITEMS`].
     #[inline]
-    pub fn new(batch: &'a [Invalidation], capability: &'a Capability) -> Self {
+    pub fn new<R>(batch: &'a [Invalidation], hardware: &'a Hardware<R>) -> Self {
         debug_assert!(batch.len() <= MAX_ITEMS);
         let mut stages = [0; Stage::ALL.len()];
         for (index, invalidation) in batch.iter().enumerate() {
             stages[invalidation.stage() as usize] |= 1 << index;
         }
-        Self { batch, stages, items: batch.len(), coarse: false, capability }
+        Self {
+            batch,
+            stages,
+            items: batch.len(),
+            coarse: false,
+            capability: &hardware.capability,
+            stage: hardware.stage,
+        }
     }
 
     /// What is left of the job once its main wait is done.
@@ -128,7 +137,7 @@ impl<'a> Job<'a> {
     /// Visits the steps in order.
     #[inline]
     pub fn for_each(&self, mut visit: impl FnMut(Step)) {
-        let invalidate = |item: Invalidation| Step::Invalidate(item.descriptor(self.capability));
+        let invalidate = |item: Invalidation| Step::Invalidate(item.descriptor(self.capability, self.stage));
         for (index, stage) in self.stages_of_unit().enumerate() {
             if index > 0 {
                 visit(Step::Fence);

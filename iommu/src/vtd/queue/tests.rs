@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     Iova, SourceId,
     vtd::{
-        mode::TranslationMode,
+        mode::{TableStage, TranslationMode},
         spec::{DeviceTlbScope, DomainId, FunctionMask, Granularity},
         testing::{Executed, FakePlatform},
         unit::{BringUp, Location, Unit},
@@ -96,6 +96,7 @@ fn words(descriptors: &[Descriptor]) -> Vec<&'static str> {
         Descriptor::DeviceTlb { .. } => "device",
         Descriptor::InterruptEntries { .. } => "interrupts",
         Descriptor::PasidCache { .. } => "pasids",
+        Descriptor::PasidIotlb { .. } => "of pasid 0",
         Descriptor::Wait(wait) if wait.fence => "fence",
         Descriptor::Wait(_) => "wait",
     };

@@ -81,7 +81,7 @@ impl<'a, P: Platform> Ticket<'a, P> {
         queue: &'a Queue,
         batch: &'a [Invalidation],
     ) -> Result<Self, InvalidationError> {
-        let job = Job::new(batch, &hardware.capability);
+        let job = Job::new(batch, hardware);
         let pending = queue.submit(platform, hardware, &job)?;
         Ok(Self { state: Some(State { hardware, queue, job, pending }) })
     }
@@ -122,7 +122,7 @@ impl Queue {
         batch: &[Invalidation],
     ) -> Result<(), InvalidationError> {
         for chunk in batch.chunks(MAX_ITEMS) {
-            let job = Job::new(chunk, &hardware.capability);
+            let job = Job::new(chunk, hardware);
             let pending = self.submit(platform, hardware, &job)?;
             self.finish(platform, hardware, job, pending)?;
         }
@@ -162,7 +162,7 @@ impl Queue {
         match slot {
             None => self.carry_out(platform, hardware, &batch),
             main => {
-                let job = Job::new(&batch, &hardware.capability);
+                let job = Job::new(&batch, hardware);
                 self.finish(platform, hardware, job, Pending { main, devices: None })
             }
         }

@@ -163,6 +163,13 @@ pub enum Descriptor {
     },
     /// Type 5: wait.
     Wait(Wait),
+    /// Type 6: what the IOTLB has of the first stage, for PASID 0.
+    PasidIotlb {
+        /// The domain.
+        domain: DomainId,
+        /// First address, AM and IH, as of an IOTLB invalidation of pages; or all of the PASID.
+        pages: Option<(Iova, u8, bool)>,
+    },
     /// Type 7: PASID cache. Without a domain, all of it.
     PasidCache {
         /// The domain id that the cached entries carry.
@@ -175,6 +182,7 @@ pub(super) const TYPE_IOTLB: u128 = 2;
 pub(super) const TYPE_DEVICE_TLB: u128 = 3;
 pub(super) const TYPE_INTERRUPT: u128 = 4;
 pub(super) const TYPE_WAIT: u128 = 5;
+pub(super) const TYPE_PASID_IOTLB: u128 = 6;
 pub(super) const TYPE_PASID_CACHE: u128 = 7;
 
 /// G of a PASID-cache invalidation: everything. A domain is 0.
@@ -229,6 +237,15 @@ impl Descriptor {
                     }
             }
             Self::Wait(wait) => wait.encode(),
+            Self::PasidIotlb { domain, pages } => {
+                let (granularity, pages) = match pages {
+                    None => (Granularity::Domain, 0),
+                    Some((first, order, leaf_only)) => {
+                        (Granularity::Selective, pages_bits(first, order, leaf_only))
+                    }
+                };
+                TYPE_PASID_IOTLB | (granularity as u128) << 4 | (domain.as_u16() as u128) << 16 | pages
+            }
             Self::PasidCache { domain: None } => TYPE_PASID_CACHE | PASID_CACHE_GLOBAL << 4,
             Self::PasidCache { domain: Some(domain) } => TYPE_PASID_CACHE | (domain.as_u16() as u128) << 16,
         })

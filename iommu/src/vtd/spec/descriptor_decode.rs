@@ -8,7 +8,7 @@ use super::{
     Completion, Descriptor, DeviceTlbScope, DomainId, FunctionMask, Granularity, RawDescriptor, Wait,
     descriptor::{
         ADDRESS, PASID_CACHE_GLOBAL, SIZE, TYPE_CONTEXT, TYPE_DEVICE_TLB, TYPE_INTERRUPT, TYPE_IOTLB,
-        TYPE_PASID_CACHE, TYPE_WAIT,
+        TYPE_PASID_CACHE, TYPE_PASID_IOTLB, TYPE_WAIT,
     },
 };
 use crate::Iova;
@@ -42,6 +42,7 @@ impl RawDescriptor {
             TYPE_DEVICE_TLB => self.device_tlb(),
             TYPE_INTERRUPT => Some(self.interrupt_entries()),
             TYPE_WAIT => self.wait(),
+            TYPE_PASID_IOTLB => self.pasid_iotlb(),
             TYPE_PASID_CACHE => Some(self.pasid_cache()),
             _ => None,
         };
@@ -89,6 +90,18 @@ impl RawDescriptor {
             drain_writes: self.field(6, 1) != 0,
             drain_reads: self.field(7, 1) != 0,
         })
+    }
+
+    fn pasid_iotlb(self) -> Option<Descriptor> {
+        let pages = match self.granularity()? {
+            Granularity::Global => return None,
+            Granularity::Domain => None,
+            Granularity::Selective => {
+                let (order, leaf_only) = (self.field(64, 6) as u8, self.field(70, 1) != 0);
+                Some((Iova::new(self.page_address()), order, leaf_only))
+            }
+        };
+        Some(Descriptor::PasidIotlb { domain: self.domain(), pages })
     }
 
     fn device_tlb(self) -> Option<Descriptor> {

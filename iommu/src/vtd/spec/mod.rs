@@ -52,4 +52,6 @@ pub use invalidation::{
 pub use message::{IoapicEntry, message};
 pub use reason::FaultReason;
 pub use root::RootEntry;
-pub use scalable::{PasidDirectoryEntry, PasidEntry, PasidTranslation, ScalableContextEntry};
+pub use scalable::{
+    FirstStagePointer, PasidDirectoryEntry, PasidEntry, PasidTranslation, ScalableContextEntry,
+};

@@ -195,6 +195,18 @@ impl PasidEntry {
             .with_raw_domain(domain.as_u16())
     }
 
+    /// Requests are translated by the first-stage table, of 4 levels, that a [`FirstStagePointer`] above names.
+    ///
+    /// AW is the second stage's. Hardware has no use for it here; QEMU takes from it which addresses are canonical.
+    #[must_use]
+    pub const fn first_stage(domain: DomainId) -> Self {
+        Self::new()
+            .with_present(true)
+            .with_raw_width(AddressWidth::Bits48 as u8)
+            .with_translation(PasidTranslation::FirstStage)
+            .with_raw_domain(domain.as_u16())
+    }
+
     /// The domain whose id tags the cached translations.
     #[must_use]
     pub const fn domain(self) -> DomainId {
@@ -207,9 +219,53 @@ impl PasidEntry {
         frame_address(self.frame())
     }
 }
+
+/// Entry of a PASID table, bits 191:128: what it has of the first stage. Supervisor requests and execute permissions stay off.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct FirstStagePointer {
+    /// SRE: supervisor requests are allowed.
+    pub supervisor_requests: bool,
+    /// ERE: execute requests are allowed.
+    pub execute_requests: bool,
+    /// FSPM: 0 for 4 levels, 1 for 5.
+    #[bits(2)]
+    pub paging_mode: u8,
+    /// WPE: writes of supervisors obey R/W.
+    pub write_protect: bool,
+    #[bits(7)]
+    __: u8,
+    /// FSPTPTR: page number of the first-stage root table.
+    #[bits(52)]
+    pub frame: u64,
+}
+pin_bits!(FirstStagePointer:
+    with_supervisor_requests(true) = 1,
+    with_execute_requests(true) = 1 << 1,
+    with_paging_mode(3) = 3 << 2,
+    with_write_protect(true) = 1 << 4,
+    with_frame((1 << 52) - 1) = 0xffff_ffff_ffff_f000,
+);
+
+impl FirstStagePointer {
+    /// To the root table of 4 levels at `root`, which is page-aligned.
+    #[must_use]
+    pub const fn to_table(root: PhysAddr) -> Self {
+        Self::new().with_frame(frame(root))
+    }
+
+    /// Root of the first-stage table.
+    #[must_use]
+    pub const fn table(self) -> PhysAddr {
+        frame_address(self.frame())
+    }
+}
+
 const _: () = {
     let entry = PasidEntry::second_stage(DomainId::new(0x1234), PhysAddr::new(0x5000), AddressWidth::Bits48);
     assert!(entry.into_bits() == 0x1234 << 64 | 0x5000 | 2 << 6 | 2 << 2 | 1);
+    assert!(PasidEntry::first_stage(DomainId::new(0x1234)).into_bits() == 0x1234 << 64 | 1 << 6 | 2 << 2 | 1);
+    assert!(FirstStagePointer::to_table(PhysAddr::new(0x5000)).into_bits() == 0x5000);
     assert!(ScalableContextEntry::to_directory(PhysAddr::new(0x7000), true).into_bits() == 0x7005);
     assert!(PasidDirectoryEntry::to_table(PhysAddr::new(0x8000)).into_bits() == 0x8001);
 };

@@ -13,8 +13,8 @@ use crate::{
     dma::DmaError,
     reach::TableKind,
     vtd::{
-        mode::TranslationMode,
-        spec::{PasidDirectoryEntry, PasidEntry, ScalableContextEntry},
+        mode::{TableStage, TranslationMode},
+        spec::{FirstStagePointer, PasidDirectoryEntry, PasidEntry, PasidTranslation, ScalableContextEntry},
     },
     walk::Path,
 };
@@ -41,7 +41,8 @@ impl<P: Platform> ContextTables<P> {
             Some(table) => table,
             None => self.add_pasid_table(directory)?,
         };
-        self.store(entry_words(self.table(table), 0, PASID_ENTRY_WORDS), self.entry(target).into_bits());
+        let (entry, third) = self.entry(target);
+        self.store_longer(entry_words(self.table(table), 0, PASID_ENTRY_WORDS), entry.into_bits(), third);
         Ok(ScalableContextEntry::to_directory(directory, target.device_tlb))
     }
 
@@ -63,14 +64,22 @@ impl<P: Platform> ContextTables<P> {
         Ok(page)
     }
 
-    fn entry(&self, target: Target) -> PasidEntry {
-        let entry = PasidEntry::second_stage(target.domain, target.table, target.width);
-        match self.mode {
+    /// The entry for `target`, and its third word.
+    fn entry(&self, target: Target) -> (PasidEntry, u64) {
+        let Target { domain, table, width, .. } = target;
+        let (entry, third) = match target.stage {
+            TableStage::First => {
+                (PasidEntry::first_stage(domain), FirstStagePointer::to_table(table).into_bits())
+            }
+            TableStage::Second => (PasidEntry::second_stage(domain, table, width), 0),
+        };
+        let entry = match self.mode {
             TranslationMode::Legacy => entry,
-            TranslationMode::Scalable { walks_snoop, accesses_snoop } => {
+            TranslationMode::Scalable { walks_snoop, accesses_snoop, .. } => {
                 entry.with_walks_snoop(walks_snoop).with_accesses_snoop(accesses_snoop)
             }
-        }
+        };
+        (entry, third)
     }
 
     /// The PASID entry that the context entry in `context` leads to.
@@ -79,13 +88,23 @@ impl<P: Platform> ContextTables<P> {
         Some(PasidEntry::from_bits(load(entry_words(self.table(table), 0, PASID_ENTRY_WORDS))))
     }
 
+    fn first_stage_root(&self, context: &[AtomicU64]) -> Option<PhysAddr> {
+        let table = self.pasid_table(self.directory(context)?)?;
+        let third = entry_words(self.table(table), 0, PASID_ENTRY_WORDS)[2].load(Ordering::Relaxed);
+        Some(FirstStagePointer::from_bits(third).table())
+    }
+
     /// Continues `path` from the context entry in `context`, which is present.
     pub(super) fn pasid_path(&self, context: &[AtomicU64], path: Path) -> Path {
         let Some(directory) = self.directory(context) else { return path };
         let slot = self.table(directory)[0].load(Ordering::Acquire);
         let path = path.through(Shown::PasidDirectory, slot.into());
         let Some(entry) = self.pasid_entry(context) else { return path };
-        path.through(Shown::Pasid, entry.into_bits()).to_page_table(entry.root())
+        let root = match entry.translation() {
+            PasidTranslation::FirstStage => self.first_stage_root(context).unwrap_or(entry.root()),
+            _ => entry.root(),
+        };
+        path.through(Shown::Pasid, entry.into_bits()).to_page_table(root)
     }
 
     /// The directory of a context entry, whether or not that is present.

@@ -11,7 +11,7 @@ use crate::{
     Platform,
     platform::Event,
     vtd::{
-        mode::TranslationMode,
+        mode::{TableStage, TranslationMode},
         queue::{InterruptScope, Invalidation, Queue},
         remap::InterruptTable,
         spec::{QueueHead, QueueTail, RootTableAddress},
@@ -61,6 +61,7 @@ impl<P: Platform> Unit<P> {
     /// reach.
     pub unsafe fn bring_up(&mut self, platform: &P, how: &BringUp) -> Result<(), BringUpError> {
         self.mode = how.mode;
+        self.hardware.stage = how.mode.stage();
         self.take_over(platform)?;
         self.flush_write_buffer(platform)?;
         if how.queue && self.capability().has_queue() {
@@ -86,7 +87,8 @@ impl<P: Platform> Unit<P> {
     /// # Errors
     /// [`BringUpError`]; the devices behind the unit must not become bus masters then.
     pub fn enable_translation(&self, platform: &P) -> Result<(), BringUpError> {
-        if self.capability().widest().is_none() {
+        let has_tables = self.mode.stage() == TableStage::First || self.capability().widest().is_some();
+        if !has_tables {
             return Err(BringUpError::NoTranslation { unit: self.index() });
         }
         self.hardware.check()?;

@@ -8,7 +8,7 @@ use super::Location;
 use crate::{
     dma::Stuck,
     reach::HostWidth,
-    vtd::{capability::Capability, registers::Bank},
+    vtd::{capability::Capability, mode::TableStage, registers::Bank},
 };
 
 /// The registers of a unit and what is known of it.
@@ -17,6 +17,8 @@ pub(in crate::vtd) struct Hardware<R> {
     pub segment: u16,
     pub base: PhysAddr,
     pub capability: Capability,
+    /// What its page tables are, from bring-up on.
+    pub stage: TableStage,
     /// What it can put out: where its tables may lie.
     pub width: HostWidth,
     pub registers: Bank<R>,
@@ -28,7 +30,8 @@ impl<R> Hardware<R> {
     pub fn new(index: usize, location: Location, capability: Capability, registers: Bank<R>) -> Self {
         let Location { base, segment, host_address_bits } = location;
         let (width, stuck) = (HostWidth(host_address_bits), AtomicBool::new(false));
-        Self { index, segment, base, capability, width, registers, stuck }
+        let stage = TableStage::Second;
+        Self { index, segment, base, capability, stage, width, registers, stuck }
     }
 
     #[inline]

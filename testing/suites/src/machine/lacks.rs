@@ -47,6 +47,13 @@ pub fn isolated_edu(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| edus(context, 1))
 }
 
+/// For tests that let an `edu` write and not read.
+pub fn write_only_edu(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let first_stage = reports::units(&machine.iommu).iter().any(|unit| unit.first_stage);
+    isolated_edu(context).or_else(|| first_stage.then_some("memory for writes alone"))
+}
+
 /// For tests of the machine that has everything between devices and the unit.
 pub fn topologies(context: &Context<'_>) -> Option<&'static str> {
     const CHIP_SET_BRIDGE: Id = Id { vendor: 0x8086, device: 0x244e };

@@ -101,6 +101,8 @@ impl UnitConfig {
             snoop_control: random.once_in(2),
             scalable: false,
             scalable_second_stage: false,
+            first_stage: false,
+            first_stage_1g: false,
             scalable_coherent: false,
             iotlb_offset,
             interrupt_mask: random.pick(&[0, 4, 15]),
@@ -116,10 +118,12 @@ impl UnitConfig {
 }
 
 impl UnitConfig {
-    /// Most units with a queue have scalable mode, and most of these a second stage in it.
+    /// Most units with a queue have scalable mode, and a stage or two in it.
     fn draw_scalable_mode(&mut self, random: &mut Random) {
         self.scalable = self.queued && !random.once_in(4);
-        self.scalable_second_stage = self.scalable && !random.once_in(6);
+        self.scalable_second_stage = self.scalable && !random.once_in(3);
+        self.first_stage = self.scalable && !random.once_in(4);
+        self.first_stage_1g = self.first_stage && random.once_in(2);
         self.scalable_coherent = self.scalable && random.once_in(2);
     }
 }

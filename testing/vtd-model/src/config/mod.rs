@@ -74,6 +74,10 @@ pub struct UnitConfig {
     pub scalable: bool,
     /// Second-stage tables in scalable mode (SSTS).
     pub scalable_second_stage: bool,
+    /// First-stage tables in scalable mode (FSTS).
+    pub first_stage: bool,
+    /// 1 GiB leaves in them (FS1GP).
+    pub first_stage_1g: bool,
     /// In scalable mode, walks of page tables can be made to snoop the CPU's caches (SMPWCS).
     pub scalable_coherent: bool,
     /// Offset of the IOTLB registers, in units of 16 bytes (IRO).
@@ -274,6 +278,8 @@ impl UnitConfig {
             snoop_control: true,
             scalable: false,
             scalable_second_stage: false,
+            first_stage: false,
+            first_stage_1g: false,
             scalable_coherent: false,
             iotlb_offset: 0x50,
             interrupt_mask: 15,
@@ -288,6 +294,12 @@ impl UnitConfig {
     #[must_use]
     pub fn scalable(base: u64) -> Self {
         Self { scalable: true, scalable_second_stage: true, ..Self::plain(base) }
+    }
+
+    /// The same with scalable mode, and first-stage tables alone in it.
+    #[must_use]
+    pub fn first_stage(base: u64) -> Self {
+        Self { scalable: true, first_stage: true, first_stage_1g: true, ..Self::plain(base) }
     }
 
     /// Number of domain ids.
@@ -325,6 +337,7 @@ impl UnitConfig {
             | u64::from(self.page_selective.unwrap_or(0)) << 48
             | bit(self.drains_writes, 54)
             | bit(self.drains_reads, 55)
+            | bit(self.first_stage_1g, 56)
             | bit(self.esirtps, 62)
             | bit(self.esrtps, 63)
     }
@@ -346,7 +359,7 @@ impl UnitConfig {
             | bit(self.device_tlb && self.names_physical_function, 41)
             | bit(self.scalable, 43)
             | bit(self.scalable_second_stage, 46)
-            | bit(self.scalable && !self.scalable_second_stage, 47)
+            | bit(self.first_stage, 47)
             | bit(self.scalable_coherent, 48)
     }
 
@@ -448,6 +461,12 @@ impl MachineConfig {
     #[must_use]
     pub fn scalable(endpoints: u8) -> Self {
         Self { units: vec![UnitConfig::scalable(0xfed9_0000)], ..Self::plain(endpoints) }
+    }
+
+    /// The same, of a unit that has first-stage tables alone in scalable mode.
+    #[must_use]
+    pub fn first_stage(endpoints: u8) -> Self {
+        Self { units: vec![UnitConfig::first_stage(0xfed9_0000)], ..Self::plain(endpoints) }
     }
 
     /// One plain unit with `endpoints` functions on bus 0.

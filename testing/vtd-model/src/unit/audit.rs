@@ -9,6 +9,7 @@ use super::Unit;
 use crate::{
     complaints::Rule,
     entries::{Binding, ContextEntry, PageEntry, RootEntry, TranslationType, bits},
+    iotlb::Stage,
     scalable_entries::{DirectoryEntry, PasidEntry, RootHalf, ScalableContext},
     world::World,
 };
@@ -22,8 +23,8 @@ struct Audit<'a> {
     pages: usize,
     /// Paging tables that were looked at, with their levels: many entries may lead to one.
     seen: BTreeSet<(u64, u8)>,
-    /// Root and width of tables by domain: all sources of one must have the same.
-    domains: BTreeMap<u16, (u64, u8)>,
+    /// Root, width and stage of tables by domain: all sources of one must have the same.
+    domains: BTreeMap<u16, (u64, u8, Stage)>,
 }
 
 impl Unit {
@@ -147,9 +148,9 @@ impl Audit<'_> {
 
     /// What a source is translated by.
     fn binding(&mut self, source: u16, binding: Binding) {
-        let shape = (binding.table, binding.width);
+        let shape = (binding.table, binding.width, binding.stage);
         match self.domains.insert(binding.domain, shape) {
-            None => self.table(binding.table, binding.levels(), binding.snoops),
+            None => self.table(binding.table, binding.levels(), (binding.stage, binding.snoops)),
             Some(before) if before == shape => {}
             Some(before) => {
                 let text =
@@ -159,7 +160,7 @@ impl Audit<'_> {
         }
     }
 
-    fn table(&mut self, table: u64, level: u8, snoop: bool) {
+    fn table(&mut self, table: u64, level: u8, (stage, snoop): (Stage, bool)) {
         if !self.seen.insert((table, level)) || !self.page(table, "table", snoop) {
             return;
         }
@@ -170,9 +171,9 @@ impl Audit<'_> {
         };
         for (now, soon) in now.iter().zip(soon) {
             let (now, soon) = (now.load(Ordering::Acquire), soon.load(Ordering::Acquire));
-            self.entry(table, level, PageEntry(now), snoop);
+            self.entry(table, level, PageEntry { raw: now, stage }, snoop);
             if soon != now {
-                self.entry(table, level, PageEntry(soon), snoop);
+                self.entry(table, level, PageEntry { raw: soon, stage }, snoop);
             }
         }
     }
@@ -182,9 +183,9 @@ impl Audit<'_> {
             return;
         }
         if entry.reserved_set(level, &self.unit.config, self.unit.host_address_bits) {
-            self.complain(Rule::ReservedBits, format!("level-{level} entry {:#x} in {table:#x}", entry.0));
+            self.complain(Rule::ReservedBits, format!("level-{level} entry {:#x} in {table:#x}", entry.raw));
         } else if !entry.is_leaf(level) {
-            self.table(entry.address(), level - 1, snoop);
+            self.table(entry.address(), level - 1, (entry.stage, snoop));
         }
     }
 }

@@ -1,7 +1,13 @@
 //! Global commands, protected memory, and invalidation by registers.
 
 use super::{SCALABLE, TABLE_MODE, Unit, global, invalidation::Drains};
-use crate::{complaints::Rule, context_cache::ContextScope, entries::bits, iotlb::IotlbScope, world::World};
+use crate::{
+    complaints::Rule,
+    context_cache::ContextScope,
+    entries::bits,
+    iotlb::{IotlbScope, Tag},
+    world::World,
+};
 
 /// Bits of GCMD that do something once and read back otherwise.
 const ONE_SHOT: u32 = global::ROOT | global::WRITE_BUFFER | global::INTERRUPT_TABLE;
@@ -125,7 +131,7 @@ impl Unit {
         if changed & global::QUEUE != 0 {
             self.switch_queue(world, value & global::QUEUE != 0);
         }
-        if changed & global::TRANSLATION != 0 && self.config.sagaw != 0 {
+        if changed & global::TRANSLATION != 0 && (self.config.sagaw != 0 || self.config.first_stage) {
             self.forget_handshakes();
             self.status ^= global::TRANSLATION;
             self.check_contexts(world);
@@ -252,13 +258,13 @@ impl Unit {
 
     fn finish_iotlb_command(&mut self, world: &mut World) {
         let value = self.commands.iotlb_register;
-        let domain = (value >> 32) as u16;
+        let tag = Tag::second((value >> 32) as u16);
         let scope = match value >> 60 & 3 {
             1 => Some(IotlbScope::Global),
-            2 => Some(IotlbScope::Domain(domain)),
+            2 => Some(IotlbScope::Domain(tag)),
             3 => {
                 let address = self.commands.address_register;
-                self.page_scope(world, domain, address)
+                self.page_scope(world, tag, address)
             }
             _ => None,
         };
@@ -274,7 +280,7 @@ impl Unit {
     }
 
     /// The pages of an invalidation: address in 63:12, IH in 6, address mask in 5:0. `None` if it cannot be done.
-    pub(super) fn page_scope(&self, world: &World, domain: u16, raw: u64) -> Option<IotlbScope> {
+    pub(super) fn page_scope(&self, world: &World, tag: Tag, raw: u64) -> Option<IotlbScope> {
         let (mask, first) = ((raw & 0x3f) as u8, raw >> 12);
         let pages = 1_u64 << mask;
         let possible = self.config.page_selective.is_some_and(|highest| mask <= highest);
@@ -284,7 +290,7 @@ impl Unit {
         }
         let leaves_only = raw >> 6 & 1 != 0;
         possible.then_some(IotlbScope::Pages {
-            domain,
+            tag,
             first: first & !(pages - 1),
             last: first | (pages - 1),
             leaves_only,

@@ -6,8 +6,13 @@ use super::{
     queue::{Outstanding, Refused, Wait},
 };
 use crate::{
-    complaints::Rule, context_cache::ContextScope, entries::bits, interrupt_cache::InterruptScope,
-    iotlb::IotlbScope, pasid_cache::PasidScope, world::World,
+    complaints::Rule,
+    context_cache::ContextScope,
+    entries::bits,
+    interrupt_cache::InterruptScope,
+    iotlb::{self, IotlbScope, Tag},
+    pasid_cache::PasidScope,
+    world::World,
 };
 
 /// A cache that others are filled through.
@@ -27,6 +32,7 @@ impl Unit {
             3 if self.config.device_tlb => self.device_descriptor(world, low, high),
             4 if self.config.interrupt_remapping => self.interrupt_descriptor(world, low, high),
             5 => self.wait_descriptor(world, low, high),
+            6 if self.config.first_stage => self.pasid_iotlb_descriptor(world, low, high),
             7 if self.config.scalable => self.pasid_descriptor(world, low, high),
             _ => Err(Refused::Type),
         };
@@ -68,15 +74,46 @@ impl Unit {
         self.check_domain(world, domain);
         let scope = match low >> 4 & 3 {
             1 => IotlbScope::Global,
-            2 => IotlbScope::Domain(domain),
-            3 => self.page_scope(world, domain, high).ok_or(Refused::Reserved)?,
+            2 => IotlbScope::Domain(Tag::second(domain)),
+            3 => self.page_scope(world, Tag::second(domain), high).ok_or(Refused::Reserved)?,
             _ => return Err(Refused::Reserved),
         };
+        self.check_order(world);
+        let drains = Drains { writes: low >> 6 & 1 != 0, reads: low >> 7 & 1 != 0 };
+        self.invalidate_iotlb(world, scope, drains);
+        Ok(())
+    }
+
+    /// Whether what the IOTLB is filled through was waited for.
+    fn check_order(&self, world: &World) {
         if let Some(stage) = self.queue.in_batch {
             let text = format!("no wait between {stage:?} and IOTLB invalidation");
             self.complain(world, Rule::InvalidationOrder, text);
         }
-        let drains = Drains { writes: low >> 6 & 1 != 0, reads: low >> 7 & 1 != 0 };
+    }
+
+    /// What is cached of the first stage. Accesses in flight are always waited for.
+    fn pasid_iotlb_descriptor(&mut self, world: &mut World, low: u64, high: u64) -> Result<(), Refused> {
+        if low & (bits(8, 6) | bits(15, 12) | bits(63, 52)) != 0 || high & bits(11, 7) != 0 {
+            return Err(Refused::Reserved);
+        }
+        if !self.is_scalable() {
+            return Err(Refused::Mode);
+        }
+        let domain = (low >> 16) as u16;
+        self.check_domain(world, domain);
+        if low >> 32 & bits(19, 0) != 0 {
+            let text = format!("PASID IOTLB descriptor {low:#x}: nothing here has a PASID of its own");
+            self.complain(world, Rule::BadInvalidation, text);
+        }
+        let tag = Tag { stage: iotlb::Stage::First, domain };
+        let scope = match low >> 4 & 3 {
+            2 if high == 0 => IotlbScope::Domain(tag),
+            3 => self.page_scope(world, tag, high).ok_or(Refused::Reserved)?,
+            _ => return Err(Refused::Reserved),
+        };
+        self.check_order(world);
+        let drains = Drains { writes: self.config.drains_writes, reads: self.config.drains_reads };
         self.invalidate_iotlb(world, scope, drains);
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::{
     context_cache::ContextScope,
     entries::{ContextEntry, InterruptEntry, RootEntry},
     interrupt_cache::InterruptScope,
-    iotlb::IotlbScope,
+    iotlb::{IotlbScope, Tag},
     scalable_entries::RootHalf,
     world::World,
 };
@@ -64,7 +64,7 @@ impl Handshakes {
             let Watch::Cleared { was, owes_context, owes_iotlb } = watch else { return true };
             let covered = match scope {
                 IotlbScope::Global => true,
-                IotlbScope::Domain(domain) => was.domain() == domain,
+                IotlbScope::Domain(tag) => tag == Tag::second(was.domain()),
                 IotlbScope::Pages { .. } => false,
             };
             *owes_iotlb &= !covered || *owes_context;
@@ -255,7 +255,7 @@ mod tests {
         assert!(watch.see_context(8, entry(0x5001, 3)).is_ok());
         assert!(watch.see_context(8, entry(0x5000, 3)).is_ok());
         watch.contexts_invalidated(ContextScope::Device { domain: 3, source: 8, function_mask: 0 });
-        watch.iotlb_invalidated(IotlbScope::Domain(3));
+        watch.iotlb_invalidated(IotlbScope::Domain(Tag::second(3)));
         assert!(watch.see_context(8, entry(0x9001, 4)).is_ok());
     }
 
@@ -270,13 +270,13 @@ mod tests {
         assert!(begin().see_context(8, entry(0x9000, 4)).is_err(), "rewritten at once");
         let mut watch = begin();
         watch.see_context(8, entry(0x5000, 3)).unwrap();
-        watch.iotlb_invalidated(IotlbScope::Domain(3));
+        watch.iotlb_invalidated(IotlbScope::Domain(Tag::second(3)));
         watch.contexts_invalidated(ContextScope::Global);
         assert!(watch.see_context(8, entry(0x9001, 4)).is_err(), "IOTLB before context cache");
         let mut watch = begin();
         watch.see_context(8, entry(0x5000, 3)).unwrap();
         watch.contexts_invalidated(ContextScope::Device { domain: 4, source: 8, function_mask: 0 });
-        watch.iotlb_invalidated(IotlbScope::Domain(3));
+        watch.iotlb_invalidated(IotlbScope::Domain(Tag::second(3)));
         assert!(watch.see_context(8, entry(0x9001, 4)).is_err(), "the new domain instead of the old one");
     }
 }

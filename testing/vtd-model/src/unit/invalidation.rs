@@ -53,7 +53,7 @@ impl Unit {
         self.handshakes.iotlb_invalidated(scope);
         let domain = match scope {
             IotlbScope::Global => return,
-            IotlbScope::Domain(domain) | IotlbScope::Pages { domain, .. } => domain,
+            IotlbScope::Domain(tag) | IotlbScope::Pages { tag, .. } => tag.domain,
         };
         let user = self.contexts.sources_of(domain).chain(self.pasids.sources_of(domain)).next();
         if let Some(source) = user

@@ -5,7 +5,7 @@ use crate::{
     context_cache::{CachedContext, Context},
     entries::{ContextEntry, InterruptEntry, bits},
     faults::status,
-    iotlb::Translation,
+    iotlb::{Stage, Tag, Translation},
     paging_cache::CachedTable,
     pasid_cache::CachedPasid,
     scalable_entries::PasidEntry,
@@ -125,12 +125,15 @@ impl Unit {
         }
         let physical = trap;
         let stale = Translation { physical, page_shift: 12, read: true, write: true, pass_through: false };
-        for domain in 0..DOMAINS {
+        for (domain, stage) in
+            (0..DOMAINS).flat_map(|domain| [Stage::First, Stage::Second].map(|s| (domain, s)))
+        {
+            let tag = Tag { stage, domain };
             for page in 0..PAGES {
-                self.iotlb.insert(domain, page * PAGE, stale);
+                self.iotlb.insert(tag, page * PAGE, stale);
             }
             let cached = CachedTable { table: Some(trap), read: true, write: true };
-            (2..=4).for_each(|level| self.paging.insert(domain, level, 0, cached));
+            (2..=4).for_each(|level| self.paging.insert(tag, level, 0, cached));
         }
         for index in 0..256 {
             // Present, physical mode, vector 0xee, no source check.

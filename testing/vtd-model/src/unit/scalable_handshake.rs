@@ -8,7 +8,7 @@ use super::Unit;
 use crate::{
     complaints::Rule,
     context_cache::ContextScope,
-    iotlb::IotlbScope,
+    iotlb::{IotlbScope, Tag},
     pasid_cache::PasidScope,
     scalable_entries::{DirectoryEntry, PasidEntry, RootHalf, ScalableContext},
     world::World,
@@ -25,6 +25,10 @@ struct Image {
 impl Image {
     fn domain(&self) -> u16 {
         self.pasid.domain()
+    }
+
+    fn tag(&self) -> Tag {
+        Tag { stage: self.pasid.stage(), domain: self.domain() }
     }
 
     /// The same with P in the context entry.
@@ -79,7 +83,7 @@ impl ScalableWatches {
             let Watch::Cleared { was, owes_context: false, owes_pasid: false } = watch else { return true };
             match scope {
                 IotlbScope::Global => false,
-                IotlbScope::Domain(domain) => was.domain() != domain,
+                IotlbScope::Domain(tag) => was.tag() != tag,
                 IotlbScope::Pages { .. } => true,
             }
         });
@@ -182,7 +186,7 @@ mod tests {
         let mut watch = cleared();
         watch.contexts_invalidated(DEVICE);
         watch.pasids_invalidated(PasidScope::Domain(3));
-        watch.iotlb_invalidated(IotlbScope::Domain(3));
+        watch.iotlb_invalidated(IotlbScope::Domain(Tag::second(3)));
         assert!(watch.see(8, image(0, 4)).is_ok());
         assert!(watch.see(8, image(1, 4)).is_ok());
     }
@@ -193,7 +197,7 @@ mod tests {
         let steps: [Step; 3] = [
             |watch| watch.contexts_invalidated(DEVICE),
             |watch| watch.pasids_invalidated(PasidScope::Domain(3)),
-            |watch| watch.iotlb_invalidated(IotlbScope::Domain(3)),
+            |watch| watch.iotlb_invalidated(IotlbScope::Domain(Tag::second(3))),
         ];
         for missing in 0..steps.len() {
             let mut watch = cleared();

@@ -3,7 +3,7 @@
 use super::Unit;
 use crate::{
     entries::{PageEntry, TranslationType},
-    iotlb::Translation,
+    iotlb::{Stage, Translation},
     paging_cache::level_shift,
     world::World,
 };
@@ -24,6 +24,7 @@ pub struct Reach {
 }
 
 struct Survey<'a> {
+    stage: Stage,
     snoops: bool,
     world: &'a World,
     found: Vec<Reach>,
@@ -37,7 +38,7 @@ impl Unit {
         if binding.kind == TranslationType::PassThrough {
             return None;
         }
-        let mut survey = Survey { snoops: binding.snoops, world, found: Vec::new() };
+        let mut survey = Survey { stage: binding.stage, snoops: binding.snoops, world, found: Vec::new() };
         survey.table(binding.table, binding.levels(), 0, (true, true));
         Some(survey.found)
     }
@@ -45,7 +46,7 @@ impl Unit {
     /// The translations that the IOTLB holds for `source`, each with the address that it is of.
     pub fn cached_for(&self, world: &World, source: u16) -> Vec<(u64, Translation)> {
         let binding = self.binding_in_memory(world, source);
-        binding.map_or(Vec::new(), |binding| self.iotlb.entries(binding.domain))
+        binding.map_or(Vec::new(), |binding| self.iotlb.entries(binding.tag()))
     }
 }
 
@@ -53,10 +54,10 @@ impl Survey<'_> {
     fn table(&mut self, table: u64, level: u8, first: u64, rights: (bool, bool)) {
         for index in 0..512 {
             let raw = self.world.memory.word(table + index * 8, self.snoops);
-            let entry = PageEntry(raw.unwrap_or(0));
+            let entry = PageEntry { raw: raw.unwrap_or(0), stage: self.stage };
             let address = first + (index << level_shift(level));
             let (read, write) = (rights.0 && entry.read(), rights.1 && entry.write());
-            if !read && !write {
+            if !read && !write || entry.is_supervisors() {
                 continue;
             }
             if entry.is_leaf(level) {

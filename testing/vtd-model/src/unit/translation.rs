@@ -4,7 +4,7 @@ use super::{Unit, global};
 use crate::{
     entries::{Binding, TranslationType},
     faults::Fault,
-    iotlb::{Lookup, Translation},
+    iotlb::{Lookup, Stage, Translation},
     reason::Reason,
     world::World,
 };
@@ -107,9 +107,9 @@ impl Unit {
 
     fn translate(&mut self, world: &mut World, request: &Request) -> Result<Translation, Refusal> {
         let binding = self.binding(world, request.source)?;
-        let Binding { muted, scalable, .. } = binding;
+        let Binding { muted, scalable, stage, .. } = binding;
         self.translate_in(world, &binding, request).map_err(|reason| {
-            let reason = if scalable { reason.in_scalable_mode() } else { reason };
+            let reason = if scalable { reason.in_scalable_mode(stage) } else { reason };
             Refusal { reason, muted }
         })
     }
@@ -127,24 +127,32 @@ impl Unit {
         if request.address_type == AddressType::Translated {
             return Ok(identity(request.address));
         }
-        let width = (30 + 9 * u32::from(binding.width)).min(self.config.mgaw.into());
-        if request.address.unbounded_shr(width) != 0 {
-            return Err(Reason::AddressTooLarge);
-        }
-        let domain = binding.domain;
-        if let Some(found) = self.iotlb.lookup(domain, request.address) {
+        self.check_address(binding, request.address)?;
+        let tag = binding.tag();
+        if let Some(found) = self.iotlb.lookup(tag, request.address) {
             if !world.drops() {
                 return self.use_cached(found, request.access);
             }
-            self.iotlb.drop_entry(domain, request.address);
+            self.iotlb.drop_entry(tag, request.address);
         }
         let found = match kind {
             // Hardware may keep pass-through addresses in the IOTLB like any others.
             TranslationType::PassThrough => identity(request.address),
             _ => self.walk(world, binding, request.address, request.access)?,
         };
-        self.iotlb.insert(domain, request.address, found);
+        self.iotlb.insert(tag, request.address, found);
         Ok(found)
+    }
+
+    /// Whether a table of this shape can translate `address` at all.
+    fn check_address(&self, binding: &Binding, address: u64) -> Result<(), Reason> {
+        const CANONICAL: u32 = 47;
+        let width = (30 + 9 * u32::from(binding.width)).min(self.config.mgaw.into());
+        match binding.stage {
+            Stage::First if !matches!(address as i64 >> CANONICAL, 0 | -1) => Err(Reason::NotCanonical),
+            Stage::Second if address.unbounded_shr(width) != 0 => Err(Reason::AddressTooLarge),
+            Stage::First | Stage::Second => Ok(()),
+        }
     }
 
     fn use_cached(&self, found: Lookup, access: Access) -> Result<Translation, Reason> {

@@ -1,9 +1,10 @@
-//! The second-stage walk, with its paging-structure caches.
+//! The walk of either stage, with its paging-structure caches.
 
 use super::{Access, Unit, translation::is_interrupt_range};
 use crate::{
+    complaints::Rule,
     entries::{Binding, PageEntry},
-    iotlb::Translation,
+    iotlb::{Stage, Tag, Translation},
     paging_cache::{CachedTable, level_shift},
     reason::Reason,
     world::World,
@@ -19,7 +20,7 @@ struct Position {
 
 /// What one walk is for.
 struct Walk {
-    domain: u16,
+    tag: Tag,
     address: u64,
     access: Access,
     /// It snoops the CPU's caches.
@@ -41,7 +42,7 @@ impl Unit {
         address: u64,
         access: Access,
     ) -> Result<Translation, Reason> {
-        let walk = Walk { domain: binding.domain, address, access, snoops: binding.snoops };
+        let walk = Walk { tag: binding.tag(), address, access, snoops: binding.snoops };
         let mut position = self.cached_position(world, &walk, binding.levels())?.unwrap_or(Position {
             level: binding.levels(),
             table: binding.table,
@@ -56,7 +57,7 @@ impl Unit {
             }
             let cached =
                 CachedTable { table: Some(entry.address()), read: position.read, write: position.write };
-            self.paging.insert(walk.domain, position.level, walk.address, cached);
+            self.paging.insert(walk.tag, position.level, walk.address, cached);
             position.level -= 1;
             position.table = entry.address();
         }
@@ -70,9 +71,9 @@ impl Unit {
         levels: u8,
     ) -> Result<Option<Position>, Reason> {
         for level in 2..=levels {
-            let Some(cached) = self.paging.get(walk.domain, level, walk.address) else { continue };
+            let Some(cached) = self.paging.get(walk.tag, level, walk.address) else { continue };
             if world.drops() {
-                self.paging.remove(walk.domain, level, walk.address);
+                self.paging.remove(walk.tag, level, walk.address);
                 continue;
             }
             let Some(table) = cached.table else { return Err(walk.refused()) };
@@ -90,11 +91,15 @@ impl Unit {
     ) -> Result<PageEntry, Reason> {
         let index = walk.address >> level_shift(position.level) & 0x1ff;
         let raw = self.word_as(world, position.table + index * 8, walk.snoops);
-        let entry = PageEntry(raw.ok_or(Reason::PageEntryNotAccessible)?);
+        let raw = raw.ok_or(Reason::PageEntryNotAccessible)?;
+        let entry = PageEntry { raw, stage: walk.tag.stage };
         position.read &= entry.read();
         position.write &= entry.write();
         if !entry.present() && self.config.caching_mode {
             self.remember_not_present(world, walk, position.level);
+        }
+        if entry.stage == Stage::First {
+            self.check_first_stage(world, walk, position.level, entry)?;
         }
         // Rights come before reserved bits.
         if !self.allows(walk.access, position.read, position.write) {
@@ -106,13 +111,35 @@ impl Unit {
         Ok(entry)
     }
 
+    /// What the first stage asks of an entry besides.
+    fn check_first_stage(
+        &self,
+        world: &World,
+        walk: &Walk,
+        level: u8,
+        entry: PageEntry,
+    ) -> Result<(), Reason> {
+        if !entry.present() {
+            return Err(Reason::FirstStageNotPresent);
+        }
+        if entry.is_supervisors() {
+            return Err(Reason::Supervisors);
+        }
+        // Hardware would write to the table, which nobody expects it to.
+        if entry.is_to_be_marked(level, walk.access == Access::Write && entry.write()) {
+            let text = format!("level-{level} entry {:#x}: A or D is not set", entry.raw);
+            self.complain(world, Rule::WritesToTable, text);
+        }
+        Ok(())
+    }
+
     /// Caching mode: the missing entry is remembered for its page, or for everything that it spans.
     fn remember_not_present(&mut self, world: &mut World, walk: &Walk, level: u8) {
         if level > 1 && world.random.once_in(2) {
             let cached = CachedTable { table: None, read: false, write: false };
-            self.paging.insert(walk.domain, level, walk.address, cached);
+            self.paging.insert(walk.tag, level, walk.address, cached);
         } else {
-            self.iotlb.insert_not_present(walk.domain, walk.address);
+            self.iotlb.insert_not_present(walk.tag, walk.address);
         }
     }
 

@@ -42,6 +42,8 @@ struct Function {
     hardware: Device,
     handle: Option<DmaDevice>,
     address_bits: u32,
+    /// Its unit's tables have no entries for writes alone.
+    reads_what_it_writes: bool,
     /// It was pulled out.
     gone: bool,
     /// Addresses that the one that was pulled out of its place could reach.
@@ -95,6 +97,7 @@ impl Life {
         driven.iommu.set_fault_limits(Limits::none());
         let groups = driven.groups();
         let config = driven.machine.config();
+        let units = driven.units();
         let functions: Vec<Function> = config
             .functions
             .iter()
@@ -107,6 +110,7 @@ impl Life {
                 hardware: driven.device(function.address),
                 handle: None,
                 address_bits: config.units[function.unit].mgaw.into(),
+                reads_what_it_writes: units[function.unit].first_stage,
                 gone: false,
                 remembered: Vec::new(),
             })

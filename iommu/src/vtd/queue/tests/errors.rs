@@ -20,7 +20,7 @@ fn a_refused_descriptor_is_reported_and_asked_for_more_coarsely() {
     unit.invalidate(&platform, &[domain(), pages(5), domain()]).unwrap();
     let done = platform.unit.take_descriptors();
     assert_eq!(words(&done), ["iotlb", "wait", "iotlb", "wait", "all", "all", "all", "wait"]);
-    let refused = pages(5).descriptor(unit.capability());
+    let refused = pages(5).descriptor(unit.capability(), TableStage::Second);
     let report = QueueReport::Refused { descriptor: Ok(refused), error: QueueError(4) };
     assert_eq!(unit.take_queue_report(&platform), Some(report));
     assert_eq!(unit.take_queue_report(&platform), None);

@@ -70,6 +70,24 @@ fn pasids_are_done_after_contexts_and_before_translations() {
     assert_eq!(words(&platform.unit.take_descriptors()), ["pasids", "fence", "iotlb", "wait"]);
 }
 
+/// What is cached of the first stage is tagged with a PASID, and goes by it alone; everything goes as ever.
+#[test]
+fn translations_of_the_first_stage_are_those_of_a_pasid() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let mut unit = unit(&platform);
+    unit.hardware.stage = TableStage::First;
+    unit.invalidate(&platform, &[pages(5), domain()]).unwrap();
+    let Invalidation::Iotlb(scope) = pages(6) else { panic!("pages are translations") };
+    unit.forget(&platform, scope).unwrap();
+    unit.invalidate(&platform, &[Invalidation::Iotlb(IotlbScope::Global)]).unwrap();
+    let done = platform.unit.take_descriptors();
+    assert_eq!(words(&done), ["of pasid 0", "of pasid 0", "wait", "of pasid 0", "wait", "all", "wait"]);
+    let page =
+        |page: u64| Descriptor::PasidIotlb { domain: DOMAIN, pages: Some((Iova::new(page << 12), 0, true)) };
+    assert_eq!(done[..2], [page(5), Descriptor::PasidIotlb { domain: DOMAIN, pages: None }]);
+    assert_eq!(done[3], page(6));
+}
+
 #[test]
 fn requests_in_flight_are_drained_where_the_unit_can() {
     for (cap, expected) in [(CAP, true), (CAP & !(3 << 54), false)] {

@@ -44,6 +44,9 @@ fn fields_lie_where_the_specification_puts_them() {
     assert_eq!(Descriptor::InterruptEntries { entries: None }.encode().0, 4);
     let index = Descriptor::InterruptEntries { entries: Some((0xfffe, 1)) };
     assert_eq!(index.encode().0, 0xfffe << 32 | 1 << 27 | 0x14);
+    let of_pasid = |pages| Descriptor::PasidIotlb { domain: DOMAIN, pages }.encode().0;
+    assert_eq!(of_pasid(None), 0xabcd_0026);
+    assert_eq!(of_pasid(Some((Iova::new(0x1234_5000), 3, true))), 0x1234_5043 << 64 | 0xabcd_0036);
     assert_eq!(Descriptor::PasidCache { domain: None }.encode().0, 0x37);
     assert_eq!(Descriptor::PasidCache { domain: Some(DOMAIN) }.encode().0, 0xabcd_0007);
     let wait = |completion, fence| Descriptor::Wait(Wait { completion, fence }).encode().0;
@@ -114,6 +117,8 @@ fn decode_undoes_encode() {
         });
     }
     all.push(iotlb(Granularity::Selective));
+    all.push(Descriptor::PasidIotlb { domain: DOMAIN, pages: None });
+    all.push(Descriptor::PasidIotlb { domain: DOMAIN, pages: Some((Iova::new(0x7000), 5, false)) });
     all.push(Descriptor::PasidCache { domain: None });
     all.push(Descriptor::PasidCache { domain: Some(DOMAIN) });
     all.push(Descriptor::InterruptEntries { entries: None });

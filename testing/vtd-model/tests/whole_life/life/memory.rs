@@ -200,6 +200,7 @@ impl Life {
             return Err(format!("IOVA {iova:#x} instead of {at:?}"));
         }
         let (read, write) = held.rights();
+        let read = read || self.functions[index].reads_what_it_writes;
         for &(iova, bytes, physical) in &pieces {
             let mapped = Mapped { bytes, physical, read, write, state: State::InUse };
             let inserted = self.groups[group].oracle.insert(iova, mapped);

@@ -1,0 +1,182 @@
+//! The driver on units that translate by first-stage tables: the same domains behind tables in the CPU's format.
+
+use driven::Driven;
+use iommu::{
+    Bidirectional, DmaDevice, FromDevice, Iova, Options, ToDevice,
+    dump::{Leads, StepReport, TableKind, Visitor},
+    fault::{Fault, FaultKind},
+};
+use vtd_model::{Access, Denied, Device, MachineConfig, ModelBuffer, Reason, UnitConfig};
+
+const PAGE: u64 = 4096;
+const M2: u64 = 2 << 20;
+
+fn options() -> Options {
+    Options { scalable: true, ..Options::default() }
+}
+
+fn start(config: MachineConfig) -> Driven {
+    let driven = Driven::start_with(config, options()).expect("units that work");
+    assert!(driven.units().iter().all(|unit| unit.is_scalable() && unit.translates()));
+    driven
+}
+
+fn claim(driven: &Driven, index: usize) -> (DmaDevice, Device) {
+    let function = driven.function(index);
+    let handle = driven.iommu.claim(function).expect("a free function");
+    driven.enable(function);
+    (handle, driven.device(function))
+}
+
+fn buffer(driven: &Driven, pages: u32) -> ModelBuffer {
+    driven.machine.allocate_buffer(pages, 1).expect("memory")
+}
+
+/// There is no entry for writes alone. It is a device's own memory that it can read besides.
+#[test]
+fn what_a_device_may_write_it_may_read_and_not_the_other_way_round() {
+    let driven = start(MachineConfig::first_stage(1));
+    let (handle, device) = claim(&driven, 0);
+    let from = handle.dma_map(buffer(&driven, 1), FromDevice).expect("room");
+    let to = handle.dma_map(buffer(&driven, 1), ToDevice).expect("room");
+    let (written, read) = (from.iova().as_u64(), to.iova().as_u64());
+    assert!(device.probe(written, Access::Write).is_ok() && device.probe(written, Access::Read).is_ok());
+    assert!(device.probe(read, Access::Read).is_ok());
+    assert_eq!(device.probe(read, Access::Write), Err(Denied::Fault(Reason::ScalableNoWrite)));
+    from.unmap().expect("a unit that works");
+    to.unmap().expect("a unit that works");
+    let gone = Err(Denied::Fault(Reason::FirstStageNotPresent));
+    assert_eq!((device.probe(written, Access::Write), device.probe(read, Access::Read)), (gone, gone));
+    driven.assert_content("after both");
+}
+
+/// A domain and a device each: what one has mapped the other does not reach, at the same address either.
+#[test]
+fn domains_are_apart() {
+    let driven = start(MachineConfig::first_stage(2));
+    let ((first, one), (second, other)) = (claim(&driven, 0), claim(&driven, 1));
+    let of_first = first.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+    let of_second = second.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+    let (iova, theirs) = (of_first.iova().as_u64(), of_second.iova().as_u64());
+    let at = one.probe(iova, Access::Write).expect("mapped");
+    if theirs == iova {
+        assert_ne!(other.probe(iova, Access::Write).expect("mapped"), at);
+    } else {
+        assert!(other.probe(iova, Access::Write).is_err() && one.probe(theirs, Access::Write).is_err());
+    }
+    of_first.unmap().expect("a unit that works");
+    assert!(one.probe(iova, Access::Write).is_err());
+    assert!(other.probe(theirs, Access::Write).is_ok(), "the flush of one is not for the other");
+    of_second.unmap().expect("a unit that works");
+    driven.assert_content("two domains");
+}
+
+/// With and without leaves of 1 GiB: what is long enough gets large leaves, and all of it goes again.
+#[test]
+fn superpages_are_mapped_and_flushed() {
+    for first_stage_1g in [false, true] {
+        let mut config = MachineConfig::first_stage(1);
+        config.units[0].first_stage_1g = first_stage_1g;
+        config.audit_once_in = 1;
+        let driven = start(config);
+        let (handle, device) = claim(&driven, 0);
+        for round in 0..4 {
+            let buffer = driven.machine.allocate_buffer(3 * (M2 / PAGE) as u32, 512).expect("memory");
+            let mapping = handle.dma_map(buffer, Bidirectional).expect("room");
+            let iova = mapping.iova().as_u64();
+            for offset in [0, M2 - PAGE, M2, 3 * M2 - PAGE] {
+                assert!(device.probe(iova + offset, Access::Write).is_ok(), "round {round}, {offset:#x}");
+            }
+            mapping.unmap().expect("a unit that works");
+            for offset in [0, M2, 3 * M2 - PAGE] {
+                assert!(device.probe(iova + offset, Access::Read).is_err(), "round {round}, {offset:#x}");
+            }
+        }
+        driven.assert_content("superpages");
+    }
+}
+
+#[test]
+fn addresses_are_canonical_and_in_the_lower_half() {
+    let driven = start(MachineConfig::first_stage(1));
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+    assert!(mapping.iova().as_u64() < 1 << 47);
+    let denied = |address| device.probe(address, Access::Read).expect_err("nothing is there");
+    assert_eq!(denied(1 << 47), Denied::Fault(Reason::NotCanonical));
+    assert_eq!(denied(u64::MAX << 47), Denied::Fault(Reason::FirstStageNotPresent));
+    mapping.unmap().expect("a unit that works");
+    driven.assert_content("beyond");
+}
+
+#[derive(Default)]
+struct Shown {
+    faults: Vec<Fault>,
+    steps: Vec<(TableKind, Leads)>,
+}
+
+impl Visitor for Shown {
+    fn fault(&mut self, fault: &Fault) {
+        self.faults.push(*fault);
+    }
+
+    fn step(&mut self, step: &StepReport) {
+        self.steps.push((step.table, step.leads));
+    }
+}
+
+#[test]
+fn faults_and_the_way_of_a_request_are_those_of_the_first_stage() {
+    let driven = start(MachineConfig::first_stage(1));
+    let (handle, device) = claim(&driven, 0);
+    assert!(device.write(0x5000, b"x").is_err());
+    driven.pump();
+    let mapping = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+    let at = device.probe(mapping.iova().as_u64(), Access::Write).expect("mapped");
+    let mut shown = Shown::default();
+    driven.iommu.visit(&mut shown);
+    let told: Vec<_> = shown.faults.iter().map(|fault| (fault.reason.code, fault.reason.kind)).collect();
+    assert_eq!(told, [(0x71, FaultKind::Denied)]);
+    assert!(driven.iommu.trace(driven.function(0), Some(mapping.iova()), &mut shown));
+    assert_eq!(shown.steps[3], (TableKind::Pasid, Leads::On));
+    let last = shown.steps.last().expect("steps");
+    assert!(matches!(last.1, Leads::Memory { start, .. } if start.as_u64() == at), "{:?}", shown.steps);
+    mapping.unmap().expect("a unit that works");
+    driven.assert_content("after a fault");
+}
+
+/// All units use tables of one stage, so that a domain can span any of them. One that has the first alone goes back to legacy
+/// mode beside one that does not have it.
+#[test]
+fn units_agree_on_a_stage() {
+    let both = |base| UnitConfig { first_stage: true, ..UnitConfig::scalable(base) };
+    const SECOND: u64 = 0xfeda_0000;
+    for (other, scalable, first_stage) in [
+        (UnitConfig::scalable(SECOND), [false, true], false),
+        (UnitConfig::plain(SECOND), [false, false], false),
+        (both(SECOND), [true, true], true),
+        (UnitConfig::first_stage(SECOND), [true, true], true),
+    ] {
+        let mut config = MachineConfig::first_stage(2);
+        config.units.push(other);
+        config.functions[1].unit = 1;
+        let driven = Driven::start_with(config, options()).expect("units that work");
+        let units = driven.units();
+        assert_eq!([units[0].is_scalable(), units[1].is_scalable()], scalable);
+        let both = [driven.function(0), driven.function(1)];
+        let domain = driven.iommu.create_domain(&both).expect("a table for both");
+        for function in both {
+            let handle = driven.iommu.assign(function, &domain, |_| true).expect("a free function");
+            driven.enable(function);
+            let iova = Iova::new(0x10_0000);
+            let mapping = handle.dma_map_at(buffer(&driven, 1), FromDevice, iova).expect("room");
+            let device = driven.device(function);
+            assert!(device.probe(0x10_0000, Access::Write).is_ok());
+            assert_eq!(device.probe(0x10_0000, Access::Read).is_ok(), first_stage);
+            mapping.unmap().expect("units that work");
+            handle.release(|_| true).expect("a device that is quiet");
+        }
+        domain.destroy().expect("nothing is left in it");
+        driven.assert_content("units that agree");
+    }
+}
