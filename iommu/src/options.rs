@@ -56,8 +56,9 @@ pub struct Options {
     /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors (128 in scalable mode), is
     /// what there is no word to change: a batch takes a handful, and hardware seldom lags.
     pub queue_order: u8,
-    /// Use scalable mode where a unit has it, with second-stage tables in it, and the queue. Off unless asked for: on the units
-    /// that have both modes it does for a domain of the kernel what legacy mode does, at the cost of two more pages a source.
+    /// Use scalable mode where a unit has it, and the queue: with second-stage tables or, if some unit has none of these in scalable
+    /// mode and each has them, with first-stage tables on all, in which what a device may write it may also read. Off unless
+    /// asked for: on the units that have both modes it does for a domain of the kernel what legacy mode does, at the cost of two more pages a source.
     pub scalable: bool,
     /// Remap interrupts where a unit can, so that a device raises only the vectors given to it.
     pub interrupt_remapping: bool,
