@@ -250,7 +250,8 @@ fn a_function_that_nobody_trusts_has_none() {
     let mapping = handle.dma_map(buffer(&driven), Bidirectional).expect("room");
     iommu::Platform::write_config(&*driven.platform, driven.function(0), ATS_CONTROL, ATS_ENABLE);
     let iova = mapping.iova().as_u64();
-    let refused = std::iter::repeat_with(|| device.write(iova, b"x")).find_map(Result::err);
+    // Now and then the device asks for no translation, and gets through.
+    let refused = std::iter::repeat_with(|| device.write(iova, b"x")).take(1000).find_map(Result::err);
     assert_eq!(refused, Some(Denied::Fault(Reason::DeviceTlbNotEnabled)));
     mapping.unmap().expect("a unit that works");
     driven.assert_content("after a function that translates by itself");
