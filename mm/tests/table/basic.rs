@@ -283,11 +283,37 @@ fn both_halves_of_the_canonical_space() {
     }
 }
 
+/// What is to be flushed for a table that was trimmed is where it was, in the upper half too.
+#[test]
+fn trimmed_tables_are_stale_where_they_were() {
+    let memory = Arena::new(32);
+    for levels in [4, 5] {
+        let half = 1_u64 << (11 + 9 * levels);
+        for page in [0x5000, half - K4, 0u64.wrapping_sub(half), 0u64.wrapping_sub(M2), 0u64.wrapping_sub(K4)]
+        {
+            let format = X86Format::new(levels, LeafSizes::all(), 46).unwrap();
+            let tree = PageTable::new(format, &memory).unwrap();
+            // SAFETY: no other thread changes the tree.
+            unsafe {
+                assert!(tree.map(page, &[range(0x7000, K4)], X86Access::WRITE).unwrap().is_none());
+                tree.redeem(flush(tree.unmap(page, K4).unwrap()));
+                let stale = tree.trim().unwrap();
+                assert!((stale.first()..=stale.last()).contains(&page), "{page:#x}: {stale:?}");
+                assert_eq!(stale.first() >= half, page >= half, "{page:#x}: {stale:?}");
+                assert!(stale.last() - stale.first() < half, "{page:#x}: {stale:?}");
+                tree.redeem(flush(stale));
+            }
+            finish(tree);
+        }
+    }
+}
+
 #[test]
 fn x86_entries() {
     let format = X86Format::new(4, LeafSizes::all(), 52).unwrap();
     use mm::table::Format;
     let page = mm::PhysAddr::new(0x000f_ffff_c000_0000);
+    assert_eq!(format.hardware_bits(), 0x60, "A and D");
     assert_eq!(format.encode_table(page), 0x000f_ffff_c000_0007);
     assert_eq!(format.encode_leaf(1, page, X86Access::empty()), 0x000f_ffff_c000_0001);
     let access = X86Access::WRITE | X86Access::NO_EXECUTE | X86Access::GLOBAL;
