@@ -313,3 +313,26 @@ impl Holes {
         true
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_a_run_is_that_of_its_largest_aligned_block() {
+        for (first, end) in (0..48_u64).flat_map(|first| (first + 1..=64).map(move |end| (first, end))) {
+            let holds = |&order: &u32| first.next_multiple_of(1 << order) + (1 << order) <= end;
+            let largest = (0..7).rev().find(holds);
+            assert_eq!(Some(Run { first, end }.order()), largest, "{first}..{end}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_ends_at_the_last_address_is_below_the_limit() {
+        assert_eq!([0, 0xffe, 0xfff, 0x1000, 0x1fff].map(limit), [0, 0, 1, 1, 2]);
+        assert_eq!(
+            (limit((1 << 57) - 1), limit((1 << 57) - 2), limit(u64::MAX)),
+            (MAX_PAGES, MAX_PAGES - 1, MAX_PAGES)
+        );
+    }
+}
