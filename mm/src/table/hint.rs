@@ -27,17 +27,13 @@ impl Hint {
     /// The table of level 2 that translates `input`, which is one that the tree covers, if it is the one that the hint is for.
     #[inline]
     pub fn get(&self, input: u64) -> Option<PhysAddr> {
-        let raw = self.0.load(Ordering::Acquire);
-        let is_here = (raw ^ input >> level_shift(3)) & PLACE == 0;
-        is_here.then_some(PhysAddr::new(raw >> PLACE_BITS << PAGE_SHIFT))
+        table_in(self.0.load(Ordering::Acquire), input)
     }
 
     /// Notes `table`, of level 2, which translates `input` and below which the caller has pinned a table.
     pub fn set(&self, input: u64, table: PhysAddr) {
-        let frame = table.as_u64() >> PAGE_SHIFT;
-        // Beyond 256 TiB there is no room for the frame number; such tables do without.
-        if frame >> (u64::BITS - PLACE_BITS) == 0 {
-            self.0.store(frame << PLACE_BITS | input >> level_shift(3) & PLACE, Ordering::Release);
+        if let Some(word) = word_of(input, table) {
+            self.0.store(word, Ordering::Release);
         }
     }
 
@@ -47,35 +43,41 @@ impl Hint {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+/// What `raw` says of `input`.
+#[inline]
+fn table_in(raw: u64, input: u64) -> Option<PhysAddr> {
+    let is_here = (raw ^ input >> level_shift(3)) & PLACE == 0;
+    is_here.then_some(PhysAddr::new(raw >> PLACE_BITS << PAGE_SHIFT))
+}
+
+/// The word for `table`. Beyond 256 TiB there is no room for the frame number; such tables do without.
+fn word_of(input: u64, table: PhysAddr) -> Option<u64> {
+    let frame = table.as_u64() >> PAGE_SHIFT;
+    (frame >> (u64::BITS - PLACE_BITS) == 0).then_some(frame << PLACE_BITS | input >> level_shift(3) & PLACE)
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    const PAGE: PhysAddr = PhysAddr::new(0x5000);
-
     #[test]
     fn a_hint_is_for_its_gigabyte() {
-        let hint = Hint::new();
-        let high = u64::MAX << 47;
+        let (page, high) = (PhysAddr::new(0x5000), u64::MAX << 47);
         for input in [0, 1 << 30, 1 << 46, (1 << 57) - 1, high] {
-            assert_eq!(hint.get(input), None, "{input:#x}");
-            hint.set(input, PAGE);
-            for bit in 0..57 {
-                let found = hint.get(input ^ 1 << bit);
-                assert_eq!(found, (bit < 30).then_some(PAGE), "{input:#x}, bit {bit}");
+            assert_eq!(table_in(NONE, input), None, "{input:#x}");
+            let word = word_of(input, page).unwrap();
+            // All that five levels translate.
+            for bit in 0..level_shift(3) + PLACE_BITS - 1 {
+                let found = table_in(word, input ^ 1 << bit);
+                assert_eq!(found, (bit < level_shift(3)).then_some(page), "{input:#x}, bit {bit}");
             }
-            hint.clear();
-            assert_eq!(hint.get(input), None, "{input:#x}");
         }
     }
 
     #[test]
     fn tables_without_room_for_their_frame_number_do_without() {
-        let hint = Hint::new();
         let last = PhysAddr::new((1 << 48) - 0x1000);
-        hint.set(0, PhysAddr::new(1 << 48));
-        assert_eq!(hint.get(0), None);
-        hint.set(0, last);
-        assert_eq!(hint.get(0), Some(last));
+        assert_eq!(word_of(0, PhysAddr::new(1 << 48)), None);
+        assert_eq!(table_in(word_of(0, last).unwrap(), 0), Some(last));
     }
 }
