@@ -146,19 +146,22 @@ fn faults_and_the_way_of_a_request_are_those_of_the_first_stage() {
 }
 
 /// All units use tables of one stage, so that a domain can span any of them. One that has the first alone goes back to legacy
-/// mode beside one that does not have it.
+/// mode beside one that does not have it. Where all have the second, which keeps reads and writes apart, it is that.
 #[test]
 fn units_agree_on_a_stage() {
     let both = |base| UnitConfig { first_stage: true, ..UnitConfig::scalable(base) };
+    const FIRST: u64 = 0xfed9_0000;
     const SECOND: u64 = 0xfeda_0000;
-    for (other, scalable, first_stage) in [
-        (UnitConfig::scalable(SECOND), [false, true], false),
-        (UnitConfig::plain(SECOND), [false, false], false),
-        (both(SECOND), [true, true], true),
-        (UnitConfig::first_stage(SECOND), [true, true], true),
+    for (one, other, scalable, first_stage) in [
+        (UnitConfig::first_stage(FIRST), UnitConfig::scalable(SECOND), [false, true], false),
+        (UnitConfig::first_stage(FIRST), UnitConfig::plain(SECOND), [false, false], false),
+        (UnitConfig::first_stage(FIRST), both(SECOND), [true, true], true),
+        (UnitConfig::first_stage(FIRST), UnitConfig::first_stage(SECOND), [true, true], true),
+        (both(FIRST), both(SECOND), [true, true], false),
+        (both(FIRST), UnitConfig::scalable(SECOND), [true, true], false),
     ] {
         let mut config = MachineConfig::first_stage(2);
-        config.units.push(other);
+        config.units = vec![one, other];
         config.functions[1].unit = 1;
         let driven = Driven::start_with(config, options()).expect("units that work");
         let units = driven.units();
