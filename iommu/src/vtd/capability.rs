@@ -174,6 +174,13 @@ impl Capability {
         WIDTHS.into_iter().find(enough).or_else(|| self.widest())
     }
 
+    /// The second-stage width that is closest to what a first stage of 4 levels translates.
+    #[must_use]
+    pub fn width_of_first_stage(&self) -> Option<AddressWidth> {
+        const OF_4_LEVELS: AddressWidth = AddressWidth::Bits48;
+        if self.has_width(OF_4_LEVELS) { Some(OF_4_LEVELS) } else { self.widest() }
+    }
+
     /// CAP.MGAW: width in bits of the highest address that DMA may use.
     #[must_use]
     pub fn address_bits(&self) -> u8 {

@@ -12,7 +12,7 @@ use core::fmt;
 use super::{
     capability::Capability,
     queue::{ContextScope, Invalidation, IotlbScope, PasidScope},
-    spec::{DomainId, FunctionMask, TranslationTable},
+    spec::{AddressWidth, DomainId, FunctionMask, TranslationTable},
 };
 use crate::{Options, SourceId};
 
@@ -34,6 +34,8 @@ pub enum TranslationMode {
     Scalable {
         /// What these are.
         stage: TableStage,
+        /// AW of PASID entries that lead to a first stage.
+        width_of_first_stage: Option<AddressWidth>,
         /// PWSNP: the unit's walks of page tables snoop the CPU's caches. Needs ECAP.SMPWCS.
         walks_snoop: bool,
         /// PGSNP: so does every access through them. Needs ECAP.SC.
@@ -91,6 +93,7 @@ impl TranslationMode {
         }
         Self::Scalable {
             stage,
+            width_of_first_stage: capability.width_of_first_stage(),
             walks_snoop: capability.walks_coherently_in_scalable_mode(),
             accesses_snoop: options.snoop && capability.controls_snooping(),
         }
@@ -120,6 +123,16 @@ impl TranslationMode {
         match self {
             Self::Legacy => TableStage::Second,
             Self::Scalable { stage, .. } => stage,
+        }
+    }
+
+    /// What a PASID entry that leads to a first stage says of widths: see [`PasidEntry::first_stage`].
+    ///
+    /// [`PasidEntry::first_stage`]: super::spec::PasidEntry::first_stage
+    pub(super) const fn width_of_first_stage(self) -> Option<AddressWidth> {
+        match self {
+            Self::Legacy => None,
+            Self::Scalable { width_of_first_stage, .. } => width_of_first_stage,
         }
     }
 

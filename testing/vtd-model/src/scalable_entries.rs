@@ -158,15 +158,18 @@ impl PasidEntry {
         self.0[0] & bits(11, 10) != 0
             || self.0[1] & (bits(22, 16) | bits(63, 25)) != 0
             || self.0[3..].iter().any(|&word| word != 0)
-            || self.has_other_stage()
+            || self.has_other_stage(unit)
             || beyond
             || snoops
     }
 
-    fn has_other_stage(self) -> bool {
+    fn has_other_stage(self, unit: &UnitConfig) -> bool {
         match self.stage() {
-            // Hardware has no use for AW here, and looks at it no more than that.
-            Stage::First => self.0[0] & bits(63, 12) != 0,
+            // AW may be what the unit's second stage would have, in either mode.
+            Stage::First => {
+                let strange = self.width() != 0 && !unit.supports_width(self.width());
+                self.0[0] & bits(63, 12) != 0 || strange
+            }
             Stage::Second => self.0[2] != 0,
         }
     }
@@ -216,7 +219,14 @@ mod tests {
         let plain = entry(1 << 6 | 1, 0x5000);
         assert!(plain.is_supported(&unit) && !plain.reserved_set(&unit) && !plain.is_supported(&scalable()));
         assert_eq!((plain.table(), plain.stage()), (0x5000, Stage::First));
-        assert!(!entry(1 << 6 | 1 | 2 << 2, 0x5000).reserved_set(&unit));
+        for (sagaw, allowed) in
+            [(0b0110, [true, true, false]), (0b0010, [true, false, false]), (0, [false; 3])]
+        {
+            let unit = UnitConfig { sagaw, ..unit.clone() };
+            let is_allowed = |width: u64| !entry(1 << 6 | 1 | width << 2, 0x5000).reserved_set(&unit);
+            assert!(is_allowed(0), "{sagaw:#b}");
+            assert_eq!([1, 2, 3].map(is_allowed), allowed, "{sagaw:#b}");
+        }
         assert!(entry(1 << 6 | 1 | 0x5000, 0x5000).reserved_set(&unit));
         for third in [0x5001, 0x5002, 0x5004, 0x5010] {
             assert!(!entry(1 << 6 | 1, third).is_supported(&unit), "{third:#x}");

@@ -113,6 +113,7 @@ fn addresses_are_canonical_and_in_the_lower_half() {
 struct Shown {
     faults: Vec<Fault>,
     steps: Vec<(TableKind, Leads)>,
+    pasid_entry: u128,
 }
 
 impl Visitor for Shown {
@@ -122,6 +123,9 @@ impl Visitor for Shown {
 
     fn step(&mut self, step: &StepReport) {
         self.steps.push((step.table, step.leads));
+        if step.table == TableKind::Pasid {
+            self.pasid_entry = step.raw;
+        }
     }
 }
 
@@ -143,6 +147,44 @@ fn faults_and_the_way_of_a_request_are_those_of_the_first_stage() {
     assert!(matches!(last.1, Leads::Memory { start, .. } if start.as_u64() == at), "{:?}", shown.steps);
     mapping.unmap().expect("a unit that works");
     driven.assert_content("after a fault");
+}
+
+/// What leads the first function of a machine with such a unit to its page table, which works.
+fn pasid_entry(unit: UnitConfig, options: Options) -> u128 {
+    let mut config = MachineConfig::first_stage(1);
+    config.units[0] = unit;
+    let driven = Driven::start_with(config, options).expect("a unit that works");
+    let (handle, device) = claim(&driven, 0);
+    let mapping = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+    assert!(device.probe(mapping.iova().as_u64(), Access::Write).is_ok());
+    let mut shown = Shown::default();
+    assert!(driven.iommu.trace(driven.function(0), Some(mapping.iova()), &mut shown));
+    mapping.unmap().expect("a unit that works");
+    driven.assert_content("with a PASID entry");
+    shown.pasid_entry
+}
+
+/// 48 bits if the second stage could have them, else the most that it could, if anything.
+#[test]
+fn the_width_in_a_pasid_entry_is_one_that_the_unit_reports() {
+    for (sagaw, width) in [(0b0110, 2), (0b1110, 2), (0b0010, 1), (0b1000, 3), (0, 0)] {
+        let unit = UnitConfig { sagaw, ..UnitConfig::first_stage(0xfed9_0000) };
+        assert_eq!(pasid_entry(unit, options()) >> 2 & 7, width, "{sagaw:#b}");
+    }
+}
+
+/// In either stage, if the unit has that and options do not forbid it.
+#[test]
+fn accesses_are_made_to_snoop() {
+    const PGSNP: u32 = 88;
+    for unit in [UnitConfig::first_stage(0xfed9_0000), UnitConfig::scalable(0xfed9_0000)] {
+        for (snoop_control, snoop) in [(false, false), (false, true), (true, false), (true, true)] {
+            let unit = UnitConfig { snoop_control, ..unit.clone() };
+            let when = format!("{snoop}, {unit:?}");
+            let entry = pasid_entry(unit, Options { snoop, ..options() });
+            assert_eq!(entry >> PGSNP & 1 != 0, snoop_control && snoop, "{when}");
+        }
+    }
 }
 
 /// All units use tables of one stage, so that a domain can span any of them. One that has the first alone goes back to legacy

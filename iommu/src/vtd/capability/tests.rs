@@ -47,6 +47,29 @@ fn the_fitting_width_is_no_larger_than_the_hardware_address_width() {
 }
 
 #[test]
+fn a_first_stage_goes_by_the_second_stages_width_of_as_many_levels() {
+    let width =
+        |sagaw: u64| decode(QEMU.0 & !(0x1f << 8) | sagaw << 8, QEMU.1).unwrap().width_of_first_stage();
+    let [bits_39, bits_48, bits_57] =
+        [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57].map(Some);
+    assert_eq!([0b0100, 0b0110, 0b1110, 0b1100].map(width), [bits_48; 4]);
+    assert_eq!([0, 0b0010, 0b1000, 0b1010].map(width), [None, bits_39, bits_57, bits_57]);
+}
+
+/// 2 MiB always, whatever the second stage has.
+#[test]
+fn leaves_of_the_first_stage_have_sizes_of_their_own() {
+    const SECOND_STAGE_SIZES: u64 = 0xf << 34;
+    const HUGE: u64 = 1 << 56;
+    let sizes = |cap: u64| decode(cap, QEMU.1).unwrap().first_stage_leaf_sizes();
+    let always = LeafSizes::SIZE_4K | LeafSizes::SIZE_2M;
+    for second in [0, 1 << 34, 3 << 34] {
+        let cap = QEMU.0 & !(SECOND_STAGE_SIZES | HUGE) | second;
+        assert_eq!((sizes(cap), sizes(cap | HUGE)), (always, LeafSizes::all()), "{second:#x}");
+    }
+}
+
+#[test]
 fn registers_that_cannot_be_are_refused() {
     assert_eq!(decode(u64::MAX, QEMU.1), Err(CapabilityError::Absent { register: "CAP" }));
     assert_eq!(decode(QEMU.0, u64::MAX), Err(CapabilityError::Absent { register: "ECAP" }));

@@ -197,12 +197,18 @@ impl PasidEntry {
 
     /// Requests are translated by the first-stage table, of 4 levels, that a [`FirstStagePointer`] above names.
     ///
-    /// AW is the second stage's. Hardware has no use for it here; QEMU takes from it which addresses are canonical.
+    /// AW is the second stage's: the architecture has no use for it here, and reserves it where scalable mode has no second
+    /// stage. It is set there all the same, to a `width` of the unit's, because QEMU, which has such units, takes from it which
+    /// addresses are canonical: with 0 there are 512 MiB of them. Linux sets it too. What reports no width gets none.
     #[must_use]
-    pub const fn first_stage(domain: DomainId) -> Self {
+    pub const fn first_stage(domain: DomainId, width: Option<AddressWidth>) -> Self {
+        let raw_width = match width {
+            Some(width) => width as u8,
+            None => 0,
+        };
         Self::new()
             .with_present(true)
-            .with_raw_width(AddressWidth::Bits48 as u8)
+            .with_raw_width(raw_width)
             .with_translation(PasidTranslation::FirstStage)
             .with_raw_domain(domain.as_u16())
     }
@@ -264,7 +270,9 @@ impl FirstStagePointer {
 const _: () = {
     let entry = PasidEntry::second_stage(DomainId::new(0x1234), PhysAddr::new(0x5000), AddressWidth::Bits48);
     assert!(entry.into_bits() == 0x1234 << 64 | 0x5000 | 2 << 6 | 2 << 2 | 1);
-    assert!(PasidEntry::first_stage(DomainId::new(0x1234)).into_bits() == 0x1234 << 64 | 1 << 6 | 2 << 2 | 1);
+    let entry = PasidEntry::first_stage(DomainId::new(0x1234), Some(AddressWidth::Bits48));
+    assert!(entry.into_bits() == 0x1234 << 64 | 1 << 6 | 2 << 2 | 1);
+    assert!(PasidEntry::first_stage(DomainId::new(0x1234), None).into_bits() == 0x1234 << 64 | 1 << 6 | 1);
     assert!(FirstStagePointer::to_table(PhysAddr::new(0x5000)).into_bits() == 0x5000);
     assert!(ScalableContextEntry::to_directory(PhysAddr::new(0x7000), true).into_bits() == 0x7005);
     assert!(PasidDirectoryEntry::to_table(PhysAddr::new(0x8000)).into_bits() == 0x8001);

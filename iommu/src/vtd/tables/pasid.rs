@@ -69,7 +69,8 @@ impl<P: Platform> ContextTables<P> {
         let Target { domain, table, width, .. } = target;
         let (entry, third) = match target.stage {
             TableStage::First => {
-                (PasidEntry::first_stage(domain), FirstStagePointer::to_table(table).into_bits())
+                let entry = PasidEntry::first_stage(domain, self.mode.width_of_first_stage());
+                (entry, FirstStagePointer::to_table(table).into_bits())
             }
             TableStage::Second => (PasidEntry::second_stage(domain, table, width), 0),
         };
