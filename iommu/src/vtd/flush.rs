@@ -31,14 +31,14 @@ impl<P: Platform> Vtd<P> {
         hardware.flush_write_buffer(&*self.platform).map_err(|error| self.failed(unit, error))
     }
 
-    /// What units with caching mode or a write buffer need before they see new leaves.
+    /// What units that cache missing leaves or have a write buffer need before they see new ones.
     #[cold]
     pub(super) fn publish_slowly(&self, tags: &Tags, first: Iova, bytes: u64) -> Result<(), Unflushed> {
         let range = iter::once((first, Iova::new(first.as_u64() + (bytes - 1))));
         let list = *tags.list.lock(&*self.platform);
         for tag in list.units.iter().flatten() {
             let unit = &self.units[tag.unit].unit;
-            if unit.capability().caches_not_present() {
+            if unit.caches_missing_leaves() {
                 // No device TLB holds what was not present.
                 self.invalidate_ranges(tags, &[Some(*tag)], None, false, range.clone())?;
             } else {

@@ -54,7 +54,7 @@ pub(crate) struct Vtd<P: Platform> {
     reported_stuck: AtomicU64,
     /// A device did not empty its TLB, and the front has not been told.
     pub(super) newly_silent: AtomicBool,
-    /// No unit caches entries that are not present or buffers writes: a new leaf is seen as soon as it is stored.
+    /// No unit caches leaves that are not present or buffers writes: a new leaf is seen as soon as it is stored.
     publishes_freely: bool,
 }
 

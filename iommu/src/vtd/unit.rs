@@ -136,6 +136,12 @@ impl<P: Platform> Unit<P> {
         self.mode
     }
 
+    /// Whether it remembers that a leaf was not there (CAP.CM), so that a new one must be invalidated. Of the first stage no
+    /// unit does.
+    pub fn caches_missing_leaves(&self) -> bool {
+        self.capability().caches_not_present() && self.mode.stage() == TableStage::Second
+    }
+
     /// Whether it has stopped answering.
     pub fn is_stuck(&self) -> bool {
         self.hardware.is_stuck()

@@ -96,6 +96,35 @@ fn superpages_are_mapped_and_flushed() {
     }
 }
 
+/// Caching mode is about all entries but those of first-stage tables.
+#[test]
+fn new_leaves_are_not_invalidated_in_caching_mode() {
+    for (unit, invalidates) in
+        [(UnitConfig::first_stage(0xfed9_0000), false), (UnitConfig::scalable(0xfed9_0000), true)]
+    {
+        for write_buffer in [false, true] {
+            let mut config = MachineConfig::first_stage(1);
+            config.units[0] = UnitConfig { caching_mode: true, write_buffer, ..unit.clone() };
+            let driven = start(config);
+            let descriptors = || driven.units()[0].descriptors;
+            let before = descriptors();
+            let (handle, device) = claim(&driven, 0);
+            assert!(descriptors() > before, "the context entry is new");
+            let mut mappings = Vec::new();
+            let before = descriptors();
+            for at in [0x10_0000, 0x10_1000, 0x4000_0000] {
+                assert!(device.probe(at, Access::Write).is_err());
+                let mapped = handle.dma_map_at(buffer(&driven, 1), Bidirectional, Iova::new(at));
+                mappings.push(mapped.expect("room"));
+                assert!(device.probe(at, Access::Write).is_ok(), "{at:#x}, {write_buffer}");
+            }
+            assert_eq!(descriptors() > before, invalidates);
+            mappings.into_iter().for_each(|mapping| drop(mapping.unmap().expect("a unit that works")));
+            driven.assert_content("caching mode");
+        }
+    }
+}
+
 #[test]
 fn addresses_are_canonical_and_in_the_lower_half() {
     let driven = start(MachineConfig::first_stage(1));

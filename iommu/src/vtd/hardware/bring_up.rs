@@ -55,9 +55,8 @@ impl<P: Platform> Vtd<P> {
         for unit in discovered {
             units.push(UnitState::bring_up(platform.clone(), unit, setup.ok(), (options, stage))?);
         }
-        let publishes_freely = units.iter().all(|state| {
-            let capability = state.unit.capability();
-            !capability.caches_not_present() && !capability.needs_write_buffer_flush()
+        let publishes_freely = units.iter().all(|UnitState { unit, .. }| {
+            !unit.caches_missing_leaves() && !unit.capability().needs_write_buffer_flush()
         });
         let vtd = Self {
             platform,

@@ -22,7 +22,7 @@ pub struct UnitConfig {
     pub advanced_fault_log: bool,
     /// Stores wait in a write buffer until it is flushed (RWBF).
     pub write_buffer: bool,
-    /// Entries that are not present are cached (CM).
+    /// Entries that are not present are cached, but those of first-stage tables (CM).
     pub caching_mode: bool,
     /// Widths: bit 1 39-bit, bit 2 48-bit, bit 3 57-bit.
     pub sagaw: u8,

@@ -95,7 +95,8 @@ impl Unit {
         let entry = PageEntry { raw, stage: walk.tag.stage };
         position.read &= entry.read();
         position.write &= entry.write();
-        if !entry.present() && self.config.caching_mode {
+        // Caching mode is the second stage's.
+        if !entry.present() && self.config.caching_mode && entry.stage == Stage::Second {
             self.remember_not_present(world, walk, position.level);
         }
         if entry.stage == Stage::First {
