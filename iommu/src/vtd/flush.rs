@@ -61,7 +61,8 @@ impl<P: Platform> Vtd<P> {
         let only = tags.list.lock(&*self.platform).only_unit();
         if let Some(tag) = only {
             let unit = &self.units[tag.unit].unit;
-            let scope = IotlbScope::covering(tag.domain, only_leaves, unit.capability(), first, last);
+            let scope =
+                IotlbScope::covering(tag.domain, only_leaves, unit.capability(), self.stage, (first, last));
             if let Some(scope) = scope {
                 return unit
                     .forget(&*self.platform, scope)
@@ -106,7 +107,7 @@ impl<P: Platform> Vtd<P> {
         ranges: impl Iterator<Item = (Iova, Iova)>,
     ) -> Result<(), Unflushed> {
         let unit = &self.units[tag.unit].unit;
-        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability());
+        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability(), self.stage);
         ranges.for_each(|(first, last)| plan.add(first, last));
         let result = unit.invalidate(&*self.platform, plan.invalidations());
         result.map_err(|error| self.unflushed(tags, tag.unit, error))
@@ -125,7 +126,7 @@ impl<P: Platform> Vtd<P> {
         let [Some(tag), others @ ..] = units else { return Ok(()) };
         let unit = &self.units[tag.unit].unit;
         let behind = device.filter(|device| device.unit == tag.unit).map(|device| device.device);
-        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability()).with_device(behind);
+        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability(), self.stage).with_device(behind);
         ranges.clone().for_each(|(first, last)| plan.add(first, last));
         let submitted = unit.submit(&*self.platform, plan.invalidations());
         let result = self.invalidate_ranges(tags, others, device, only_leaves, ranges);

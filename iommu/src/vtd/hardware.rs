@@ -47,7 +47,7 @@ pub(crate) struct Vtd<P: Platform> {
     physical_bits: u8,
     options: Options,
     /// What all page tables are.
-    stage: TableStage,
+    pub(super) stage: TableStage,
     /// One bit a unit that was found not to answer: nothing new is mapped behind it.
     stuck: AtomicU64,
     /// One bit a unit whose failure the front has been told of.

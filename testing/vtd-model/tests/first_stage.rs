@@ -96,6 +96,30 @@ fn superpages_are_mapped_and_flushed() {
     }
 }
 
+/// What is reported of page-selective invalidation is of the second stage alone.
+#[test]
+fn pages_are_invalidated_by_one_descriptor_whatever_the_unit_reports() {
+    for page_selective in [None, Some(0), Some(18)] {
+        let mut config = MachineConfig::first_stage(1);
+        config.units[0].page_selective = page_selective;
+        config.audit_once_in = 1;
+        let driven = start(config);
+        let (handle, device) = claim(&driven, 0);
+        let kept = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+        let mapped = handle.dma_map_at(buffer(&driven, 4), Bidirectional, Iova::new(0x10_0000));
+        let mapping = mapped.expect("room");
+        let probe = || [0, 1, 2, 3].map(|page| device.probe(0x10_0000 + page * PAGE, Access::Write).is_ok());
+        assert_eq!(probe(), [true; 4]);
+        let before = driven.units()[0].descriptors;
+        mapping.unmap().expect("a unit that works");
+        // That, and the wait for it.
+        assert_eq!(driven.units()[0].descriptors - before, 2, "{page_selective:?}");
+        assert_eq!(probe(), [false; 4]);
+        kept.unmap().expect("a unit that works");
+        driven.assert_content("page-selective");
+    }
+}
+
 /// Caching mode is about all entries but those of first-stage tables.
 #[test]
 fn new_leaves_are_not_invalidated_in_caching_mode() {

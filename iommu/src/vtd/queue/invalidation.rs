@@ -97,7 +97,7 @@ pub enum IotlbScope {
         domain: DomainId,
         /// First address.
         first: Iova,
-        /// log2 of the number of pages, at most [`Capability::page_selective_order`].
+        /// log2 of the number of pages: at most [`Capability::page_selective_order`], or 18 where the first stage translates.
         order: u8,
         /// Only leaves changed, so that cached upper levels may stay.
         leaf_only: bool,

@@ -9,6 +9,7 @@ use crate::{
     Iova,
     vtd::{
         capability::Capability,
+        mode::TableStage,
         spec::{DeviceTlbScope, DomainId},
     },
 };
@@ -24,7 +25,7 @@ use crate::{
 ///
 /// How much memory that is, the unit says: with CAP.MAMV, a range takes one or two for as long as each of its parts is no
 /// longer than 2^MAMV pages, and then one for each 2^MAMV pages, so that a range of more than `8 << MAMV` pages always goes
-/// with its domain. Without CAP.PSI every range does. The room in the queue does not matter: the smallest has 128 entries.
+/// with its domain. Without CAP.PSI every range does. For the first stage it is as if MAMV were 18. The room in the queue does not matter: the smallest has 128 entries.
 pub const MAX_PAGE_DESCRIPTORS: usize = DESCRIPTORS_A_LINE * TRANSLATIONS_IN_USE;
 
 /// What a unit fetches from memory at a time holds so many descriptors, or half as many of 256 bits.
@@ -62,12 +63,12 @@ const SUPERPAGE_ORDERS: [u8; 2] = [9, 18];
 const PAGE_NUMBER_BITS: u8 = 52;
 
 impl Plan {
-    /// A plan for translations of `domain`. With `leaf_only`, nothing but leaves changed, so that cached upper levels
+    /// A plan for translations of `domain`, by tables of `stage`. With `leaf_only`, nothing but leaves changed, so that cached upper levels
     /// may stay.
     #[must_use]
     #[inline]
-    pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability) -> Self {
-        let max_order = max_order(capability);
+    pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability, stage: TableStage) -> Self {
+        let max_order = max_order(capability, stage);
         let whole = Invalidation::Iotlb(IotlbScope::Domain(domain));
         Self {
             domain,
@@ -136,10 +137,14 @@ impl Plan {
     }
 }
 
-/// log2 of the most pages that one invalidation may name.
+/// log2 of the most pages that one invalidation may name. What a unit reports of that is of the second stage: every one that
+/// has a first names as many pages of it as its largest leaf has.
 #[inline]
-fn max_order(capability: &Capability) -> Option<u8> {
-    capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1))
+fn max_order(capability: &Capability, stage: TableStage) -> Option<u8> {
+    match stage {
+        TableStage::First => Some(SUPERPAGE_ORDERS[1]),
+        TableStage::Second => capability.page_selective_order().map(|order| order.min(PAGE_NUMBER_BITS - 1)),
+    }
 }
 
 /// Whether the range may hold a superpage of more than 2^`max_order` pages. Only an invalidation with a mask of at least its
@@ -159,10 +164,10 @@ impl IotlbScope {
         domain: DomainId,
         leaf_only: bool,
         capability: &Capability,
-        first: Iova,
-        last: Iova,
+        stage: TableStage,
+        (first, last): (Iova, Iova),
     ) -> Option<Self> {
-        let max_order = max_order(capability)?;
+        let max_order = max_order(capability, stage)?;
         let Block { first, order } = Block::around(first, last, max_order)?;
         Some(Self::Pages { domain, first, order, leaf_only })
     }

@@ -38,7 +38,7 @@ pub struct UnitConfig {
     pub superpages_2m: bool,
     /// Leaves of 1 GiB.
     pub superpages_1g: bool,
-    /// Page-selective invalidation, with the highest address mask (PSI, MAMV).
+    /// Page-selective invalidation of the second stage, with the highest address mask (PSI, MAMV).
     pub page_selective: Option<u8>,
     /// Invalidations can wait for writes in flight (DWD).
     pub drains_writes: bool,

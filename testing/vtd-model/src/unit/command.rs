@@ -5,7 +5,7 @@ use crate::{
     complaints::Rule,
     context_cache::ContextScope,
     entries::bits,
-    iotlb::{IotlbScope, Tag},
+    iotlb::{IotlbScope, Stage, Tag},
     world::World,
 };
 
@@ -279,13 +279,18 @@ impl Unit {
         self.commands.iotlb_register = value & !(1 << 63 | bits(58, 57)) | done << 57;
     }
 
-    /// The pages of an invalidation: address in 63:12, IH in 6, address mask in 5:0. `None` if it cannot be done.
+    /// The pages of an invalidation: address in 63:12, IH in 6, address mask in 5:0. `None` if it cannot be done. Those of the
+    /// first stage may be as many as in its largest leaf, whatever the unit reports.
     pub(super) fn page_scope(&self, world: &World, tag: Tag, raw: u64) -> Option<IotlbScope> {
         let (mask, first) = ((raw & 0x3f) as u8, raw >> 12);
         let pages = 1_u64 << mask;
-        let possible = self.config.page_selective.is_some_and(|highest| mask <= highest);
+        let highest = match tag.stage {
+            Stage::First => Some(18),
+            Stage::Second => self.config.page_selective,
+        };
+        let possible = highest.is_some_and(|highest| mask <= highest);
         if !possible || first & (pages - 1) != 0 || raw & bits(11, 7) != 0 {
-            let text = format!("pages {first:#x} with mask {mask} ({:?})", self.config.page_selective);
+            let text = format!("pages {first:#x} with mask {mask} ({highest:?})");
             self.complain(world, Rule::BadInvalidation, text);
         }
         let leaves_only = raw >> 6 & 1 != 0;

@@ -78,7 +78,7 @@ fn large_addresses_and_lengths_do_not_overflow() {
 fn a_range_is_invalidated_by_pages_while_the_mask_reaches() {
     for mask in 0..=6 {
         for (first, last) in every_range() {
-            let mut plan = Plan::new(DOMAIN, true, &capability(true, mask));
+            let mut plan = Plan::new(DOMAIN, true, &capability(true, mask), TableStage::Second);
             plan.add(page(first), end(last));
             let blocks = blocks(first, last, mask);
             if blocks.len() > MAX_PAGE_DESCRIPTORS {
@@ -96,7 +96,7 @@ fn a_range_is_invalidated_by_pages_while_the_mask_reaches() {
 
 #[test]
 fn without_page_selective_invalidation_the_domain_goes() {
-    let mut plan = Plan::new(DOMAIN, true, &capability(false, 0));
+    let mut plan = Plan::new(DOMAIN, true, &capability(false, 0), TableStage::Second);
     assert!(plan.invalidations().is_empty());
     plan.add(page(5), end(5));
     assert_eq!(plan.invalidations(), [Invalidation::Iotlb(IotlbScope::Domain(DOMAIN))]);
@@ -104,7 +104,7 @@ fn without_page_selective_invalidation_the_domain_goes() {
 
 #[test]
 fn too_many_ranges_become_the_domain_and_stay_it() {
-    let mut plan = Plan::new(DOMAIN, false, &capability(true, 9));
+    let mut plan = Plan::new(DOMAIN, false, &capability(true, 9), TableStage::Second);
     for range in 0..MAX_PAGE_DESCRIPTORS as u64 {
         plan.add(page(4 * range), end(4 * range));
     }
@@ -122,7 +122,7 @@ fn a_superpage_takes_a_mask_of_its_size_or_the_domain() {
         SUPERPAGE_ORDERS.into_iter().flat_map(|order| (0..=20).map(move |mask| (order, mask)))
     {
         for pages in [1 << superpage, (1 << superpage) + 7, 3 << superpage] {
-            let mut plan = Plan::new(DOMAIN, false, &capability(true, mask));
+            let mut plan = Plan::new(DOMAIN, false, &capability(true, mask), TableStage::Second);
             let first = 5 << superpage;
             plan.add(page(first), end(first + pages - 1));
             let reaches = |invalidation: &Invalidation| {
@@ -142,7 +142,7 @@ fn the_tlb_of_a_device_is_in_the_plan_until_it_is_emptied() {
     let device = CachingDevice { source, physical_function: 0x0300, queue_depth };
     let all = device.invalidation(DeviceTlbScope::All);
     for (unit, most) in [(capability(true, 9), MAX_PAGE_DESCRIPTORS), (capability(false, 0), 1)] {
-        let mut plan = Plan::new(DOMAIN, false, &unit).with_device(Some(device));
+        let mut plan = Plan::new(DOMAIN, false, &unit, TableStage::Second).with_device(Some(device));
         for count in 1..=MAX_DEVICE_DESCRIPTORS as u64 {
             plan.add(page(4 * count), end(4 * count));
             let scope = DeviceTlbScope::Pages { first: page(4 * count), order: 0 };
@@ -179,7 +179,8 @@ fn one_scope_covers_what_one_block_does() {
     for max_mask in [0, 3, 5] {
         let capability = capability(true, max_mask);
         for (first, last) in every_range() {
-            let scope = IotlbScope::covering(DOMAIN, true, &capability, page(first), end(last));
+            let scope =
+                IotlbScope::covering(DOMAIN, true, &capability, TableStage::Second, (page(first), end(last)));
             let expected = match blocks(first, last, max_mask)[..] {
                 [(start, order)] => {
                     Some(IotlbScope::Pages { domain: DOMAIN, first: page(start), order, leaf_only: true })
@@ -189,5 +190,27 @@ fn one_scope_covers_what_one_block_does() {
             assert_eq!(scope, expected, "{first}..={last}, {max_mask}");
         }
     }
-    assert_eq!(IotlbScope::covering(DOMAIN, false, &capability(false, 0), page(1), end(1)), None);
+    let pages = (page(1), end(1));
+    let unable = capability(false, 0);
+    assert_eq!(IotlbScope::covering(DOMAIN, false, &unable, TableStage::Second, pages), None);
+}
+
+/// Whatever the unit reports of the second.
+#[test]
+fn pages_of_the_first_stage_are_named_up_to_the_largest_leaf() {
+    for unit in [capability(false, 0), capability(true, 0), capability(true, 51)] {
+        for (order, most) in [(0, 0), (9, 9), (18, 18), (19, 18)] {
+            let (first, last) = (page(0), end((1 << order) - 1));
+            let mut plan = Plan::new(DOMAIN, true, &unit, TableStage::First);
+            plan.add(first, last);
+            let named = |&invalidation: &Invalidation| match invalidation {
+                Invalidation::Iotlb(IotlbScope::Pages { order, .. }) => order,
+                other => panic!("{other:?} for pages"),
+            };
+            let orders: Vec<_> = plan.invalidations().iter().map(named).collect();
+            assert_eq!(orders, vec![most; 1 << (order - most)]);
+            let one = IotlbScope::covering(DOMAIN, true, &unit, TableStage::First, (first, last));
+            assert_eq!(one.is_some(), order == most);
+        }
+    }
 }
