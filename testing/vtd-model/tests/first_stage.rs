@@ -2,7 +2,7 @@
 
 use driven::Driven;
 use iommu::{
-    Bidirectional, DmaDevice, FromDevice, Iova, Options, ToDevice,
+    Bidirectional, DmaDevice, DmaError, FromDevice, Iova, Options, ToDevice,
     dump::{Leads, StepReport, TableKind, Visitor},
     fault::{Fault, FaultKind},
 };
@@ -160,6 +160,30 @@ fn addresses_are_canonical_and_in_the_lower_half() {
     assert_eq!(denied(u64::MAX << 47), Denied::Fault(Reason::FirstStageNotPresent));
     mapping.unmap().expect("a unit that works");
     driven.assert_content("beyond");
+}
+
+/// What the unit reports of addresses limits those of either stage.
+#[test]
+fn addresses_end_where_the_unit_says() {
+    const BITS: u32 = 39;
+    let mut config = MachineConfig::first_stage(1);
+    config.units[0].mgaw = BITS as u8;
+    let driven = start(config);
+    assert_eq!(driven.units()[0].address_bits, BITS);
+    let (handle, device) = claim(&driven, 0);
+    let last = Iova::new((1 << BITS) - PAGE);
+    let mapping = handle.dma_map_at(buffer(&driven, 1), Bidirectional, last).expect("room");
+    assert!(device.probe(last.as_u64(), Access::Write).is_ok());
+    let beyond = Iova::new(1 << BITS);
+    let rejected = handle.dma_map_at(buffer(&driven, 1), Bidirectional, beyond).expect_err("it is too high");
+    assert_eq!(rejected.error, DmaError::IovaBeyond { iova: beyond, last: beyond.as_u64() - 1 });
+    let denied = Err(Denied::Fault(Reason::NotCanonical));
+    assert_eq!(device.probe(beyond.as_u64(), Access::Write), denied);
+    let free = handle.dma_map(buffer(&driven, 1), Bidirectional).expect("room");
+    assert!(free.iova() < last);
+    free.unmap().expect("a unit that works");
+    mapping.unmap().expect("a unit that works");
+    driven.assert_content("a narrow unit");
 }
 
 #[derive(Default)]

@@ -146,10 +146,11 @@ impl Unit {
 
     /// Whether a table of this shape can translate `address` at all.
     fn check_address(&self, binding: &Binding, address: u64) -> Result<(), Reason> {
-        const CANONICAL: u32 = 47;
-        let width = (30 + 9 * u32::from(binding.width)).min(self.config.mgaw.into());
+        let most = u32::from(self.config.mgaw);
+        let canonical = most.min(47);
+        let width = most.min(30 + 9 * u32::from(binding.width));
         match binding.stage {
-            Stage::First if !matches!(address as i64 >> CANONICAL, 0 | -1) => Err(Reason::NotCanonical),
+            Stage::First if !matches!(address as i64 >> canonical, 0 | -1) => Err(Reason::NotCanonical),
             Stage::Second if address.unbounded_shr(width) != 0 => Err(Reason::AddressTooLarge),
             Stage::First | Stage::Second => Ok(()),
         }
