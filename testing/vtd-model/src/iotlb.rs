@@ -132,6 +132,11 @@ impl Iotlb {
         }
     }
 
+    /// Whether it may hold anything with a tag.
+    pub fn has(&self, tag: Tag) -> bool {
+        self.domains.contains_key(&tag)
+    }
+
     /// The translations with a tag, each with the address that it is of.
     pub fn entries(&self, tag: Tag) -> Vec<(u64, Translation)> {
         let Some(entries) = self.domains.get(&tag) else { return Vec::new() };

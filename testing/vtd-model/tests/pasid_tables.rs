@@ -26,7 +26,11 @@ struct Chain {
 impl Wide {
     /// A unit in scalable mode, on, with everything forgotten and an empty root table.
     fn new() -> Self {
-        let mut wide = Self { bench: Bench::off(MachineConfig::scalable(1)), tail: 0 };
+        Self::of(MachineConfig::scalable(1))
+    }
+
+    fn of(config: MachineConfig) -> Self {
+        let mut wide = Self { bench: Bench::off(config), tail: 0 };
         let bench = &wide.bench;
         bench.registers.write64(IQT, 0);
         bench.registers.write64(IQA, bench.queue | WIDE);
@@ -80,6 +84,11 @@ impl Wide {
 /// The first word of a PASID entry for a table of 48 bits.
 fn second_stage(table: u64) -> u64 {
     table | 2 << 6 | 2 << 2 | 1
+}
+
+/// Of what is cached of the second stage: domain 3, or the page at [`IOVA`] there.
+fn iotlb_of_second_stage(granularity: u64) -> (u64, u64) {
+    (2 | granularity << 4 | 3 << 6 | 3 << 16, if granularity == 3 { IOVA } else { 0 })
 }
 
 fn pasid_cache(granularity: u64, domain: u64) -> (u64, u64) {
@@ -165,6 +174,44 @@ fn only_a_wait_keeps_caches_apart() {
         wide.wait();
         assert_eq!(wide.bench.rules(), [Rule::InvalidationOrder]);
     }
+}
+
+#[test]
+fn the_first_stage_is_not_invalidated_as_the_second() {
+    let complaints = |config: MachineConfig, descriptor| {
+        let mut wide = Wide::of(config);
+        wide.forget(&[descriptor]);
+        wide.bench.rules()
+    };
+    for granularity in [2, 3] {
+        let descriptor = iotlb_of_second_stage(granularity);
+        assert_eq!(complaints(MachineConfig::scalable(1), descriptor), []);
+        assert_eq!(complaints(MachineConfig::first_stage(1), descriptor), [Rule::BadInvalidation]);
+    }
+    assert_eq!(complaints(MachineConfig::first_stage(1), iotlb_global()), []);
+}
+
+/// Of a unit that has both stages, what counts is which of them a domain is translated by.
+#[test]
+fn a_domain_of_the_first_stage_is_not_invalidated_as_one_of_the_second() {
+    const FIRST_STAGE_RW: u64 = 0x67;
+    let mut config = MachineConfig::scalable(1);
+    config.units[0].first_stage = true;
+    let mut wide = Wide::of(config);
+    let (chain, memory) = wide.one_page(3);
+    let table = wide.bench.load(chain.pasid) & !0xfff;
+    let mut slot = table;
+    for level in (1..=4).rev() {
+        slot = (slot & !0xfff) + (IOVA >> (12 + 9 * (level - 1)) & 0x1ff) * 8;
+        let next = wide.bench.load(slot) & !0xfff;
+        wide.bench.put(slot, next | FIRST_STAGE_RW);
+        slot = next;
+    }
+    wide.bench.put(chain.pasid + 16, table);
+    wide.bench.put(chain.pasid, 1 << 6 | 1);
+    assert_eq!(probe(&wide.bench.device(), IOVA), Ok(memory));
+    wide.forget(&[iotlb_of_second_stage(2)]);
+    assert_eq!(wide.bench.rules(), [Rule::BadInvalidation]);
 }
 
 #[test]

@@ -79,9 +79,21 @@ impl Unit {
             _ => return Err(Refused::Reserved),
         };
         self.check_order(world);
+        if scope != IotlbScope::Global && self.is_of_first_stage(domain) {
+            let text = format!(
+                "IOTLB descriptor {low:#x} reaches nothing of the first stage, where domain {domain} is"
+            );
+            self.complain(world, Rule::BadInvalidation, text);
+        }
         let drains = Drains { writes: low >> 6 & 1 != 0, reads: low >> 7 & 1 != 0 };
         self.invalidate_iotlb(world, scope, drains);
         Ok(())
+    }
+
+    /// Whether what is cached of a domain is of the first stage: that of any, where scalable mode has no other.
+    fn is_of_first_stage(&self, domain: u16) -> bool {
+        let tag = Tag { stage: iotlb::Stage::First, domain };
+        self.is_scalable() && (!self.config.scalable_second_stage || self.iotlb.has(tag))
     }
 
     /// Whether what the IOTLB is filled through was waited for.
