@@ -10,7 +10,7 @@ use iommu::{
     options::Quarantine,
 };
 use short::Short;
-use vtd_model::{Access, Device, MachineConfig, ModelBuffer, ReservedMemory, Rule};
+use vtd_model::{Access, Device, MachineConfig, ModelBuffer, ReservedMemory, Rule, UnitConfig};
 
 const PAGE: u64 = 0x1000;
 const RESERVED: (u64, u64) = (0x5000_0000, 0x5000_1fff);
@@ -100,6 +100,28 @@ fn with_the_word_every_group_reaches_ram_and_nothing_else() {
         driven.machine.audit();
         assert_content(&driven, "with identity");
     }
+}
+
+/// How large they are shows in how many pages of tables all of RAM takes.
+#[test]
+fn identity_takes_the_largest_leaves_of_the_first_stage() {
+    let pages = |first_stage_1g: bool| {
+        let driven = machine(Options { scalable: true, ..passthrough() }, |config| {
+            // What the second stage has does not matter.
+            let (superpages_2m, superpages_1g) = (false, false);
+            let base = UnitConfig::first_stage(config.units[0].base);
+            config.units[0] = UnitConfig { first_stage_1g, superpages_2m, superpages_1g, ..base };
+        });
+        let before = driven.machine.live_table_pages();
+        let (_handle, device) = claim(&driven, 0);
+        assert_eq!(reach(&device), ram(&driven));
+        driven.machine.live_table_pages() - before
+    };
+    let ram = MachineConfig::first_stage(1).memory.ram();
+    let leaves: usize = ram.iter().map(|range| (range.bytes >> 30) as usize).sum();
+    assert!(leaves > 0);
+    // Where there are none of 1 GiB, a table with leaves of 2 MiB takes the place of each.
+    assert_eq!(pages(false), pages(true) + leaves);
 }
 
 #[test]
