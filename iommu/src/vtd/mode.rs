@@ -60,7 +60,7 @@ impl fmt::Display for NotScalable {
             Self::NotSupported => "it has no scalable mode",
             Self::NoStage(TableStage::First) => "its scalable mode has no first stage",
             Self::NoStage(TableStage::Second) => {
-                "its scalable mode has no second stage, and not all units have a first"
+                "its scalable mode has no second stage, and not all units can use a first"
             }
             Self::NoQueue => "scalable mode takes the invalidation queue",
         })

@@ -322,7 +322,8 @@ fn a_unit_with_nothing_but_a_first_stage_works_if_somebody_asks() {
     assert!(mode_of(config().units[0].clone(), options()));
     let started = Driven::start_with(config(), Options::default());
     let refused = started.map(|_| ()).expect_err("nothing translates");
-    let expected = BringUpError::NoTranslation { unit: 0 };
+    let expected = BringUpError::NoTranslation { unit: 0, first_stage: true };
+    assert!(refused.to_string().contains("iommu=scalable"), "{refused}");
     assert!(
         matches!(refused, StartError::Unit(VtdError::BringUp(error)) if error == expected),
         "{refused:?}"

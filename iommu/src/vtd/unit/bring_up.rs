@@ -89,7 +89,8 @@ impl<P: Platform> Unit<P> {
     pub fn enable_translation(&self, platform: &P) -> Result<(), BringUpError> {
         let has_tables = self.mode.stage() == TableStage::First || self.capability().widest().is_some();
         if !has_tables {
-            return Err(BringUpError::NoTranslation { unit: self.index() });
+            let first_stage = self.capability().has_scalable_mode() && self.capability().has_first_stage();
+            return Err(BringUpError::NoTranslation { unit: self.index(), first_stage });
         }
         self.hardware.check()?;
         self.command(platform, Command::Translation(true))?;

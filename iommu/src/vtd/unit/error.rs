@@ -120,6 +120,8 @@ pub enum BringUpError {
     NoTranslation {
         /// Index of the unit.
         unit: usize,
+        /// It has first-stage tables, which scalable mode can use.
+        first_stage: bool,
     },
 }
 
@@ -136,8 +138,9 @@ impl fmt::Display for BringUpError {
             Self::NoInvalidation { unit } => {
                 write!(f, "remapping unit {unit}: no means to invalidate its caches")
             }
-            Self::NoTranslation { unit } => {
-                write!(f, "remapping unit {unit}: it has no second stage, and translates no address width")
+            Self::NoTranslation { unit, first_stage } => {
+                write!(f, "remapping unit {unit}: it has no second stage, and translates no address width")?;
+                f.write_str(if *first_stage { "; its first takes iommu=scalable and the queue" } else { "" })
             }
         }
     }

@@ -313,7 +313,10 @@ fn protected_memory_is_released_after_translation_is_on() {
 fn a_unit_without_translation_says_so_instead_of_hanging() {
     let platform = FakePlatform::new(CAP & !(0x1f << 8), ECAP);
     let unit = brought_up(&platform, &plain());
-    assert_eq!(unit.enable_translation(&platform), Err(BringUpError::NoTranslation { unit: 3 }));
+    assert_eq!(
+        unit.enable_translation(&platform),
+        Err(BringUpError::NoTranslation { unit: 3, first_stage: false })
+    );
     assert!(!unit.is_stuck());
 }
 
