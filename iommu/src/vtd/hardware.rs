@@ -152,6 +152,9 @@ impl<P: Platform> Vtd<P> {
 
     /// Logs what the units are.
     pub fn log_units(&self) {
+        if self.stage == TableStage::First {
+            log::warn!("first-stage tables: what devices may write they can read");
+        }
         for UnitState { unit, .. } in &self.units {
             let capability = unit.capability();
             log::info!(

@@ -77,7 +77,7 @@ impl Visitor for Units {
             format!("{major}.{minor}"),
             unit.address_bits,
             unit.domains,
-            if unit.translates() && unit.is_scalable() { "scalable" } else { on(unit.translates()) },
+            translation_of(unit),
             on(unit.queues_invalidations()),
             if unit.remaps_interrupts() { "remapped" } else { "as sent" },
             unit.fault_storms,
@@ -87,6 +87,16 @@ impl Visitor for Units {
         if !unit.alive {
             println!("      DOES NOT ANSWER: what is behind it is stopped");
         }
+    }
+}
+
+/// How a unit translates, in a word or two.
+fn translation_of(unit: &UnitReport) -> &'static str {
+    match (unit.translates(), unit.is_scalable()) {
+        (false, _) => "off",
+        (true, false) => "on",
+        (true, true) if unit.first_stage => "first stage",
+        (true, true) => "scalable",
     }
 }
 

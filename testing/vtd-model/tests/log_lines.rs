@@ -120,3 +120,16 @@ fn what_firmware_reserves_and_its_memory_map_does_not_is_mapped_and_logged() {
         assert_eq!(about.count(), lines, "{base:#x}: {logged:#?}");
     }
 }
+
+/// That devices can read what is only lent to them to be written is not to be found out from documents alone.
+#[test]
+fn first_stage_tables_are_warned_of() {
+    listen();
+    let warnings = |config: MachineConfig| {
+        LOGGED.take();
+        let options = Options { scalable: true, ..Options::default() };
+        let _driven = Driven::start_with(config, options).expect("a unit that works");
+        LOGGED.take().into_iter().filter(|(_, line)| line.starts_with("first-stage tables")).count()
+    };
+    assert_eq!((warnings(MachineConfig::first_stage(1)), warnings(MachineConfig::scalable(1))), (1, 0));
+}
