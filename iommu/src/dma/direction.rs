@@ -43,7 +43,9 @@ pub trait Within<D: Direction>: Direction {}
 #[derive(Clone, Copy, Debug)]
 pub struct ToDevice;
 
-/// The device writes; it cannot read. (A read of length zero moves nothing; units with CAP.ZLR let it pass.)
+/// The device writes; it cannot read, unless a first stage translates, which has no entry for writes alone: see
+/// [`UnitReport::first_stage`](crate::dump::UnitReport::first_stage). (A read of length zero moves nothing; units with CAP.ZLR let
+/// it pass.)
 #[derive(Clone, Copy, Debug)]
 pub struct FromDevice;
 

@@ -1,7 +1,7 @@
 //! The entries of scalable mode, from the context entry of a function to the entry of a PASID.
 //!
-//! Only what a second stage needs: of the 256 bits of a context entry and the 512 of a PASID entry, all above the 128 that are
-//! described here are 0 then.
+//! Only what one stage needs: of the 256 bits of a context entry and the 512 of a PASID entry, all above the 128 that are
+//! described here are 0 then, but for the word of a PASID entry that leads to a first-stage table ([`FirstStagePointer`]).
 
 use bitfield_struct::bitfield;
 use mm::PhysAddr;
