@@ -21,7 +21,9 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// First stage, U/S: for requests of users too. Those without a PASID are.
 const USER: u64 = 1 << 2;
-/// First stage, A and D. Hardware sets them, unless they are: in our entries they are, so that it writes to no table.
+/// First stage, A and D. Hardware sets them, unless they are: in our entries they are, so that it writes to no table. Of EA, bit
+/// 10, it takes no notice: EAFE (bit 135) is 0 in our PASID entries. It has to be, because in links `mm` has a use of its own for
+/// that bit.
 const FIRST_ACCESSED: u64 = 1 << 5;
 const FIRST_DIRTY: u64 = 1 << 6;
 /// Second stage, SNP, in a leaf: accesses snoop the CPU's caches even if the request says that they need not. Reserved unless

@@ -15,7 +15,8 @@ const ONE: u64 = 1 << COUNT_SHIFT;
 const OVERFLOW: u64 = 1 << 62;
 
 /// Set in a link that the walker in hardware, which does not snoop, may not find in memory yet. Formats do not use the bit
-/// in the entries that point to tables, and hardware ignores it there.
+/// in the entries that point to tables, and hardware ignores it there. (In VT-d's first stage it is EA, which hardware looks at only
+/// if a PASID entry enables it by EAFE: none of ours does.)
 pub const UNWRITTEN: u64 = 1 << 10;
 
 /// Most references that the ten bits can hold.
