@@ -201,7 +201,8 @@ impl ContextScope {
 
 impl IotlbScope {
     /// For translations of `stage`. Requests in flight are always drained where the unit can: the memory is given to somebody
-    /// else next. What is cached of the first stage is tagged with a PASID besides, and drained with it.
+    /// else next. What is cached of the first stage is tagged with a PASID besides. Its descriptors do not ask for draining: a
+    /// unit of major version 2 or later always drains.
     #[inline(always)]
     pub(super) fn descriptor(self, capability: &Capability, stage: TableStage) -> Descriptor {
         match (stage, self) {
