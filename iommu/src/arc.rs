@@ -14,7 +14,7 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering, fence},
 };
 
-use crate::dma::{space::Space, tenure::Tenure};
+use crate::dma::{shared::Shares, space::Space, tenure::Tenure};
 
 /// An `Arc` that is made only if there is memory for it.
 pub(crate) struct TryArc<T: ?Sized> {
@@ -87,6 +87,12 @@ impl<T: ?Sized> TryArc<T> {
 // Stable Rust cannot say "whatever `T` unsizes to", only do it: once for each trait.
 
 impl<S: Space + 'static> From<TryArc<S>> for TryArc<dyn Space> {
+    fn from(space: TryArc<S>) -> Self {
+        Self { inner: space.into_inner(), owns: PhantomData }
+    }
+}
+
+impl<S: Shares + 'static> From<TryArc<S>> for TryArc<dyn Shares> {
     fn from(space: TryArc<S>) -> Self {
         Self { inner: space.into_inner(), owns: PhantomData }
     }

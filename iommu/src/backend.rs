@@ -13,7 +13,7 @@ use mm::{
 use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
-    dma::{Access, DmaError, Silent, Stuck, Unflushed},
+    dma::{Access, DmaError, NotShareable, SharedTable, Silent, Stuck, Unflushed},
     stale_ranges::StaleRanges,
     walk::Path,
 };
@@ -73,6 +73,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// The table format that all of `units` walk, if there is one.
     fn format(&self, units: UnitSet) -> Option<Self::Format>;
 
+    /// The format of `table` for all of `units`, if they walk it.
+    fn shared_format(&self, units: UnitSet, table: &SharedTable) -> Result<Self::Format, NotShareable>;
+
     /// The permissions of a leaf.
     fn access(&self, access: Access) -> <Self::Format as Format>::Access;
 
@@ -121,6 +124,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Makes newly mapped leaves visible: nothing at all on most hardware.
     fn publish(&self, tags: &Self::Tags, first: Iova, bytes: u64) -> Result<(), Unflushed>;
+
+    /// Removes what `stale` speaks of from every cache that may hold it, for whoever has other caches to empty besides.
+    fn forget(&self, tags: &Self::Tags, stale: &Stale) -> Result<(), Unflushed>;
 
     /// Removes `stale` from every cache that may hold it. This and the next are the only places where a [`Flushed`] comes from.
     fn flush(&self, tags: &Self::Tags, stale: Stale) -> Result<Flushed, Unflushed>;

@@ -10,6 +10,7 @@ mod identity;
 mod members;
 mod owed;
 mod ragged;
+mod shared;
 mod space;
 mod standing;
 
@@ -32,7 +33,7 @@ use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
     backend::{Backend, UnitSet},
-    dma::{Access, DmaError, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
+    dma::{Access, DmaError, SharedTable, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
     dump::{DomainKind, DomainReport, MappingReport, Visitor},
     iova::IovaSpace,
     platform::LockClass,
@@ -82,12 +83,14 @@ unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     }
 }
 
+type Table<B> = PageTable<<B as Backend>::Format, PlatformTables<<B as Backend>::Platform>>;
+
 /// One DMA address space.
 pub(crate) struct Domain<B: Backend> {
     number: u64,
     backend: Arc<B>,
     units: UnitSet,
-    table: ManuallyDrop<PageTable<B::Format, PlatformTables<B::Platform>>>,
+    table: ManuallyDrop<Table<B>>,
     iovas: IovaSpace<B::Platform>,
     /// Last address that all its units translate.
     last: u64,
@@ -98,6 +101,8 @@ pub(crate) struct Domain<B: Backend> {
     mapped_pages: AtomicU64,
     kind: Kind,
     is_identity: AtomicBool,
+    /// What `table` only names: an owner's, of a [`Kind::Shared`] domain.
+    shared: Option<SharedTable>,
     standing: Standing,
     members: IrqLock<Members>,
     /// What answers at addresses of its own, which are never handed out.
@@ -111,28 +116,50 @@ pub(crate) enum Kind {
     Own,
     /// Made by itself, for groups that come and go.
     Assigned,
+    /// The same, over a table of the CPU's, in which it maps nothing.
+    Shared,
+}
+
+/// Who makes a domain, and of what.
+pub(crate) struct Making<B: Backend> {
+    /// Its number.
+    pub number: u64,
+    pub backend: Arc<B>,
+    pub reaper: Arc<Reaper<B::Platform>>,
+    /// The units that are to walk its table.
+    pub units: UnitSet,
+    /// What answers at addresses of its own.
+    pub registers: Arc<Registers>,
 }
 
 impl<B: Backend> Domain<B> {
-    /// An empty domain that all of `units` can walk.
-    pub fn new(
-        number: u64,
-        backend: Arc<B>,
-        reaper: Arc<Reaper<B::Platform>>,
-        units: UnitSet,
-        kind: Kind,
-        registers: Arc<Registers>,
-    ) -> Result<Self, DmaError> {
-        let platform = backend.platform().clone();
-        let format = backend.format(units).ok_or(DmaError::NoCommonFormat)?;
+    /// An empty domain that all units can walk.
+    pub fn new(making: Making<B>, kind: Kind) -> Result<Self, DmaError> {
+        let format = making.backend.format(making.units).ok_or(DmaError::NoCommonFormat)?;
         // The table last: dropped on the way out, it would lose its root.
+        Self::over(making, kind, format, None, |tables| {
+            PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)
+        })
+    }
+
+    /// A domain of `kind` for what `table` makes.
+    fn over(
+        making: Making<B>,
+        kind: Kind,
+        format: B::Format,
+        shared: Option<SharedTable>,
+        table: impl FnOnce(PlatformTables<B::Platform>) -> Result<Table<B>, DmaError>,
+    ) -> Result<Self, DmaError> {
+        let Making { number, backend, reaper, units, registers } = making;
+        let platform = backend.platform().clone();
         let last = backend.last_iova(units, format);
         let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
         addresses::withhold(&iovas, registers.below(last))?;
         let bounce = Bounce::new(platform.clone());
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
-        let table = PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)?;
+        let table = table(tables)?;
         let tags = backend.new_tags(table.root(), format);
+        let standing = if shared.is_some() { Standing::of_shared() } else { Standing::new() };
         Ok(Self {
             number,
             backend,
@@ -147,7 +174,8 @@ impl<B: Backend> Domain<B> {
             mapped_pages: AtomicU64::new(0),
             kind,
             is_identity: AtomicBool::new(false),
-            standing: Standing::new(),
+            shared,
+            standing,
             members: IrqLock::new(LockClass::Members, Members::default()),
             registers,
         })
@@ -163,14 +191,14 @@ impl<B: Backend> Domain<B> {
         self.kind
     }
 
-    /// The table, to look at.
-    pub fn table(&self) -> &PageTable<B::Format, PlatformTables<B::Platform>> {
-        &self.table
+    /// The table, to look at, if it is the domain's own.
+    pub fn table(&self) -> Option<&Table<B>> {
+        self.shared.is_none().then_some(&*self.table)
     }
 
     /// Shows what is mapped.
     pub fn visit_mappings(&self, visitor: &mut dyn Visitor) {
-        for run in self.table.runs(0, self.last) {
+        for run in self.table().into_iter().flat_map(|table| table.runs(0, self.last)) {
             let Access { read, write } = self.backend.rights(run.access);
             let iova = Iova::new(run.input);
             visitor.mapping(&MappingReport { iova, output: run.output, bytes: run.bytes, read, write });
@@ -183,6 +211,7 @@ impl<B: Backend> Domain<B> {
             Kind::Own if self.is_identity() => DomainKind::Identity,
             Kind::Own => DomainKind::Kernel,
             Kind::Assigned => DomainKind::Assigned,
+            Kind::Shared => DomainKind::Shared,
         };
         DomainReport {
             number: self.number,
@@ -190,6 +219,7 @@ impl<B: Backend> Domain<B> {
             root: self.table.root(),
             levels: Format::levels(self.table.format()),
             mapped_pages: self.mapped_pages.load(Ordering::Relaxed),
+            table_pages: self.table.pages(),
         }
     }
 
@@ -335,6 +365,11 @@ impl<B: Backend> Drop for Domain<B> {
                 "domain {} goes while a unit may still walk its table: the table is lost",
                 self.number
             );
+            self.shared.iter().for_each(SharedTable::leak);
+            return;
+        }
+        if self.shared.is_some() {
+            // The table is its owner's, and nothing was mapped.
             return;
         }
         // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed. The last mapping

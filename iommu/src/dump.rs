@@ -184,6 +184,8 @@ pub struct DomainReport {
     pub levels: u8,
     /// Pages of 4 KiB mapped now.
     pub mapped_pages: u64,
+    /// Pages that its table has. None of a shared one, which is its owner's.
+    pub table_pages: usize,
 }
 
 /// Whose a domain is.
@@ -195,6 +197,8 @@ pub enum DomainKind {
     Identity,
     /// An owner's who created it ([`Iommu::create_domain`](crate::Iommu::create_domain)).
     Assigned,
+    /// The same, over a table that the CPU walks ([`Iommu::share_table`](crate::Iommu::share_table)). What that maps is not shown.
+    Shared,
 }
 
 /// One entry that a unit reads for a request.

@@ -21,8 +21,8 @@ use crate::{
     arc::{Room, TryArc},
     backend::{Backend, UnitSet},
     budget::Budget,
-    dma::{DmaError, Stuck, reaper::Reaper},
-    domain::{Domain, Kind},
+    dma::{DmaError, DomainError, SharedTable, Stuck, reaper::Reaper},
+    domain::{Domain, Kind, Making},
     dump::GroupStanding,
     fault::Fault,
     options::Quarantine,
@@ -311,9 +311,22 @@ impl<B: Backend> DomainMaker<B> {
     /// An empty domain that all of `units` can walk.
     pub fn make(&self, units: UnitSet, kind: Kind) -> Result<TryArc<Domain<B>>, DmaError> {
         let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let (backend, reaper) = (self.backend.clone(), self.reaper.clone());
-        Domain::new(number, backend, reaper, units, kind, self.registers.clone())
-            .map(|domain| room.fill(domain))
+        Domain::new(self.making(units), kind).map(|domain| room.fill(domain))
+    }
+
+    /// A domain in which all of `units` walk `table`.
+    pub fn share(&self, units: UnitSet, table: SharedTable) -> Result<TryArc<Domain<B>>, DomainError> {
+        let room = Room::try_new().ok_or(DmaError::OutOfMemory)?;
+        Domain::sharing(self.making(units), table).map(|domain| room.fill(domain))
+    }
+
+    fn making(&self, units: UnitSet) -> Making<B> {
+        Making {
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
+            backend: self.backend.clone(),
+            reaper: self.reaper.clone(),
+            units,
+            registers: self.registers.clone(),
+        }
     }
 }

@@ -60,6 +60,9 @@ pub struct Options {
     /// mode and each has them, with first-stage tables on all, in which what a device may write it may also read. Off unless
     /// asked for: on the units that have both modes it does for a domain of the kernel what legacy mode does, at the cost of two more pages a source.
     pub scalable: bool,
+    /// In scalable mode use tables of the first stage, in the CPU's format, where all units have it: so that address spaces can be
+    /// [shared](crate::Iommu::share_table). Where one has nothing else it is used without being asked for.
+    pub first_stage: bool,
     /// Remap interrupts where a unit can, so that a device raises only the vectors given to it.
     pub interrupt_remapping: bool,
     /// Use leaves larger than 4 KiB where a unit has them.
@@ -87,6 +90,7 @@ impl Default for Options {
             queued_invalidation: true,
             queue_order: 0,
             scalable: false,
+            first_stage: false,
             interrupt_remapping: true,
             superpages: true,
             snoop: true,
@@ -112,6 +116,8 @@ const WORDS: &[Word] = &[
     ("no-qinval", |options| options.queued_invalidation = false),
     ("scalable", |options| options.scalable = true),
     ("no-scalable", |options| options.scalable = false),
+    ("first-stage", |options| options.first_stage = true),
+    ("no-first-stage", |options| options.first_stage = false),
     ("intremap", |options| options.interrupt_remapping = true),
     ("no-intremap", |options| options.interrupt_remapping = false),
     ("strict", |options| options.flush = Flush::Strict),

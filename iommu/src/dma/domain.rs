@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use super::{
-    Direction, DmaBuffer, DmaError, Mapping, Rejected,
+    Direction, DmaBuffer, DmaError, Mapping, NotShareable, Rejected,
     space::{Placement, Space},
 };
 use crate::{Iova, arc::TryArc, subsystem::Control};
@@ -108,6 +108,8 @@ pub enum DomainError {
         /// How many.
         groups: usize,
     },
+    /// Its units do not walk the table that it is to share.
+    NotShareable(NotShareable),
     /// It could not be made.
     Dma(DmaError),
 }
@@ -122,6 +124,7 @@ impl fmt::Display for DomainError {
             Self::NoFunctions => f.write_str("a domain is made for functions, and none were named"),
             Self::Unknown { number } => write!(f, "there is no domain {number}"),
             Self::InUse { number, groups } => write!(f, "{groups} groups are in domain {number}"),
+            Self::NotShareable(why) => why.fmt(f),
             Self::Dma(error) => error.fmt(f),
         }
     }

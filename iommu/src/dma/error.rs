@@ -63,6 +63,8 @@ pub enum DmaError {
     },
     /// The units that see the device's requests have no page-table format in common.
     NoCommonFormat,
+    /// The domain's table is its owner's ([`SharedDomain`](super::SharedDomain)): nobody else maps in it.
+    SharedTable,
     /// No memory for a buffer, for table pages or for bookkeeping.
     OutOfMemory,
     /// The buffer is longer than what the device can describe as one: see
@@ -203,6 +205,7 @@ impl fmt::Display for DmaError {
             Self::NoCommonFormat => {
                 f.write_str("the device's remapping units walk no common page-table format")
             }
+            Self::SharedTable => f.write_str("the domain's page table is shared, and its owner's alone"),
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::TooLong { bytes, limit } => {
                 write!(f, "{bytes} bytes are more than the device's limit of {limit}")

@@ -49,9 +49,10 @@ impl Model {
         // As for a mapping by a driver: reserved memory, which stands for one here, has none.
         reaper.reserve().unwrap();
         let page = PhysRange::new(PhysAddr::new(PAGE), PAGE_BYTES);
-        let domain =
-            Domain::new(1, vtd, reaper, UnitSet::default().with(0), Kind::Own, Arc::default()).unwrap();
-        domain.enter(UnitSet::default().with(0), &[page]).unwrap();
+        let units = UnitSet::default().with(0);
+        let making = Making { number: 1, backend: vtd, reaper, units, registers: Arc::default() };
+        let domain = Domain::new(making, Kind::Own).unwrap();
+        domain.enter(units, &[page]).unwrap();
         Arc::new(Self { platform, domain, cached: Mutex::new(Vec::new()) })
     }
 

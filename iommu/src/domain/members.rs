@@ -29,6 +29,9 @@ impl<B: Backend> Domain<B> {
         if self.units.common(units) != units {
             return Err(DmaError::NoCommonFormat);
         }
+        if self.kind == Kind::Shared && !reserved.is_empty() {
+            return Err(DmaError::SharedTable);
+        }
         let mut list = Vec::new();
         list.try_reserve_exact(reserved.len()).map_err(|_| DmaError::OutOfMemory)?;
         list.extend_from_slice(reserved);

@@ -14,9 +14,16 @@ pub(super) struct Standing(AtomicU32);
 impl Standing {
     /// Nothing new is mapped. It stays so.
     const CLOSED: u32 = 1 << 31;
+    /// The table is another owner's: nothing is ever mapped.
+    const SHARED: u32 = 1 << 30;
 
     pub fn new() -> Self {
         Self(AtomicU32::new(0))
+    }
+
+    /// Of a domain that maps nothing, as its table is its owner's.
+    pub fn of_shared() -> Self {
+        Self(AtomicU32::new(Self::SHARED))
     }
 
     #[inline]
@@ -49,7 +56,8 @@ impl Standing {
     pub fn check_map(&self) -> Result<(), DmaError> {
         match self.read() {
             0 => Ok(()),
-            1..Self::CLOSED => Err(DmaError::Restless),
+            1..Self::SHARED => Err(DmaError::Restless),
+            Self::SHARED..Self::CLOSED => Err(DmaError::SharedTable),
             _ => Err(DmaError::Revoked),
         }
     }

@@ -6,7 +6,7 @@ use super::{MAX_LOGGED_WARNINGS, Protection, Shared};
 use crate::{
     Iova, PciAddress, Platform,
     arc::TryArc,
-    dma::{DmaDevice, DomainError, space::Space},
+    dma::{DmaDevice, DomainError, SharedTable, shared::Shares, space::Space},
     domain::Kind,
     dump::{GroupReport, Visitor},
     group::{ClaimError, GroupLayout, ReleaseError},
@@ -26,6 +26,15 @@ impl<P: Platform> Control for Protection<P> {
     fn create_domain(&self, functions: &[PciAddress]) -> Result<(u64, TryArc<dyn Space>), DomainError> {
         let domain = self.create(functions)?;
         Ok((domain.number(), domain.into()))
+    }
+
+    fn share_table(
+        &self,
+        functions: &[PciAddress],
+        table: SharedTable,
+    ) -> Result<(u64, TryArc<dyn Space>, TryArc<dyn Shares>), DomainError> {
+        let domain = self.share(functions, table)?;
+        Ok((domain.number(), domain.clone().into(), domain.into()))
     }
 
     fn created_domain(&self, number: u64) -> Option<TryArc<dyn Space>> {

@@ -57,9 +57,10 @@ impl<P: Platform> Shared<P> {
     fn steps(&self, group: &Group<Vtd<P>>, root: PhysAddr, address: Iova) -> Steps<TableAccess> {
         let mut steps = [None; MAX_LEVELS];
         if let Some(domain) = group.domain(&self.platform)
-            && domain.table().root() == root
+            && let Some(table) = domain.table()
+            && table.root() == root
         {
-            let trace = domain.table().trace(address.as_u64());
+            let trace = table.trace(address.as_u64());
             steps.iter_mut().zip(trace.steps()).for_each(|(slot, step)| *slot = Some(step));
             return steps;
         }

@@ -5,7 +5,7 @@ use alloc::{collections::TryReserveError, vec::Vec};
 use crate::{
     Iova, PciAddress,
     arc::TryArc,
-    dma::{DmaDevice, DomainError, space::Space},
+    dma::{DmaDevice, DomainError, SharedTable, shared::Shares, space::Space},
     dump::Visitor,
     group::{ClaimError, ReleaseError},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
@@ -32,6 +32,14 @@ pub(crate) trait Control: Send + Sync {
     fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError>;
 
     fn create_domain(&self, _functions: &[PciAddress]) -> Result<(u64, TryArc<dyn Space>), DomainError> {
+        Err(DomainError::NoUnit)
+    }
+
+    fn share_table(
+        &self,
+        _functions: &[PciAddress],
+        _table: SharedTable,
+    ) -> Result<(u64, TryArc<dyn Space>, TryArc<dyn Shares>), DomainError> {
         Err(DomainError::NoUnit)
     }
 

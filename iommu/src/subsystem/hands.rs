@@ -5,7 +5,7 @@ use alloc::{collections::TryReserveError, vec::Vec};
 use super::Iommu;
 use crate::{
     PciAddress,
-    dma::{DmaDevice, DmaDomain, DomainError},
+    dma::{DmaDevice, DmaDomain, DomainError, SharedDomain, SharedTable},
     group::{ClaimError, ReleaseError},
 };
 
@@ -44,6 +44,20 @@ impl Iommu {
     pub fn create_domain(&self, functions: &[PciAddress]) -> Result<DmaDomain, DomainError> {
         let (number, space) = self.control.create_domain(functions)?;
         Ok(DmaDomain::new(self.control.clone(), number, space))
+    }
+
+    /// A domain in which all units that see `functions` walk `table`, the CPU's: whoever is assigned to it uses the address space as
+    /// it stands. It takes units that translate by first-stage tables, and walk them coherently.
+    ///
+    /// # Errors
+    /// See [`DomainError`].
+    pub fn share_table(
+        &self,
+        functions: &[PciAddress],
+        table: SharedTable,
+    ) -> Result<SharedDomain, DomainError> {
+        let (number, space, shares) = self.control.share_table(functions, table)?;
+        Ok(SharedDomain::new(DmaDomain::new(self.control.clone(), number, space), shares))
     }
 
     /// The domain with this number, if it was created and not yet destroyed.

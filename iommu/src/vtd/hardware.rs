@@ -27,7 +27,7 @@ use crate::{
     Iova, Options, Platform, SourceId,
     ats::DeviceTlb,
     backend::{Backend, UnitSet},
-    dma::{Access, DmaError, Silent, Stuck, Unflushed},
+    dma::{Access, DmaError, NotShareable, SharedTable, Silent, Stuck, Unflushed},
     dump::{UnitReport, Visitor},
     fault::Fault,
     platform::Work,
@@ -241,6 +241,34 @@ impl<P: Platform> Vtd<P> {
         TableFormat::first_stage(sizes, self.physical_bits, is_coherent)
     }
 
+    fn walk_coherently(&self, units: UnitSet) -> bool {
+        let mut members = units.iter().filter_map(|unit| Some(&self.units.get(unit)?.unit));
+        members.all(|unit| unit.mode().walks_coherently(unit.capability()))
+    }
+
+    /// The format of `table`, as all of `units` walk it.
+    fn walkable(&self, units: UnitSet, table: &SharedTable) -> Result<TableFormat, NotShareable> {
+        if self.stage != TableStage::First {
+            return Err(NotShareable::SecondStage);
+        }
+        if !self.walk_coherently(units) {
+            return Err(NotShareable::NotCoherent);
+        }
+        let known = |sizes, unit| sizes & Capability::first_stage_leaf_sizes(unit);
+        let sizes = self.capabilities(units).fold(LeafSizes::all(), known);
+        if !sizes.contains(table.format.leaf_sizes()) {
+            return Err(NotShareable::LeafSizes);
+        }
+        let (memory, units) = (table.physical_bits, self.physical_bits);
+        if memory > units {
+            return Err(NotShareable::PhysicalBits { memory, units });
+        }
+        let format = TableFormat::first_stage(sizes, units, true);
+        format
+            .filter(|format| format.levels() == table.format.levels())
+            .ok_or(NotShareable::Levels(table.format.levels()))
+    }
+
     fn leaf_sizes(&self, units: UnitSet, of_unit: impl Fn(&Capability) -> LeafSizes) -> LeafSizes {
         if !self.options.superpages {
             return LeafSizes::SIZE_4K;
@@ -274,12 +302,15 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     fn format(&self, units: UnitSet) -> Option<TableFormat> {
-        let members = || units.iter().filter_map(|unit| Some(&self.units.get(unit)?.unit));
-        let is_coherent = members().all(|unit| unit.mode().walks_coherently(unit.capability()));
+        let is_coherent = self.walk_coherently(units);
         match self.stage {
             TableStage::First => self.first_stage(units, is_coherent),
             TableStage::Second => self.second_stage(units, is_coherent),
         }
+    }
+
+    fn shared_format(&self, units: UnitSet, table: &SharedTable) -> Result<TableFormat, NotShareable> {
+        self.walkable(units, table)
     }
 
     fn access(&self, access: Access) -> TableAccess {
@@ -378,9 +409,14 @@ impl<P: Platform> Backend for Vtd<P> {
     }
 
     #[inline(always)]
+    fn forget(&self, tags: &Tags, stale: &Stale) -> Result<(), Unflushed> {
+        self.forget_range(tags, stale.only_leaves(), Iova::new(stale.first()), Iova::new(stale.last()))
+    }
+
+    #[inline(always)]
     fn flush(&self, tags: &Tags, stale: Stale) -> Result<Flushed, Unflushed> {
-        self.forget_range(tags, stale.only_leaves(), Iova::new(stale.first()), Iova::new(stale.last()))?;
-        // SAFETY: `forget_range` was told of the token's range, and of what changed in it.
+        self.forget(tags, &stale)?;
+        // SAFETY: `forget` was told of the token's range, and of what changed in it.
         Ok(unsafe { stale.assume_flushed() })
     }
 

@@ -68,12 +68,12 @@ impl fmt::Display for NotScalable {
 }
 
 impl TableStage {
-    /// The stage for all of `units`, so that any of them can share a domain: the first, if one has no other in scalable mode and
-    /// each of them has it; else the second, which those that do not have it in scalable mode have in legacy mode.
+    /// The stage for all of `units`, so that any of them can share a domain: the first, if it is asked for, or one has no other in
+    /// scalable mode, and each of them has it; else the second, which those that do not have it in scalable mode have in legacy mode.
     pub(super) fn of_all<'a>(units: impl Iterator<Item = &'a Capability> + Clone, options: Options) -> Self {
         let is_able = |unit: &Capability| TranslationMode::why_legacy(unit, options, Self::First).is_none();
-        let is_needed = units.clone().any(|unit| !unit.has_scalable_second_stage());
-        if options.scalable && is_needed && units.clone().all(is_able) { Self::First } else { Self::Second }
+        let is_needed = || units.clone().any(|unit| !unit.has_scalable_second_stage());
+        if options.scalable && (options.first_stage || is_needed()) && units.clone().all(is_able) { Self::First } else { Self::Second }
     }
 
     fn is_of(self, capability: &Capability) -> bool {

@@ -68,7 +68,22 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// [`OutOfTables`] if `memory` has no page for the root.
     pub fn new(format: F, memory: M) -> Result<Self, OutOfTables> {
         let root = memory.allocate().ok_or(OutOfTables)?;
-        let tree = Self {
+        let tree = Self::at(format, memory, root, 1);
+        tree.write_back(tree.root_table());
+        Ok(tree)
+    }
+
+    /// The tree at `root`, which somebody else has made, edits and frees: for whoever only has to say where it is.
+    ///
+    /// # Safety
+    /// Nothing is asked of it but [`root`](Self::root), [`format`](Self::format), [`memory`](Self::memory) and
+    /// [`pages`](Self::pages), of which it has none.
+    pub unsafe fn named(format: F, memory: M, root: PhysAddr) -> Self {
+        Self::at(format, memory, root, 0)
+    }
+
+    fn at(format: F, memory: M, root: PhysAddr, pages: usize) -> Self {
+        Self {
             format,
             memory,
             root,
@@ -79,11 +94,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
             kept: Kept::new(),
             spare: core::array::from_fn(|_| PageStack::new()),
             orphans: PageStack::new(),
-            pages: AtomicUsize::new(1),
+            pages: AtomicUsize::new(pages),
             unflushed: AtomicUsize::new(0),
-        };
-        tree.write_back(tree.root_table());
-        Ok(tree)
+        }
     }
 
     /// Physical address of the root table.

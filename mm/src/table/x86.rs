@@ -1,4 +1,7 @@
 //! The format of x86-64 paging, 4-level and 5-level: the CPU's own tables, and VT-d's first stage.
+//!
+//! Walkers set A and D in entries that do not have them, each in its own way and at its own time. In entries of ours they are set
+//! from the start, so that neither a CPU nor a device ever writes to a table.
 
 use super::format::{Entry, Format, LeafSizes, level_shift};
 use crate::PhysAddr;
@@ -86,13 +89,15 @@ impl Format for X86Format {
 
     #[inline]
     fn encode_table(&self, table: PhysAddr) -> u64 {
-        table.as_u64() | PRESENT | WRITABLE | USER
+        table.as_u64() | PRESENT | WRITABLE | USER | ACCESSED
     }
 
     #[inline]
     fn encode_leaf(&self, level: u8, output: PhysAddr, access: X86Access) -> u64 {
         let size = if level > 1 { PAGE_SIZE } else { 0 };
-        output.as_u64() | PRESENT | size | access.bits()
+        // Nobody sets D in what cannot be written, where it would say something else to a CPU with CET.
+        let dirty = if access.contains(X86Access::WRITE) { DIRTY } else { 0 };
+        output.as_u64() | PRESENT | ACCESSED | size | dirty | access.bits()
     }
 
     #[inline]

@@ -58,6 +58,8 @@ pub(crate) struct Binding {
     pub snoops: bool,
     /// Faults have the reasons of scalable mode.
     pub scalable: bool,
+    /// NXE: the table may say that pages are not to be executed.
+    pub no_execute: bool,
 }
 
 impl Binding {
@@ -135,6 +137,7 @@ impl ContextEntry {
             muted: self.fault_processing_disabled(),
             snoops,
             scalable: false,
+            no_execute: false,
         }
     }
 
@@ -196,12 +199,17 @@ impl PageEntry {
         self.raw & ADDRESS
     }
 
+    /// XD, of the first stage: reserved unless the PASID entry has NXE.
+    pub fn has_no_execute(self) -> bool {
+        self.stage == Stage::First && self.raw >> 63 != 0
+    }
+
     pub fn reserved_set(self, level: u8, unit: &UnitConfig, host_address_bits: u8) -> bool {
         const SIZE: u64 = 1 << 7;
         let leaf = self.is_leaf(level);
         let always = match self.stage {
-            // XD: nothing here turns execute permissions on.
-            Stage::First => 1 << 63,
+            // XD is looked at where it is known what the PASID entry says of it.
+            Stage::First => 0,
             Stage::Second => Self::reserved_in_second_stage(leaf, unit),
         };
         let mut reserved = always | ADDRESS & u64::MAX.unbounded_shl(host_address_bits.into());
@@ -322,8 +330,9 @@ mod tests {
         assert!(!reserved(0x20_00e7, 2) && reserved(0x20_20e7, 2) && reserved(0xe7, 4));
         assert!(!reserved(0x4000_00e7, 3) && reserved(0x4020_00e7, 3));
         assert!(
-            !reserved(bits(62, 52) | 0x67, 1) && reserved(1 << 63 | 0x67, 1) && reserved(1 << 39 | 0x67, 1)
+            !reserved(bits(62, 52) | 0x67, 1) && !reserved(1 << 63 | 0x67, 1) && reserved(1 << 39 | 0x67, 1)
         );
+        assert!(entry(1 << 63 | 0x67).has_no_execute() && !entry(0x67).has_no_execute());
         let without = UnitConfig { first_stage_1g: false, ..unit.clone() };
         assert!(entry(0x4000_00e7).reserved_set(3, &without, 39));
         assert!(entry(0x65).read() && !entry(0x65).write() && entry(0x67).write());

@@ -124,6 +124,8 @@ impl PasidEntry {
     }
 
     const FIRST_STAGE: u64 = 1;
+    /// NXE, in the third word.
+    const NO_EXECUTE: u64 = 1 << 5;
     const SECOND_STAGE: u64 = 2;
 
     pub fn stage(self) -> Stage {
@@ -180,8 +182,9 @@ impl PasidEntry {
         const EXECUTE: u64 = 1 << 5;
         const ACCESSED: u64 = 1 << 9;
         let is_plain = self.0[0] & (EXECUTE | ACCESSED) == 0;
+        let first = self.0[2] & bits(11, 0) & !Self::NO_EXECUTE;
         match self.kind() {
-            Self::FIRST_STAGE => unit.first_stage && is_plain && self.0[2] & bits(11, 0) == 0,
+            Self::FIRST_STAGE => unit.first_stage && is_plain && first == 0,
             Self::SECOND_STAGE => unit.scalable_second_stage && is_plain && unit.supports_width(self.width()),
             _ => false,
         }
@@ -200,6 +203,7 @@ impl PasidEntry {
             muted: context.fault_processing_disabled() || self.fault_processing_disabled(),
             snoops: self.walks_snoop(),
             scalable: true,
+            no_execute: self.0[2] & Self::NO_EXECUTE != 0,
         }
     }
 }
@@ -228,7 +232,8 @@ mod tests {
             assert_eq!([1, 2, 3].map(is_allowed), allowed, "{sagaw:#b}");
         }
         assert!(entry(1 << 6 | 1 | 0x5000, 0x5000).reserved_set(&unit));
-        for third in [0x5001, 0x5002, 0x5004, 0x5010] {
+        assert!(entry(1 << 6 | 1, 0x5020).is_supported(&unit));
+        for third in [0x5001, 0x5002, 0x5004, 0x5010, 0x5080] {
             assert!(!entry(1 << 6 | 1, third).is_supported(&unit), "{third:#x}");
         }
         assert!(entry(0x5000 | 2 << 6 | 2 << 2 | 1, 0x5000).reserved_set(&unit));

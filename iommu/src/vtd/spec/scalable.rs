@@ -239,7 +239,9 @@ pub struct FirstStagePointer {
     pub paging_mode: u8,
     /// WPE: writes of supervisors obey R/W.
     pub write_protect: bool,
-    #[bits(7)]
+    /// NXE: bit 63 (XD) of entries is no reserved bit.
+    pub no_execute: bool,
+    #[bits(6)]
     __: u8,
     /// FSPTPTR: page number of the first-stage root table.
     #[bits(52)]
@@ -250,14 +252,15 @@ pin_bits!(FirstStagePointer:
     with_execute_requests(true) = 1 << 1,
     with_paging_mode(3) = 3 << 2,
     with_write_protect(true) = 1 << 4,
+    with_no_execute(true) = 1 << 5,
     with_frame((1 << 52) - 1) = 0xffff_ffff_ffff_f000,
 );
 
 impl FirstStagePointer {
-    /// To the root table of 4 levels at `root`, which is page-aligned.
+    /// To the root table of 4 levels at `root`, which is page-aligned. A CPU's says of pages that they are not to be executed.
     #[must_use]
     pub const fn to_table(root: PhysAddr) -> Self {
-        Self::new().with_frame(frame(root))
+        Self::new().with_no_execute(true).with_frame(frame(root))
     }
 
     /// Root of the first-stage table.
@@ -273,7 +276,7 @@ const _: () = {
     let entry = PasidEntry::first_stage(DomainId::new(0x1234), Some(AddressWidth::Bits48));
     assert!(entry.into_bits() == 0x1234 << 64 | 1 << 6 | 2 << 2 | 1);
     assert!(PasidEntry::first_stage(DomainId::new(0x1234), None).into_bits() == 0x1234 << 64 | 1 << 6 | 1);
-    assert!(FirstStagePointer::to_table(PhysAddr::new(0x5000)).into_bits() == 0x5000);
+    assert!(FirstStagePointer::to_table(PhysAddr::new(0x5000)).into_bits() == 0x5020);
     assert!(ScalableContextEntry::to_directory(PhysAddr::new(0x7000), true).into_bits() == 0x7005);
     assert!(PasidDirectoryEntry::to_table(PhysAddr::new(0x8000)).into_bits() == 0x8001);
 };

@@ -25,6 +25,8 @@ struct Walk {
     access: Access,
     /// It snoops the CPU's caches.
     snoops: bool,
+    /// XD is no reserved bit.
+    no_execute: bool,
 }
 
 impl Walk {
@@ -42,7 +44,8 @@ impl Unit {
         address: u64,
         access: Access,
     ) -> Result<Translation, Reason> {
-        let walk = Walk { tag: binding.tag(), address, access, snoops: binding.snoops };
+        let Binding { snoops, no_execute, .. } = *binding;
+        let walk = Walk { tag: binding.tag(), address, access, snoops, no_execute };
         let mut position = self.cached_position(world, &walk, binding.levels())?.unwrap_or(Position {
             level: binding.levels(),
             table: binding.table,
@@ -106,7 +109,8 @@ impl Unit {
         if !self.allows(walk.access, position.read, position.write) {
             return Err(walk.refused());
         }
-        if entry.reserved_set(position.level, &self.config, self.host_address_bits) {
+        let is_reserved = entry.reserved_set(position.level, &self.config, self.host_address_bits);
+        if is_reserved || entry.has_no_execute() && !walk.no_execute {
             return Err(Reason::PageEntryReserved);
         }
         Ok(entry)

@@ -1,0 +1,41 @@
+//! Domains over a table of the CPU's.
+
+use mm::table::{PageTable, Stale};
+
+use super::{Domain, Kind, Making};
+use crate::{
+    Iova,
+    backend::Backend,
+    dma::{DmaError, DomainError, SharedTable, shared::Shares},
+    iova::INTERRUPT_RANGE,
+    sync::atomic::{Ordering, fence},
+};
+
+impl<B: Backend> Domain<B> {
+    /// A domain whose units walk `table`.
+    pub fn sharing(making: Making<B>, table: SharedTable) -> Result<Self, DomainError> {
+        let format = making.backend.shared_format(making.units, &table).map_err(DomainError::NotShareable)?;
+        let root = table.root;
+        // SAFETY: a shared domain admits no mapping, and shows its table to nobody.
+        let named = |tables| Ok(unsafe { PageTable::named(format, tables, root) });
+        Ok(Self::over(making, Kind::Shared, format, Some(table), named)?)
+    }
+}
+
+impl<B: Backend> Shares for Domain<B> {
+    fn forget(&self, stale: &Stale) -> Result<(), DmaError> {
+        // As in `flush`: entries are cleared before the tags are read.
+        fence(Ordering::SeqCst);
+        Ok(self.backend.forget(&self.tags, stale)?)
+    }
+
+    fn publish_mapped(&self, first: Iova, bytes: u64) -> Result<(), DmaError> {
+        Ok(self.backend.publish(&self.tags, first, bytes)?)
+    }
+
+    fn is_clear(&self, first: Iova, last: Iova) -> bool {
+        let (first, last) = (first.as_u64(), last.as_u64());
+        let is_interrupt = first <= *INTERRUPT_RANGE.end() && last >= *INTERRUPT_RANGE.start();
+        last <= self.last && !is_interrupt && !self.registers.meet(first, last)
+    }
+}
