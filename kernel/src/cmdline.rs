@@ -42,6 +42,8 @@ pub struct Options<'a> {
     pub hollow_disk: bool,
     /// NVMe disks are driven by processes in ring 3.
     pub served_disk: bool,
+    /// Devices that processes are given get their address spaces.
+    pub shares_spaces: bool,
     /// The bridges are left as by firmware that configures none.
     pub unconfigured_bridges: bool,
 }
@@ -111,6 +113,7 @@ impl Default for Options<'_> {
             visitors: 0,
             hollow_disk: false,
             served_disk: false,
+            shares_spaces: false,
             unconfigured_bridges: false,
         }
     }
@@ -158,6 +161,7 @@ impl<'a> Options<'a> {
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "disk" if value == "hollow" => self.hollow_disk = true,
             "disk" if value == "process" => self.served_disk = true,
+            "spaces" if value == "shared" => self.shares_spaces = true,
             "bridges" if value == "unconfigured" => self.unconfigured_bridges = true,
             "stress" => self.stress_s = value.parse().ok().filter(|s| (1..=STRESS_S_MAX).contains(s))?,
             "kills" => self.kills = value.parse().ok().filter(|kills| (1..=KILLS_MAX).contains(kills))?,

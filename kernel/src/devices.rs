@@ -88,8 +88,13 @@ pub fn start(
     let interfaces = open_interfaces(&host, &iommu, &functions)?;
     let plugged = Plugged::new(&host, &iommu, &disks);
     let hotplug = Hotplug::start(&host, &iommu, functions.clone(), apertures, claims, plugged.clone());
-    let giver =
-        Giver { host: host.clone(), iommu: iommu.clone(), hotplug: hotplug.clone(), disks: disks.clone() };
+    let giver = Giver {
+        host: host.clone(),
+        iommu: iommu.clone(),
+        hotplug: hotplug.clone(),
+        disks: disks.clone(),
+        shares_spaces: words.shares_spaces,
+    };
     for function in functions.iter().filter(|function| is_served(function)) {
         if let Err(error) = process::start_disk(&giver, NVME_DRIVER, 0, function.address) {
             log::info!("{} is no disk: {error}", function.address);
@@ -107,6 +112,7 @@ pub fn start(
         disks,
         open_disk: disk_opener(giver, words.served_disk),
         served_disk: words.served_disk,
+        shares_spaces: words.shares_spaces,
         interfaces,
         open_interface,
         memory: Arc::new(Frames),

@@ -80,6 +80,7 @@ pub fn judge(
             || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
             || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
             || reason == NOT_SERVED && !scenario.cmdline.contains(NOT_SERVED)
+            || reason == SECOND_STAGE && !scenario.iommu.is_some_and(|unit| unit.contains("x-flts"))
             || reason == NOTHING_RESERVED && !scenario.reserves
             || reason == REMAPPED && !scenario.lacks.contains(&NOT_REMAPPED);
         if !may_be_skipped {
@@ -181,6 +182,8 @@ const NOT_SERVED: &str = "disk=process";
 /// What it lacks where interrupts are remapped, and where they are not.
 const REMAPPED: &str = "interrupts that are not remapped";
 const NOT_REMAPPED: &str = "interrupt remapping in use";
+/// What it lacks where the unit's tables are not in the CPU's format.
+const SECOND_STAGE: &str = "first-stage tables";
 /// What it lacks with tables of QEMU's.
 const NOTHING_RESERVED: &str = "memory reserved for an edu device";
 

@@ -517,6 +517,56 @@ pub const SCENARIOS: &[Scenario] = &[
         ..DEFAULT
     },
     Scenario {
+        name: "shared-spaces",
+        about: "devices in the hands of processes have their address spaces: the unit walks the CPU's own tables",
+        iommu: Some(FIRST_STAGE),
+        cmdline: "iommu=scalable spaces=shared kills=5",
+        tests: "process_devices::*",
+        needs: FIRST,
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "shared-spaces-cpus-4",
+        about: "the same by four CPUs",
+        cpus: "4",
+        iommu: Some(FIRST_STAGE),
+        cmdline: "iommu=scalable spaces=shared kills=5",
+        tests: "process_devices::*",
+        needs: FIRST,
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
+        name: "shared-disk",
+        about: "the NVMe disk is driven by a process whose address space the controller has, which is killed 5 times",
+        drive: Drive::Nvme,
+        qemu: &OTHER_DISK,
+        iommu: Some(FIRST_STAGE),
+        cmdline: "iommu=scalable spaces=shared disk=process kills=5",
+        tests: "*disk*",
+        lacks: &["a disk that the kernel drives"],
+        needs: FIRST,
+        ..DEFAULT
+    },
+    Scenario {
+        name: "shared-displays",
+        about: "displays that read their pictures in the address space of the process that draws them",
+        qemu: DISPLAYS,
+        attended: true,
+        iommu: Some(FIRST_STAGE),
+        cmdline: "iommu=scalable spaces=shared plugs",
+        tests: "displays::*",
+        needs: &[
+            Need::AtLeast(Version(10, 0)),
+            Need::Property("intel-iommu", "x-flts"),
+            Need::Property("bochs-display", "vgamem"),
+            Need::Property("virtio-gpu-pci", "max_outputs"),
+        ],
+        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+        ..DEFAULT
+    },
+    Scenario {
         name: "virtual-disks",
         about: "three processes drive an NVMe controller and two virtual functions of another one, and are killed 5 times",
         cmdline: "disk=process kills=5",

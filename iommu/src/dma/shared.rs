@@ -32,7 +32,7 @@ impl SharedTable {
     /// - As long as `keeper` has an owner, neither a page of the table nor memory that it maps for users is used for anything
     ///   else, but what [`SharedDomain::flush`] has been told of, of every domain that shares it, and returned `Ok`.
     /// - Entries that `mm` did not make are for the supervisor, or have A and D set: a walker's update of an entry is not
-    ///   expected by whoever edits it.
+    ///   expected by whoever edits it. If its format says that it is written back, they are as well, with all that they lead to.
     /// - Whoever may use the devices may use what the table maps for users, as it says.
     #[must_use]
     pub unsafe fn new<M: TableMemory>(
@@ -60,7 +60,7 @@ impl fmt::Debug for SharedTable {
 pub enum NotShareable {
     /// Page tables of the machine's units are of the second stage: see [`Options::first_stage`](crate::Options::first_stage).
     SecondStage,
-    /// A unit's walks do not snoop the CPU's caches.
+    /// A unit's walks do not snoop the CPU's caches, and the table is not [written back](X86Format::written_back).
     NotCoherent,
     /// The units walk other numbers of levels.
     Levels(u8),
@@ -79,7 +79,9 @@ impl fmt::Display for NotShareable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SecondStage => f.write_str("the units' page tables are not in the CPU's format"),
-            Self::NotCoherent => f.write_str("a unit's walks do not snoop the CPU's caches"),
+            Self::NotCoherent => {
+                f.write_str("a unit's walks do not snoop the CPU's caches, and the table is not written back")
+            }
             Self::Levels(levels) => write!(f, "the units walk no tables of {levels} levels"),
             Self::LeafSizes => f.write_str("a unit does not know leaves of all sizes that the table has"),
             Self::PhysicalBits { memory, units } => {

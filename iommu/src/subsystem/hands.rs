@@ -47,7 +47,7 @@ impl Iommu {
     }
 
     /// A domain in which all units that see `functions` walk `table`, the CPU's: whoever is assigned to it uses the address space as
-    /// it stands. It takes units that translate by first-stage tables, and walk them coherently.
+    /// it stands. It takes units that translate by first-stage tables.
     ///
     /// # Errors
     /// See [`DomainError`].

@@ -251,7 +251,7 @@ impl<P: Platform> Vtd<P> {
         if self.stage != TableStage::First {
             return Err(NotShareable::SecondStage);
         }
-        if !self.walk_coherently(units) {
+        if table.format.is_coherent() && !self.walk_coherently(units) {
             return Err(NotShareable::NotCoherent);
         }
         let known = |sizes, unit| sizes & Capability::first_stage_leaf_sizes(unit);

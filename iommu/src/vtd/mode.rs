@@ -73,7 +73,11 @@ impl TableStage {
     pub(super) fn of_all<'a>(units: impl Iterator<Item = &'a Capability> + Clone, options: Options) -> Self {
         let is_able = |unit: &Capability| TranslationMode::why_legacy(unit, options, Self::First).is_none();
         let is_needed = || units.clone().any(|unit| !unit.has_scalable_second_stage());
-        if options.scalable && (options.first_stage || is_needed()) && units.clone().all(is_able) { Self::First } else { Self::Second }
+        if options.scalable && (options.first_stage || is_needed()) && units.clone().all(is_able) {
+            Self::First
+        } else {
+            Self::Second
+        }
     }
 
     fn is_of(self, capability: &Capability) -> bool {

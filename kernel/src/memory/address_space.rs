@@ -111,7 +111,8 @@ pub(super) unsafe fn build(ram: &RangeSet) -> Result<(), BuildError> {
     let huge = if has_huge { LeafSizes::SIZE_1G } else { LeafSizes::empty() };
     let sizes = LeafSizes::SIZE_4K | LeafSizes::SIZE_2M | huge;
     let bits = cpuid.get_processor_capacity_feature_info().map_or(36, |info| info.physical_address_bits());
-    let format = X86Format::new(4, sizes, bits).ok_or(BuildError::AddressWidth(bits))?;
+    // Its upper half is in every process's table, which units may walk that do not snoop: so it is in memory at all times.
+    let format = X86Format::new(4, sizes, bits).ok_or(BuildError::AddressWidth(bits))?.written_back();
     let table = PageTable::new(format, KernelTables).map_err(BuildError::NoRoot)?;
 
     let map = |input: u64, range: PhysRange, access| {

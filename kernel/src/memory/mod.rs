@@ -23,7 +23,7 @@ pub use address_space::{Alias, KernelTables, lookup, root, runs, window_bytes};
 pub use exhausted::Exhausted;
 pub use heap::small_bytes;
 pub use ranges::RangeSet;
-pub use user_table::UserTable;
+pub use user_table::{UserMapError, UserTable};
 
 use crate::boot_info::{BootInfo, Region};
 
@@ -184,6 +184,12 @@ pub fn unshareable(first: NonNull<u8>, bytes: usize) -> Unshareable {
 /// The RAM that the frame allocator gives out, and what was taken from it before.
 pub fn ram() -> impl Iterator<Item = PhysRange> {
     RAM.get().into_iter().flat_map(|ram| ram.as_slice().iter().copied())
+}
+
+/// Width in bits of the highest physical address that RAM has.
+pub fn ram_bits() -> u8 {
+    let last = ram().map(|range| range.start.as_u64() + (range.bytes - 1)).max().unwrap_or(0);
+    (u64::BITS - last.leading_zeros()) as u8
 }
 
 /// Whether any of `range` is the kernel's: its image, RAM that it uses or hands out, or the page that CPUs start at.

@@ -112,6 +112,13 @@ impl Pages {
         PhysRange::new(self.first, self.count as u64 * PAGE_BYTES)
     }
 
+    /// Makes them zeros.
+    pub fn clear(&mut self) {
+        let first = layout::direct(self.first) as *mut u8;
+        // SAFETY: as in `fill`.
+        unsafe { first.write_bytes(0, self.count * PAGE_BYTES as usize) };
+    }
+
     /// Puts `bytes` at `offset`, both checked: nothing is written unless all fits.
     pub fn fill(&mut self, offset: usize, bytes: &[u8]) -> Option<()> {
         let end = offset.checked_add(bytes.len())?;

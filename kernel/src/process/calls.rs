@@ -14,6 +14,7 @@ impl Running {
             Some(Call::Log) => self.log(first, second),
             Some(Call::MapMemory) => self.space.map_memory(first),
             Some(Call::UnmapMemory) => self.space.unmap_memory(first).map(|()| 0),
+            Some(Call::ProtectMemory) => self.space.protect_memory(first, second != 0).map(|()| 0),
             Some(Call::Now) => Ok(clock::now_ns()),
             Some(Call::SleepUntil) => {
                 self.process.wait_in_kernel(first, || false);

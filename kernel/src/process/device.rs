@@ -1,9 +1,9 @@
 //! A device in the hands of a process.
 //!
 //! What the process gets is the pages of its registers ([`Lendable`]), memory of its own at addresses that it chooses, and
-//! its interrupts, by asking for them. What the device reaches is what the process has shared with it: its function is alone in
-//! its group, and assigned to a domain that was created for it. So it is never trusted with all memory, as those of the kernel
-//! may be, nor given with memory that is firmware's.
+//! its interrupts, by asking for them. What the device reaches is what the process has shared with it, or its whole address space, by
+//! the same addresses: its function is alone in its group, and assigned to a domain that was created for it. So it is never trusted
+//! with all memory, as those of the kernel may be, nor given with memory that is firmware's.
 //!
 //! The end of the process takes the device as a quarantine and a release do: it is stopped, reaches nothing, is made quiet, and
 //! only then is the memory that it had given back. One that cannot be made quiet keeps it, and stays in quarantine.
@@ -61,6 +61,10 @@ pub struct Given {
     interrupts: Interrupts,
     lines: [Arc<Line>; INTERRUPTS_MAX],
     shares: [Option<Share>; SHARES_MAX],
+    /// Its domain walks the table of the process.
+    has_space: bool,
+    /// The address space of the process that is to be started with it.
+    space: Option<Space>,
     /// Which BARs the process sees.
     mapped: [bool; BARS],
     /// Of which it was said why nobody can.
@@ -166,6 +170,16 @@ impl Given {
     pub fn for_disk(mut self) -> Self {
         self.is_for_disk = true;
         self
+    }
+
+    /// The address space that it has and the process is to have.
+    pub fn take_space(&mut self) -> Option<Space> {
+        self.space.take()
+    }
+
+    /// Whether it has the addresses of its process.
+    pub fn has_space(&self) -> bool {
+        self.has_space
     }
 
     /// Whether it was taken away.
@@ -299,6 +313,9 @@ impl Given {
         way: DeviceAccess,
         space: &mut Space,
     ) -> Result<(), Error> {
+        if self.has_space {
+            return Err(Error::SpaceShared);
+        }
         let slot = self.shares.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
         let pages = space.lend(address)?;
         let iova = Iova::new(iova);
@@ -395,7 +412,8 @@ impl Drop for Given {
                 log::debug!("{}: {error}", self.function());
             }
         }
-        if released.is_ok() {
+        // A domain over the table of the process keeps that, if need be, until its function is quiet.
+        if released.is_ok() || self.has_space {
             destroy(&self.domain);
         }
     }

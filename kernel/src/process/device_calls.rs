@@ -14,6 +14,7 @@ impl Running {
             Call::ConfigRead => device.config_read(second),
             Call::BarBytes => device.bar_bytes(second),
             Call::MapBar => device.map_bar(second, &mut self.space),
+            Call::HasSpace => Ok(device.has_space().into()),
             Call::Share => {
                 let way = DeviceAccess::from_number(fourth).ok_or(Error::BadAddress)?;
                 device.share(second, third, way, &mut self.space).map(|()| 0)
@@ -24,9 +25,13 @@ impl Running {
             Call::Serve => device.serve(second, &self.space, &self.process),
             Call::TakeRequest => device.take_request(second, third, &mut self.space),
             Call::CompleteRequest => device.complete_request(second, third, fourth, fifth, &self.space),
-            Call::Exit | Call::Log | Call::MapMemory | Call::UnmapMemory | Call::Now | Call::SleepUntil => {
-                Err(Error::NoSuchCall)
-            }
+            Call::Exit
+            | Call::Log
+            | Call::MapMemory
+            | Call::UnmapMemory
+            | Call::ProtectMemory
+            | Call::Now
+            | Call::SleepUntil => Err(Error::NoSuchCall),
         }
     }
 }

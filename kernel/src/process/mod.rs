@@ -30,7 +30,8 @@ use drivers::block::BlockDevice;
 use iommu::PciAddress;
 use program::{Program, ProgramError};
 
-pub use budget::{Budget, total_pages};
+use budget::Budget;
+pub use budget::total_pages;
 pub use device::{GiveError, Given, Giver};
 pub use disk::{Driver, NVME_DRIVER, start_disk};
 pub use space::Space;
@@ -94,6 +95,8 @@ pub enum StartError {
     Program(ProgramError),
     /// There is no memory, or not as much as one process may have.
     OutOfMemory,
+    /// Its devices were given for several address spaces.
+    SeveralSpaces,
     /// There are [`PROCESSES_MAX`].
     TooMany,
     /// There is no memory for its thread.
@@ -123,6 +126,7 @@ impl fmt::Display for StartError {
             Self::NoSuchProgram => f.write_str("there is no such program"),
             Self::Program(error) => write!(f, "the program's file: {error}"),
             Self::OutOfMemory => f.write_str("no memory for a process"),
+            Self::SeveralSpaces => f.write_str("its devices have several address spaces"),
             Self::TooMany => write!(f, "there are {PROCESSES_MAX} processes already"),
             Self::Spawn(error) => write!(f, "{error}"),
         }
@@ -147,17 +151,23 @@ pub fn start(name: &str, argument: u64, devices: Vec<Given>) -> Result<Arc<Proce
 pub fn start_file(
     file: &programs::File,
     argument: u64,
-    devices: Vec<Given>,
+    mut devices: Vec<Given>,
 ) -> Result<Arc<Process>, StartError> {
     static LAST_PID: AtomicU32 = AtomicU32::new(0);
     let program = Program::read(file.bytes).map_err(StartError::Program)?;
-    let budget = Arc::new(Budget::new(PAGES_MAX));
-    let space = Space::load(&program, &budget).ok_or(StartError::OutOfMemory)?;
+    let mut space = match devices.iter_mut().find_map(Given::take_space) {
+        Some(space) => space,
+        None => Space::new(PAGES_MAX).ok_or(StartError::OutOfMemory)?,
+    };
+    if devices.iter_mut().any(|device| device.take_space().is_some()) {
+        return Err(StartError::SeveralSpaces);
+    }
+    space.load(&program).ok_or(StartError::OutOfMemory)?;
     let process = Arc::new(Process {
         pid: LAST_PID.fetch_add(1, Relaxed) + 1,
         name: file.name,
         started_ns: clock::now_ns(),
-        budget,
+        budget: space.budget().clone(),
         killed: AtomicBool::new(false),
         ending: IrqMutex::new(Rank::Processes, None),
         changed: Arc::new(WaitQueue::new()),
@@ -252,7 +262,7 @@ impl Drop for Listed {
 /// What its own thread has of a process.
 struct Running {
     context: UserContext,
-    /// They go before the space: what they could reach is nobody else's before they are quiet. The program, which could
+    /// They go before the space: what of it they were lent is nobody else's before they are quiet. The program, which could
     /// use their registers, does not run any more.
     devices: Vec<Given>,
     space: Space,

@@ -3,13 +3,20 @@
 //! The space belongs to the process's thread, as nobody else changes or reads it: there is no lock. The kernel follows no
 //! pointer of a program. It looks the address up among the [`Region`]s, which it made itself, and copies by the direct map:
 //! no access of it can fault, and SMAP is never lifted.
+//!
+//! Devices of the process may walk its table, and have the program's own addresses then. What the program gives back stays the
+//! process's, for its next memory, until they are quiet; and what of the space devices may still use when it goes, goes with the last
+//! of their domains.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::mem::ManuallyDrop;
 
 use abi::Error;
-use drivers::pci::{Contents, Lendable};
+use drivers::pci::{self, Lendable};
+use iommu::{DmaDomain, DmaError, DomainError, Iommu, PciAddress, dma::SharedDomain};
 use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::x86::X86Access};
 use program::{Access, Program};
+use spin::Once;
 
 use super::{
     budget::{Budget, BudgetedTables, Pages},
@@ -17,22 +24,48 @@ use super::{
 };
 use crate::{
     arch::memory_types,
-    memory::{UserTable, layout},
+    memory::{self, UserMapError, UserTable, layout},
 };
 
 /// Most regions at a time.
 const REGIONS_MAX: usize = 64;
 
-/// An address space. The table goes before the pages that it maps.
+/// An address space.
 pub struct Space {
-    table: UserTable<BudgetedTables>,
-    regions: [Option<Region>; REGIONS_MAX],
+    contents: ManuallyDrop<Box<Contents>>,
     /// Where the next memory that is asked for goes: no address is given out twice.
     next: u64,
     budget: Arc<Budget>,
+    /// Where the contents go at the end, if devices walk the table.
+    estate: Option<Arc<Estate>>,
+}
+
+/// What is in a space. The table goes before the pages that it maps.
+struct Contents {
+    table: UserTable<BudgetedTables>,
+    regions: [Option<Region>; REGIONS_MAX],
     /// What the program gave back of the memory that a device had. A device may have translated before it was taken away and
-    /// still be writing: this goes with the space, which goes after the devices, as they are quiet then.
+    /// still be writing: this goes with the space, which goes after the devices, as they are quiet then. Or the program gets it
+    /// again.
     kept: Vec<Pages>,
+}
+
+/// What keeps the contents of a space that has gone, for as long as a domain has it.
+struct Estate(Once<Box<Contents>>);
+
+/// Why a device does not get the addresses of a program.
+#[derive(Debug)]
+pub enum ShareError {
+    /// There can be no domain for it.
+    Domain(DomainError),
+    /// Somebody else answers at addresses that programs have.
+    OutOfReach,
+}
+
+impl From<DomainError> for ShareError {
+    fn from(error: DomainError) -> Self {
+        Self::Domain(error)
+    }
 }
 
 /// Addresses that belong together, and what is there: one run of memory.
@@ -65,32 +98,70 @@ impl Region {
 }
 
 impl Space {
-    /// A space with `program` and a stack in it. `None` if there is no memory within `budget`.
-    pub fn load(program: &Program<'_>, budget: &Arc<Budget>) -> Option<Self> {
+    /// A space with nothing in it, which may take at most `pages` pages. `None` if there is no memory for its table.
+    pub fn new(pages: usize) -> Option<Self> {
+        let budget = Arc::new(Budget::new(pages));
         let table = UserTable::new(BudgetedTables(budget.clone()))?;
         let regions = [const { None }; REGIONS_MAX];
-        let (next, budget) = (abi::MEMORY.start, budget.clone());
-        let mut space = Self { table, regions, next, budget, kept: Vec::new() };
+        let contents = Box::new(Contents { table, regions, kept: Vec::new() });
+        let contents = ManuallyDrop::new(contents);
+        Some(Self { contents, next: abi::MEMORY.start, budget, estate: None })
+    }
+
+    /// Puts `program` and a stack into it. `None` if there is no memory within its budget.
+    pub fn load(&mut self, program: &Program<'_>) -> Option<()> {
         for segment in program.segments() {
-            let mut pages = Pages::zeroed(&space.budget, usize::try_from(segment.pages).ok()?)?;
+            let mut pages = Pages::zeroed(&self.budget, usize::try_from(segment.pages).ok()?)?;
             pages.fill(usize::try_from(segment.offset).ok()?, segment.bytes)?;
             let access = access_of(segment.access);
-            space.add(segment.start, pages.range(), access, Backing::Program(pages)).ok()?;
+            self.add(segment.start, pages.range(), access, Backing::Program(pages)).ok()?;
         }
-        let stack = Pages::zeroed(&space.budget, (abi::STACK_BYTES / PAGE_BYTES) as usize)?;
+        let stack = Pages::zeroed(&self.budget, (abi::STACK_BYTES / PAGE_BYTES) as usize)?;
         let start = abi::STACK_TOP - abi::STACK_BYTES;
-        space.add(start, stack.range(), READ_WRITE, Backing::Program(stack)).ok()?;
-        Some(space)
+        self.add(start, stack.range(), READ_WRITE, Backing::Program(stack)).ok()
+    }
+
+    /// What it has, and may have.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// A domain in which `function` has the addresses of the program.
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    pub fn share_with(&mut self, iommu: &Iommu, function: PciAddress) -> Result<DmaDomain, ShareError> {
+        let estate = self.estate.get_or_insert_with(|| Arc::new(Estate(Once::new()))).clone();
+        // SAFETY: the contents go when the estate does, or before if no domain has it. The domain is added below, or destroyed.
+        let table = unsafe { self.contents.table.to_share(memory::ram_bits(), estate) };
+        let shared = iommu.share_table(&[function], table)?;
+        let domain = shared.domain().clone();
+        let result = if !shared.reaches(abi::IMAGE.start, abi::STACK_TOP - abi::IMAGE.start) {
+            Err(ShareError::OutOfReach)
+        } else if !self.contents.table.add_domain(shared) {
+            Err(DomainError::Dma(DmaError::OutOfMemory).into())
+        } else {
+            Ok(())
+        };
+        if result.is_err() {
+            domain.destroy()?;
+        }
+        result.map(|()| domain)
+    }
+
+    /// Whether devices have the addresses of the program.
+    fn is_shared(&self) -> bool {
+        !self.contents.table.domains().is_empty()
     }
 
     /// Physical address of its table's root.
     pub fn root(&self) -> PhysAddr {
-        self.table.root()
+        self.contents.table.root()
     }
 
     /// Whether the kernel's half of it is the kernel's.
     pub fn has_kernels_half(&self) -> bool {
-        self.table.has_kernels_half()
+        self.contents.table.has_kernels_half()
     }
 
     /// New memory for the program.
@@ -103,9 +174,23 @@ impl Space {
         }
         let bytes = bytes.next_multiple_of(PAGE_BYTES);
         let start = self.reserve(bytes)?;
-        let pages = Pages::zeroed(&self.budget, (bytes / PAGE_BYTES) as usize).ok_or(Error::OutOfMemory)?;
+        let pages = self.pages((bytes / PAGE_BYTES) as usize).ok_or(Error::OutOfMemory)?;
         self.add(start, pages.range(), READ_WRITE, Backing::Memory(pages))?;
         Ok(start)
+    }
+
+    /// `count` zeroed pages: such as the program has given back before, or new ones.
+    fn pages(&mut self, count: usize) -> Option<Pages> {
+        let bytes = count as u64 * PAGE_BYTES;
+        let kept = &mut self.contents.kept;
+        match kept.iter().position(|pages| pages.range().bytes == bytes) {
+            Some(index) => {
+                let mut pages = kept.swap_remove(index);
+                pages.clear();
+                Some(pages)
+            }
+            None => Pages::zeroed(&self.budget, count),
+        }
     }
 
     /// Shows the program what of a device's BAR may be lent. Returns where the first of the BAR's bytes would be.
@@ -118,8 +203,8 @@ impl Space {
     pub unsafe fn map_bar(&mut self, lendable: &Lendable) -> Result<u64, Error> {
         let bytes = lendable.range.bytes;
         let access = match lendable.contents {
-            Contents::Registers => REGISTERS,
-            Contents::Memory => DEVICE_MEMORY,
+            pci::Contents::Registers => REGISTERS,
+            pci::Contents::Memory => DEVICE_MEMORY,
         };
         let start = self.reserve(bytes)?;
         for (at, range) in lendable.pieces() {
@@ -133,13 +218,19 @@ impl Space {
         Ok(start)
     }
 
-    /// Addresses for `bytes` bytes, whole pages, and a page behind them that stays free.
+    /// Addresses for `bytes` bytes, whole pages, and a page behind them that stays free. They are not where somebody else would
+    /// answer to its devices: other functions' memory is at such addresses, in a few places, each of which is stepped over in ever
+    /// longer steps.
     fn reserve(&mut self, bytes: u64) -> Result<u64, Error> {
-        let (start, end) = (self.next, self.next + bytes + PAGE_BYTES);
-        if end > abi::MEMORY.end {
-            return Err(Error::OutOfMemory);
-        }
-        self.next = end;
+        const FIRST_STEP: u64 = 1 << 30;
+        const STEPS: u32 = 16;
+        let domains = self.contents.table.domains();
+        let is_reached =
+            |start: &u64| domains.iter().all(|domain: &SharedDomain| domain.reaches(*start, bytes));
+        let mut steps = (0..STEPS).map(|step| self.next + ((FIRST_STEP << step) - FIRST_STEP));
+        let start = steps.find(is_reached).ok_or(Error::OutOfMemory)?;
+        let end = start.checked_add(bytes + PAGE_BYTES).filter(|&end| end <= abi::MEMORY.end);
+        self.next = end.ok_or(Error::OutOfMemory)?;
         Ok(start)
     }
 
@@ -148,23 +239,39 @@ impl Space {
     /// # Errors
     /// None that the program asked for does, or a device has it. There is no memory to note it.
     pub fn unmap_memory(&mut self, start: u64) -> Result<(), Error> {
-        let region = self.regions.iter().flatten().find(|region| region.start == start);
+        let region = self.contents.regions.iter().flatten().find(|region| region.start == start);
         match region.map(|region| &region.backing) {
-            Some(Backing::Memory(_)) => {
-                self.remove(|region| region.start == start);
-                Ok(())
-            }
-            Some(Backing::Returned(_)) => {
-                self.kept.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-                let removed = self.remove(|region| region.start == start);
-                if let Some(Region { backing: Backing::Returned(pages), .. }) = removed {
-                    self.kept.push(pages);
-                }
-                Ok(())
-            }
-            Some(Backing::Lent) => Err(Error::InUse),
-            Some(Backing::Program(_) | Backing::Device) | None => Err(Error::BadAddress),
+            Some(Backing::Memory(_) | Backing::Returned(_)) => {}
+            Some(Backing::Lent) => return Err(Error::InUse),
+            Some(Backing::Program(_) | Backing::Device) | None => return Err(Error::BadAddress),
         }
+        self.contents.kept.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        let removed = self.remove(|region| region.start == start);
+        match removed.map(|region| region.backing) {
+            Some(Backing::Memory(pages)) if !self.is_shared() => drop(pages),
+            Some(Backing::Memory(pages) | Backing::Returned(pages)) => self.contents.kept.push(pages),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Lets the program, and devices that have its addresses, write the memory that starts at `start`, or not.
+    ///
+    /// # Errors
+    /// It is none that the program asked for. A device may be able to write it for ever: it is lost.
+    pub fn protect_memory(&mut self, start: u64, is_writable: bool) -> Result<(), Error> {
+        let Contents { table, regions, .. } = &mut **self.contents;
+        let is_it = |region: &&mut Region| {
+            let is_memory = !matches!(region.backing, Backing::Program(_) | Backing::Device);
+            region.start == start && is_memory
+        };
+        let region = regions.iter_mut().flatten().find(is_it).ok_or(Error::BadAddress)?;
+        let access = if is_writable { READ_WRITE } else { X86Access::NO_EXECUTE };
+        region.is_writable = is_writable;
+        table.protect(start, region.range.bytes, access).map_err(|error| {
+            log::error!("{error}");
+            Error::DeviceLost
+        })
     }
 
     /// The pages of the memory that starts at `start`, for a device. The program goes on seeing them.
@@ -172,7 +279,7 @@ impl Space {
     /// # Errors
     /// It is no memory that the program asked for, or a device has it.
     pub fn lend(&mut self, start: u64) -> Result<Pages, Error> {
-        let region = self.regions.iter_mut().flatten().find(|region| region.start == start);
+        let region = self.contents.regions.iter_mut().flatten().find(|region| region.start == start);
         let region = region.ok_or(Error::BadAddress)?;
         match core::mem::replace(&mut region.backing, Backing::Lent) {
             Backing::Memory(pages) | Backing::Returned(pages) => Ok(pages),
@@ -188,22 +295,26 @@ impl Space {
     pub fn take_back(&mut self, pages: Pages) {
         let was_it =
             |region: &&mut Region| region.range == pages.range() && matches!(region.backing, Backing::Lent);
-        if let Some(region) = self.regions.iter_mut().flatten().find(was_it) {
+        if let Some(region) = self.contents.regions.iter_mut().flatten().find(was_it) {
             region.backing = Backing::Returned(pages);
         }
     }
 
     /// Removes a region that is so. `None` if there is none.
     fn remove(&mut self, is_so: impl Fn(&Region) -> bool) -> Option<Region> {
-        let mut slots = self.regions.iter_mut();
+        let Contents { table, regions, .. } = &mut **self.contents;
+        let mut slots = regions.iter_mut();
         let region = slots.find(|slot| slot.as_ref().is_some_and(&is_so))?.take()?;
-        if let Err(error) = self.table.unmap(region.start, region.range.bytes) {
-            // It cannot be, as the table has just what the regions say. Pages that ring 3 may still reach are lost.
-            log::error!("{error}");
-            core::mem::forget(region);
-            return None;
+        match table.unmap(region.start, region.range.bytes) {
+            Ok(()) => Some(region),
+            Err(error) => {
+                // Of the CPUs it cannot be, as the table has just what the regions say; and a unit that does not answer may
+                // let its devices use for ever what they used. Pages that somebody may still reach are lost.
+                log::error!("{error}");
+                core::mem::forget(region);
+                None
+            }
         }
-        Some(region)
     }
 
     /// Copies what the program has at `address`.
@@ -224,7 +335,7 @@ impl Space {
 
     /// How the program sees what it has at `address`.
     pub fn access_at(&self, address: u64) -> Option<X86Access> {
-        self.table.access_at(address)
+        self.contents.table.access_at(address)
     }
 
     /// Copies `bytes` to what the program has at `address`, and may write itself.
@@ -282,7 +393,7 @@ impl Space {
     }
 
     fn region(&self, address: u64) -> Option<&Region> {
-        self.regions.iter().flatten().find(|region| region.contains(address))
+        self.contents.regions.iter().flatten().find(|region| region.contains(address))
     }
 
     /// Maps `range` at `start`, where nothing is.
@@ -293,15 +404,33 @@ impl Space {
         access: X86Access,
         backing: Backing,
     ) -> Result<(), Error> {
-        let slot = self.regions.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
+        let Contents { table, regions, .. } = &mut **self.contents;
+        let slot = regions.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
         // SAFETY: the loader and `reserve` keep to the lower half; memory is the backing's, and the kernel reaches it by
         // copying alone; what is a device's is what the caller of `map_bar` says.
-        if !unsafe { self.table.map(start, range, access) } {
+        if let Err(error) = unsafe { table.map(start, range, access) } {
+            if let UserMapError::Exposed(error) = error {
+                // As in `remove`.
+                log::error!("{error}");
+                core::mem::forget(backing);
+            }
             return Err(Error::OutOfMemory);
         }
         let is_writable = access.contains(X86Access::WRITE);
         *slot = Some(Region { start, range, is_writable, backing });
         Ok(())
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        // SAFETY: once, here.
+        let mut contents = unsafe { ManuallyDrop::take(&mut self.contents) };
+        // Nothing leaves the table any more. A domain keeps the estate: in the other direction there is nobody.
+        drop(contents.table.take_domains());
+        if let Some(estate) = self.estate.take() {
+            estate.0.call_once(|| contents);
+        }
     }
 }
 

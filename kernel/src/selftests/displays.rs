@@ -18,7 +18,7 @@ use crate::{
         keyboard,
         memory_types::{PAT, UNCACHED, WRITE_COMBINING},
     },
-    process::{self, Budget, Ending, GiveError, Giver, PAGES_MAX, Process, Space},
+    process::{self, Ending, GiveError, Giver, PAGES_MAX, Process, Space},
     programs,
     shell::processes::giver,
     smp,
@@ -148,8 +148,8 @@ test! {
         ] {
             let mut given = display.giver.give(display.function)?;
             let file = programs::find("display").ok_or(failure!("no program"))?;
-            let budget = Arc::new(Budget::new(PAGES_MAX));
-            let mut space = Space::load(&Program::read(file.bytes)?, &budget).ok_or(failure!("no memory"))?;
+            let mut space = Space::new(PAGES_MAX).ok_or(failure!("no memory"))?;
+            space.load(&Program::read(file.bytes)?).ok_or(failure!("no memory"))?;
             for &(bar, expected) in bars {
                 let start = given.map_bar(bar, &mut space).map_err(|error| failure!("BAR {bar}: {error:?}"))?;
                 let bytes = given.bar_bytes(bar).map_err(|error| failure!("BAR {bar}: {error:?}"))?;

@@ -17,6 +17,7 @@ mod not_enforced;
 mod process;
 mod process_devices;
 mod served_disk;
+mod shared_spaces;
 mod threading;
 mod time;
 mod virtual_disks;

@@ -26,30 +26,36 @@ use crate::{
 };
 
 /// The `edu` that nobody has, and what it takes to give it to a process.
-struct Edu<'a> {
-    machine: &'a Machine,
-    giver: Giver,
-    function: PciAddress,
+pub(super) struct Edu<'a> {
+    pub machine: &'a Machine,
+    pub giver: Giver,
+    pub function: PciAddress,
 }
 
 impl<'a> Edu<'a> {
-    fn of(context: &'a Context<'_>) -> Result<Self, Failure> {
+    pub fn of(context: &'a Context<'_>) -> Result<Self, Failure> {
         let machine = Machine::of(context)?;
         let function = machine.idle_edu().ok_or(failure!("no edu"))?;
         Ok(Self { machine, giver: giver(machine), function })
     }
 
-    fn start(&self, attack: Attack) -> Result<Arc<Process>, Failure> {
+    /// The same, to be given with the addresses of its process, or not.
+    pub fn sharing(mut self, shares_spaces: bool) -> Self {
+        self.giver.shares_spaces = shares_spaces;
+        self
+    }
+
+    pub fn start(&self, attack: Attack) -> Result<Arc<Process>, Failure> {
         let devices = vec![self.giver.give(self.function)?];
         Ok(process::start("attacker", attack as u64, devices)?)
     }
 
-    fn run(&self, attack: Attack) -> Result<Ending, Failure> {
+    pub fn run(&self, attack: Attack) -> Result<Ending, Failure> {
         end_of(&*self.start(attack)?)
     }
 
     /// Whether it has more faults than `before`. The event of one takes a while to be handled, on whatever CPU.
-    fn awaits_faults_beyond(&self, before: u64) -> bool {
+    pub fn awaits_faults_beyond(&self, before: u64) -> bool {
         let deadline_ns = clock::now_ns() + 2000 * NS_PER_MS;
         while self.faults() <= before && clock::now_ns() < deadline_ns {
             threads::sleep_until(clock::now_ns() + NS_PER_MS);
@@ -57,12 +63,12 @@ impl<'a> Edu<'a> {
         self.faults() > before
     }
 
-    fn faults(&self) -> u64 {
+    pub fn faults(&self) -> u64 {
         reports::group(&self.machine.iommu, self.function).map_or(0, |group| group.faults)
     }
 
     /// `process` comes to its end because its device was taken. One that waits for an interrupt may be told so first, and exit.
-    fn expect_loss(&self, process: &Process) -> Result<(), Failure> {
+    pub fn expect_loss(&self, process: &Process) -> Result<(), Failure> {
         let ending = end_of(process)?;
         check!(
             matches!(ending, Ending::Killed | Ending::Exited(REFUSED)),
@@ -73,7 +79,7 @@ impl<'a> Edu<'a> {
     }
 
     /// Nobody has it, and nothing is left of what a process had shared with it.
-    fn check_free(&self) -> Result<(), Failure> {
+    pub fn check_free(&self) -> Result<(), Failure> {
         let group = reports::group(&self.machine.iommu, self.function).ok_or(failure!("no group"))?;
         check!(group.domain.is_none(), "{} has a domain", self.function);
         // What was taken from a process while others took its device comes back by the reaper.

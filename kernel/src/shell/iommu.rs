@@ -222,6 +222,7 @@ fn name_of_domain(domain: &DomainReport) -> String {
         DomainKind::Kernel => format!("{}", domain.number),
         DomainKind::Identity => format!("{} identity", domain.number),
         DomainKind::Assigned => format!("{} assigned", domain.number),
+        DomainKind::Shared => format!("{} shared", domain.number),
     }
 }
 

@@ -88,7 +88,8 @@ fn start(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
 /// What it takes to give devices of `machine` to processes.
 pub fn giver(machine: &Machine) -> Giver {
     let (host, iommu) = (machine.host.clone(), machine.iommu.clone());
-    Giver { host, iommu, hotplug: machine.hotplug.clone(), disks: machine.disks.clone() }
+    let (hotplug, disks) = (machine.hotplug.clone(), machine.disks.clone());
+    Giver { host, iommu, hotplug, disks, shares_spaces: machine.shares_spaces }
 }
 
 fn kill(_shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {

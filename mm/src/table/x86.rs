@@ -48,6 +48,8 @@ pub struct X86Format {
     output_bits: u8,
     /// Number of high bits of an input that repeat the highest one that is translated.
     unused_bits: u8,
+    /// Whoever walks the table snoops the CPU's caches.
+    is_coherent: bool,
 }
 
 impl X86Format {
@@ -56,10 +58,18 @@ impl X86Format {
     #[must_use]
     pub const fn new(levels: u8, leaf_sizes: LeafSizes, output_bits: u8) -> Option<Self> {
         if matches!(levels, 4 | 5) && output_bits >= 32 && output_bits <= 52 {
-            Some(Self { levels, leaf_sizes, output_bits, unused_bits: 64 - level_shift(levels + 1) as u8 })
+            let unused_bits = 64 - level_shift(levels + 1) as u8;
+            Some(Self { levels, leaf_sizes, output_bits, unused_bits, is_coherent: true })
         } else {
             None
         }
+    }
+
+    /// The same for tables that are walked by others than CPUs too, which do not snoop (VT-d's ECAP.SMPWCS says whether a unit
+    /// does): what is changed is written back.
+    #[must_use]
+    pub const fn written_back(self) -> Self {
+        Self { is_coherent: false, ..self }
     }
 }
 
@@ -81,10 +91,10 @@ impl Format for X86Format {
         self.output_bits
     }
 
-    /// The MMU snoops, and so does the walk of a first stage.
+    /// The MMU snoops.
     #[inline]
     fn is_coherent(&self) -> bool {
-        true
+        self.is_coherent
     }
 
     #[inline]

@@ -66,6 +66,8 @@ pub struct Parts {
     pub open_disk: OpenDisk,
     /// An NVMe disk is driven by a process.
     pub served_disk: bool,
+    /// Devices that processes are given get their address spaces.
+    pub shares_spaces: bool,
     /// The network interfaces that the kernel has opened.
     pub interfaces: Vec<Arc<Interface>>,
     /// Opens another one on a function that nobody has.

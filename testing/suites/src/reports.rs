@@ -78,7 +78,9 @@ impl Group {
     #[must_use]
     pub fn is_assigned(&self) -> bool {
         self.standing == Some(GroupStanding::Claimed)
-            && self.domain.is_some_and(|domain| domain.kind == DomainKind::Assigned)
+            && self
+                .domain
+                .is_some_and(|domain| matches!(domain.kind, DomainKind::Assigned | DomainKind::Shared))
     }
 }
 

@@ -19,7 +19,7 @@ use mm::{
     },
 };
 use vtd_model::{
-    Access, Denied, Device, MachineConfig, ModelBuffer, ModelPlatform, ReservedMemory, Reason, UnitConfig,
+    Access, Denied, Device, MachineConfig, ModelBuffer, ModelPlatform, Reason, ReservedMemory, UnitConfig,
 };
 
 /// Where programs have things, and where the kernel's half begins.
@@ -41,6 +41,12 @@ fn options() -> Options {
 
 fn x86(levels: u8, sizes: LeafSizes) -> X86Format {
     X86Format::new(levels, sizes, 46).expect("a format")
+}
+
+/// Tables for units that do not snoop are written back.
+fn format_for(config: &MachineConfig) -> X86Format {
+    let format = x86(4, LeafSizes::all());
+    if config.units.iter().all(|unit| unit.scalable_coherent) { format } else { format.written_back() }
 }
 
 /// Table pages of the machine's.
@@ -127,8 +133,9 @@ fn share(
 
 impl Process {
     fn on(config: MachineConfig) -> Self {
+        let format = format_for(&config);
         let driven = Driven::start_with(config, options()).expect("units that work");
-        let space = space_on(&driven, x86(4, LeafSizes::all()));
+        let space = space_on(&driven, format);
         let functions: Vec<_> =
             (0..driven.machine.config().functions.len()).map(|index| driven.function(index)).collect();
         let domain = share(&driven, &space, &functions, 39).expect("units that walk it");
@@ -138,7 +145,8 @@ impl Process {
 
     fn give(&self, index: usize) -> (DmaDevice, Device) {
         let function = self.driven.function(index);
-        let handle = self.driven.iommu.assign(function, self.domain.domain(), |_| true).expect("a free function");
+        let handle =
+            self.driven.iommu.assign(function, self.domain.domain(), |_| true).expect("a free function");
         self.driven.enable(function);
         (handle, self.driven.device(function))
     }
@@ -167,10 +175,6 @@ impl Process {
     fn take_back(memory: Memory) -> ModelBuffer {
         // SAFETY: of `into_raw`, once.
         unsafe { ModelBuffer::from_raw(memory.raw) }
-    }
-
-    fn is_gone(&self) -> bool {
-        self.is_gone.load(Ordering::SeqCst)
     }
 }
 
@@ -242,11 +246,17 @@ fn what_is_not_flushed_is_still_reached() {
 /// nobody.
 #[test]
 fn what_is_flushed_can_be_used_for_anything() {
-    for (seed, caching_mode, write_buffer) in
-        [(1, false, false), (2, true, false), (3, false, true), (4, true, true)]
-    {
+    for (seed, caching_mode, write_buffer, coherent) in [
+        (1, false, false, true),
+        (2, true, false, true),
+        (3, false, true, true),
+        (4, true, true, true),
+        (5, false, false, false),
+        (6, true, true, false),
+    ] {
         let mut config = machine(caching_mode);
         config.units[0].write_buffer = write_buffer;
+        config.units[0].scalable_coherent = coherent;
         (config.seed, config.evict_once_in) = (seed, 4);
         let process = Process::on(config);
         let (_handle, device) = process.give(0);
@@ -445,7 +455,10 @@ fn tables_that_units_do_not_walk_are_refused() {
     assert_eq!(refused(both(), options(), plain, 39), NotShareable::SecondStage);
     let driven = Driven::start_with(both(), Options { first_stage: true, ..options() }).expect("a unit");
     let space = space_on(&driven, plain);
-    share(&driven, &space, &[driven.function(0)], 39).expect("a unit that walks it").destroy().expect("empty");
+    share(&driven, &space, &[driven.function(0)], 39)
+        .expect("a unit that walks it")
+        .destroy()
+        .expect("empty");
     driven.assert_content("refusals");
 }
 

@@ -15,6 +15,10 @@ use mm::PhysRange;
 use suites::{Disks, reports};
 
 use super::{BARS, Fate, Given, Interrupts, Line, SHARES_MAX, destroy};
+use crate::process::{
+    PAGES_MAX,
+    space::{ShareError, Space},
+};
 
 /// What it takes to give devices to processes.
 #[derive(Clone)]
@@ -27,6 +31,9 @@ pub struct Giver {
     pub hotplug: Arc<Hotplug>,
     /// Where block devices go that processes make.
     pub disks: Arc<Disks>,
+    /// Devices get the addresses of their process, and reach what it has, instead of what it shares with them piece by piece. The
+    /// units have to walk the CPU's tables.
+    pub shares_spaces: bool,
 }
 
 /// Why a device is not given to a process.
@@ -45,6 +52,8 @@ pub enum GiveError {
     },
     /// There can be no domain for it.
     Domain(DomainError),
+    /// Somebody else answers where the program is to be.
+    OutOfReach,
     /// Somebody has it, it is in quarantine, firmware uses memory through it, or it could not be reset.
     Claim(ClaimError),
     /// Its interrupts cannot be used.
@@ -76,6 +85,7 @@ impl fmt::Display for GiveError {
             Self::Interrupts => f.write_str("nothing remaps interrupts, so that it could raise any"),
             Self::NotAlone { members } => write!(f, "its isolation group has {members} functions, not 1"),
             Self::Domain(error) => error.fmt(f),
+            Self::OutOfReach => f.write_str("somebody else answers at addresses that programs have"),
             Self::Claim(error) => error.fmt(f),
             Self::Msix(error) => error.fmt(f),
             Self::Msi(error) => error.fmt(f),
@@ -92,6 +102,15 @@ impl fmt::Display for GiveError {
 }
 
 impl core::error::Error for GiveError {}
+
+impl From<ShareError> for GiveError {
+    fn from(error: ShareError) -> Self {
+        match error {
+            ShareError::Domain(error) => Self::Domain(error),
+            ShareError::OutOfReach => Self::OutOfReach,
+        }
+    }
+}
 
 impl Given {
     /// Checks that nobody else can answer where BAR `index` is said to be, before the kernel uses it. One that is no memory says so
@@ -125,7 +144,12 @@ impl Giver {
         if device.is_bridge() {
             return Err(GiveError::Bridge);
         }
-        let domain = self.iommu.create_domain(&[function]).map_err(GiveError::Domain)?;
+        let (domain, space) = if self.shares_spaces {
+            let mut space = Space::new(PAGES_MAX).ok_or(GiveError::OutOfMemory)?;
+            (space.share_with(&self.iommu, function)?, Some(space))
+        } else {
+            (self.iommu.create_domain(&[function]).map_err(GiveError::Domain)?, None)
+        };
         // Whatever its last owner has left in it ends here.
         let is_quiet = |member| quiet::is_quiet(&self.host, &functions, &[function], member);
         let dma = self.iommu.assign(function, &domain, is_quiet).map_err(|error| {
@@ -151,6 +175,8 @@ impl Giver {
             interrupts: Interrupts::None,
             lines: core::array::from_fn(|_| line()),
             shares: [const { None }; SHARES_MAX],
+            has_space: space.is_some(),
+            space,
             mapped: [false; BARS],
             refused: [false; BARS],
             is_for_disk: false,

@@ -12,12 +12,14 @@
 //! | `Log`             | address, length              | 0                             | `BadAddress`, `TooLong`, `TooOften`|
 //! | `MapMemory`       | length                       | address of new, zeroed memory | `BadLength`, `OutOfMemory`         |
 //! | `UnmapMemory`     | address                      | 0                             | `BadAddress`, `InUse`              |
+//! | `ProtectMemory`   | address, 1 to write it or 0  | 0                             | `BadAddress`, `DeviceLost`         |
 //! | `Now`             |                              | the time                      |                                    |
 //! | `SleepUntil`      | time                         | 0                             |                                    |
 //! | `ConfigRead`      | device, offset               | the dword there               | `NoSuchDevice`, `BadAddress`       |
 //! | `BarBytes`        | device, BAR                  | its length                    | `NoSuchDevice`, `NotLendable`      |
 //! | `MapBar`          | device, BAR                  | address of its registers      | the same, `InUse`, `OutOfMemory`   |
-//! | `Share`           | device, address, IOVA, way   | 0                             | `NoSuchDevice`, `BadAddress`, `BadIova`, `InUse`, `OutOfMemory`, `DeviceLost` |
+//! | `HasSpace`        | device                       | 1 if it has, 0 if not         | `NoSuchDevice`                     |
+//! | `Share`           | device, address, IOVA, way   | 0                             | `NoSuchDevice`, `SpaceShared`, `BadAddress`, `BadIova`, `InUse`, `OutOfMemory`, `DeviceLost` |
 //! | `Unshare`         | device, IOVA                 | 0                             | `NoSuchDevice`, `BadIova`, `DeviceLost` |
 //! | `Interrupts`      | device                       | how many it has               | `NoSuchDevice`                     |
 //! | `Await`           | device, events, time         | those that came               | `NoSuchDevice`, `NoSuchEvent`      |
@@ -29,6 +31,9 @@
 //! a whole, but for the pages that the tables of MSI-X are in: they are not there. What is in it is registers, uncached; or memory, which display controllers have in prefetchable BARs: that is all zeros
 //! at first, and the CPU may combine what is written there, until a fence. What is shared is memory from `MapMemory`, all of it, from
 //! the IOVA on, with a [`DeviceAccess`] as its way; the program goes on seeing it, and cannot give it back meanwhile.
+//!
+//! A device may have the address space of the program instead: its addresses are the program's, and it reads and writes what the
+//! program can, and nothing else. Then memory is shared with it when it is there, and not any more when it is given back.
 //!
 //! Events are bits: that of interrupt `n` is `1 << n`, and [`EVENT_REQUEST`] and [`EVENT_RESET`] are those of a device that is served.
 //! An interrupt that came before it is waited for is not lost; it is told once. The others are told for as long as they are so.
@@ -126,30 +131,34 @@ numbered! {
     MapMemory = 2,
     /// Gives memory from `MapMemory` back.
     UnmapMemory = 3,
+    /// Lets the program write memory from `MapMemory`, or read it only; and devices that have its address space.
+    ProtectMemory = 4,
     /// What time it is.
-    Now = 4,
+    Now = 5,
     /// Waits.
-    SleepUntil = 5,
+    SleepUntil = 6,
     /// Reads the configuration space of a device.
-    ConfigRead = 6,
+    ConfigRead = 7,
     /// How long a BAR is.
-    BarBytes = 7,
+    BarBytes = 8,
     /// Shows the program a device's registers, once each.
-    MapBar = 8,
+    MapBar = 9,
+    /// Whether a device has the address space of the program.
+    HasSpace = 10,
     /// Lets a device reach memory from `MapMemory`.
-    Share = 9,
+    Share = 11,
     /// Takes from a device what it can reach at an IOVA. When this returns, it can no more.
-    Unshare = 10,
+    Unshare = 12,
     /// How many interrupts a device has for the program.
-    Interrupts = 11,
+    Interrupts = 13,
     /// Waits until one of the events is there, or for the time.
-    Await = 12,
+    Await = 14,
     /// Makes a block device of a device, or takes requests again after a reset.
-    Serve = 13,
+    Serve = 15,
     /// Takes a request for a device that is served.
-    TakeRequest = 14,
+    TakeRequest = 16,
     /// Says how a request ended that was taken.
-    CompleteRequest = 15,
+    CompleteRequest = 17,
 }
 
 numbered! {
@@ -187,6 +196,8 @@ numbered! {
     NoSuchOutcome = 15,
     /// The process was not given the device to make a block device of it.
     NotAllowed = 16,
+    /// The device has the address space of the program: there is nothing to share piece by piece.
+    SpaceShared = 17,
 }
 
 numbered! {

@@ -63,6 +63,7 @@ fn is_right_about_a_device(call: Call, second: u64, answer: Result<u64, Error>) 
         Call::BarBytes => answer.is_ok() == (second == 0),
         Call::MapBar => second == 0 && answer != Err(Error::NotLendable) || answer == Err(Error::NotLendable),
         Call::Interrupts => answer == Ok(1),
+        Call::HasSpace => matches!(answer, Ok(0 | 1)),
         Call::Await => answer == if second == 1 { Ok(0) } else { Err(Error::NoSuchEvent) },
         _ => answer.is_err(),
     }

@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use abi::{DeviceAccess, Error};
-use attacker::{LEFT, REFUSED};
+use attacker::{DIRECT_MAP, KERNEL_CODE, LEFT, REFUSED};
 use runtime::Device;
 
 const EDU: Device = Device::new(0);
@@ -110,52 +110,110 @@ fn holds(page: NonNull<u8>, value: u8) -> bool {
 pub fn copy(edu: &Edu) -> Result<u64, Error> {
     let (from, to) = (page(0x3c)?, page(0)?);
     // SAFETY: both are read by volatile accesses.
-    unsafe {
-        EDU.share(from, FROM, DeviceAccess::Read)?;
-        EDU.share(to, TO, DeviceAccess::Write)?;
-    }
-    // A device has it.
+    let (from_at, to_at) =
+        unsafe { (EDU.share(from, FROM, DeviceAccess::Read)?, EDU.share(to, TO, DeviceAccess::Write)?) };
+    let has_space = EDU.has_space()?;
+    // What was lent to a device cannot be given back; what it has with all the rest can, see `reach_what_it_had`.
     // SAFETY: nothing uses it if it is taken away, which it must not be.
-    if unsafe { runtime::unmap_memory(to) } != Err(Error::InUse) || EDU.interrupts()? != 1 {
+    if !has_space && unsafe { runtime::unmap_memory(to) } != Err(Error::InUse) || EDU.interrupts()? != 1 {
         return Ok(REFUSED);
     }
-    edu.transfer(Way::FromMemory, FROM)?;
-    edu.transfer(Way::ToMemory, TO)?;
-    EDU.unshare(FROM)?;
-    EDU.unshare(TO)?;
+    edu.transfer(Way::FromMemory, from_at)?;
+    edu.transfer(Way::ToMemory, to_at)?;
+    if !has_space {
+        EDU.unshare(FROM)?;
+        EDU.unshare(TO)?;
+    }
     let right = holds(to, 0x3c);
     // SAFETY: nothing uses it any more.
     unsafe { runtime::unmap_memory(to) }?;
     Ok(if right { LEFT } else { WRONG_MEMORY })
 }
 
+/// By its physical address, and by those that it has in the kernel's half of the program's space.
 pub fn reach_kernel(edu: &Edu) -> Result<u64, Error> {
-    edu.transfer(Way::ToMemory, KERNEL)?;
-    edu.transfer(Way::FromMemory, KERNEL)?;
+    for kernels in [KERNEL, KERNEL_CODE, DIRECT_MAP] {
+        edu.transfer(Way::ToMemory, kernels)?;
+        edu.transfer(Way::FromMemory, kernels)?;
+    }
     Ok(LEFT)
 }
 
 pub fn reach_what_it_had(edu: &Edu) -> Result<u64, Error> {
     let (from, to) = (page(0x3c)?, page(0)?);
     // SAFETY: both are read by volatile accesses.
-    unsafe {
-        EDU.share(from, FROM, DeviceAccess::Read)?;
-        EDU.share(to, TO, DeviceAccess::ReadWrite)?;
-    }
+    let (from_at, to_at) =
+        unsafe { (EDU.share(from, FROM, DeviceAccess::Read)?, EDU.share(to, TO, DeviceAccess::ReadWrite)?) };
     // The translation of what it is about to lose is cached from here on.
-    edu.transfer(Way::FromMemory, TO)?;
-    edu.transfer(Way::FromMemory, FROM)?;
+    edu.transfer(Way::FromMemory, to_at)?;
+    edu.transfer(Way::FromMemory, from_at)?;
+    if EDU.has_space()? {
+        // SAFETY: nothing uses it any more, but the device, which must not.
+        unsafe { runtime::unmap_memory(to) }?;
+        // The same memory, if it is the only one of this length that was given back.
+        let again = page(0)?;
+        edu.transfer(Way::ToMemory, to_at)?;
+        return Ok(if again != to && holds(again, 0) { LEFT } else { WRONG_MEMORY });
+    }
     EDU.unshare(TO)?;
-    edu.transfer(Way::ToMemory, TO)?;
+    edu.transfer(Way::ToMemory, to_at)?;
     Ok(if holds(to, 0) { LEFT } else { WRONG_MEMORY })
 }
 
 pub fn write_what_it_may_read(edu: &Edu) -> Result<u64, Error> {
-    let from = page(0x3c)?;
-    // SAFETY: it is read by volatile accesses.
-    unsafe { EDU.share(from, FROM, DeviceAccess::Read) }?;
-    edu.transfer(Way::ToMemory, FROM)?;
+    let (from, other) = (page(0x3c)?, page(0)?);
+    // SAFETY: they are read by volatile accesses.
+    let (from_at, other_at) = unsafe {
+        (EDU.share(from, FROM, DeviceAccess::Read)?, EDU.share(other, TO, DeviceAccess::ReadWrite)?)
+    };
+    if EDU.has_space()? {
+        // It may be written first, which is cached, and then no more.
+        edu.transfer(Way::FromMemory, from_at)?;
+        edu.transfer(Way::ToMemory, from_at)?;
+        // SAFETY: it is not written from here on.
+        unsafe { runtime::protect_memory(from, false) }?;
+    }
+    edu.transfer(Way::FromMemory, other_at)?;
+    edu.transfer(Way::ToMemory, from_at)?;
     Ok(if holds(from, 0x3c) { LEFT } else { WRONG_MEMORY })
+}
+
+/// Writes the program's own code, and reads it.
+pub fn write_code(edu: &Edu) -> Result<u64, Error> {
+    let copy = page(0)?;
+    let code = (runtime::exit as *const u8).addr() as u64;
+    edu.transfer(Way::FromMemory, code)?;
+    edu.transfer(Way::ToMemory, copy.as_ptr() as u64)?;
+    let is_read = !holds(copy, 0);
+    // What the device has now is something else.
+    edu.transfer(Way::FromMemory, page(0x5a)?.as_ptr() as u64)?;
+    edu.transfer(Way::ToMemory, code)?;
+    Ok(if is_read { LEFT } else { WRONG_MEMORY })
+}
+
+/// Takes memory, has the device use it and gives it back, far more often than there is room for at once.
+pub fn churn(edu: &Edu) -> Result<u64, Error> {
+    const TIMES: usize = 20;
+    const CALLS: usize = 400;
+    const BYTES: usize = 64 << 10;
+    for round in 0..TIMES {
+        let memory = runtime::map_memory(BYTES)?;
+        if !holds(memory, 0) {
+            return Ok(WRONG_MEMORY);
+        }
+        let at = memory.as_ptr() as u64 + (BYTES - 4096) as u64;
+        if round % 2 == 0 {
+            edu.transfer(Way::ToMemory, at)?;
+        }
+        // SAFETY: nothing uses it any more.
+        unsafe { runtime::unmap_memory(memory) }?;
+        for _ in 0..CALLS {
+            let memory = runtime::map_memory(BYTES)?;
+            // SAFETY: as above.
+            unsafe { runtime::unmap_memory(memory) }?;
+        }
+    }
+    Ok(LEFT)
 }
 
 pub fn read_beyond_registers(edu: &Edu) -> Result<u64, Error> {
@@ -166,8 +224,8 @@ pub fn read_beyond_registers(edu: &Edu) -> Result<u64, Error> {
 pub fn write_for_ever(edu: &Edu) -> Result<u64, Error> {
     let to = page(0)?;
     // SAFETY: nothing reads it.
-    unsafe { EDU.share(to, TO, DeviceAccess::ReadWrite) }?;
+    let at = unsafe { EDU.share(to, TO, DeviceAccess::ReadWrite) }?;
     loop {
-        edu.transfer(Way::ToMemory, TO)?;
+        edu.transfer(Way::ToMemory, at)?;
     }
 }

@@ -96,11 +96,11 @@ attacks! {
     /// Has its device, an `edu`, copy memory that they share, and waits for its interrupt: exits with [`LEFT`] if all is as it
     /// should be.
     EduCopies,
-    /// Has it read and write the kernel's memory, by its physical address: exits with [`LEFT`] when it has tried.
+    /// Has it read and write the kernel's memory, by its physical address and by those of the kernel: exits with [`LEFT`] when it has tried.
     EduReachesKernel,
-    /// Has it write memory that it shared with it before, and no more: exits with [`LEFT`] if it finds nothing there.
+    /// Has it write memory that it had before, and no more: exits with [`LEFT`] if it finds nothing there.
     EduReachesWhatItHad,
-    /// Has it write memory that was shared for it to read: exits with [`LEFT`] if it finds nothing there.
+    /// Has it write memory that it may only read: exits with [`LEFT`] if it finds nothing there.
     EduWritesWhatItMayRead,
     /// Reads what is behind its registers.
     EduBeyondRegisters,
@@ -108,6 +108,10 @@ attacks! {
     EduCalls,
     /// Keeps it writing to memory for ever.
     EduWritesForEver,
+    /// Has it, which has the program's addresses, read and write the program's code: exits with [`LEFT`] if it could be read.
+    EduWritesCode,
+    /// Takes and gives back memory that it uses, again and again: exits with [`LEFT`] if there is always some.
+    EduChurns,
     /// Makes a disk of its device, and says of [`DISK_REQUESTS`] requests also what is not so: exits with [`LEFT`] if none of it was
     /// taken for an answer.
     DiskLies,

@@ -40,6 +40,8 @@ fn attack(number: u64) -> u64 {
         Some(Attack::EduWritesWhatItMayRead) => edu::run(edu::write_what_it_may_read),
         Some(Attack::EduBeyondRegisters) => edu::run(edu::read_beyond_registers),
         Some(Attack::EduCalls) => calls::all_wrong_about_a_device(),
+        Some(Attack::EduWritesCode) => edu::run(edu::write_code),
+        Some(Attack::EduChurns) => edu::run(edu::churn),
         Some(Attack::DiskLies) => disk::lie(),
         Some(Attack::DiskNeverAnswers) => disk::never_answer(),
         Some(Attack::DiskUninvited) => disk::intrude(),

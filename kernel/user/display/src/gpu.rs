@@ -37,12 +37,11 @@ const fn iova_of(piece: usize) -> u64 {
 
 pub fn show(picture: u32) -> Result<Never, Failure> {
     let mut gpu = Gpu { queue: Queue::open(QUEUE)? };
-    draw(picture)?;
+    let pieces = draw(picture)?;
     gpu.send(CREATE_2D, &[RESOURCE, FORMAT, WIDTH, HEIGHT])?;
     let mut backing = [0; 2 + 4 * PIECES];
     backing[..2].copy_from_slice(&[RESOURCE, PIECES as u32]);
-    for (piece, entry) in backing[2..].chunks_exact_mut(4).enumerate() {
-        let iova = iova_of(piece);
+    for (iova, entry) in pieces.into_iter().zip(backing[2..].chunks_exact_mut(4)) {
         entry.copy_from_slice(&[iova as u32, (iova >> 32) as u32, PIECE_BYTES as u32, 0]);
     }
     gpu.send(ATTACH_BACKING, &backing)?;
@@ -54,10 +53,11 @@ pub fn show(picture: u32) -> Result<Never, Failure> {
     }
 }
 
-/// Draws into new memory, and shares it.
-fn draw(picture: u32) -> Result<(), Failure> {
+/// Draws into new memory, and shares it. Where the device finds the pieces.
+fn draw(picture: u32) -> Result<[u64; PIECES], Failure> {
     let pixels = PIECE_BYTES / 4;
-    for piece in 0..PIECES {
+    let mut found = [0; PIECES];
+    for (piece, found) in found.iter_mut().enumerate() {
         let start = runtime::map_memory(PIECE_BYTES)?;
         // SAFETY: it is never given back, and accessed by the window alone.
         let memory = unsafe { Window::new(start, PIECE_BYTES) };
@@ -67,9 +67,9 @@ fn draw(picture: u32) -> Result<(), Failure> {
             memory.write(4 * at, pixel(picture, place % WIDTH, place / WIDTH));
         }
         // SAFETY: as above.
-        unsafe { DISPLAY.share(start, iova_of(piece), DeviceAccess::Read) }?;
+        *found = unsafe { DISPLAY.share(start, iova_of(piece), DeviceAccess::Read) }?;
     }
-    Ok(())
+    Ok(found)
 }
 
 struct Gpu {

@@ -63,7 +63,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Resets the device, and gives it a queue whose page it finds at `iova`.
+    /// Resets the device, and gives it a queue whose page it finds at `iova`, or where the program has it.
     pub fn open(iova: u64) -> Result<Self, Failure> {
         let Structures { common, notify, notify_multiplier } = Structures::find()?;
         common.write(STATUS, 0_u8);
@@ -89,10 +89,8 @@ impl Queue {
         }
         let start = runtime::map_memory(PAGE_BYTES)?;
         // SAFETY: it is never given back, and accessed by the window alone.
-        let page = unsafe {
-            DISPLAY.share(start, iova, DeviceAccess::ReadWrite)?;
-            Window::new(start, PAGE_BYTES)
-        };
+        let (iova, page) =
+            unsafe { (DISPLAY.share(start, iova, DeviceAccess::ReadWrite)?, Window::new(start, PAGE_BYTES)) };
         common.write(QUEUE_SELECT, 0_u16);
         common.write(QUEUE_SIZE, ENTRIES);
         common.write(QUEUE_VECTOR, INTERRUPT);

@@ -15,11 +15,11 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// New memory of `bytes` bytes, at `iova` for the controller.
+    /// New memory of `bytes` bytes, at `iova` for the controller, or where the program has it.
     pub fn share(bytes: usize, iova: u64) -> Result<Self, Problem> {
         let at = runtime::map_memory(bytes)?;
         // SAFETY: it is accessed by volatile accesses here, and by the kernel.
-        unsafe { DEVICE.share(at, iova, DeviceAccess::ReadWrite) }?;
+        let iova = unsafe { DEVICE.share(at, iova, DeviceAccess::ReadWrite) }?;
         Ok(Self { at, iova, bytes })
     }
 

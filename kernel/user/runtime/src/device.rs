@@ -45,22 +45,36 @@ impl Device {
         NonNull::new(address as *mut u8).ok_or(Error::NotLendable)
     }
 
-    /// Lets it reach the memory at `memory`, from [`map_memory`](super::map_memory), at `iova`.
+    /// Whether it has the address space of the program: its addresses, and nothing to share.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn has_space(self) -> Result<bool, Error> {
+        // SAFETY: takes nothing away.
+        unsafe { call(Call::HasSpace, [self.0, 0, 0, 0, 0]) }.map(|answer| answer != 0)
+    }
+
+    /// Lets it reach the memory at `memory`, from [`map_memory`](super::map_memory), at `iova`, unless it has the address space of
+    /// the program. Where it finds the memory then.
     ///
     /// # Errors
     /// It is no such memory, or the IOVA cannot be used.
     ///
     /// # Safety
     /// The memory is accessed in ways that a device may interfere with, until it is shared no more.
-    pub unsafe fn share(self, memory: NonNull<u8>, iova: u64, way: DeviceAccess) -> Result<(), Error> {
+    pub unsafe fn share(self, memory: NonNull<u8>, iova: u64, way: DeviceAccess) -> Result<u64, Error> {
+        let address = memory.as_ptr() as u64;
+        if self.has_space()? {
+            return Ok(address);
+        }
         // SAFETY: the caller's promise.
-        unsafe { call(Call::Share, [self.0, memory.as_ptr() as u64, iova, way as u64, 0]) }.map(|_| ())
+        unsafe { call(Call::Share, [self.0, address, iova, way as u64, 0]) }.map(|_| iova)
     }
 
     /// Takes from it what it reaches at `iova`.
     ///
     /// # Errors
-    /// That is nothing.
+    /// That is nothing, or it has the address space of the program.
     pub fn unshare(self, iova: u64) -> Result<(), Error> {
         // SAFETY: takes nothing from the program.
         unsafe { call(Call::Unshare, [self.0, iova, 0, 0, 0]) }.map(|_| ())

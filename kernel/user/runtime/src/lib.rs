@@ -115,6 +115,19 @@ pub fn map_memory(bytes: usize) -> Result<NonNull<u8>, Error> {
     NonNull::new(address as *mut u8).ok_or(Error::OutOfMemory)
 }
 
+/// Lets the program write memory, or not.
+///
+/// # Errors
+/// It is none that [`map_memory`] gave.
+///
+/// # Safety
+/// Nobody writes it if that is not allowed, nor has a reference by which it could be.
+pub unsafe fn protect_memory(address: NonNull<u8>, is_writable: bool) -> Result<(), Error> {
+    let arguments = [address.as_ptr() as u64, is_writable.into(), 0, 0, 0];
+    // SAFETY: the caller's promise.
+    unsafe { call(Call::ProtectMemory, arguments) }.map(|_| ())
+}
+
 /// Gives memory back.
 ///
 /// # Errors

@@ -94,6 +94,13 @@ pub fn idle_unremapped_edu(context: &Context<'_>) -> Option<&'static str> {
     idle_edu(context).or_else(|| is_remapped.then_some("interrupts that are not remapped"))
 }
 
+/// For tests that give an `edu` the address space of a program.
+pub fn shareable_spaces(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let first_stage = reports::units(&machine.iommu).iter().all(|unit| unit.first_stage);
+    idle_remapped_edu(context).or_else(|| (!first_stage).then_some("first-stage tables"))
+}
+
 /// For tests that turn virtual functions on.
 pub fn virtual_functions(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
