@@ -33,7 +33,7 @@ use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
     backend::{Backend, UnitSet},
-    dma::{Access, DmaError, SharedTable, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
+    dma::{Access, DmaError, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
     dump::{DomainKind, DomainReport, MappingReport, Visitor},
     iova::IovaSpace,
     platform::LockClass,
@@ -101,8 +101,6 @@ pub(crate) struct Domain<B: Backend> {
     mapped_pages: AtomicU64,
     kind: Kind,
     is_identity: AtomicBool,
-    /// What `table` only names: an owner's, of a [`Kind::Shared`] domain.
-    shared: Option<SharedTable>,
     standing: Standing,
     members: IrqLock<Members>,
     /// What answers at addresses of its own, which are never handed out.
@@ -137,7 +135,7 @@ impl<B: Backend> Domain<B> {
     pub fn new(making: Making<B>, kind: Kind) -> Result<Self, DmaError> {
         let format = making.backend.format(making.units).ok_or(DmaError::NoCommonFormat)?;
         // The table last: dropped on the way out, it would lose its root.
-        Self::over(making, kind, format, None, |tables| {
+        Self::over(making, kind, format, |tables| {
             PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)
         })
     }
@@ -147,7 +145,6 @@ impl<B: Backend> Domain<B> {
         making: Making<B>,
         kind: Kind,
         format: B::Format,
-        shared: Option<SharedTable>,
         table: impl FnOnce(PlatformTables<B::Platform>) -> Result<Table<B>, DmaError>,
     ) -> Result<Self, DmaError> {
         let Making { number, backend, reaper, units, registers } = making;
@@ -159,7 +156,7 @@ impl<B: Backend> Domain<B> {
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
         let table = table(tables)?;
         let tags = backend.new_tags(table.root(), format);
-        let standing = if shared.is_some() { Standing::of_shared() } else { Standing::new() };
+        let standing = if kind == Kind::Shared { Standing::of_shared() } else { Standing::new() };
         Ok(Self {
             number,
             backend,
@@ -174,7 +171,6 @@ impl<B: Backend> Domain<B> {
             mapped_pages: AtomicU64::new(0),
             kind,
             is_identity: AtomicBool::new(false),
-            shared,
             standing,
             members: IrqLock::new(LockClass::Members, Members::default()),
             registers,
@@ -193,7 +189,7 @@ impl<B: Backend> Domain<B> {
 
     /// The table, to look at, if it is the domain's own.
     pub fn table(&self) -> Option<&Table<B>> {
-        self.shared.is_none().then_some(&*self.table)
+        (self.kind != Kind::Shared).then_some(&*self.table)
     }
 
     /// Shows what is mapped.
@@ -365,10 +361,10 @@ impl<B: Backend> Drop for Domain<B> {
                 "domain {} goes while a unit may still walk its table: the table is lost",
                 self.number
             );
-            self.shared.iter().for_each(SharedTable::leak);
+            core::mem::forget(self.take_keeper());
             return;
         }
-        if self.shared.is_some() {
+        if self.kind == Kind::Shared {
             // The table is its owner's, and nothing was mapped.
             return;
         }

@@ -545,7 +545,7 @@ pub const SCENARIOS: &[Scenario] = &[
         iommu: Some(FIRST_STAGE),
         cmdline: "iommu=scalable spaces=shared disk=process kills=5",
         tests: "*disk*",
-        lacks: &["a disk that the kernel drives"],
+        lacks: &["a disk that the kernel drives", "a disk that has no address space"],
         needs: FIRST,
         ..DEFAULT
     },

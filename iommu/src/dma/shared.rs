@@ -21,8 +21,10 @@ pub struct SharedTable {
     pub(crate) format: X86Format,
     pub(crate) physical_bits: u8,
     /// What keeps table and memory.
-    keeper: Arc<dyn Send + Sync>,
+    pub(crate) keeper: Keeper,
 }
+
+pub(crate) type Keeper = Arc<dyn Send + Sync>;
 
 impl SharedTable {
     /// `table`, whose pages, like the memory that it maps for users, have physical addresses of at most `physical_bits` bits,
@@ -41,11 +43,6 @@ impl SharedTable {
         keeper: Arc<dyn Send + Sync>,
     ) -> Self {
         Self { root: table.root(), format: *table.format(), physical_bits, keeper }
-    }
-
-    /// Forgets what keeps the table, because a unit may walk it for ever.
-    pub(crate) fn leak(&self) {
-        core::mem::forget(self.keeper.clone());
     }
 }
 
@@ -106,8 +103,8 @@ pub(crate) trait Shares: Send + Sync {
 /// A domain whose devices use an address space of the CPU's as it stands ([`Iommu::share_table`](crate::Iommu::share_table)).
 ///
 /// Its table is its owner's, who tells it of every change. The DMA API maps nothing in it ([`DmaError::SharedTable`]). Devices come
-/// and go as in any domain that was created ([`domain`](Self::domain)), and what keeps the table goes with the domain: after it was
-/// destroyed, with the last device that was in it known to be quiet.
+/// and go as in any domain that was created ([`domain`](Self::domain)). What keeps the table is let go when the domain was destroyed and
+/// the last device that was in it is known to be quiet, whoever still has a handle.
 ///
 /// Devices are users: entries for the supervisor block them. What may be executed is of no concern to them, and what they may write
 /// they may read. Where a group has reserved memory it cannot come in.

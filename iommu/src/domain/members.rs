@@ -8,7 +8,7 @@ use super::{Domain, Kind};
 use crate::{
     Iova, Platform,
     backend::{Backend, UnitSet},
-    dma::{Access, DmaError, space::NotMapped},
+    dma::{Access, DmaError, shared::Keeper, space::NotMapped},
     platform::Work,
 };
 
@@ -17,6 +17,8 @@ use crate::{
 pub(super) struct Members {
     /// How many are attached, or about to be.
     groups: usize,
+    /// What keeps the table of a shared domain, until there is no group, and none will be.
+    pub keeper: Option<Keeper>,
     /// Memory that firmware wants the one group to reach at all times, mapped one to one. None if there are several.
     pub reserved: Vec<PhysRange>,
 }
@@ -90,16 +92,20 @@ impl<B: Backend> Domain<B> {
     /// A group that was taken out is quiet.
     pub fn set_quiet(&self) {
         self.standing.end_restless();
+        self.let_go();
         self.backend.platform().wake(Work::Reap);
     }
 
     /// Lets no more in: neither groups nor mappings. Fails, with their number, while groups are attached.
     pub fn close(&self) -> Result<(), usize> {
-        let members = self.members.lock(&**self.backend.platform());
-        if members.groups > 0 {
-            return Err(members.groups);
+        {
+            let members = self.members.lock(&**self.backend.platform());
+            if members.groups > 0 {
+                return Err(members.groups);
+            }
+            self.standing.close();
         }
-        self.standing.close();
+        self.let_go();
         Ok(())
     }
 

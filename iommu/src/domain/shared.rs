@@ -6,7 +6,10 @@ use super::{Domain, Kind, Making};
 use crate::{
     Iova,
     backend::Backend,
-    dma::{DmaError, DomainError, SharedTable, shared::Shares},
+    dma::{
+        DmaError, DomainError, SharedTable,
+        shared::{Keeper, Shares},
+    },
     iova::INTERRUPT_RANGE,
     sync::atomic::{Ordering, fence},
 };
@@ -15,10 +18,23 @@ impl<B: Backend> Domain<B> {
     /// A domain whose units walk `table`.
     pub fn sharing(making: Making<B>, table: SharedTable) -> Result<Self, DomainError> {
         let format = making.backend.shared_format(making.units, &table).map_err(DomainError::NotShareable)?;
-        let root = table.root;
+        let SharedTable { root, keeper, .. } = table;
         // SAFETY: a shared domain admits no mapping, and shows its table to nobody.
         let named = |tables| Ok(unsafe { PageTable::named(format, tables, root) });
-        Ok(Self::over(making, Kind::Shared, format, Some(table), named)?)
+        let domain = Self::over(making, Kind::Shared, format, named)?;
+        domain.members.lock(&**domain.backend.platform()).keeper = Some(keeper);
+        Ok(domain)
+    }
+
+    /// Lets what keeps a shared table go, if no group is in the domain, nor comes, and all that were are quiet.
+    pub(super) fn let_go(&self) {
+        if self.standing.is_over() {
+            drop(self.take_keeper());
+        }
+    }
+
+    pub(super) fn take_keeper(&self) -> Option<Keeper> {
+        self.members.lock(&**self.backend.platform()).keeper.take()
     }
 }
 

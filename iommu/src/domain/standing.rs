@@ -36,6 +36,11 @@ impl Standing {
         self.read() & Self::CLOSED != 0
     }
 
+    /// Whether nothing is mapped any more, and no group that left may not be quiet.
+    pub fn is_over(&self) -> bool {
+        self.read() & !Self::SHARED == Self::CLOSED
+    }
+
     pub fn close(&self) {
         self.0.fetch_or(Self::CLOSED, Ordering::SeqCst);
     }

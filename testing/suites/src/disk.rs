@@ -243,7 +243,7 @@ test! {
 test! {
     /// A buffer that is unmapped before the doorbell is never touched.
     deadline_ms = 30_000,
-    lacks = lacks::isolated_disk,
+    lacks = lacks::mappable_disk,
     fn a_buffer_unmapped_before_the_doorbell_is_not_touched(context) {
         let machine = Machine::of(context)?;
         let disk = machine.disk()?;

@@ -347,11 +347,10 @@ fn what_keeps_the_table_goes_with_the_last_device() {
     assert!(handle.release(|_| false).is_err(), "it may not be quiet");
     assert!(device.probe(HEAP, Access::Write).is_err() && device.write(HEAP, b"x").is_err());
     domain.destroy().expect("nobody is in it");
-    drop(domain);
     assert!(!is_gone.load(Ordering::SeqCst), "what the device had translated may be on its way");
     driven.iommu.release(driven.function(0), |_| true).expect("quiet");
-    drop(handle);
-    assert!(is_gone.load(Ordering::SeqCst));
+    assert!(is_gone.load(Ordering::SeqCst), "handles keep nothing");
+    drop((handle, domain));
     drop(Process::take_back(memory));
     driven.assert_content("the end of a process");
 }
@@ -365,14 +364,15 @@ fn a_space_that_no_device_uses_is_its_owners_alone() {
     process.map(HEAP, &memory, DATA);
     assert!(device.probe(HEAP, Access::Write).is_ok());
     handle.release(|_| true).expect("quiet");
-    drop(handle);
+    assert_eq!(Arc::strong_count(&process.space), 2, "another device may come");
     process.domain.destroy().expect("nobody is in it");
     let Process { driven, space, is_gone, domain } = process;
-    drop(domain);
     assert_eq!(Arc::strong_count(&space), 1);
     drop(space);
     assert!(is_gone.load(Ordering::SeqCst));
-    drop(Process::take_back(memory));
+    let function = driven.function(0);
+    assert!(driven.iommu.assign(function, domain.domain(), |_| true).is_err(), "it has ended");
+    drop((handle, Process::take_back(memory)));
     driven.assert_content("the end of a process");
 }
 

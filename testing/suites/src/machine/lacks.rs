@@ -158,6 +158,13 @@ pub fn isolated_disk(context: &Context<'_>) -> Option<&'static str> {
     unit(context).or_else(|| no_disk(context))
 }
 
+/// For tests that map something for a disk that they block: the table of a process is its own to map in.
+pub fn mappable_disk(context: &Context<'_>) -> Option<&'static str> {
+    let machine = Machine::of(context).ok()?;
+    let is_shared = machine.served_disk && machine.shares_spaces;
+    isolated_disk(context).or_else(|| is_shared.then_some("a disk that has no address space"))
+}
+
 /// For tests of a disk that is driven by a process.
 pub fn served_disk(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
