@@ -12,6 +12,7 @@ use crate::boot::{Ending, Verdict};
 use crate::control::Measurement;
 use crate::glob;
 use crate::machine::Processor;
+use crate::matrix;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::plot;
 use crate::qemu::Qemu;
@@ -24,9 +25,9 @@ use crate::workspace::{Build, Workspace, succeed};
 const USAGE: &str = "Usage: cargo xtask bench [OPTIONS] [-- ARGUMENTS-TO-THE-HOST-BENCHMARKS]
 
 Boots the kernel with one tick of the time-stamp counter for each instruction and runs its benchmarks, those of disks and
-of fetching files (disk_cost, fetch_cost) on a machine for each kind of device and of isolation; measures their speed
-(disk_speed, fetch_speed) on the same machines, and sets the ways of isolation side by side; then runs the host's benchmarks
-(criterion).
+of fetching files (disk_cost, fetch_cost) on a machine for each kind of device and of isolation, and those of mapping for
+devices (dma_cost, space_cost) in scalable mode besides; measures the speed of disks and fetches (disk_speed, fetch_speed) on
+the same machines, and sets the ways of isolation side by side; then runs the host's benchmarks (criterion).
 
   --bench GLOB        only these in-kernel benchmarks
   --no-guest          only the host's
@@ -108,6 +109,17 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
             }
         }
     }
+    for machine in modes() {
+        if let Some(obstacle) = machine.scenario.obstacle(&qemu, 0)? {
+            println!("nothing is measured in the mode {}: it {obstacle}", machine.name);
+            continue;
+        }
+        for glob in machine.suites.iter().filter_map(|suite| within(suite, pattern)) {
+            let mut found = guest.measure(&machine.scenario, Processor::Counting, &glob)?;
+            found.iter_mut().for_each(|measurement| machine.label(measurement));
+            measurements.append(&mut found);
+        }
+    }
     if measurements.is_empty() {
         bail!("no benchmark of the kernel is called {pattern}");
     }
@@ -167,6 +179,41 @@ impl DeviceMachine {
     fn label(&self, measurement: &mut Measurement) {
         let Self { device, isolation, .. } = self;
         measurement.name = format!("{}_{device}_{isolation}", measurement.name);
+    }
+}
+
+/// A mode of the unit that is not the one it has by itself.
+struct Mode {
+    scenario: Scenario,
+    /// What is counted there besides.
+    suites: [&'static str; 2],
+    name: &'static str,
+}
+
+/// Scalable mode, with tables of either stage.
+fn modes() -> [Mode; 2] {
+    let mode = |name, iommu, needs| {
+        let scenario = Scenario {
+            name: "bench-mode",
+            tests: "none",
+            nics: &[],
+            silence_s: SILENCE_S,
+            iommu: Some(iommu),
+            cmdline: "iommu=scalable",
+            needs,
+            ..Scenario::DEFAULT
+        };
+        Mode { scenario, suites: ["dma_cost", "space_cost"], name }
+    };
+    [
+        mode("scalable", matrix::SCALABLE, matrix::SECOND_STAGE),
+        mode("first_stage", matrix::FIRST_STAGE, matrix::FIRST),
+    ]
+}
+
+impl Mode {
+    fn label(&self, measurement: &mut Measurement) {
+        measurement.name = format!("{}_{}", measurement.name, self.name);
     }
 }
 

@@ -9,13 +9,13 @@ use crate::workspace::Build;
 const DEFAULT: Scenario = Scenario::DEFAULT;
 
 /// A unit with scalable mode, and what of QEMU has one whose second stage can be used.
-const SCALABLE: &str = "intremap=on,x-scalable-mode=on";
-const SECOND_STAGE: &[Need] =
+pub const SCALABLE: &str = "intremap=on,x-scalable-mode=on";
+pub const SECOND_STAGE: &[Need] =
     &[Need::AtLeast(Version(10, 0)), Need::Property("intel-iommu", "x-scalable-mode")];
 
 /// The same with first-stage tables, which are all that such a unit of QEMU has.
-const FIRST_STAGE: &str = "intremap=on,x-scalable-mode=on,x-flts=on";
-const FIRST: &[Need] = &[Need::AtLeast(Version(10, 0)), Need::Property("intel-iommu", "x-flts")];
+pub const FIRST_STAGE: &str = "intremap=on,x-scalable-mode=on,x-flts=on";
+pub const FIRST: &[Need] = &[Need::AtLeast(Version(10, 0)), Need::Property("intel-iommu", "x-flts")];
 
 /// Sixteen more `edu` functions on the root bus.
 const SIXTEEN_EDUS: [&str; 32] = {

@@ -18,6 +18,7 @@ mod process;
 mod process_devices;
 mod served_disk;
 mod shared_spaces;
+mod space_cost;
 mod threading;
 mod time;
 mod virtual_disks;

@@ -1,0 +1,157 @@
+//! What a page costs that a program and its device both have: mapped for each by itself, or once in a table that both walk.
+
+use alloc::sync::Arc;
+use core::{mem, ptr::NonNull};
+
+use drivers::quiet;
+use harness::{Bencher, Failure, bench, failure};
+use iommu::{Bidirectional, DmaDevice, Mapping, PageBuffer};
+use mm::{PAGE_BYTES, PhysRange, table::x86::X86Access};
+use suites::{Machine, lacks};
+
+use crate::memory::{self, KernelTables, UserTable};
+
+const NEIGHBOUR: u64 = abi::MEMORY.start;
+const AT: u64 = NEIGHBOUR + PAGE_BYTES;
+const ACCESS: X86Access = X86Access::NO_EXECUTE.union(X86Access::WRITE);
+
+type Mapped = Mapping<PageBuffer, Bidirectional>;
+
+/// A program's table, and the device that has what the program has.
+struct Pair {
+    table: UserTable<KernelTables>,
+    device: DmaDevice,
+    /// Both have it all the time, so that the tables below the root are there.
+    neighbour: Option<Mapped>,
+}
+
+impl Pair {
+    /// One table each. The device is an `edu` that the kernel has.
+    fn separate(machine: &Machine) -> Result<Self, Failure> {
+        let table = UserTable::new(KernelTables).ok_or(failure!("no table"))?;
+        let mut pair = Self { table, device: machine.edu(0)?.dma.clone(), neighbour: None };
+        let page = page()?;
+        pair.map(NEIGHBOUR, &page)?;
+        pair.neighbour = Some(pair.lend(page)?);
+        Ok(pair)
+    }
+
+    /// One for both. The device is an `edu` that nobody has.
+    fn shared(machine: &Machine) -> Result<Self, Failure> {
+        let function = machine.idle_edu().ok_or(failure!("no edu"))?;
+        let mut table = UserTable::new(KernelTables).ok_or(failure!("no table"))?;
+        // SAFETY: `end` gives the table up only when the domain has ended, and loses it otherwise.
+        let shared = unsafe { table.to_share(memory::ram_bits(), Arc::new(())) };
+        let domain = machine.iommu.share_table(&[function], shared)?;
+        let functions = machine.hotplug.functions();
+        let is_quiet = |member| quiet::is_quiet(&machine.host, &functions, &[function], member);
+        let device = machine.iommu.assign(function, domain.domain(), is_quiet)?;
+        if !table.add_domain(domain) {
+            return Err(failure!("no memory"));
+        }
+        let pair = Self { table, device, neighbour: None };
+        // It is somebody else's by then, and nobody uses it by this address.
+        pair.map(NEIGHBOUR, &page()?)?;
+        Ok(pair)
+    }
+
+    fn lend(&self, page: PageBuffer) -> Result<Mapped, Failure> {
+        Ok(self.device.dma_map(page, Bidirectional).map_err(|rejected| rejected.error)?)
+    }
+
+    fn map(&self, at: u64, page: &PageBuffer) -> Result<(), Failure> {
+        let first = NonNull::from(&page[0]);
+        let start = memory::physical(first, PAGE_BYTES as usize).ok_or_else(|| failure!("where is it?"))?;
+        // SAFETY: in the lower half, and no CPU ever has this table.
+        Ok(unsafe { self.table.map(at, PhysRange::new(start, PAGE_BYTES), ACCESS) }?)
+    }
+
+    fn unmap(&self) -> Result<(), Failure> {
+        Ok(self.table.unmap(AT, PAGE_BYTES)?)
+    }
+
+    fn end(self, machine: &Machine) -> Result<(), Failure> {
+        let Self { mut table, device, neighbour } = self;
+        neighbour.map_or(Ok(()), |mapping| mapping.unmap().map(drop))?;
+        for domain in table.take_domains() {
+            let ended = machine.release(device.function()).is_ok() && domain.destroy().is_ok();
+            if !ended {
+                mem::forget(table);
+                return Err(failure!("the device keeps the table"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn page() -> Result<PageBuffer, Failure> {
+    PageBuffer::zeroed(1).ok_or_else(|| failure!("no memory"))
+}
+
+/// Measures `work` between `prepare` and `undo` on what `make` makes.
+fn measure<T, R>(
+    bencher: &mut Bencher<'_>,
+    make: fn(&Machine) -> Result<Pair, Failure>,
+    prepare: impl Fn(&Pair) -> Result<T, Failure>,
+    work: impl Fn(&Pair, T) -> Result<R, Failure>,
+    undo: impl Fn(&Pair, R) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let machine = Machine::of(bencher.context())?;
+    let pair = make(machine)?;
+    let mut failed = None;
+    bencher.measure_between(
+        || prepare(&pair),
+        |input| input.and_then(|input| work(&pair, input)),
+        |output| failed = output.and_then(|output| undo(&pair, output)).err().or(failed.take()),
+    );
+    pair.end(machine)?;
+    failed.map_or(Ok(()), Err)
+}
+
+fn map_both(pair: &Pair, page: PageBuffer) -> Result<Mapped, Failure> {
+    pair.map(AT, &page)?;
+    pair.lend(page)
+}
+
+fn unmap_both(pair: &Pair, mapping: Mapped) -> Result<(), Failure> {
+    pair.unmap()?;
+    mapping.unmap()?;
+    Ok(())
+}
+
+fn map_once(pair: &Pair, page: PageBuffer) -> Result<PageBuffer, Failure> {
+    pair.map(AT, &page)?;
+    Ok(page)
+}
+
+bench! {
+    lacks = lacks::isolated_edu,
+    fn map_4k_in_two_tables(bencher) {
+        measure(bencher, Pair::separate, |_| page(), map_both, unmap_both)?;
+    }
+}
+
+bench! {
+    lacks = lacks::isolated_edu,
+    fn unmap_4k_from_two_tables(bencher) {
+        measure(bencher, Pair::separate, |pair| map_both(pair, page()?), unmap_both, |_, ()| Ok(()))?;
+    }
+}
+
+bench! {
+    lacks = lacks::shareable_spaces,
+    fn map_4k_in_a_shared_table(bencher) {
+        measure(bencher, Pair::shared, |_| page(), map_once, |pair, _page| pair.unmap())?;
+    }
+}
+
+bench! {
+    lacks = lacks::shareable_spaces,
+    fn unmap_4k_from_a_shared_table(bencher) {
+        let unmap = |pair: &Pair, page: PageBuffer| {
+            pair.unmap()?;
+            Ok(page)
+        };
+        measure(bencher, Pair::shared, |pair| map_once(pair, page()?), unmap, |_, _page| Ok(()))?;
+    }
+}
