@@ -25,7 +25,7 @@ use crate::{
 /// Retired mappings that one flush waits for at most, before it is due.
 pub(crate) const MAX_RETIRED: u32 = 256;
 
-/// How long the first of them waits at most, before it is due, in nanoseconds.
+/// How long the first of them waits at most, before it is due, in nanoseconds, where flushes are deferred.
 pub(crate) const MAX_DELAY_NS: u64 = 5_000_000;
 
 /// Flushes of retired mappings, by number.
@@ -40,8 +40,8 @@ struct Open {
     number: u64,
     stale: StaleRanges,
     retired: u32,
-    /// When the first was retired.
-    since_ns: u64,
+    /// When it is due, from the first on.
+    due_ns: u64,
     /// Somebody carries out the one before.
     in_progress: bool,
     /// A unit or a device did not answer: what is owed now is never paid.
@@ -51,7 +51,7 @@ struct Open {
 impl OwedFlushes {
     pub fn new() -> Self {
         let stale = StaleRanges::new();
-        let open = Open { number: 1, stale, retired: 0, since_ns: 0, in_progress: false, failed: None };
+        let open = Open { number: 1, stale, retired: 0, due_ns: 0, in_progress: false, failed: None };
         Self { open: IrqLock::new(LockClass::Owed, open), over: AtomicU64::new(0) }
     }
 
@@ -99,11 +99,13 @@ impl<B: Backend> Domain<B> {
         open.stale.add(&self.table, stale);
         open.retired += 1;
         if open.retired == 1 {
-            open.since_ns = platform.now_ns();
+            open.due_ns = match self.reaper.flush() {
+                Flush::Strict => 0,
+                Flush::Deferred => platform.now_ns().saturating_add(MAX_DELAY_NS),
+            };
         }
-        let (owed, retired, since_ns) = (Owed(open.number), open.retired, open.since_ns);
+        let (owed, retired, due_ns) = (Owed(open.number), open.retired, open.due_ns);
         drop(open);
-        let flush = self.reaper.flush();
         if retired >= 2 * MAX_RETIRED {
             // The thread whose work it is does not come to it.
             self.pay(owed)?;
@@ -111,8 +113,7 @@ impl<B: Backend> Domain<B> {
             self.reaper.set_due(0);
             platform.wake(Work::Reap);
         } else if retired == 1 {
-            let delay_ns = if flush == Flush::Strict { 0 } else { MAX_DELAY_NS };
-            self.reaper.set_due(since_ns.saturating_add(delay_ns));
+            self.reaper.set_due(due_ns);
             platform.wake(Work::Reap);
         }
         Ok(owed)
@@ -151,8 +152,7 @@ impl<B: Backend> Domain<B> {
         if open.stale.is_empty() {
             return;
         }
-        let delay_ns = if self.reaper.flush() == Flush::Strict { 0 } else { MAX_DELAY_NS };
-        let due_ns = open.since_ns.saturating_add(delay_ns);
+        let due_ns = open.due_ns;
         let is_due = due_ns <= now_ns || open.retired >= MAX_RETIRED || open.stale.holds_tables();
         let owed = Owed(open.number);
         drop(open);
