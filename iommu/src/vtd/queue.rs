@@ -43,7 +43,7 @@ use self::{
     slots::{OwnedSlot, Slots},
 };
 use super::{
-    spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
+    spec::{Descriptor, QueueAddress, QueueHead, QueueTail, RawDescriptor},
     unit::Hardware,
 };
 use crate::{
@@ -204,19 +204,18 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Puts the invalidation of some translations into the queue, and its wait: what most batches come to. `None` if there is no
-    /// room.
+    /// Puts one invalidation into the queue, and its wait: what most batches come to. `None` if there is no room.
     #[inline(always)]
     fn try_submit_one<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        scope: IotlbScope,
+        invalidation: RawDescriptor,
     ) -> Option<OwnedSlot> {
         let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
         let slot = self.slots.take(platform)?;
         let first = progress.tail;
-        self.ring.write(platform, first, scope.descriptor(&hardware.capability, hardware.stage).encode());
+        self.ring.write(platform, first, invalidation);
         let wait = self.slots.arm(&slot, first + 1, false, false);
         self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
         self.publish(hardware, &mut progress, first + 2);

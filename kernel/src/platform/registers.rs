@@ -28,6 +28,7 @@ impl MappedRegisters {
     ///
     /// # Panics
     /// If it does not lie inside the mapping, aligned: the subsystem checks offsets that hardware reports.
+    #[inline]
     fn at<T>(&self, offset: usize) -> NonNull<T> {
         let end = offset.checked_add(size_of::<T>());
         assert!(end.is_some_and(|end| end <= self.bytes), "register {offset:#x} of {:#x} bytes", self.bytes);
@@ -38,25 +39,30 @@ impl MappedRegisters {
 }
 
 impl Registers for MappedRegisters {
+    #[inline]
     fn bytes(&self) -> usize {
         self.bytes
     }
 
+    #[inline]
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: `at` returns mapped, aligned addresses.
         unsafe { self.at::<u32>(offset).read_volatile() }
     }
 
+    #[inline]
     fn write32(&self, offset: usize, value: u32) {
         // SAFETY: as in `read32`.
         unsafe { self.at::<u32>(offset).write_volatile(value) }
     }
 
+    #[inline]
     fn read64(&self, offset: usize) -> u64 {
         // SAFETY: as in `read32`.
         unsafe { self.at::<u64>(offset).read_volatile() }
     }
 
+    #[inline]
     fn write64(&self, offset: usize, value: u64) {
         // SAFETY: as in `read32`.
         unsafe { self.at::<u64>(offset).write_volatile(value) }

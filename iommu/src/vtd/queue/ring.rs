@@ -87,7 +87,7 @@ impl Ring {
         tail.checked_sub(behind as u64)
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn write<P: Platform>(&self, platform: &P, position: u64, descriptor: RawDescriptor) {
         self.with_entry(platform, position, |page, at| {
             let words = &page[at];
@@ -111,7 +111,7 @@ impl Ring {
     }
 
     /// The page that the entry for `position` lies in, in units of 128 bits, and the entry's first unit.
-    #[inline]
+    #[inline(always)]
     fn with_entry<P: Platform, T>(
         &self,
         platform: &P,

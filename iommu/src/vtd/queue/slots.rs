@@ -10,7 +10,7 @@
 //! A slot whose wait missed its deadline is never handed out again: the unit may yet write to it. The CPU never writes
 //! to the slots' memory, so that it cannot undo a completion.
 
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 use mm::{
     PAGE_BYTES, PhysAddr,
     table::{TABLE_ENTRIES, Table, TableMemory},
@@ -34,7 +34,8 @@ const SCRAP: u16 = 0;
 
 pub(super) struct Slots {
     page: PhysAddr,
-    slots: Vec<Slot>,
+    /// The number of an owned slot is below [`SLOTS`]: the remainder, wherever one is looked up, only says so to the compiler.
+    slots: Box<[Slot; SLOTS]>,
     /// One bit a slot, set while it may be handed out.
     free: [AtomicU64; WORDS],
     /// Everything below this position is known to be over.
@@ -95,6 +96,7 @@ impl Slots {
         let mut slots = Vec::new();
         slots.try_reserve_exact(SLOTS).map_err(|_| TableError::OutOfMemory)?;
         slots.resize_with(SLOTS, Slot::new);
+        let slots = slots.into_boxed_slice().try_into().map_err(|_| TableError::OutOfMemory)?;
         let free = core::array::from_fn(|_| AtomicU64::new(u64::MAX >> (64 - SLOTS.min(64))));
         let free: [AtomicU64; WORDS] = free;
         free[usize::from(SCRAP) / 64].fetch_and(!(1 << (SCRAP % 64)), Ordering::Relaxed);
@@ -108,36 +110,43 @@ impl Slots {
     }
 
     /// A free slot, near those that this CPU used before.
-    #[inline]
+    #[inline(always)]
     pub fn take<P: Platform>(&self, platform: &P) -> Option<OwnedSlot> {
         let near = platform.cpu() % WORDS;
-        self.take_free(near).or_else(|| {
-            self.reclaim(platform);
-            self.take_free(near)
-        })
+        self.take_from(near).or_else(|| self.take_elsewhere(platform, near))
     }
 
-    #[inline]
-    fn take_free(&self, near: usize) -> Option<OwnedSlot> {
-        (0..WORDS).map(|offset| (near + offset) % WORDS).find_map(|word| {
-            let free = self.free[word].fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| {
-                (free != 0).then_some(free & free.wrapping_sub(1))
-            });
-            let bit = free.ok()?.trailing_zeros() as usize;
-            Some(OwnedSlot((word * 64 + bit) as u16))
+    /// A free slot of one word.
+    #[inline(always)]
+    fn take_from(&self, word: usize) -> Option<OwnedSlot> {
+        let free = self.free[word].fetch_update(Ordering::Acquire, Ordering::Relaxed, |free| {
+            (free != 0).then_some(free & free.wrapping_sub(1))
+        });
+        let bit = free.ok()?.trailing_zeros() as usize;
+        Some(OwnedSlot((word * 64 + bit) as u16))
+    }
+
+    /// A free slot of any word, of those from `near` on the first, if need be after looking for orphans.
+    #[cold]
+    #[inline(never)]
+    fn take_elsewhere<P: Platform>(&self, platform: &P, near: usize) -> Option<OwnedSlot> {
+        let take_any = || (0..WORDS).find_map(|offset| self.take_from((near + offset) % WORDS));
+        take_any().or_else(|| {
+            self.reclaim(platform);
+            take_any()
         })
     }
 
     /// Takes back a slot that was not armed, or whose completion was seen.
-    #[inline]
+    #[inline(always)]
     pub fn put_back(&self, slot: OwnedSlot) {
         self.free_slot(usize::from(slot.0));
     }
 
-    #[inline]
+    #[inline(always)]
     fn free_slot(&self, index: usize) {
-        self.slots[index].state.store(FREE, Ordering::Relaxed);
-        self.free[index / 64].fetch_or(1 << (index % 64), Ordering::Release);
+        self.slots[index % SLOTS].state.store(FREE, Ordering::Relaxed);
+        self.free[index / 64 % WORDS].fetch_or(1 << (index % 64), Ordering::Release);
     }
 
     /// Nobody will wait for `slot` any more.
@@ -151,7 +160,7 @@ impl Slots {
     }
 
     /// The wait descriptor, to be written at `position`, that completes `slot`.
-    #[inline]
+    #[inline(always)]
     pub fn arm(&self, slot: &OwnedSlot, position: u64, devices: bool, fence: bool) -> Wait {
         let state = self.slot(slot);
         let value = state.value.load(Ordering::Relaxed).wrapping_add(1);
@@ -168,14 +177,14 @@ impl Slots {
         self.wait(usize::from(SCRAP), 0, fence)
     }
 
-    #[inline]
+    #[inline(always)]
     fn wait(&self, index: usize, value: u32, fence: bool) -> Wait {
         let address = PhysAddr::new(self.page.as_u64() + index as u64 * SLOT_BYTES);
         Wait { completion: Completion::Status { address, value }, fence }
     }
 
     /// How the wait of `slot` stands.
-    #[inline]
+    #[inline(always)]
     pub fn status<P: Platform>(&self, platform: &P, slot: &OwnedSlot) -> Status {
         let state = self.slot(slot);
         if self.is_done(platform, usize::from(slot.0)) {
@@ -257,15 +266,15 @@ impl Slots {
 
     #[inline]
     fn slot(&self, slot: &OwnedSlot) -> &Slot {
-        &self.slots[usize::from(slot.0)]
+        &self.slots[usize::from(slot.0) % SLOTS]
     }
 
     /// Whether the unit has written the value that slot `index` waits for.
     #[inline]
     fn is_done<P: Platform>(&self, platform: &P, index: usize) -> bool {
-        let written = self.with_memory(platform, |words| words[index].load(Ordering::Acquire));
+        let written = self.with_memory(platform, |words| words[index % SLOTS].load(Ordering::Acquire));
         // The unit writes 32 bits: the low half.
-        written as u32 == self.slots[index].value.load(Ordering::Relaxed)
+        written as u32 == self.slots[index % SLOTS].value.load(Ordering::Relaxed)
     }
 
     #[inline]

@@ -138,7 +138,8 @@ impl Queue {
         scope: IotlbScope,
     ) -> Result<(), InvalidationError> {
         hardware.check()?;
-        let Some(slot) = self.try_submit_one(platform, hardware, scope) else {
+        let descriptor = scope.descriptor(&hardware.capability, hardware.stage).encode();
+        let Some(slot) = self.try_submit_one(platform, hardware, descriptor) else {
             return self.forget_late(platform, hardware, scope, None);
         };
         if let Status::Done { refused: false } = self.slots.status(platform, &slot) {
