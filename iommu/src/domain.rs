@@ -17,7 +17,7 @@ mod standing;
 use alloc::sync::Arc;
 use core::{
     mem::ManuallyDrop,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bounce::Bounce;
@@ -40,7 +40,7 @@ use crate::{
     reach::{HostWidth, TableKind},
     registers::Registers,
     stale_ranges::StaleRanges,
-    sync::IrqLock,
+    sync::{IrqLock, atomic::fence},
 };
 
 #[cfg(all(test, loom))]

@@ -58,15 +58,14 @@ impl<P: Platform> Vtd<P> {
         first: Iova,
         last: Iova,
     ) -> Result<(), Unflushed> {
-        let only = tags.list.lock(&*self.platform).only_unit();
-        if let Some(tag) = only {
-            let unit = &self.units[tag.unit].unit;
+        if let Some((index, domain)) = tags.only_unit() {
+            let unit = &self.units[index].unit;
             let scope =
-                IotlbScope::covering(tag.domain, only_leaves, unit.capability(), self.stage, (first, last));
+                IotlbScope::covering(domain, only_leaves, unit.capability(), self.stage, (first, last));
             if let Some(scope) = scope {
                 return unit
                     .forget(&*self.platform, scope)
-                    .map_err(|error| self.unflushed(tags, tag.unit, error));
+                    .map_err(|error| self.unflushed(tags, index, error));
             }
         }
         self.forget_ranges(tags, only_leaves, iter::once((first, last)))
@@ -83,13 +82,10 @@ impl<P: Platform> Vtd<P> {
         only_leaves: bool,
         ranges: impl Iterator<Item = (Iova, Iova)> + Clone,
     ) -> Result<(), Unflushed> {
-        let held = tags.list.lock(&*self.platform);
-        if let Some(tag) = held.only_unit() {
-            drop(held);
-            return self.invalidate_at(tags, tag, only_leaves, ranges);
+        if let Some(only) = tags.only_unit() {
+            return self.invalidate_at(tags, only, only_leaves, ranges);
         }
-        let list = *held;
-        drop(held);
+        let list = *tags.list.lock(&*self.platform);
         // A device that did not answer once may hold anything, until it is blocked: nobody waits for it again.
         if list.device.is_some() {
             tags.check_devices().map_err(Unflushed::Device)?;
@@ -102,15 +98,15 @@ impl<P: Platform> Vtd<P> {
     fn invalidate_at(
         &self,
         tags: &Tags,
-        tag: Tag,
+        (index, domain): (usize, DomainId),
         only_leaves: bool,
         ranges: impl Iterator<Item = (Iova, Iova)>,
     ) -> Result<(), Unflushed> {
-        let unit = &self.units[tag.unit].unit;
-        let mut plan = Plan::new(tag.domain, only_leaves, unit.capability(), self.stage);
+        let unit = &self.units[index].unit;
+        let mut plan = Plan::new(domain, only_leaves, unit.capability(), self.stage);
         ranges.for_each(|(first, last)| plan.add(first, last));
         let result = unit.invalidate(&*self.platform, plan.invalidations());
-        result.map_err(|error| self.unflushed(tags, tag.unit, error))
+        result.map_err(|error| self.unflushed(tags, index, error))
     }
 
     /// Starts the invalidation of `ranges` at each of `units`, and at the `device` behind one of them, then waits for all

@@ -1,7 +1,5 @@
 //! Where the translations of a domain may be cached: its tags.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use mm::PhysAddr;
 
 use super::{format::TableFormat, hardware::Vtd, queue::CachingDevice, spec::DomainId};
@@ -9,7 +7,10 @@ use crate::{
     Platform, SourceId,
     dma::{DmaError, Silent},
     platform::LockClass,
-    sync::IrqLock,
+    sync::{
+        IrqLock,
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    },
 };
 
 /// Units that one domain can span.
@@ -20,6 +21,7 @@ pub(crate) struct Tags {
     pub(super) root: PhysAddr,
     pub(super) format: TableFormat,
     pub(super) list: IrqLock<TagList>,
+    only: OnlyUnit,
     silent: SilentDevice,
 }
 
@@ -34,10 +36,43 @@ pub(super) struct TagList {
 
 impl TagList {
     /// The unit that knows the domain, if that is one, and no device does.
-    #[inline]
-    pub fn only_unit(&self) -> Option<Tag> {
+    fn only_unit(&self) -> Option<Tag> {
         let [first, second, ..] = self.units;
         first.filter(|_| second.is_none() && self.device.is_none())
+    }
+
+    /// One source less behind `unit`. Returns the id that the domain had there, if none is left.
+    fn remove_source(&mut self, unit: usize) -> Option<DomainId> {
+        let slot = self.units.iter_mut().find(|slot| slot.is_some_and(|tag| tag.unit == unit))?;
+        let tag = slot.as_mut()?;
+        tag.sources -= 1;
+        let unused = (tag.sources == 0).then_some(tag.domain);
+        if unused.is_some() {
+            *slot = None;
+            // The list has no gaps.
+            self.units.sort_unstable_by_key(Option::is_none);
+        }
+        unused
+    }
+}
+
+/// What [`TagList::only_unit`] says, to be read without the lock. Written under it.
+struct OnlyUnit(AtomicU32);
+
+impl OnlyUnit {
+    const THERE_IS_ONE: u32 = 1 << 31;
+
+    fn set(&self, tag: Option<Tag>) {
+        // Units are fewer than 64.
+        let bits = |tag: Tag| Self::THERE_IS_ONE | (tag.unit as u32) << 16 | u32::from(tag.domain.as_u16());
+        self.0.store(tag.map_or(0, bits), Ordering::Release);
+    }
+
+    #[inline(always)]
+    fn get(&self) -> Option<(usize, DomainId)> {
+        let bits = self.0.load(Ordering::Acquire);
+        let unit = (bits & !Self::THERE_IS_ONE) >> 16;
+        (bits & Self::THERE_IS_ONE != 0).then_some((unit as usize, DomainId::new(bits as u16)))
     }
 }
 
@@ -84,8 +119,17 @@ impl Tags {
             root,
             format,
             list: IrqLock::new(LockClass::Tags, list),
+            only: OnlyUnit(AtomicU32::new(0)),
             silent: SilentDevice(AtomicU64::new(0)),
         }
+    }
+
+    /// The unit that knows the domain, if that is one, and no device does. It is read after the leaves were cleared, with a
+    /// fence in between; with another after it was written, before the unit can walk the tables. So whoever does not find a
+    /// unit here has cleared the leaves before the unit could see them.
+    #[inline(always)]
+    pub(super) fn only_unit(&self) -> Option<(usize, DomainId)> {
+        self.only.get()
     }
 
     /// Fails once a device of the domain did not empty its TLB.
@@ -122,6 +166,9 @@ impl<P: Platform> Vtd<P> {
         };
         debug_assert!(device.is_none() || list.device.is_none(), "a device with a TLB shares its domain");
         list.device = device.map(|device| DeviceTag { unit, device }).or(list.device);
+        tags.only.set(list.only_unit());
+        // The tag can be read before the unit can walk the tables: see `Tags::only_unit`.
+        fence(Ordering::SeqCst);
         Ok(domain)
     }
 
@@ -130,16 +177,10 @@ impl<P: Platform> Vtd<P> {
     pub(super) fn remove_tag(&self, tags: &Tags, unit: usize, source: SourceId) {
         let mut list = tags.list.lock(&*self.platform);
         list.device = list.device.filter(|tag| tag.device.source != source);
-        let Some(slot) = list.units.iter_mut().find(|slot| slot.is_some_and(|tag| tag.unit == unit)) else {
-            return;
-        };
-        let Some(tag) = slot else { return };
-        tag.sources -= 1;
-        if tag.sources == 0 {
-            self.free_domain(unit, tag.domain);
-            *slot = None;
-            // The list has no gaps.
-            list.units.sort_unstable_by_key(Option::is_none);
+        let unused = list.remove_source(unit);
+        tags.only.set(list.only_unit());
+        if let Some(domain) = unused {
+            self.free_domain(unit, domain);
         }
     }
 }
