@@ -248,6 +248,7 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Writes the leaves of a range; a unit need not see them before they are [published](Self::publish).
+    #[inline(always)]
     fn write_leaves(
         &self,
         iova: Iova,
@@ -281,7 +282,7 @@ impl<B: Backend> Domain<B> {
         let _ = self.backend.publish(&self.tags, iova, bytes);
     }
 
-    #[inline]
+    #[inline(always)]
     fn map_leaves(
         &self,
         iova: Iova,
@@ -329,6 +330,7 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Maps into a range that is reserved for it; gives the range back if no device can have seen it.
+    #[inline(always)]
     fn map_at(
         &self,
         iova: Iova,

@@ -7,7 +7,7 @@ use crate::{
     Iova, Platform,
     backend::Backend,
     dma::{DmaError, space::Placement},
-    iova::{INTERRUPT_RANGE, IovaError, IovaRequest, IovaSpace},
+    iova::{FreeError, INTERRUPT_RANGE, IovaError, IovaRequest, IovaSpace},
 };
 
 /// Withholds `ranges` of a new space, each with its first and last address.
@@ -25,20 +25,23 @@ pub(super) fn withhold<P: Platform>(
 
 impl<B: Backend> Domain<B> {
     /// Takes addresses for `bytes` bytes, whole pages.
-    #[inline]
+    #[inline(always)]
     pub(super) fn allocate(&self, placement: Placement, bytes: u64) -> Result<Iova, DmaError> {
         let pages = bytes / PAGE_BYTES;
-        let (taken, last) = match placement {
-            Placement::Below(last) => (self.iovas.allocate(pages, last), last),
-            Placement::Within { last, boundary } => {
-                (self.iovas.allocate_with(&IovaRequest { boundary, ..IovaRequest::new(pages, last) }), last)
+        match placement {
+            Placement::Below(last) => {
+                self.iovas.allocate(pages, last).map_err(|error| no_iova(error, pages, last))
             }
-            Placement::At { iova, last } => return self.allocate_at(iova, bytes, last),
-        };
-        taken.map_err(|error| match error {
-            IovaError::OutOfMemory => DmaError::OutOfMemory,
-            _ => DmaError::NoIova { pages, last },
-        })
+            Placement::Within { last, boundary } => self.allocate_within(pages, last, boundary),
+            Placement::At { iova, last } => self.allocate_at(iova, bytes, last),
+        }
+    }
+
+    /// Takes `pages` pages up to address `last`, not across a multiple of `boundary`.
+    #[inline(never)]
+    fn allocate_within(&self, pages: u64, last: u64, boundary: u64) -> Result<Iova, DmaError> {
+        let request = IovaRequest { boundary, ..IovaRequest::new(pages, last) };
+        self.iovas.allocate_with(&request).map_err(|error| no_iova(error, pages, last))
     }
 
     /// Takes exactly the `bytes` bytes, whole pages, at `iova`, for a device that can send addresses up to `last`.
@@ -77,9 +80,25 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Gives the `pages` pages at `iova` back.
+    #[inline]
     pub(super) fn free(&self, iova: Iova, pages: u64) {
         if let Err(error) = self.iovas.free(iova, pages) {
-            log::error!("domain {}: {error}", self.number);
+            self.not_freed(error);
         }
+    }
+
+    /// Not that a domain frees what it has not taken.
+    #[cold]
+    fn not_freed(&self, error: FreeError) {
+        log::error!("domain {}: {error}", self.number);
+    }
+}
+
+/// Why there are no `pages` pages up to address `last`.
+#[cold]
+fn no_iova(error: IovaError, pages: u64, last: u64) -> DmaError {
+    match error {
+        IovaError::OutOfMemory => DmaError::OutOfMemory,
+        _ => DmaError::NoIova { pages, last },
     }
 }

@@ -45,7 +45,7 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Gives back what a segment that no unit can translate any more has taken, but for its buffer and its reaper's slot.
-    #[inline]
+    #[inline(always)]
     fn give_back(&self, segment: &Segment, access: Access) {
         if segment.ends != Ends::NONE {
             self.settle(segment, access);

@@ -22,8 +22,9 @@ pub const fn direct(address: PhysAddr) -> u64 {
 
 /// The physical address behind `address`, if that is in the direct map's range. Nothing may be mapped there.
 pub fn direct_to_physical(address: u64) -> Option<PhysAddr> {
-    let offset = address.checked_sub(DIRECT_MAP).filter(|&offset| offset < DIRECT_MAP_BYTES)?;
-    PhysAddr::checked(offset)
+    // Of an address below the map it is a number beyond it.
+    let offset = address.wrapping_sub(DIRECT_MAP);
+    if offset < DIRECT_MAP_BYTES { PhysAddr::checked(offset) } else { None }
 }
 
 // Defined by the linker script. Only their addresses mean anything.
