@@ -49,12 +49,18 @@ impl StaleRanges {
     }
 
     /// Adds `stale`, which is of `table` like the others.
+    #[inline]
     pub fn add<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
         if self.count == 0 {
             self.tokens[0] = Some(stale);
             self.count = 1;
-            return;
+        } else {
+            self.add_to_others(table, stale);
         }
+    }
+
+    #[inline(never)]
+    fn add_to_others<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
         let at = self.tokens().take_while(|held| held.first() <= stale.first()).count();
         let index = match at.checked_sub(1) {
             Some(below) if self.touches(below, &stale) => below,
