@@ -28,7 +28,7 @@ impl MappedRegisters {
     ///
     /// # Panics
     /// If it does not lie inside the mapping, aligned: the subsystem checks offsets that hardware reports.
-    #[inline]
+    #[inline(always)]
     fn at<T>(&self, offset: usize) -> NonNull<T> {
         let end = offset.checked_add(size_of::<T>());
         assert!(end.is_some_and(|end| end <= self.bytes), "register {offset:#x} of {:#x} bytes", self.bytes);
@@ -62,7 +62,7 @@ impl Registers for MappedRegisters {
         unsafe { self.at::<u64>(offset).read_volatile() }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write64(&self, offset: usize, value: u64) {
         // SAFETY: as in `read32`.
         unsafe { self.at::<u64>(offset).write_volatile(value) }

@@ -89,40 +89,37 @@ impl Ring {
 
     #[inline(always)]
     pub fn write<P: Platform>(&self, platform: &P, position: u64, descriptor: RawDescriptor) {
-        self.with_entry(platform, position, |page, at| {
-            let words = &page[at];
-            words[0].store(descriptor.low(), Ordering::Relaxed);
-            words[1].store(descriptor.high(), Ordering::Relaxed);
-            if self.is_wide {
-                page[at | 1].iter().for_each(|word| word.store(0, Ordering::Relaxed));
-            }
-            if !self.coherent {
-                // A descriptor is aligned to its size, so that it lies in one line.
-                platform.tables().write_back_entry(&words[0]);
-            }
-        });
+        let (page, at) = self.entry(platform, position);
+        let [low, high] = &page[at];
+        low.store(descriptor.low(), Ordering::Relaxed);
+        high.store(descriptor.high(), Ordering::Relaxed);
+        if self.is_wide {
+            page[at | 1].iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+        if !self.coherent {
+            // A descriptor is aligned to its size, so that it lies in one line.
+            platform.tables().write_back_entry(low);
+        }
     }
 
     pub fn read<P: Platform>(&self, platform: &P, position: u64) -> RawDescriptor {
-        self.with_entry(platform, position, |page, at| {
-            let [low, high] = &page[at];
-            RawDescriptor::from_halves(low.load(Ordering::Relaxed), high.load(Ordering::Relaxed))
-        })
+        let (page, at) = self.entry(platform, position);
+        let [low, high] = &page[at];
+        RawDescriptor::from_halves(low.load(Ordering::Relaxed), high.load(Ordering::Relaxed))
     }
 
     /// The page that the entry for `position` lies in, in units of 128 bits, and the entry's first unit.
     #[inline(always)]
-    fn with_entry<P: Platform, T>(
+    fn entry<'a, P: Platform>(
         &self,
-        platform: &P,
+        platform: &'a P,
         position: u64,
-        access: impl FnOnce(&[[AtomicU64; UNIT_WORDS]], usize) -> T,
-    ) -> T {
+    ) -> (&'a [[AtomicU64; UNIT_WORDS]], usize) {
         let unit = self.index(position) * self.stride();
         let page = PhysAddr::new(self.first.as_u64() + (unit / UNITS_A_PAGE) as u64 * PAGE_BYTES);
         // SAFETY: the page is one of those that `allocate_contiguous` returned for this ring, which are never freed.
         let table: &Table = unsafe { platform.tables().table(page) };
         let (units, _) = table.as_chunks();
-        access(units, unit % UNITS_A_PAGE)
+        (units, unit % UNITS_A_PAGE)
     }
 }
