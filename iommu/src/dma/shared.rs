@@ -12,7 +12,7 @@ use mm::{
     table::{PageTable, Stale, TableMemory, x86::X86Format},
 };
 
-use super::{DmaDomain, DmaError, DomainError};
+use super::{DmaDomain, DmaError, DomainError, space::Space};
 use crate::{Iova, arc::TryArc};
 
 /// The table of an address space, and what it takes to walk it.
@@ -98,6 +98,13 @@ pub(crate) trait Shares: Send + Sync {
 
     /// Whether requests for all addresses in `first..=last` come to the units, and are memory for them.
     fn is_clear(&self, first: Iova, last: Iova) -> bool;
+}
+
+/// A domain over a shared table, as its handles see it.
+pub(crate) struct SharedParts {
+    pub number: u64,
+    pub space: TryArc<dyn Space>,
+    pub shares: TryArc<dyn Shares>,
 }
 
 /// A domain whose devices use an address space of the CPU's as it stands ([`Iommu::share_table`](crate::Iommu::share_table)).

@@ -6,7 +6,7 @@ use super::{MAX_LOGGED_WARNINGS, Protection, Shared};
 use crate::{
     Iova, PciAddress, Platform,
     arc::TryArc,
-    dma::{DmaDevice, DomainError, SharedTable, shared::Shares, space::Space},
+    dma::{DmaDevice, DomainError, SharedTable, shared::SharedParts, space::Space},
     domain::Kind,
     dump::{GroupReport, Visitor},
     group::{ClaimError, GroupLayout, ReleaseError},
@@ -28,13 +28,9 @@ impl<P: Platform> Control for Protection<P> {
         Ok((domain.number(), domain.into()))
     }
 
-    fn share_table(
-        &self,
-        functions: &[PciAddress],
-        table: SharedTable,
-    ) -> Result<(u64, TryArc<dyn Space>, TryArc<dyn Shares>), DomainError> {
+    fn share_table(&self, functions: &[PciAddress], table: SharedTable) -> Result<SharedParts, DomainError> {
         let domain = self.share(functions, table)?;
-        Ok((domain.number(), domain.clone().into(), domain.into()))
+        Ok(SharedParts { number: domain.number(), space: domain.clone().into(), shares: domain.into() })
     }
 
     fn created_domain(&self, number: u64) -> Option<TryArc<dyn Space>> {

@@ -5,7 +5,7 @@ use alloc::{collections::TryReserveError, vec::Vec};
 use crate::{
     Iova, PciAddress,
     arc::TryArc,
-    dma::{DmaDevice, DomainError, SharedTable, shared::Shares, space::Space},
+    dma::{DmaDevice, DomainError, SharedTable, shared::SharedParts, space::Space},
     dump::Visitor,
     group::{ClaimError, ReleaseError},
     interrupts::{self, InterruptError, MessageInterrupts, MessageSource, WiredInterrupt},
@@ -39,7 +39,7 @@ pub(crate) trait Control: Send + Sync {
         &self,
         _functions: &[PciAddress],
         _table: SharedTable,
-    ) -> Result<(u64, TryArc<dyn Space>, TryArc<dyn Shares>), DomainError> {
+    ) -> Result<SharedParts, DomainError> {
         Err(DomainError::NoUnit)
     }
 

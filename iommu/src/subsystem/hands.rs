@@ -5,7 +5,7 @@ use alloc::{collections::TryReserveError, vec::Vec};
 use super::Iommu;
 use crate::{
     PciAddress,
-    dma::{DmaDevice, DmaDomain, DomainError, SharedDomain, SharedTable},
+    dma::{DmaDevice, DmaDomain, DomainError, SharedDomain, SharedTable, shared::SharedParts},
     group::{ClaimError, ReleaseError},
 };
 
@@ -56,7 +56,7 @@ impl Iommu {
         functions: &[PciAddress],
         table: SharedTable,
     ) -> Result<SharedDomain, DomainError> {
-        let (number, space, shares) = self.control.share_table(functions, table)?;
+        let SharedParts { number, space, shares } = self.control.share_table(functions, table)?;
         Ok(SharedDomain::new(DmaDomain::new(self.control.clone(), number, space), shares))
     }
 

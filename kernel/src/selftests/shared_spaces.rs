@@ -189,7 +189,7 @@ test! {
                 Ok(())
             },
             |edu, _| Ok(edu.machine.iommu.quarantine(edu.function)?),
-            |edu, _| Ok(edu.machine.release(edu.function)?),
+            |edu, _| edu.machine.release(edu.function),
         ];
         for end in ends {
             let process = edu.start(Attack::EduWritesForEver)?;
