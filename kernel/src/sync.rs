@@ -40,6 +40,8 @@ pub enum Rank {
     Stacks,
     /// The kernel's page table and its window of mapped registers.
     AddressSpace,
+    /// Pages of the kernel's table that left it.
+    OwnTables,
     /// A register of configuration space that is read and written.
     ConfigSpace,
     /// No lock: waiting for all CPUs to flush. What comes later here is not held meanwhile.

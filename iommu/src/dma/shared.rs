@@ -27,12 +27,16 @@ pub struct SharedTable {
 pub(crate) type Keeper = Arc<dyn Send + Sync>;
 
 impl SharedTable {
-    /// `table`, whose pages, like the memory that it maps for users, have physical addresses of at most `physical_bits` bits,
-    /// and which stays until `keeper` is dropped.
+    /// `table`, whose pages, like the memory that it maps for users, have physical addresses of at most `physical_bits` bits (what
+    /// else it maps beyond the units' width they block), and which stays until `keeper` is dropped: by a thread that destroys the
+    /// domain or gives a device back, without a lock of the subsystem's held.
     ///
     /// # Safety
     /// - As long as `keeper` has an owner, neither a page of the table nor memory that it maps for users is used for anything
-    ///   else, but what [`SharedDomain::flush`] has been told of, of every domain that shares it, and returned `Ok`.
+    ///   else, but what [`SharedDomain::flush`] has been told of, of every domain that shares it, and returned `Ok`. That is for
+    ///   devices that are in the domain: one that was taken out and may not be quiet may be writing to it still.
+    /// - What is the supervisor's is so in each entry from the root on, or no page of its tables is ever used for anything else than
+    ///   tables for the supervisor: units may remember any table on the way, and are not told what becomes of those.
     /// - Entries that `mm` did not make are for the supervisor, or have A and D set: a walker's update of an entry is not
     ///   expected by whoever edits it. If its format says that it is written back, they are as well, with all that they lead to.
     /// - Whoever may use the devices may use what the table maps for users, as it says.

@@ -90,10 +90,13 @@ impl<B: Backend> Domain<B> {
     }
 
     /// A group that was taken out is quiet.
-    pub fn set_quiet(&self) {
+    ///
+    /// Returns what is to be dropped without a lock held.
+    #[must_use]
+    pub fn set_quiet(&self) -> Option<Keeper> {
         self.standing.end_restless();
-        self.let_go();
         self.backend.platform().wake(Work::Reap);
+        self.let_go()
     }
 
     /// Lets no more in: neither groups nor mappings. Fails, with their number, while groups are attached.
@@ -105,7 +108,7 @@ impl<B: Backend> Domain<B> {
             }
             self.standing.close();
         }
-        self.let_go();
+        drop(self.let_go());
         Ok(())
     }
 

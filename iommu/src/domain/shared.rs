@@ -26,11 +26,11 @@ impl<B: Backend> Domain<B> {
         Ok(domain)
     }
 
-    /// Lets what keeps a shared table go, if no group is in the domain, nor comes, and all that were are quiet.
-    pub(super) fn let_go(&self) {
-        if self.standing.is_over() {
-            drop(self.take_keeper());
-        }
+    /// What keeps a shared table, to be let go without a lock held: if no group is in the domain, nor comes, all that were are quiet,
+    /// and no unit walks the table.
+    pub(super) fn let_go(&self) -> Option<Keeper> {
+        let is_over = self.standing.is_over() && self.backend.is_unused(&self.tags);
+        is_over.then(|| self.take_keeper()).flatten()
     }
 
     pub(super) fn take_keeper(&self) -> Option<Keeper> {
@@ -46,6 +46,9 @@ impl<B: Backend> Shares for Domain<B> {
     }
 
     fn publish_mapped(&self, first: Iova, bytes: u64) -> Result<(), DmaError> {
+        if bytes == 0 || first.as_u64().checked_add(bytes - 1).is_none_or(|last| last > self.last) {
+            return Ok(());
+        }
         Ok(self.backend.publish(&self.tags, first, bytes)?)
     }
 

@@ -90,17 +90,15 @@ impl<B: Backend> Group<B> {
             return Err(error);
         }
         let revoked = state.revoked.take();
-        if let Some(domain) = &revoked {
-            // Before the term: whoever sees that it is over may have its memory back.
-            domain.set_quiet();
-        }
+        // Before the term: whoever sees that it is over may have its memory back.
+        let keeper = revoked.as_ref().and_then(|domain| domain.set_quiet());
         state.quarantined = false;
         state.term += 1;
         state.retired = future == Future::None;
         state.muted = state.retired;
         let claimed = core::mem::take(&mut state.claimed);
         drop(state);
-        drop((claimed, revoked));
+        drop((claimed, revoked, keeper));
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use mm::{
 use spin::Once;
 use x86::{controlregs, cpuid::CpuId};
 
-use super::{RangeSet, frames, layout, window::Window};
+use super::{RangeSet, frames, layout, own_tables::OwnTables, window::Window};
 use crate::{
     arch::{cache, memory_types},
     smp,
@@ -37,7 +37,7 @@ const EXECUTE: X86Access = X86Access::empty();
 const REGISTERS: X86Access = READ_WRITE.union(memory_types::UNCACHED);
 const DEVICE_MEMORY: X86Access = READ_WRITE.union(memory_types::WRITE_COMBINING);
 
-static TABLE: Once<PageTable<X86Format, KernelTables>> = Once::new();
+static TABLE: Once<PageTable<X86Format, OwnTables>> = Once::new();
 static WINDOW: IrqMutex<Window> = IrqMutex::new(Rank::AddressSpace, Window::new());
 
 /// How many bytes of the window are in use, or lost.
@@ -113,7 +113,7 @@ pub(super) unsafe fn build(ram: &RangeSet) -> Result<(), BuildError> {
     let bits = cpuid.get_processor_capacity_feature_info().map_or(36, |info| info.physical_address_bits());
     // Its upper half is in every process's table, which units may walk that do not snoop: so it is in memory at all times.
     let format = X86Format::new(4, sizes, bits).ok_or(BuildError::AddressWidth(bits))?.written_back();
-    let table = PageTable::new(format, KernelTables).map_err(BuildError::NoRoot)?;
+    let table = PageTable::new(format, OwnTables).map_err(BuildError::NoRoot)?;
 
     let map = |input: u64, range: PhysRange, access| {
         // SAFETY: the table is not in use yet, and each range is mapped with what its contents need.
@@ -239,7 +239,7 @@ pub(super) fn flush(stale: Stale) -> Flushed {
 }
 
 /// The kernel's table, whose upper half is in that of each process.
-pub(super) fn table() -> Option<&'static PageTable<X86Format, KernelTables>> {
+pub(super) fn table() -> Option<&'static PageTable<X86Format, OwnTables>> {
     TABLE.get()
 }
 
@@ -318,6 +318,6 @@ pub fn lookup(address: u64) -> Option<Translation<X86Access>> {
 }
 
 /// What is mapped in `first..=last`.
-pub fn runs(first: u64, last: u64) -> Option<Runs<'static, X86Format, KernelTables>> {
+pub fn runs(first: u64, last: u64) -> Option<Runs<'static, X86Format, OwnTables>> {
     Some(TABLE.get()?.runs(first, last))
 }

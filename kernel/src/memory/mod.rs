@@ -8,6 +8,7 @@ mod exhausted;
 pub mod frames;
 mod heap;
 pub mod layout;
+mod own_tables;
 mod ranges;
 pub mod stacks;
 mod user_table;

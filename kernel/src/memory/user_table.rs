@@ -3,8 +3,10 @@
 //! The lower half of the addresses is its own, by the same engine as the kernel's. The upper half is the kernel's: the
 //! entries of the kernel's root are copied when the table is made, and lead to the kernel's own tables. What the kernel maps
 //! and unmaps later shows there too, as the tables behind its root's entries never leave: each has something in it for good.
+//! The copies are for the supervisor, as is all that they lead to.
 //!
-//! Devices may walk it as well. What is the kernel's is the supervisor's, and devices are users.
+//! Devices may walk it as well, and are users: they get no further than the root. Tables of the kernel's that go below that are
+//! nothing else later ([`OwnTables`](super::own_tables)), as the kernel flushes the CPUs alone.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, mem::ManuallyDrop, sync::atomic::Ordering::Relaxed};
@@ -81,7 +83,7 @@ impl<M: TableMemory> UserTable<M> {
         // SAFETY: both roots live as long as their tables; the new one is used by nobody else.
         let (from, to) = unsafe { (kernel.memory().table(kernel.root()), root_of(&table)) };
         for index in KERNELS {
-            to[index].store(from[index].load(Relaxed), Relaxed);
+            to[index].store(from[index].load(Relaxed) & !(USER | UNWRITTEN), Relaxed);
         }
         table.memory().write_back(to.as_ptr().cast(), size_of_val(to));
         Some(Self { table: ManuallyDrop::new(table), domains: Vec::new() })
@@ -182,21 +184,30 @@ impl<M: TableMemory> UserTable<M> {
         self.table.lookup(input).map(|found| found.access)
     }
 
-    /// Whether the upper half is the kernel's own, apart from the bits that hardware ignores.
+    /// Whether the upper half is the kernel's own, apart from the bits that hardware ignores, and for nobody else.
     pub fn has_kernels_half(&self) -> bool {
         let Some(kernel) = address_space::table() else { return false };
         // SAFETY: both roots live as long as their tables.
         let (kernels, own) = unsafe { (kernel.memory().table(kernel.root()), root_of(&self.table)) };
         let pointer = |table: &Table, index: usize| table[index].load(Relaxed) & !IGNORED;
-        KERNELS.into_iter().all(|index| pointer(kernels, index) == pointer(own, index))
+        let is_kernels = |index: usize| {
+            let own = pointer(own, index);
+            own == pointer(kernels, index) & !USER && own & USER == 0
+        };
+        KERNELS.into_iter().all(is_kernels)
     }
 }
 
-/// What may differ between two pointers to one table: the engine's counts, and what the hardware notes.
-const IGNORED: u64 = 0x3ff << 52 | 1 << 5;
+/// U/S.
+const USER: u64 = 1 << 2;
+/// The engine's note that a pointer is not written back yet.
+const UNWRITTEN: u64 = 1 << 10;
+/// What may differ between two pointers to one table: the engine's counts and note, and what the hardware notes.
+const IGNORED: u64 = 0x3ff << 52 | UNWRITTEN | 1 << 5;
 
 impl<M: TableMemory> Drop for UserTable<M> {
     fn drop(&mut self) {
+        debug_assert!(self.domains.is_empty(), "devices walk it");
         // SAFETY: taken out once, here.
         let table = unsafe { ManuallyDrop::take(&mut self.table) };
         // SAFETY: as in `new`. The kernel's tables are not this one's to free.

@@ -16,6 +16,7 @@ use mm::{
     table::{Table, TableMemory},
 };
 
+use super::copy;
 use crate::memory::{KernelTables, frames, layout};
 
 /// Pages of all processes.
@@ -112,11 +113,14 @@ impl Pages {
         PhysRange::new(self.first, self.count as u64 * PAGE_BYTES)
     }
 
-    /// Makes them zeros.
+    /// Makes them zeros, whoever may be writing them.
     pub fn clear(&mut self) {
-        let first = layout::direct(self.first) as *mut u8;
-        // SAFETY: as in `fill`.
-        unsafe { first.write_bytes(0, self.count * PAGE_BYTES as usize) };
+        const ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+        for page in 0..self.count as u64 {
+            let to = layout::direct(self.first) + page * PAGE_BYTES;
+            // SAFETY: a page of the run, which the direct map shows. No Rust value lies there.
+            unsafe { copy::to_shared(&ZEROS, to as *mut u8) };
+        }
     }
 
     /// Puts `bytes` at `offset`, both checked: nothing is written unless all fits.

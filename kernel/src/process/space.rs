@@ -114,11 +114,10 @@ impl Space {
             let mut pages = Pages::zeroed(&self.budget, usize::try_from(segment.pages).ok()?)?;
             pages.fill(usize::try_from(segment.offset).ok()?, segment.bytes)?;
             let access = access_of(segment.access);
-            self.add(segment.start, pages.range(), access, Backing::Program(pages)).ok()?;
+            self.add_pages(segment.start, pages, access, Backing::Program).ok()?;
         }
         let stack = Pages::zeroed(&self.budget, (abi::STACK_BYTES / PAGE_BYTES) as usize)?;
-        let start = abi::STACK_TOP - abi::STACK_BYTES;
-        self.add(start, stack.range(), READ_WRITE, Backing::Program(stack)).ok()
+        self.add_pages(abi::STACK_TOP - abi::STACK_BYTES, stack, READ_WRITE, Backing::Program).ok()
     }
 
     /// What it has, and may have.
@@ -136,15 +135,20 @@ impl Space {
         let table = unsafe { self.contents.table.to_share(memory::ram_bits(), estate) };
         let shared = iommu.share_table(&[function], table)?;
         let domain = shared.domain().clone();
-        let result = if !shared.reaches(abi::IMAGE.start, abi::STACK_TOP - abi::IMAGE.start) {
+        let (image, stack) = (abi::IMAGE.end - abi::IMAGE.start, abi::STACK_BYTES);
+        let reaches_both =
+            shared.reaches(abi::IMAGE.start, image) && shared.reaches(abi::STACK_TOP - stack, stack);
+        let result = if !reaches_both {
             Err(ShareError::OutOfReach)
         } else if !self.contents.table.add_domain(shared) {
             Err(DomainError::Dma(DmaError::OutOfMemory).into())
         } else {
             Ok(())
         };
-        if result.is_err() {
-            domain.destroy()?;
+        if result.is_err()
+            && let Err(error) = domain.destroy()
+        {
+            log::error!("{error}");
         }
         result.map(|()| domain)
     }
@@ -174,23 +178,27 @@ impl Space {
         }
         let bytes = bytes.next_multiple_of(PAGE_BYTES);
         let start = self.reserve(bytes)?;
-        let pages = self.pages((bytes / PAGE_BYTES) as usize).ok_or(Error::OutOfMemory)?;
-        self.add(start, pages.range(), READ_WRITE, Backing::Memory(pages))?;
+        if let Some(index) = self.contents.kept.iter().position(|pages| pages.range().bytes == bytes) {
+            self.map_again(start, index)?;
+        } else {
+            let pages = Pages::zeroed(&self.budget, (bytes / PAGE_BYTES) as usize);
+            self.add_pages(start, pages.ok_or(Error::OutOfMemory)?, READ_WRITE, Backing::Memory)?;
+        }
         Ok(start)
     }
 
-    /// `count` zeroed pages: such as the program has given back before, or new ones.
-    fn pages(&mut self, count: usize) -> Option<Pages> {
-        let bytes = count as u64 * PAGE_BYTES;
-        let kept = &mut self.contents.kept;
-        match kept.iter().position(|pages| pages.range().bytes == bytes) {
-            Some(index) => {
-                let mut pages = kept.swap_remove(index);
-                pages.clear();
-                Some(pages)
-            }
-            None => Pages::zeroed(&self.budget, count),
+    /// Maps number `index` of what the program has given back at `start`, zeroed. It stays where it is if that fails.
+    fn map_again(&mut self, start: u64, index: usize) -> Result<(), Error> {
+        self.contents.kept[index].clear();
+        let range = self.contents.kept[index].range();
+        self.add(start, range, READ_WRITE, Backing::Device)?;
+        let pages = self.contents.kept.swap_remove(index);
+        if let Some(region) = self.contents.regions.iter_mut().flatten().find(|region| region.start == start)
+        {
+            // As it was before: devices may still be writing to it.
+            region.backing = Backing::Returned(pages);
         }
+        Ok(())
     }
 
     /// Shows the program what of a device's BAR may be lent. Returns where the first of the BAR's bytes would be.
@@ -208,7 +216,7 @@ impl Space {
         };
         let start = self.reserve(bytes)?;
         for (at, range) in lendable.pieces() {
-            let added = self.add(start + at, range, access, Backing::Device);
+            let added = self.add(start + at, range, access, Backing::Device).map(drop);
             if let Err(error) = added {
                 let is_piece = |region: &Region| (start..start + bytes).contains(&region.start);
                 while self.remove(is_piece).is_some() {}
@@ -246,11 +254,11 @@ impl Space {
             Some(Backing::Program(_) | Backing::Device) | None => return Err(Error::BadAddress),
         }
         self.contents.kept.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-        let removed = self.remove(|region| region.start == start);
-        match removed.map(|region| region.backing) {
-            Some(Backing::Memory(pages)) if !self.is_shared() => drop(pages),
-            Some(Backing::Memory(pages) | Backing::Returned(pages)) => self.contents.kept.push(pages),
-            _ => {}
+        let removed = self.remove(|region| region.start == start).ok_or(Error::DeviceLost)?;
+        match removed.backing {
+            Backing::Memory(pages) if !self.is_shared() => drop(pages),
+            Backing::Memory(pages) | Backing::Returned(pages) => self.contents.kept.push(pages),
+            Backing::Program(_) | Backing::Lent | Backing::Device => {}
         }
         Ok(())
     }
@@ -396,6 +404,29 @@ impl Space {
         self.contents.regions.iter().flatten().find(|region| region.contains(address))
     }
 
+    /// Maps new pages at `start`, where nothing is.
+    fn add_pages(
+        &mut self,
+        start: u64,
+        pages: Pages,
+        access: X86Access,
+        backing: fn(Pages) -> Backing,
+    ) -> Result<(), Error> {
+        // Before a device can see them.
+        self.contents.kept.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        match self.add(start, pages.range(), access, Backing::Device) {
+            Ok(region) => region.backing = backing(pages),
+            Err(error) => {
+                // A device may have seen them before it failed.
+                if self.is_shared() {
+                    self.contents.kept.push(pages);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Maps `range` at `start`, where nothing is.
     fn add(
         &mut self,
@@ -403,22 +434,19 @@ impl Space {
         range: PhysRange,
         access: X86Access,
         backing: Backing,
-    ) -> Result<(), Error> {
+    ) -> Result<&mut Region, Error> {
         let Contents { table, regions, .. } = &mut **self.contents;
         let slot = regions.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
         // SAFETY: the loader and `reserve` keep to the lower half; memory is the backing's, and the kernel reaches it by
         // copying alone; what is a device's is what the caller of `map_bar` says.
-        if let Err(error) = unsafe { table.map(start, range, access) } {
+        unsafe { table.map(start, range, access) }.map_err(|error| {
             if let UserMapError::Exposed(error) = error {
-                // As in `remove`.
                 log::error!("{error}");
-                core::mem::forget(backing);
             }
-            return Err(Error::OutOfMemory);
-        }
+            Error::OutOfMemory
+        })?;
         let is_writable = access.contains(X86Access::WRITE);
-        *slot = Some(Region { start, range, is_writable, backing });
-        Ok(())
+        Ok(slot.insert(Region { start, range, is_writable, backing }))
     }
 }
 

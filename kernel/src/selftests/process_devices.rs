@@ -120,7 +120,13 @@ test! {
         };
         let before = code();
         let edu = Edu::of(context)?;
-        for attack in [Attack::EduReachesKernel, Attack::EduReachesWhatItHad, Attack::EduWritesWhatItMayRead] {
+        for attack in [
+            Attack::EduReachesKernel,
+            Attack::EduReachesKernelsHalf,
+            Attack::EduReachesDirectMap,
+            Attack::EduReachesWhatItHad,
+            Attack::EduWritesWhatItMayRead,
+        ] {
             let faults = edu.faults();
             check_eq!(edu.run(attack)?, Ending::Exited(LEFT), "{attack:?}");
             check!(edu.awaits_faults_beyond(faults), "{attack:?}: no fault was recorded");

@@ -1,5 +1,7 @@
 //! Devices that have the address space of a program: the CPU's own table is theirs.
 
+use alloc::vec::Vec;
+
 use attacker::{Attack, DIRECT_MAP, LEFT};
 use drivers::{
     edu::{self, Transfer, Way},
@@ -31,7 +33,7 @@ struct Shared<'a> {
 
 impl<'a> Shared<'a> {
     fn of(context: &'a Context<'_>) -> Result<Self, Failure> {
-        const PAGES: usize = 64;
+        const PAGES: usize = 256;
         let machine = Machine::of(context)?;
         let function = machine.idle_edu().ok_or(failure!("no edu"))?;
         let mut space = Space::new(PAGES).ok_or(failure!("no memory"))?;
@@ -113,6 +115,28 @@ test! {
 }
 
 test! {
+    /// What the device may be told to write stays the space's, whatever fails.
+    lacks = lacks::shareable_spaces,
+    fn nothing_leaves_a_space_while_its_device_is_there(context) {
+        let mut shared = Shared::of(context)?;
+        let mut pieces = Vec::new();
+        while let Ok(piece) = shared.space.map_memory(PAGE_BYTES) {
+            pieces.push(piece);
+        }
+        let last = pieces.pop().ok_or(failure!("there is no room at all"))?;
+        let used = shared.space.budget().used();
+        shared.space.unmap_memory(last).map_err(|error| failure!("{error:?}"))?;
+        check_eq!(shared.space.budget().used(), used, "pages after one was given back");
+        shared.space.map_memory(2 * PAGE_BYTES).map_err(|error| failure!("{error:?}"))?;
+        for _ in 0..4 {
+            check!(shared.space.map_memory(PAGE_BYTES).is_err(), "there is room for one more region");
+            check_eq!(shared.space.budget().used(), used + 2, "pages after a refusal");
+        }
+        shared.end()?;
+    }
+}
+
+test! {
     /// The kernel's half of the table is there, and is the supervisor's: no device sees any of it.
     lacks = lacks::shareable_spaces,
     fn the_kernels_half_is_out_of_reach(context) {
@@ -153,6 +177,8 @@ test! {
         edu.check_free()?;
         for attack in [
             Attack::EduReachesKernel,
+            Attack::EduReachesKernelsHalf,
+            Attack::EduReachesDirectMap,
             Attack::EduReachesWhatItHad,
             Attack::EduWritesWhatItMayRead,
             Attack::EduWritesCode,

@@ -1,7 +1,7 @@
 //! What a page costs that a program and its device both have: mapped for each by itself, or once in a table that both walk.
 
 use alloc::sync::Arc;
-use core::{mem, ptr::NonNull};
+use core::{mem::ManuallyDrop, ptr::NonNull};
 
 use drivers::quiet;
 use harness::{Bencher, Failure, bench, failure};
@@ -19,39 +19,49 @@ type Mapped = Mapping<PageBuffer, Bidirectional>;
 
 /// A program's table, and the device that has what the program has.
 struct Pair {
-    table: UserTable<KernelTables>,
+    /// Lost, with what it maps, unless `end` takes it.
+    table: ManuallyDrop<UserTable<KernelTables>>,
     device: DmaDevice,
     /// Both have it all the time, so that the tables below the root are there.
-    neighbour: Option<Mapped>,
+    neighbour: Neighbour,
+}
+
+/// A page beside the one that is measured.
+enum Neighbour {
+    None,
+    InTwoTables(Mapped),
+    Shared(ManuallyDrop<PageBuffer>),
 }
 
 impl Pair {
     /// One table each. The device is an `edu` that the kernel has.
     fn separate(machine: &Machine) -> Result<Self, Failure> {
         let table = UserTable::new(KernelTables).ok_or(failure!("no table"))?;
-        let mut pair = Self { table, device: machine.edu(0)?.dma.clone(), neighbour: None };
+        let (table, device) = (ManuallyDrop::new(table), machine.edu(0)?.dma.clone());
+        let mut pair = Self { table, device, neighbour: Neighbour::None };
         let page = page()?;
         pair.map(NEIGHBOUR, &page)?;
-        pair.neighbour = Some(pair.lend(page)?);
+        pair.neighbour = Neighbour::InTwoTables(pair.lend(page)?);
         Ok(pair)
     }
 
     /// One for both. The device is an `edu` that nobody has.
     fn shared(machine: &Machine) -> Result<Self, Failure> {
         let function = machine.idle_edu().ok_or(failure!("no edu"))?;
-        let mut table = UserTable::new(KernelTables).ok_or(failure!("no table"))?;
-        // SAFETY: `end` gives the table up only when the domain has ended, and loses it otherwise.
+        let mut table = ManuallyDrop::new(UserTable::new(KernelTables).ok_or(failure!("no table"))?);
+        // SAFETY: only `end` gives the table up, when the domain has ended.
         let shared = unsafe { table.to_share(memory::ram_bits(), Arc::new(())) };
         let domain = machine.iommu.share_table(&[function], shared)?;
+        if !table.add_domain(domain.clone()) {
+            return Err(failure!("no memory"));
+        }
         let functions = machine.hotplug.functions();
         let is_quiet = |member| quiet::is_quiet(&machine.host, &functions, &[function], member);
         let device = machine.iommu.assign(function, domain.domain(), is_quiet)?;
-        if !table.add_domain(domain) {
-            return Err(failure!("no memory"));
-        }
-        let pair = Self { table, device, neighbour: None };
-        // It is somebody else's by then, and nobody uses it by this address.
-        pair.map(NEIGHBOUR, &page()?)?;
+        let mut pair = Self { table, device, neighbour: Neighbour::None };
+        let page = ManuallyDrop::new(page()?);
+        pair.map(NEIGHBOUR, &page)?;
+        pair.neighbour = Neighbour::Shared(page);
         Ok(pair)
     }
 
@@ -72,13 +82,16 @@ impl Pair {
 
     fn end(self, machine: &Machine) -> Result<(), Failure> {
         let Self { mut table, device, neighbour } = self;
-        neighbour.map_or(Ok(()), |mapping| mapping.unmap().map(drop))?;
         for domain in table.take_domains() {
-            let ended = machine.release(device.function()).is_ok() && domain.destroy().is_ok();
-            if !ended {
-                mem::forget(table);
-                return Err(failure!("the device keeps the table"));
-            }
+            machine.release(device.function())?;
+            domain.destroy()?;
+        }
+        // No device has it any more, and no CPU ever had.
+        drop(ManuallyDrop::into_inner(table));
+        match neighbour {
+            Neighbour::None => {}
+            Neighbour::InTwoTables(mapping) => drop(mapping.unmap()?),
+            Neighbour::Shared(page) => drop(ManuallyDrop::into_inner(page)),
         }
         Ok(())
     }

@@ -105,7 +105,7 @@ impl Format for X86Format {
     #[inline]
     fn encode_leaf(&self, level: u8, output: PhysAddr, access: X86Access) -> u64 {
         let size = if level > 1 { PAGE_SIZE } else { 0 };
-        // Nobody sets D in what cannot be written, where it would say something else to a CPU with CET.
+        // In what was never writable D is not set: it would say something else to a CPU with CET.
         let dirty = if access.contains(X86Access::WRITE) { DIRTY } else { 0 };
         output.as_u64() | PRESENT | ACCESSED | size | dirty | access.bits()
     }

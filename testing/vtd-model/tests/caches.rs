@@ -155,6 +155,14 @@ fn caching_mode_remembers_what_is_not_there() {
     bench.submit(&[context_device(3, SOURCE)]);
     assert_eq!(probe(&device, IOVA), read_fault(Reason::RootNotPresent), "filed under domain 0");
     bench.submit(&[context_device(0, SOURCE)]);
+    assert_eq!(
+        probe(&device, IOVA),
+        read_fault(Reason::NoRead),
+        "the unit has not looked what is in the domain"
+    );
+    bench.submit(&[iotlb_pages(3, IOVA, 0, false), iotlb_domain(4)]);
+    assert_eq!(probe(&device, IOVA), read_fault(Reason::NoRead), "nor now");
+    bench.submit(&[iotlb_domain(3)]);
     assert_eq!(probe(&device, IOVA), Ok(page.memory));
     // The same for pages, through whatever level.
     for step in 1..100_u64 {

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use driven::Driven;
@@ -395,6 +395,58 @@ fn nothing_comes_back_from_a_unit_that_is_silent() {
     drop((handle, space, domain));
     drop(driven.iommu);
     assert!(!is_gone.load(Ordering::SeqCst));
+}
+
+/// The same if that shows when a device comes: the unit may have seen its entry.
+#[test]
+fn nothing_comes_back_from_a_unit_that_falls_silent_over_an_assignment() {
+    let process = Process::on(machine(true));
+    process.driven.machine.misbehave(0, |unit| unit.queue_stalled = true);
+    let function = process.driven.function(0);
+    let refused = process.driven.iommu.assign(function, process.domain.domain(), |_| true);
+    assert!(refused.is_err());
+    let _in_it_or_not = process.domain.destroy();
+    let Process { driven, space, is_gone, domain } = process;
+    drop((space, domain));
+    assert!(!is_gone.load(Ordering::SeqCst), "while the subsystem is there");
+    drop(driven.iommu);
+    assert!(!is_gone.load(Ordering::SeqCst));
+}
+
+/// The first entry of the upper half.
+fn upper_half(space: &Space) -> &AtomicU64 {
+    let table = space.table();
+    // SAFETY: the root is there as long as the space.
+    let root = unsafe { table.memory().table(table.root()) };
+    &root[256]
+}
+
+/// A kernel's half: copied entries of a root, and tables below them that come and go without a word to the units. They block at
+/// the copies, which are for the supervisor.
+#[test]
+fn a_supervisors_half_is_closed_at_its_root() {
+    let process = Process::on(machine(false));
+    let (_handle, device) = process.give(0);
+    let kernel = space_on(&process.driven, x86(4, LeafSizes::all()));
+    let memory = process.allocate(1, 1);
+    const USER: u64 = 1 << 2;
+    for round in 0..16 {
+        kernel.map(KERNEL, memory.physical, PAGE_BYTES, KERNELS);
+        let entry = upper_half(&kernel).load(Ordering::SeqCst);
+        upper_half(&process.space).store(entry & !USER, Ordering::SeqCst);
+        assert_eq!(device.probe(KERNEL, Access::Read), Err(SUPERVISORS), "{round}");
+        // SAFETY: nobody uses the page by this address.
+        let stale = unsafe { kernel.table().unmap(KERNEL, PAGE_BYTES) }.expect("mapped");
+        // SAFETY: no unit has come to what was taken away.
+        kernel.table().redeem(unsafe { stale.assume_flushed() });
+        // What was a table of the kernel's is one of the process's now.
+        process.map(HEAP, &memory, DATA);
+        assert_eq!(device.probe(KERNEL, Access::Read), Err(SUPERVISORS), "{round}");
+        process.unmap(HEAP, PAGE_BYTES);
+    }
+    upper_half(&process.space).store(0, Ordering::SeqCst);
+    drop(kernel);
+    process.driven.assert_content("a half that nobody reaches");
 }
 
 /// Which addresses are what devices reach there.

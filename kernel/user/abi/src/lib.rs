@@ -33,7 +33,9 @@
 //! the IOVA on, with a [`DeviceAccess`] as its way; the program goes on seeing it, and cannot give it back meanwhile.
 //!
 //! A device may have the address space of the program instead: its addresses are the program's, and it reads and writes what the
-//! program can, and nothing else. Then memory is shared with it when it is there, and not any more when it is given back.
+//! program can, and nothing else. Then memory is shared with it when it is there, and not any more when it is given back. What was
+//! given back then, or was shared before, is the program's for another `MapMemory` of as many pages, and nobody else's as long as the
+//! program has its devices: it is zeroed, but a device that was told to write there before may not be done.
 //!
 //! Events are bits: that of interrupt `n` is `1 << n`, and [`EVENT_REQUEST`] and [`EVENT_RESET`] are those of a device that is served.
 //! An interrupt that came before it is waited for is not lost; it is told once. The others are told for as long as they are so.

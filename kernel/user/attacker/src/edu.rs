@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use abi::{DeviceAccess, Error};
-use attacker::{DIRECT_MAP, KERNEL_CODE, LEFT, REFUSED};
+use attacker::{LEFT, REFUSED};
 use runtime::Device;
 
 const EDU: Device = Device::new(0);
@@ -15,7 +15,7 @@ const REGISTERS_BYTES: u64 = 1 << 20;
 const FROM: u64 = 0x12_3456_7000;
 const TO: u64 = 0x65_4321_0000;
 /// Physical address of the kernel's code.
-const KERNEL: u64 = 0x20_0000;
+pub const KERNEL: u64 = 0x20_0000;
 
 const BYTES: usize = 64;
 /// Where its own buffer is.
@@ -130,12 +130,10 @@ pub fn copy(edu: &Edu) -> Result<u64, Error> {
     Ok(if right { LEFT } else { WRONG_MEMORY })
 }
 
-/// By its physical address, and by those that it has in the kernel's half of the program's space.
-pub fn reach_kernel(edu: &Edu) -> Result<u64, Error> {
-    for kernels in [KERNEL, KERNEL_CODE, DIRECT_MAP] {
-        edu.transfer(Way::ToMemory, kernels)?;
-        edu.transfer(Way::FromMemory, kernels)?;
-    }
+/// Writes and reads what is the kernel's.
+pub fn reach(edu: &Edu, kernels: u64) -> Result<u64, Error> {
+    edu.transfer(Way::ToMemory, kernels)?;
+    edu.transfer(Way::FromMemory, kernels)?;
     Ok(LEFT)
 }
 

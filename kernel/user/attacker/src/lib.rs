@@ -96,8 +96,12 @@ attacks! {
     /// Has its device, an `edu`, copy memory that they share, and waits for its interrupt: exits with [`LEFT`] if all is as it
     /// should be.
     EduCopies,
-    /// Has it read and write the kernel's memory, by its physical address and by those of the kernel: exits with [`LEFT`] when it has tried.
+    /// Has it read and write the kernel's memory, by its physical address: exits with [`LEFT`] when it has tried.
     EduReachesKernel,
+    /// The same by the address of the kernel's code.
+    EduReachesKernelsHalf,
+    /// The same by an address of the kernel's direct map.
+    EduReachesDirectMap,
     /// Has it write memory that it had before, and no more: exits with [`LEFT`] if it finds nothing there.
     EduReachesWhatItHad,
     /// Has it write memory that it may only read: exits with [`LEFT`] if it finds nothing there.

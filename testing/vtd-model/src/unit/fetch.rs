@@ -44,6 +44,7 @@ impl Unit {
             Ok(entry) => self.contexts.insert(source, CachedContext::Present(*entry)),
             Err(Refusal { reason, muted }) if self.config.caching_mode => {
                 self.contexts.insert(source, CachedContext::Faulting(*reason, *muted));
+                self.newcomers.insert(source);
                 // The cache behind may remember as well that nothing came of the request.
                 if self.is_scalable() && self.pasids.get(source).is_none() && world.random.once_in(2) {
                     self.pasids.insert(source, 0, CachedPasid::Faulting(Reason::PasidNotPresent, *muted));

@@ -51,6 +51,7 @@ impl Unit {
         let dropped = self.iotlb.invalidate(scope);
         self.paging.invalidate(scope);
         self.handshakes.iotlb_invalidated(scope);
+        self.admit_newcomers(world, scope);
         let domain = match scope {
             IotlbScope::Global => return,
             IotlbScope::Domain(tag) | IotlbScope::Pages { tag, .. } => tag.domain,
@@ -61,6 +62,21 @@ impl Unit {
         {
             self.prefetch(world, source, &dropped);
         }
+    }
+
+    /// Walks the tables of those who have come to the domain, from now on.
+    fn admit_newcomers(&mut self, world: &World, scope: IotlbScope) {
+        let newcomers = std::mem::take(&mut self.newcomers);
+        let is_in = |source: u16, tag| {
+            self.binding_in_memory(world, source).is_some_and(|binding| binding.tag() == tag)
+        };
+        let stays = |&source: &u16| match scope {
+            IotlbScope::Global => false,
+            IotlbScope::Domain(tag) => !is_in(source, tag),
+            IotlbScope::Pages { .. } => true,
+        };
+        let left = newcomers.into_iter().filter(stays).collect();
+        self.newcomers = left;
     }
 
     /// Translates addresses again that some device may use soon. What is not allowed any more finds nothing.
@@ -164,5 +180,6 @@ impl Unit {
         self.pasids.invalidate(PasidScope::Global);
         self.iotlb.invalidate(IotlbScope::Global);
         self.paging.invalidate(IotlbScope::Global);
+        self.newcomers.clear();
     }
 }

@@ -15,7 +15,7 @@ mod survey;
 mod translation;
 mod walker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use iommu::platform::MsiMessage;
 
@@ -83,6 +83,9 @@ pub(crate) struct Unit {
     iotlb: Iotlb,
     paging: PagingCache,
     interrupts: InterruptCache,
+    /// Caching mode, which is there for a unit of a hypervisor's that walks tables of its own: sources whose context entry was not
+    /// present, and of which it has no table until the IOTLB is invalidated for the domain that they are in then.
+    newcomers: BTreeSet<u16>,
     /// What the unit sees of pages whose stores wait in the write buffer (RWBF).
     write_buffer: HashMap<u64, Box<[u64; 512]>>,
     /// Number of the newest table page when the write buffer was last drained. Of a page that was given out after
@@ -152,6 +155,7 @@ impl Unit {
             iotlb: Iotlb::default(),
             paging: PagingCache::default(),
             interrupts: InterruptCache::default(),
+            newcomers: BTreeSet::new(),
             write_buffer: HashMap::new(),
             drained: 0,
             handshakes: Handshakes::default(),

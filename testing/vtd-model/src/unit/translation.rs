@@ -128,6 +128,13 @@ impl Unit {
             return Ok(identity(request.address));
         }
         self.check_address(binding, request.address)?;
+        if kind != TranslationType::PassThrough && self.newcomers.contains(&request.source) {
+            return Err(match (binding.stage, request.access) {
+                (Stage::First, _) => Reason::FirstStageNotPresent,
+                (Stage::Second, Access::Write) => Reason::NoWrite,
+                (Stage::Second, _) => Reason::NoRead,
+            });
+        }
         let tag = binding.tag();
         if let Some(found) = self.iotlb.lookup(tag, request.address) {
             if !world.drops() {
