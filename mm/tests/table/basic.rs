@@ -314,10 +314,12 @@ fn x86_entries() {
     use mm::table::Format;
     let page = mm::PhysAddr::new(0x000f_ffff_c000_0000);
     assert_eq!(format.hardware_bits(), 0x60, "A and D");
-    assert_eq!(format.encode_table(page), 0x000f_ffff_c000_0007);
-    assert_eq!(format.encode_leaf(1, page, X86Access::empty()), 0x000f_ffff_c000_0001);
+    // A is set in all, D in what can be written: no walker has anything to set.
+    assert_eq!(format.encode_table(page), 0x000f_ffff_c000_0027);
+    assert_eq!(format.encode_leaf(1, page, X86Access::empty()), 0x000f_ffff_c000_0021);
+    assert_eq!(format.encode_leaf(1, page, X86Access::WRITE), 0x000f_ffff_c000_0063);
     let access = X86Access::WRITE | X86Access::NO_EXECUTE | X86Access::GLOBAL;
-    assert_eq!(format.encode_leaf(2, page, access), 0x800f_ffff_c000_0183);
+    assert_eq!(format.encode_leaf(2, page, access), 0x800f_ffff_c000_01e3);
     for level in 1..=3 {
         for access in [X86Access::empty(), access, X86Access::all()] {
             let raw = format.encode_leaf(level, page, access) | 0x60;
