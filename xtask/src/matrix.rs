@@ -1,5 +1,9 @@
 //! The machines that `cargo xtask test` boots. A new scenario is one more entry here.
 
+mod modes;
+
+use std::sync::LazyLock;
+
 use crate::hands::Device;
 use crate::qemu::Version;
 use crate::scenario::{DiskPlace, Drive, Expect, Need, Nic, Scenario};
@@ -260,7 +264,14 @@ const NETWORK: Scenario = Scenario {
     ..DEFAULT
 };
 
-pub const SCENARIOS: &[Scenario] = &[
+/// All scenarios.
+pub fn all() -> &'static [Scenario] {
+    static ALL: LazyLock<Vec<Scenario>> =
+        LazyLock::new(|| SCENARIOS.iter().cloned().chain(modes::scenarios()).collect());
+    &ALL
+}
+
+const SCENARIOS: &[Scenario] = &[
     Scenario { name: "default", about: "the machine of `cargo xtask run`", ..DEFAULT },
     Scenario {
         name: "aw-39",

@@ -13,7 +13,7 @@ use crate::boot::{self, Ending, Limits, Logs, Report, Verdict};
 use crate::disk;
 use crate::firmware;
 use crate::machine::{Console, Files, Machine};
-use crate::matrix::SCENARIOS;
+use crate::matrix;
 use crate::network::Network;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::qemu::Qemu;
@@ -185,7 +185,7 @@ impl Options {
 
     fn find_scenario(&self) -> Result<&'static Scenario> {
         let name = self.scenario.as_deref().unwrap_or("default");
-        let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        let found = matrix::all().iter().find(|scenario| scenario.name == name);
         found.with_context(|| format!("there is no scenario {name}; `cargo xtask test --list` shows them"))
     }
 
@@ -232,7 +232,7 @@ mod tests {
     fn the_guest_powers_off_unless_someone_is_there() {
         let mut options = Options { tests: Some("dma::*".into()), ..Options::default() };
         options.boot.cmdline = "log=debug".into();
-        assert_eq!(options.command_line(&SCENARIOS[0], true), "test=dma::* log=debug");
-        assert_eq!(options.command_line(&SCENARIOS[0], false), "exit test=dma::* log=debug");
+        assert_eq!(options.command_line(&matrix::all()[0], true), "test=dma::* log=debug");
+        assert_eq!(options.command_line(&matrix::all()[0], false), "exit test=dma::* log=debug");
     }
 }

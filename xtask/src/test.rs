@@ -11,7 +11,7 @@ use lexopt::{Parser, ValueExt};
 use crate::glob;
 use crate::host_tests;
 use crate::judge::{Score, judge};
-use crate::matrix::SCENARIOS;
+use crate::matrix;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
 use crate::qemu::Qemu;
 use crate::scenario::{Expect, Need, Obstacle, Scenario};
@@ -85,7 +85,7 @@ impl Options {
     /// The scenarios asked for. Who names tests wants just those: nothing else is then required of a scenario.
     fn scenarios(&self) -> Result<Vec<Scenario>> {
         let pattern = self.scenario.as_deref().unwrap_or("*");
-        let chosen = SCENARIOS.iter().filter(|scenario| glob::matches(pattern, scenario.name));
+        let chosen = matrix::all().iter().filter(|scenario| glob::matches(pattern, scenario.name));
         let mut chosen: Vec<Scenario> = chosen.cloned().collect();
         if let Some(tests) = &self.tests {
             chosen.retain_mut(|scenario| match &mut scenario.expect {
@@ -213,7 +213,7 @@ fn report(
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(problem) => {
-            println!("{name:<22} could not be run: {problem:#}");
+            println!("{name:<30} could not be run: {problem:#}");
             return Score { passed: 0, failures: vec![(name.to_string(), format!("{problem:#}"))] };
         }
     };
@@ -226,7 +226,7 @@ fn report(
     let boots = if outcome.boots == 1 { String::new() } else { format!(", {} boots", outcome.boots) };
     let failed = score.failures.len();
     println!(
-        "{name:<22} {:>4} passed, {failed} failed{not_run}   ({:.1} s{boots})",
+        "{name:<30} {:>4} passed, {failed} failed{not_run}   ({:.1} s{boots})",
         score.passed,
         elapsed.as_secs_f64()
     );
@@ -256,7 +256,7 @@ fn list(scenarios: &[Scenario]) {
     for scenario in scenarios {
         let needs: Vec<String> = scenario.needs.iter().map(Need::to_string).collect();
         let needs = if needs.is_empty() { String::new() } else { format!(" (needs {})", needs.join(", ")) };
-        println!("{:<22} {}{needs}", scenario.name, scenario.about);
+        println!("{:<30} {}{needs}", scenario.name, scenario.about);
     }
 }
 
@@ -272,17 +272,17 @@ mod tests {
             ..Outcome::default()
         };
         let mut seen = Seen::default();
-        seen.enter(&SCENARIOS[0], &outcome("a", "b"));
+        seen.enter(&matrix::all()[0], &outcome("a", "b"));
         assert_eq!(seen.by_default, Some(BTreeSet::from(["a".to_string()])));
         assert_eq!(seen.run_nowhere().map(|(test, _)| test).collect::<Vec<_>>(), ["b"]);
-        seen.enter(&SCENARIOS[1], &outcome("b", "a"));
+        seen.enter(&matrix::all()[1], &outcome("b", "a"));
         assert_eq!(seen.run_nowhere().count(), 0);
     }
 
     #[test]
     fn naming_tests_asks_for_just_those() {
         let all = Options::default().scenarios().unwrap();
-        assert_eq!(all.len(), SCENARIOS.len());
+        assert_eq!(all.len(), matrix::all().len());
         let some = Options { tests: Some("dma::*".into()), ..Options::default() }.scenarios().unwrap();
         let nothing_else = Expect::AllPass { disk_reads: 0, disk_writes: 0 };
         assert!(!some.is_empty() && some.iter().all(|scenario| scenario.expect == nothing_else));
