@@ -105,3 +105,20 @@ fn results_are_read_from_the_output() {
     assert_eq!(read_results("test a ... ok\n", true), Tests::Passed(1));
     assert_eq!(read_results("test a ... ok\n", false), Tests::Failed(vec!["a test binary that died".into()]));
 }
+
+/// What is around a mutation changes with other work: then it has to be made anew.
+#[test]
+fn every_mutation_of_the_workspace_applies() {
+    let workspace = Workspace::locate().unwrap();
+    let mutations = load(&workspace.root.join("testing/mutations")).unwrap();
+    assert!(mutations.len() > 300, "{} patches", mutations.len());
+    let does_not_apply = |mutation: &&Mutation| {
+        let patch = workspace.root.join(&mutation.patch);
+        let mut check = Command::new("git");
+        check.args(["apply", "--check"]).arg(patch).current_dir(&workspace.root);
+        !check.output().unwrap().status.success()
+    };
+    let stale: Vec<&str> =
+        mutations.iter().filter(does_not_apply).map(|mutation| mutation.name.as_str()).collect();
+    assert!(stale.is_empty(), "{stale:?}");
+}
