@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use driven::Driven;
-use iommu::{Bidirectional, platform::MsiMessage};
+use iommu::{Bidirectional, Options, platform::MsiMessage};
 use vtd_model::{
-    Access, InterruptOutcome, Leftovers, MachineConfig, Reach, Reason, ReservedMemory, UnitConfig,
+    Access, Denied, InterruptOutcome, Leftovers, MachineConfig, Reach, Reason, ReservedMemory, UnitConfig,
 };
 
 const MACHINES: u64 = 300;
@@ -87,6 +87,26 @@ fn a_new_interrupt_table_lets_nothing_through_whatever_the_unit_does_by_itself()
                 InterruptOutcome::Blocked(Reason::InterruptNotPresent),
                 "traits {traits:#b}, entry {index}"
             );
+        }
+        driven.assert_content("with a new table");
+    }
+}
+
+/// The same of the root table, with nothing after it that would make the unit see it.
+#[test]
+fn a_new_root_table_lets_nothing_through_whatever_the_unit_does_by_itself() {
+    for traits in 0..16_u8 {
+        let mut config = MachineConfig::plain(1);
+        let unit = &mut config.units[0];
+        (unit.write_buffer, unit.coherent) = (traits & 1 != 0, traits & 2 != 0);
+        unit.esrtps = traits & 4 != 0;
+        let queued_invalidation = traits & 8 != 0;
+        let options = Options { queued_invalidation, interrupt_remapping: false, ..Options::default() };
+        let driven = Driven::start_with(config, options).expect("a unit that works");
+        let device = driven.device(driven.function(0));
+        for page in 0..64 {
+            let answer = device.probe(page << 30, Access::Read);
+            assert_eq!(answer, Err(Denied::Fault(Reason::RootNotPresent)), "traits {traits:#b}, page {page}");
         }
         driven.assert_content("with a new table");
     }
