@@ -32,6 +32,10 @@
 //! `Flushed`. Only that frees the table pages, then the IOVA, and gives the buffer back. There is no way around: the
 //! token has no other way on than a flush, and no constructor but the change that made it stale.
 //!
+//! A domain can walk a table of the CPU's instead of one of its own ([`Iommu::share_table`], `domain/shared.rs`): then whoever has
+//! that table maps, has the domain [flushed](dma::SharedDomain::flush) by the same token before the CPUs are, and keeps it until the
+//! last device is quiet.
+//!
 //! # Interrupts
 //!
 //! A write to 0xFEEx_xxxx is an interrupt, whatever the page tables say. With interrupt remapping it names an entry,
