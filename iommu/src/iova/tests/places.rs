@@ -213,6 +213,7 @@ fn only_whole_free_pages_can_be_reserved() {
         let unaligned = |first, bytes| Err(IovaError::NotWholePages { first, bytes });
         assert_eq!(space.reserve(GIB + 1, GIB + PAGE), unaligned(GIB + 1, PAGE));
         assert_eq!(space.reserve(GIB, GIB + PAGE), unaligned(GIB, PAGE + 1));
+        assert_eq!(space.reserve(GIB + 1, GIB + PAGE + 1), unaligned(GIB + 1, PAGE + 1));
         assert_eq!(space.reserve(GIB, GIB - 1), unaligned(GIB, 0));
         assert_eq!(space.allocate_at(Iova::new(GIB), 0), unaligned(GIB, 0));
         assert_eq!(space.allocate_at(Iova::new(PAGE), u64::MAX), unaligned(PAGE, u64::MAX));
