@@ -153,6 +153,16 @@ const VIRTUAL_DISKS: Scenario = Scenario {
     ..DEFAULT
 };
 
+/// A machine on which devices have the address spaces of the processes that they are given to.
+const SHARED_SPACES: Scenario = Scenario {
+    iommu: Some(FIRST_STAGE),
+    cmdline: "iommu=scalable spaces=shared kills=5",
+    tests: "process_devices::*",
+    needs: FIRST,
+    expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
+    ..DEFAULT
+};
+
 /// What is plugged into it.
 const DEVICES: &[Device] = &[
     Device {
@@ -530,24 +540,9 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "shared-spaces",
         about: "devices in the hands of processes have their address spaces: the unit walks the CPU's own tables",
-        iommu: Some(FIRST_STAGE),
-        cmdline: "iommu=scalable spaces=shared kills=5",
-        tests: "process_devices::*",
-        needs: FIRST,
-        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
-        ..DEFAULT
+        ..SHARED_SPACES
     },
-    Scenario {
-        name: "shared-spaces-cpus-4",
-        about: "the same by four CPUs",
-        cpus: "4",
-        iommu: Some(FIRST_STAGE),
-        cmdline: "iommu=scalable spaces=shared kills=5",
-        tests: "process_devices::*",
-        needs: FIRST,
-        expect: Expect::AllPass { disk_reads: 0, disk_writes: 0 },
-        ..DEFAULT
-    },
+    Scenario { name: "shared-spaces-cpus-4", about: "the same by four CPUs", cpus: "4", ..SHARED_SPACES },
     Scenario {
         name: "shared-disk",
         about: "the NVMe disk is driven by a process whose address space the controller has, which is killed 5 times",

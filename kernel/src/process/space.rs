@@ -276,8 +276,9 @@ impl Space {
         let region = regions.iter_mut().flatten().find(is_it).ok_or(Error::BadAddress)?;
         let access = if is_writable { READ_WRITE } else { X86Access::NO_EXECUTE };
         region.is_writable = is_writable;
+        // That a unit has failed was logged when it did. A program may ask as often as it likes.
         table.protect(start, region.range.bytes, access).map_err(|error| {
-            log::error!("{error}");
+            log::debug!("{error}");
             Error::DeviceLost
         })
     }
@@ -441,7 +442,8 @@ impl Space {
         // copying alone; what is a device's is what the caller of `map_bar` says.
         unsafe { table.map(start, range, access) }.map_err(|error| {
             if let UserMapError::Exposed(error) = error {
-                log::error!("{error}");
+                // As in `protect_memory`.
+                log::debug!("{error}");
             }
             Error::OutOfMemory
         })?;

@@ -25,6 +25,15 @@ use crate::{
     smp, threads,
 };
 
+/// What is blocked, whether the device has its process's addresses or memory that was shared with it.
+pub(super) const OUT_OF_REACH: [Attack; 5] = [
+    Attack::EduReachesKernel,
+    Attack::EduReachesKernelsHalf,
+    Attack::EduReachesDirectMap,
+    Attack::EduReachesWhatItHad,
+    Attack::EduWritesWhatItMayRead,
+];
+
 /// The `edu` that nobody has, and what it takes to give it to a process.
 pub(super) struct Edu<'a> {
     pub machine: &'a Machine,
@@ -52,6 +61,17 @@ impl<'a> Edu<'a> {
 
     pub fn run(&self, attack: Attack) -> Result<Ending, Failure> {
         end_of(&*self.start(attack)?)
+    }
+
+    /// A process has it do each of `attacks`: that is blocked and recorded, and nothing is left.
+    pub fn expect_blocked(&self, attacks: &[Attack]) -> Result<(), Failure> {
+        for &attack in attacks {
+            let faults = self.faults();
+            check_eq!(self.run(attack)?, Ending::Exited(LEFT), "{attack:?}");
+            check!(self.awaits_faults_beyond(faults), "{attack:?}: no fault was recorded");
+            self.check_free()?;
+        }
+        Ok(())
     }
 
     /// Whether it has more faults than `before`. The event of one takes a while to be handled, on whatever CPU.
@@ -120,18 +140,7 @@ test! {
         };
         let before = code();
         let edu = Edu::of(context)?;
-        for attack in [
-            Attack::EduReachesKernel,
-            Attack::EduReachesKernelsHalf,
-            Attack::EduReachesDirectMap,
-            Attack::EduReachesWhatItHad,
-            Attack::EduWritesWhatItMayRead,
-        ] {
-            let faults = edu.faults();
-            check_eq!(edu.run(attack)?, Ending::Exited(LEFT), "{attack:?}");
-            check!(edu.awaits_faults_beyond(faults), "{attack:?}: no fault was recorded");
-            edu.check_free()?;
-        }
+        edu.expect_blocked(&OUT_OF_REACH)?;
         check!(code() == before, "the kernel's code has changed");
     }
 }

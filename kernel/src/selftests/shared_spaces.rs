@@ -12,7 +12,7 @@ use iommu::{DmaDevice, DmaDomain, Iova, PageBuffer, dump::DomainKind};
 use mm::PAGE_BYTES;
 use suites::{Machine, lacks, reports};
 
-use super::process_devices::Edu;
+use super::process_devices::{Edu, OUT_OF_REACH};
 use crate::{
     arch::clock::{self, NS_PER_MS},
     memory::layout,
@@ -175,19 +175,8 @@ test! {
         check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
         check_eq!(edu.faults(), before, "faults of a device that did nothing wrong");
         edu.check_free()?;
-        for attack in [
-            Attack::EduReachesKernel,
-            Attack::EduReachesKernelsHalf,
-            Attack::EduReachesDirectMap,
-            Attack::EduReachesWhatItHad,
-            Attack::EduWritesWhatItMayRead,
-            Attack::EduWritesCode,
-        ] {
-            let faults = edu.faults();
-            check_eq!(edu.run(attack)?, Ending::Exited(LEFT), "{attack:?}");
-            check!(edu.awaits_faults_beyond(faults), "{attack:?}: no fault was recorded");
-            edu.check_free()?;
-        }
+        edu.expect_blocked(&OUT_OF_REACH)?;
+        edu.expect_blocked(&[Attack::EduWritesCode])?;
     }
 }
 

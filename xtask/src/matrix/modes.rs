@@ -10,69 +10,45 @@ struct Suite {
     cmdline: &'static str,
 }
 
+const fn suite(like: &'static str, names: [&'static str; 2], cmdline: &'static str) -> Suite {
+    Suite { like, names, cmdline }
+}
+
 const SUITES: &[Suite] = &[
-    Suite {
-        like: "hotplug",
-        names: ["scalable-hotplug", "first-stage-hotplug"],
-        cmdline: "plugs iommu=scalable",
-    },
-    Suite {
-        like: "hotplug-bridges",
-        names: ["scalable-hotplug-bridges", "first-stage-hotplug-bridges"],
-        cmdline: "plugs iommu=scalable",
-    },
-    Suite {
-        like: "topologies",
-        names: ["scalable-topologies", "first-stage-topologies"],
-        cmdline: "iommu=scalable",
-    },
-    Suite {
-        like: "virtual-functions",
-        names: ["scalable-virtual-functions", "first-stage-virtual-functions"],
-        cmdline: "plugs iommu=scalable",
-    },
-    Suite {
-        like: "virtual-disks",
-        names: ["scalable-virtual-disks", "first-stage-virtual-disks"],
-        cmdline: "disk=process kills=3 iommu=scalable",
-    },
-    Suite {
-        like: "served-disk-cpus-4",
-        names: ["scalable-served-disk", "first-stage-served-disk"],
-        cmdline: "disk=process kills=5 iommu=scalable",
-    },
+    suite("hotplug", ["scalable-hotplug", "first-stage-hotplug"], "plugs iommu=scalable"),
+    suite(
+        "hotplug-bridges",
+        ["scalable-hotplug-bridges", "first-stage-hotplug-bridges"],
+        "plugs iommu=scalable",
+    ),
+    suite("topologies", ["scalable-topologies", "first-stage-topologies"], "iommu=scalable"),
+    suite(
+        "virtual-functions",
+        ["scalable-virtual-functions", "first-stage-virtual-functions"],
+        "plugs iommu=scalable",
+    ),
+    suite(
+        "virtual-disks",
+        ["scalable-virtual-disks", "first-stage-virtual-disks"],
+        "disk=process kills=3 iommu=scalable",
+    ),
+    suite(
+        "served-disk-cpus-4",
+        ["scalable-served-disk", "first-stage-served-disk"],
+        "disk=process kills=5 iommu=scalable",
+    ),
     Suite { like: "network", names: ["scalable-network", "first-stage-network"], cmdline: "iommu=scalable" },
-    Suite {
-        like: "nvme-bulk",
-        names: ["scalable-nvme-bulk", "first-stage-nvme-bulk"],
-        cmdline: "bulk=64 iommu=scalable",
-    },
-    Suite {
-        like: "virtio-bulk",
-        names: ["scalable-virtio-bulk", "first-stage-virtio-bulk"],
-        cmdline: "bulk=64 iommu=scalable",
-    },
+    suite("nvme-bulk", ["scalable-nvme-bulk", "first-stage-nvme-bulk"], "bulk=64 iommu=scalable"),
+    suite("virtio-bulk", ["scalable-virtio-bulk", "first-stage-virtio-bulk"], "bulk=64 iommu=scalable"),
     Suite { like: "debug", names: ["scalable-debug", "first-stage-debug"], cmdline: "iommu=debug,scalable" },
-    Suite {
-        like: "passthrough",
-        names: ["scalable-passthrough", "first-stage-passthrough"],
-        cmdline: "iommu=passthrough,scalable",
-    },
-    Suite {
-        like: "reserved-memory",
-        names: ["scalable-reserved-memory", "first-stage-reserved-memory"],
-        cmdline: "iommu=scalable",
-    },
-    Suite {
-        like: "scratch-page",
-        names: ["scalable-scratch-page", "first-stage-scratch-page"],
-        cmdline: "iommu=quarantine=scratch-page,scalable",
-    },
-    Suite {
-        like: "displays",
-        names: ["scalable-displays", "first-stage-displays"],
-        cmdline: "plugs iommu=scalable",
-    },
+    suite("passthrough", ["scalable-passthrough", "first-stage-passthrough"], "iommu=passthrough,scalable"),
+    suite("reserved-memory", ["scalable-reserved-memory", "first-stage-reserved-memory"], "iommu=scalable"),
+    suite(
+        "scratch-page",
+        ["scalable-scratch-page", "first-stage-scratch-page"],
+        "iommu=quarantine=scratch-page,scalable",
+    ),
+    suite("displays", ["scalable-displays", "first-stage-displays"], "plugs iommu=scalable"),
 ];
 
 /// What a unit of QEMU's is told to be, for tables of the second stage and of the first, and what it takes.

@@ -25,7 +25,8 @@ use crate::{
 ///
 /// How much memory that is, the unit says: with CAP.MAMV, a range takes one or two for as long as each of its parts is no
 /// longer than 2^MAMV pages, and then one for each 2^MAMV pages, so that a range of more than `8 << MAMV` pages always goes
-/// with its domain. Without CAP.PSI every range does. For the first stage it is as if MAMV were 18. The room in the queue does not matter: the smallest has 128 entries.
+/// with its domain. Without CAP.PSI every range does. For the first stage it is as if MAMV were 18. The room in the queue does
+/// not matter: the smallest has 128 entries.
 pub const MAX_PAGE_DESCRIPTORS: usize = DESCRIPTORS_A_LINE * TRANSLATIONS_IN_USE;
 
 /// What a unit fetches from memory at a time holds so many descriptors, or half as many of 256 bits.
@@ -63,8 +64,8 @@ const SUPERPAGE_ORDERS: [u8; 2] = [9, 18];
 const PAGE_NUMBER_BITS: u8 = 52;
 
 impl Plan {
-    /// A plan for translations of `domain`, by tables of `stage`. With `leaf_only`, nothing but leaves changed, so that cached upper levels
-    /// may stay.
+    /// A plan for translations of `domain`, by tables of `stage`. With `leaf_only`, nothing but leaves changed, so that cached
+    /// upper levels may stay.
     #[must_use]
     #[inline]
     pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability, stage: TableStage) -> Self {
