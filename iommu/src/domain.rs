@@ -320,7 +320,10 @@ impl<B: Backend> Domain<B> {
     }
 
     /// As [`flush`](Self::flush), for what was unmapped together.
-    fn flush_ranges(&self, stale: StaleRanges) -> Result<(), Unflushed> {
+    fn flush_ranges(&self, mut stale: StaleRanges) -> Result<(), Unflushed> {
+        if let Some(only) = stale.take_only() {
+            return self.flush(only);
+        }
         if stale.is_empty() {
             return Ok(());
         }

@@ -33,6 +33,15 @@ impl StaleRanges {
         self.count == 0
     }
 
+    /// The one token that it comes to, if it does.
+    pub fn take_only(&mut self) -> Option<Stale> {
+        if self.count != 1 {
+            return None;
+        }
+        self.count = 0;
+        self.tokens[0].take()
+    }
+
     /// Whether table pages wait in one of the tokens.
     pub fn holds_tables(&self) -> bool {
         self.tokens().any(Stale::holds_tables)

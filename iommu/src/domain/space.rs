@@ -1,6 +1,6 @@
 //! What the DMA API asks of a domain.
 
-use core::sync::atomic::Ordering;
+use core::{mem, sync::atomic::Ordering};
 
 use mm::{PAGE_BYTES, table::Stale};
 
@@ -35,6 +35,30 @@ impl<B: Backend> Domain<B> {
         if stale.changed_bytes() == bytes { Ok(stale) } else { Err(self.half_mapped(iova, stale)) }
     }
 
+    /// Clears the leaves of a whole batch. Mappings that were made one after the other are often neighbours, and those are
+    /// cleared together.
+    fn clear_all(&self, batch: &dyn Batch) -> (StaleRanges, Result<(), DmaError>) {
+        let (mut all, mut result) = (StaleRanges::new(), Ok(()));
+        let mut clear = |Span { first, bytes }| match self.clear(first, bytes) {
+            Ok(stale) => all.add(&self.table, stale),
+            Err(error) => result = result.and(Err(error)),
+        };
+        let mut span = Span { first: Iova::new(0), bytes: 0 };
+        for index in 0..batch.len() {
+            let (first, bytes) = batch.segment(index).pages();
+            if !span.extend(first, bytes) {
+                let before = mem::replace(&mut span, Span { first, bytes });
+                if before.bytes > 0 {
+                    clear(before);
+                }
+            }
+        }
+        if span.bytes > 0 {
+            clear(span);
+        }
+        (all, result)
+    }
+
     /// Less was mapped than the mapping says. What was is gone, and its memory stays pinned.
     #[cold]
     fn half_mapped(&self, iova: Iova, stale: Stale) -> DmaError {
@@ -54,6 +78,27 @@ impl<B: Backend> Domain<B> {
         let pages = bytes / PAGE_BYTES;
         self.free(iova, pages);
         self.mapped_pages.fetch_sub(pages, Ordering::Relaxed);
+    }
+}
+
+/// Neighbouring mappings: where they start, and the length of all of them.
+struct Span {
+    first: Iova,
+    bytes: u64,
+}
+
+impl Span {
+    /// Adds a mapping that begins where these end, or ends where they begin. `false` if it does neither.
+    #[inline(always)]
+    fn extend(&mut self, first: Iova, bytes: u64) -> bool {
+        if self.first.as_u64() + self.bytes != first.as_u64() {
+            if first.as_u64() + bytes != self.first.as_u64() {
+                return false;
+            }
+            self.first = first;
+        }
+        self.bytes += bytes;
+        true
     }
 }
 
@@ -84,16 +129,9 @@ impl<B: Backend> Space for Domain<B> {
 
     fn unmap_all(&self, batch: &dyn Batch, access: Access) -> Result<(), DmaError> {
         self.admit_return()?;
-        let (mut all, mut result) = (StaleRanges::new(), Ok(()));
-        for index in 0..batch.len() {
-            let (iova, bytes) = batch.segment(index).pages();
-            match self.clear(iova, bytes) {
-                Ok(stale) => all.add(&self.table, stale),
-                Err(error) => result = result.and(Err(error)),
-            }
-        }
-        self.flush_ranges(all)?;
-        result?;
+        let (stale, cleared) = self.clear_all(batch);
+        self.flush_ranges(stale)?;
+        cleared?;
         for index in 0..batch.len() {
             self.give_back(batch.segment(index), access);
             self.reaper.release();
