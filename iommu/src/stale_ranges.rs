@@ -70,6 +70,13 @@ impl StaleRanges {
 
     #[inline(never)]
     fn add_to_others<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, stale: Stale) {
+        // Most often there is one, and what comes next touches it.
+        if let [Some(only)] = &mut self.tokens[..self.count]
+            && touch(only, &stale)
+        {
+            drop(table.merge(only, stale));
+            return;
+        }
         let at = self.tokens().take_while(|held| held.first() <= stale.first()).count();
         let index = match at.checked_sub(1) {
             Some(below) if self.touches(below, &stale) => below,
@@ -95,8 +102,7 @@ impl StaleRanges {
 
     /// Whether `stale` and the token at `index`, if there is one, overlap or adjoin.
     fn touches(&self, index: usize, stale: &Stale) -> bool {
-        let Some(Some(held)) = self.tokens.get(index) else { return false };
-        held.first() <= stale.last().saturating_add(1) && stale.first() <= held.last().saturating_add(1)
+        matches!(self.tokens.get(index), Some(Some(held)) if touch(held, stale))
     }
 
     fn tokens(&self) -> impl Iterator<Item = &Stale> + Clone {
@@ -134,6 +140,12 @@ impl StaleRanges {
             drop(table.merge(stale, other));
         }
     }
+}
+
+/// Whether the ranges of two tokens overlap or adjoin.
+#[inline]
+fn touch(held: &Stale, stale: &Stale) -> bool {
+    held.first() <= stale.last().saturating_add(1) && stale.first() <= held.last().saturating_add(1)
 }
 
 impl IntoIterator for StaleRanges {

@@ -81,7 +81,15 @@ impl List {
     pub const RANGES: usize = 3;
 
     /// Makes room for `count` more buffers.
+    #[inline]
     pub fn reserve(&mut self, count: usize) -> Result<(), DmaError> {
+        let (len, room) = (self.segments.len(), self.segments.capacity());
+        let has_room = count <= room - len && self.ranges.capacity() / Self::RANGES >= len + count;
+        if has_room { Ok(()) } else { self.grow(count) }
+    }
+
+    #[cold]
+    fn grow(&mut self, count: usize) -> Result<(), DmaError> {
         let all = self.segments.len().checked_add(count).and_then(|all| all.checked_mul(Self::RANGES));
         let missing = all.ok_or(DmaError::OutOfMemory)?.saturating_sub(self.ranges.len());
         self.segments.try_reserve(count).map_err(|_| DmaError::OutOfMemory)?;

@@ -99,11 +99,16 @@ impl PageList {
         Some((first, link.level()))
     }
 
+    #[inline]
     pub fn append<M: TableMemory>(&mut self, memory: &M, other: Self) {
+        if !other.is_empty() {
+            self.append_some(memory, other);
+        }
+    }
+
+    fn append_some<M: TableMemory>(&mut self, memory: &M, other: Self) {
         let (Some(last), Some(other_last)) = (self.last.next(), other.last.next()) else {
-            if self.is_empty() {
-                *self = other;
-            }
+            *self = other;
             return;
         };
         let (first, other_first) = (read_link(memory, last).next(), read_link(memory, other_last).next());

@@ -116,6 +116,7 @@ impl Stale {
     }
 
     /// Takes over `other`, of the same table.
+    #[inline]
     pub(super) fn absorb<M: TableMemory>(&mut self, memory: &M, mut other: Self) {
         let flag = (self.first_and_flag | other.first_and_flag) & MORE_THAN_LEAVES;
         self.first_and_flag = self.first().min(other.first()) | flag;
