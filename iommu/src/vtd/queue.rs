@@ -215,9 +215,8 @@ impl Queue {
         let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
         let slot = self.slots.take(platform)?;
         let first = progress.tail;
-        self.ring.write(platform, first, invalidation);
         let wait = self.slots.arm(&slot, first + 1, false, false);
-        self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
+        self.ring.write_pair(platform, first, [invalidation, Descriptor::Wait(wait).encode()]);
         self.publish(hardware, &mut progress, first + 2);
         Some(slot)
     }

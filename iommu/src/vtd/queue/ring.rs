@@ -90,12 +90,40 @@ impl Ring {
     #[inline(always)]
     pub fn write<P: Platform>(&self, platform: &P, position: u64, descriptor: RawDescriptor) {
         let (page, at) = self.entry(platform, position);
-        let [low, high] = &page[at];
+        self.store(&page[at..], descriptor);
+        self.write_back(platform, &page[at]);
+    }
+
+    /// Writes two descriptors, one behind the other.
+    #[inline(always)]
+    pub fn write_pair<P: Platform>(&self, platform: &P, position: u64, pair: [RawDescriptor; 2]) {
+        let [first, second] = pair;
+        if position.is_multiple_of(2) {
+            // A pair is aligned to its size as well, which is a line at most.
+            let (page, at) = self.entry(platform, position);
+            self.store(&page[at..], first);
+            self.store(&page[at + self.stride()..], second);
+            self.write_back(platform, &page[at]);
+        } else {
+            self.write(platform, position, first);
+            self.write(platform, position + 1, second);
+        }
+    }
+
+    /// Writes a descriptor to the first of `units`.
+    #[inline(always)]
+    fn store(&self, units: &[[AtomicU64; UNIT_WORDS]], descriptor: RawDescriptor) {
+        let [low, high] = &units[0];
         low.store(descriptor.low(), Ordering::Relaxed);
         high.store(descriptor.high(), Ordering::Relaxed);
         if self.is_wide {
-            page[at | 1].iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            units[1].iter().for_each(|word| word.store(0, Ordering::Relaxed));
         }
+    }
+
+    /// Writes the line that `unit` lies in back.
+    #[inline(always)]
+    fn write_back<P: Platform>(&self, platform: &P, [low, _]: &[AtomicU64; UNIT_WORDS]) {
         if !self.coherent {
             // A descriptor is aligned to its size, so that it lies in one line.
             platform.tables().write_back_entry(low);

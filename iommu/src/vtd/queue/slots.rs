@@ -188,12 +188,21 @@ impl Slots {
     pub fn status<P: Platform>(&self, platform: &P, slot: &OwnedSlot) -> Status {
         let state = self.slot(slot);
         if self.is_done(platform, usize::from(slot.0)) {
-            self.over_below.fetch_max(state.end.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.raise_over_below(state.end.load(Ordering::Relaxed) + 1);
             return Status::Done { refused: state.refused.load(Ordering::Acquire) };
         }
         match state.state.load(Ordering::Acquire) {
             DROPPED => Status::Dropped { source: state.source.load(Ordering::Relaxed) },
             _ => Status::Waiting,
+        }
+    }
+
+    /// Notes that everything below `position` is over. Of two CPUs that do so at once the one with less to say may come last:
+    /// then less is known than could be, until the next.
+    #[inline]
+    fn raise_over_below(&self, position: u64) {
+        if position > self.over_below() {
+            self.over_below.store(position, Ordering::Relaxed);
         }
     }
 
