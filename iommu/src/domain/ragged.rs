@@ -94,9 +94,14 @@ impl<B: Backend> Domain<B> {
         let (Some(segment), Some(place)) = (segments.last_mut(), place) else { return Ok(()) };
         let Extent { offset, bytes } = Extent::of(&segment.buffer);
         let page = place.next(bytes)?;
-        ranges.clear();
-        let stood_in = self.stand_in_all(slice::from_mut(segment), ranges).map_err(NotMapped::from);
-        let linked = stood_in.and_then(|_| self.write_leaves(page, ranges, bytes, access));
+        let linked = if is_whole_pages(segment.buffer.first, segment.buffer.bytes) {
+            let memory = physical(&**self.backend.platform(), segment.buffer.first, segment.buffer.bytes)?;
+            self.write_leaves(page, &[memory], bytes, access)
+        } else {
+            ranges.clear();
+            let stood_in = self.stand_in_all(slice::from_mut(segment), ranges).map_err(NotMapped::from);
+            stood_in.and_then(|_| self.write_leaves(page, ranges, bytes, access))
+        };
         if let Ok(()) | Err(NotMapped::Exposed(_)) = linked {
             // What a unit may still translate is not forgotten: the range stays pinned with it.
             place.mapped_bytes += bytes;
