@@ -105,20 +105,34 @@ fn what_was_retired_leaves_what_lies_between_in_the_caches() {
 
 #[test]
 fn neighbours_are_one_range_in_whatever_order_they_go() {
-    let (driven, handle, device) = start(machine(false));
-    let kept = [map_at(&driven, &handle, APART - PAGE), map_at(&driven, &handle, APART + 64 * PAGE)];
-    let mut pages: Vec<_> =
-        (0..64).map(|page| map_at(&driven, &handle, APART + page * PAGE)).map(Some).collect();
-    // First every other one, from above, then those between.
-    let order = (0..32).rev().map(|index| 2 * index).chain((0..32).map(|index| 2 * index + 1));
-    let batch = order.map(|index| pages[index].take().expect("once")).collect();
-    let before = told(&driven);
-    drop(handle.unmap_batch(batch).expect("a unit that works"));
-    let after = told(&driven);
-    assert_eq!((after.0 - before.0, after.1 - before.1), (1, 2), "one invalidation and its wait");
-    assert_eq!(cached(&device), [APART - PAGE, APART + 64 * PAGE]);
-    kept.into_iter().for_each(|mapping| drop(mapping.unmap().expect("a unit that works")));
-    driven.assert_content("after neighbours");
+    const PAGES: usize = 64;
+    let every_other =
+        || (0..PAGES / 2).rev().map(|index| 2 * index).chain((0..PAGES / 2).map(|index| 2 * index + 1));
+    let outwards = || (0..PAGES / 2).flat_map(|distance| [PAGES / 2 + distance, PAGES / 2 - 1 - distance]);
+    let orders: [Vec<usize>; 4] =
+        [(0..PAGES).collect(), (0..PAGES).rev().collect(), every_other().collect(), outwards().collect()];
+    for order in orders {
+        let (driven, handle, device) = start(machine(false));
+        let kept = [APART - PAGE, APART + PAGES as u64 * PAGE];
+        let beside = kept.map(|iova| map_at(&driven, &handle, iova));
+        let place = |page| APART + page as u64 * PAGE;
+        let mut pages: Vec<_> = (0..PAGES).map(|page| Some(map_at(&driven, &handle, place(page)))).collect();
+        let batch = order.iter().map(|&index| pages[index].take().expect("once")).collect();
+        let before = told(&driven);
+        drop(handle.unmap_batch(batch).expect("a unit that works"));
+        let after = told(&driven);
+        assert_eq!(
+            (after.0 - before.0, after.1 - before.1),
+            (1, 2),
+            "one invalidation and its wait, {order:?}"
+        );
+        assert_eq!(cached(&device), kept, "{order:?}");
+        for page in 0..PAGES {
+            assert!(device.probe(place(page), Access::Read).is_err(), "page {page} of {order:?}");
+        }
+        beside.into_iter().for_each(|mapping| drop(mapping.unmap().expect("a unit that works")));
+        driven.assert_content("after neighbours");
+    }
 }
 
 #[test]
