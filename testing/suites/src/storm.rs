@@ -27,6 +27,10 @@ const DEADLINE_NS: u64 = 20_000_000_000;
 /// Commands of the flood: as many faults, if nobody stopped it.
 const FLOOD: usize = 20_000;
 
+/// Commands after which a unit's events are masked: many times as many as it may raise at once
+/// ([`iommu`] allows some hundreds, and one a millisecond).
+const BURST: usize = 4_000;
+
 /// Lines in the log that a storm may not come to: those of its first faults, and what becomes of the attacker.
 const LINES_MAX: u64 = 20;
 
@@ -178,7 +182,7 @@ test! {
         let mut edus = (0..machine.edus()).map(|index| machine.edu(index)).collect::<Result<alloc::vec::Vec<_>, _>>()?;
         if machine.has_nvme() {
             // Afterwards the unit's events may be masked. That ends too.
-            machine.nvme()?.flood(machine.fresh_page(), FLOOD)?;
+            machine.nvme()?.flood(machine.fresh_page(), BURST)?;
         }
         let counts = edus[0].dma.fault_counts();
         // How close their transfers come to each other is the host's to say.
