@@ -70,8 +70,12 @@ impl<B: Backend> Domain<B> {
         match mapped {
             Ok(mapped) => {
                 *place = Some(mapped);
+                let first = mapped.first;
+                let mut page = first.as_u64();
                 for segment in segments {
-                    segment.iova = Iova::new(mapped.first.as_u64() + segment.iova.as_u64());
+                    let extent = Extent::of(&segment.buffer);
+                    segment.iova = Iova::new(page + extent.offset);
+                    page += extent.bytes;
                 }
                 Ok(())
             }
@@ -114,8 +118,7 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    /// Gets slots for the ends of all `segments` that have some, and says what memory they are, and where they lie from the start of
-    /// their range on. Returns the length of their pages.
+    /// Gets slots for the ends of all `segments` that have some, and says what memory they are. Returns the length of their pages.
     fn stand_in_all(
         &self,
         segments: &mut [Segment],
@@ -126,16 +129,14 @@ impl<B: Backend> Domain<B> {
             let RawBuffer { first, bytes, .. } = segment.buffer;
             let memory = physical(&**self.backend.platform(), first, bytes)?;
             // The list has room for that many.
-            let extent = if is_whole_pages(first, bytes) {
+            let mapped = if is_whole_pages(first, bytes) {
                 ranges.push(memory);
-                Extent { offset: 0, bytes: memory.bytes }
+                memory.bytes
             } else {
                 self.stand_in(segment, memory, &mut |range| ranges.push(range))?;
-                Extent::of(&segment.buffer)
+                Extent::of(&segment.buffer).bytes
             };
-            let first_page = sum;
-            sum = sum.checked_add(extent.bytes).ok_or(DmaError::BadLength { count: bytes })?;
-            segment.iova = Iova::new(first_page + extent.offset);
+            sum = sum.checked_add(mapped).ok_or(DmaError::BadLength { count: bytes })?;
         }
         Ok(sum)
     }
