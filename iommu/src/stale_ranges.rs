@@ -33,7 +33,7 @@ impl StaleRanges {
         self.count == 0
     }
 
-    /// The one token that it comes to, if it does.
+    /// The token, if there is exactly one: nothing is left then.
     pub fn take_only(&mut self) -> Option<Stale> {
         if self.count != 1 {
             return None;
@@ -82,7 +82,7 @@ impl StaleRanges {
             Some(below) if self.touches(below, &stale) => below,
             _ => at,
         };
-        // Most often it begins where another one ends, or the other way round, and is no range of its own.
+        // Of several, too, it most often touches one, and is no range of its own.
         if self.touches(index, &stale)
             && let Some(Some(held)) = self.tokens.get_mut(index)
         {

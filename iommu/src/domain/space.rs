@@ -1,6 +1,6 @@
 //! What the DMA API asks of a domain.
 
-use core::{mem, sync::atomic::Ordering};
+use core::sync::atomic::Ordering;
 
 use mm::{PAGE_BYTES, table::Stale};
 
@@ -36,30 +36,27 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Clears the leaves of a whole batch. Mappings that were made one after the other are often neighbours, and those are
-    /// cleared together.
+    /// cleared together: an error speaks of all of them.
     fn clear_all(&self, batch: &dyn Batch) -> (StaleRanges, Result<(), DmaError>) {
         let (mut all, mut result) = (StaleRanges::new(), Ok(()));
         let mut clear = |Span { first, bytes }| match self.clear(first, bytes) {
             Ok(stale) => all.add(&self.table, stale),
             Err(error) => result = result.and(Err(error)),
         };
-        let mut span = Span { first: Iova::new(0), bytes: 0 };
+        let mut span: Option<Span> = None;
         for index in 0..batch.len() {
             let (first, bytes) = batch.segment(index).pages();
-            if !span.extend(first, bytes) {
-                let before = mem::replace(&mut span, Span { first, bytes });
-                if before.bytes > 0 {
-                    clear(before);
-                }
+            if !span.as_mut().is_some_and(|span| span.extend(first, bytes))
+                && let Some(before) = span.replace(Span { first, bytes })
+            {
+                clear(before);
             }
         }
-        if span.bytes > 0 {
-            clear(span);
-        }
+        span.into_iter().for_each(&mut clear);
         (all, result)
     }
 
-    /// Less was mapped than the mapping says. What was is gone, and its memory stays pinned.
+    /// Less was mapped than the mapping, or those beside it, say. What was is gone, and its memory stays pinned.
     #[cold]
     fn half_mapped(&self, iova: Iova, stale: Stale) -> DmaError {
         match self.flush(stale) {

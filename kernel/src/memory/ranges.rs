@@ -5,12 +5,8 @@ use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 /// Enough for a memory map of the largest size that is read, and the holes cut into it.
 const CAPACITY: usize = crate::boot_info::REGIONS_MAX + 8;
 
-/// A range that holds nothing.
-const EMPTY: PhysRange = PhysRange { start: PhysAddr::new(0), bytes: 0 };
-
 /// Disjoint, page-aligned ranges.
 pub struct RangeSet {
-    /// The first `len` are in the set, and all others [`EMPTY`].
     ranges: [PhysRange; CAPACITY],
     len: usize,
 }
@@ -18,7 +14,7 @@ pub struct RangeSet {
 impl RangeSet {
     /// No ranges.
     pub const fn new() -> Self {
-        Self { ranges: [EMPTY; CAPACITY], len: 0 }
+        Self { ranges: [PhysRange { start: PhysAddr::new(0), bytes: 0 }; CAPACITY], len: 0 }
     }
 
     /// The ranges, in no particular order.
@@ -54,8 +50,7 @@ impl RangeSet {
                 continue;
             }
             self.len -= 1;
-            self.ranges.swap(index, self.len);
-            self.ranges[self.len] = EMPTY;
+            self.ranges[index] = self.ranges[self.len];
             self.push(first, start.min(last));
             self.push(end.max(first), last);
         }
@@ -69,7 +64,7 @@ impl RangeSet {
             offset < outer.bytes && range.bytes <= outer.bytes - offset
         };
         // The first is the largest (see `keep_largest`): no loop for it.
-        holds(&self.ranges[0]) || self.as_slice().iter().skip(1).any(holds)
+        self.len > 0 && holds(&self.ranges[0]) || self.as_slice().iter().skip(1).any(holds)
     }
 
     /// Whether any byte of `range` is in the set.
@@ -85,7 +80,6 @@ impl RangeSet {
     pub fn keep_largest(&mut self, count: usize) {
         self.ranges[..self.len].sort_unstable_by_key(|range| core::cmp::Reverse(range.bytes));
         self.len = self.len.min(count);
-        self.ranges[self.len..].fill(EMPTY);
     }
 
     /// Bytes in all ranges.

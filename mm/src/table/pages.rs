@@ -107,10 +107,11 @@ impl PageList {
     }
 
     fn append_some<M: TableMemory>(&mut self, memory: &M, other: Self) {
-        let (Some(last), Some(other_last)) = (self.last.next(), other.last.next()) else {
+        let Some(last) = self.last.next() else {
             *self = other;
             return;
         };
+        let Some(other_last) = other.last.next() else { return };
         let (first, other_first) = (read_link(memory, last).next(), read_link(memory, other_last).next());
         relink(memory, last, other_first);
         relink(memory, other_last, first);

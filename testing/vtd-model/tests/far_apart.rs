@@ -136,6 +136,44 @@ fn neighbours_are_one_range_in_whatever_order_they_go() {
 }
 
 #[test]
+fn neighbours_from_page_0_on_go_together_whatever_their_lengths() {
+    // The fourth is a superpage.
+    const PAGES: [u32; 5] = [1, 2, 509, 512, 1];
+    let orders = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 3, 1, 4, 0]];
+    for order in orders {
+        let (driven, handle, device) = start(machine(false));
+        let mut places = Vec::new();
+        let mut mappings: Vec<_> = PAGES
+            .iter()
+            .scan(0, |first, &pages| {
+                let iova = *first;
+                *first += u64::from(pages) * PAGE;
+                Some((iova, pages))
+            })
+            .map(|(iova, pages)| {
+                let buffer =
+                    driven.machine.allocate_buffer(pages, pages.next_power_of_two()).expect("memory");
+                let mapping = handle.dma_map_at(buffer, Bidirectional, Iova::new(iova));
+                places.extend([iova, iova + u64::from(pages - 1) * PAGE]);
+                Some(mapping.map_err(|rejected| rejected.error).expect("nobody has the address"))
+            })
+            .collect();
+        for &place in &places {
+            device.probe(place, Access::Write).expect("mapped");
+        }
+        let beside = map_at(&driven, &handle, 1025 * PAGE);
+        let batch = order.iter().map(|&index| mappings[index].take().expect("once")).collect();
+        drop(handle.unmap_batch(batch).expect("a unit that works"));
+        assert_eq!(cached(&device).iter().filter(|&&iova| iova < 1025 * PAGE).count(), 0, "{order:?}");
+        for &place in &places {
+            assert!(device.probe(place, Access::Read).is_err(), "{place:#x} of {order:?}");
+        }
+        drop(beside.unmap().expect("a unit that works"));
+        driven.assert_content("after neighbours");
+    }
+}
+
+#[test]
 fn of_more_ranges_than_are_kept_those_that_are_close_become_one() {
     let (driven, handle, device) = start(machine(false));
     // Eight places far apart, and in each of them every other of eight pages.

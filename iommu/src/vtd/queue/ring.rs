@@ -22,6 +22,12 @@ const UNIT_WORDS: usize = 2;
 /// How many of them a page holds.
 const UNITS_A_PAGE: usize = PAGE_BYTES as usize / ENTRY_BYTES;
 
+/// What the CPU writes back at a time.
+const LINE_BYTES: usize = 64;
+
+/// Two descriptors, of 256 bits too, fit into a line.
+const _: () = assert!(2 * (2 * ENTRY_BYTES) <= LINE_BYTES);
+
 /// A ring of descriptors, addressed by position: the count of descriptors before.
 pub(super) struct Ring {
     first: PhysAddr,
@@ -99,7 +105,7 @@ impl Ring {
     pub fn write_pair<P: Platform>(&self, platform: &P, position: u64, pair: [RawDescriptor; 2]) {
         let [first, second] = pair;
         if position.is_multiple_of(2) {
-            // A pair is aligned to its size as well, which is a line at most.
+            // Aligned to its size as a descriptor is, and no longer than a line.
             let (page, at) = self.entry(platform, position);
             self.store(&page[at..], first);
             self.store(&page[at + self.stride()..], second);
@@ -121,12 +127,11 @@ impl Ring {
         }
     }
 
-    /// Writes the line that `unit` lies in back.
+    /// Writes back the line that `unit` lies in.
     #[inline(always)]
-    fn write_back<P: Platform>(&self, platform: &P, [low, _]: &[AtomicU64; UNIT_WORDS]) {
+    fn write_back<P: Platform>(&self, platform: &P, unit: &[AtomicU64; UNIT_WORDS]) {
         if !self.coherent {
-            // A descriptor is aligned to its size, so that it lies in one line.
-            platform.tables().write_back_entry(low);
+            platform.tables().write_back_entry(&unit[0]);
         }
     }
 

@@ -197,8 +197,8 @@ impl Slots {
         }
     }
 
-    /// Notes that everything below `position` is over. Of two CPUs that do so at once the one with less to say may come last:
-    /// then less is known than could be, until the next.
+    /// Notes that everything below `position` is over. Of two CPUs that do so at once the one with less to say may come last, so
+    /// that the position goes back until the next completion: whoever reads it meanwhile waits longer, or asks the register.
     #[inline]
     fn raise_over_below(&self, position: u64) {
         if position > self.over_below() {

@@ -39,3 +39,21 @@ fn an_entry_lies_where_its_position_says() {
         }
     }
 }
+
+#[test]
+fn a_pair_lies_where_its_positions_say_and_is_written_back_as_the_lines_that_it_is() {
+    let raw = |value: u64| RawDescriptor::from_halves(value << 8 | 5, !value);
+    for (wide, order) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let ring = Ring::new(&platform, HostWidth(46), order, wide, false).unwrap();
+        let entries = ring.entries() as u64;
+        for position in [0, 1, 6, 9, entries - 2, entries - 1, entries, 3 * entries - 1] {
+            let before = platform.tables().write_backs();
+            ring.write_pair(&platform, position, [raw(position), raw(position + 1)]);
+            let lines = platform.tables().write_backs() - before;
+            assert_eq!(lines, 1 + (position % 2) as usize, "wide: {wide}, {position}");
+            assert_eq!(ring.read(&platform, position), raw(position), "wide: {wide}, {position}");
+            assert_eq!(ring.read(&platform, position + 1), raw(position + 1), "wide: {wide}, {position}");
+        }
+    }
+}
