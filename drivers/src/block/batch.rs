@@ -50,14 +50,15 @@ impl Batch {
 
 impl<D: Direction> Way<D> {
     fn new(most: usize) -> Result<Self, TryReserveError> {
-        let mut owners = Vec::new();
+        let (mut mappings, mut owners) = (Vec::new(), Vec::new());
+        mappings.try_reserve_exact(most)?;
         owners.try_reserve_exact(most)?;
-        Ok(Self { mappings: Vec::new(), owners })
+        Ok(Self { mappings, owners })
     }
 
     fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) {
-        // The list of mappings goes with each batch. Without memory for a new one, or with a full batch, a buffer comes back
-        // alone.
+        // The list of mappings is lost with a batch that fails. Without memory for a new one, or with a full batch, a buffer
+        // comes back alone.
         if self.owners.len() == self.owners.capacity() || self.mappings.try_reserve(1).is_err() {
             return complete_alone(mapping, promise, result);
         }
@@ -66,7 +67,7 @@ impl<D: Direction> Way<D> {
     }
 
     fn finish(&mut self, dma: &DmaDevice) {
-        // One alone is no batch: it comes back without a list, whose memory stays for the next time.
+        // One alone is no batch.
         if self.mappings.len() <= 1 {
             if let (Some(mapping), Some((promise, result))) = (self.mappings.pop(), self.owners.pop()) {
                 complete_alone(mapping, promise, result);
@@ -74,10 +75,11 @@ impl<D: Direction> Way<D> {
             return;
         }
         match dma.unmap_batch(mem::take(&mut self.mappings)) {
-            Ok(buffers) => {
-                for ((promise, result), buffer) in self.owners.drain(..).zip(buffers) {
+            Ok(mut buffers) => {
+                for ((promise, result), buffer) in self.owners.drain(..).zip(buffers.by_ref()) {
                     promise.keep(result, Some(buffer));
                 }
+                self.mappings = buffers.into_list();
             }
             Err(error) => {
                 for (promise, result) in self.owners.drain(..) {
