@@ -204,21 +204,25 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Puts one invalidation into the queue, and its wait: what most batches come to. `None` if there is no room.
+    /// Puts invalidations of translations into the queue, and their wait: what most batches come to. `None` if there is no
+    /// room.
     #[inline(always)]
-    fn try_submit_one<P: Platform>(
+    fn try_submit_translations<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        invalidation: RawDescriptor,
+        invalidations: impl ExactSizeIterator<Item = RawDescriptor>,
     ) -> Option<OwnedSlot> {
-        let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
+        let mut progress = self.lock_with_room(platform, hardware, invalidations.len() + 1).ok()?;
         let slot = self.slots.take(platform)?;
-        let first = progress.tail;
-        self.ring.write(platform, first, invalidation);
-        let wait = self.slots.arm(&slot, first + 1, false, false);
-        self.ring.write(platform, first + 1, Descriptor::Wait(wait).encode());
-        self.publish(hardware, &mut progress, first + 2);
+        let mut tail = progress.tail;
+        for invalidation in invalidations {
+            self.ring.write(platform, tail, invalidation);
+            tail += 1;
+        }
+        let wait = self.slots.arm(&slot, tail, false, false);
+        self.ring.write(platform, tail, Descriptor::Wait(wait).encode());
+        self.publish(hardware, &mut progress, tail + 1);
         Some(slot)
     }
 
