@@ -105,7 +105,7 @@ impl<Q: Queue> Worker<Q> {
                 Doubt::Repeat if flight.repeat_until_ns > now_ns => {
                     let InFlight { job, promise, repeat_until_ns, .. } = flight;
                     if let Err(Refused { job, promise, .. }) =
-                        self.shared.start(job, promise, repeat_until_ns)
+                        self.shared.start(job, promise, Some(repeat_until_ns))
                     {
                         job.finish(promise, Err(BlockError::Blocked));
                     }
