@@ -6,7 +6,9 @@
 //! ```
 //!
 //! Callers map and submit in their own threads. Each queue has a worker, a thread that takes finished requests back,
-//! unmaps and completes; nothing happens in the interrupt but waking it. One thread more, the keeper, owns the device.
+//! unmaps and completes; nothing happens in the interrupt but waking it. A worker that is faster than who waits for its
+//! requests lets others run before it looks again, so that where there are many requests they come back together, for one
+//! flush. One thread more, the keeper, owns the device.
 //!
 //! A request succeeds if the device says so *and* no fault of the device was counted while it had the request. A device
 //! that breaks its protocol, asks for a reset or exceeds a deadline is reset, and everything that it had fails; memory
