@@ -72,6 +72,10 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// Not callable in an interrupt or with interrupts off.
     fn relax(&self);
 
+    /// Lets other threads run that are ready, once; the caller waits for nothing. Not callable in an interrupt or with
+    /// interrupts off.
+    fn yield_now(&self);
+
     /// Turns interrupts, and with them preemption, off on this CPU. The result says what they were; calls nest.
     fn interrupts_off(&self) -> InterruptState;
 

@@ -41,13 +41,14 @@ pub(crate) use revoke::stop_bus_master;
 /// One group.
 pub(crate) struct Group<B: Backend> {
     layout: GroupLayout,
+    /// Faults of its sources so far. Written under the lock of the record.
+    faults: AtomicU64,
     record: IrqLock<Record>,
     state: IrqLock<State<B>>,
 }
 
 /// What the group's faults come to. Kept where interrupts may look.
 struct Record {
-    faults: u64,
     history: History,
     /// The verdict was quarantine, after so many faults; from here on they are only counted.
     condemned: Option<u64>,
@@ -127,10 +128,10 @@ impl<B: Backend> Group<B> {
             retired: false,
             scratch: None,
         };
-        let record =
-            Record { faults: 0, history: History::default(), condemned: None, lines: Budget::ONE_SOURCE };
+        let record = Record { history: History::default(), condemned: None, lines: Budget::ONE_SOURCE };
         Self {
             layout,
+            faults: AtomicU64::new(0),
             record: IrqLock::new(LockClass::GroupRecord, record),
             state: IrqLock::new(LockClass::Group, state),
         }
@@ -141,8 +142,9 @@ impl<B: Backend> Group<B> {
     }
 
     /// Faults of the group's sources so far.
-    pub fn faults(&self, platform: &B::Platform) -> u64 {
-        self.record.lock(platform).faults
+    #[inline]
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
     }
 
     /// How the group stands.
@@ -163,13 +165,13 @@ impl<B: Backend> Group<B> {
     pub fn enter_fault(&self, platform: &B::Platform, limits: Limits) -> Option<Verdict> {
         let now_ns = platform.now_ns();
         let mut record = self.record.lock(platform);
-        record.faults += 1;
+        let faults = self.faults.fetch_add(1, Ordering::Relaxed) + 1;
         if record.condemned.is_some() {
             return None;
         }
         let (history, verdict) = judge(record.history, limits, now_ns);
         record.history = history;
-        record.condemned = (verdict == Verdict::Quarantine).then_some(record.faults);
+        record.condemned = (verdict == Verdict::Quarantine).then_some(faults);
         Some(verdict)
     }
 
@@ -268,7 +270,7 @@ impl<B: Backend> Group<B> {
     pub fn condemn_if_silent(&self, platform: &B::Platform) {
         if self.domain(platform).is_some_and(|domain| domain.is_silent()) {
             let mut record = self.record.lock(platform);
-            record.condemned = record.condemned.or(Some(record.faults));
+            record.condemned = record.condemned.or(Some(self.faults()));
         }
     }
 

@@ -17,6 +17,8 @@ type Outcome = Result<(), BlockError>;
 pub struct Batch {
     reads: Way<FromDevice>,
     writes: Way<ToDevice>,
+    /// Some owner has not taken what was completed before.
+    is_ahead: bool,
 }
 
 /// Those that move data one way.
@@ -29,66 +31,72 @@ struct Way<D: Direction> {
 impl Batch {
     /// A batch that has room for `most` requests.
     pub fn new(most: usize) -> Result<Self, TryReserveError> {
-        Ok(Self { reads: Way::new(most)?, writes: Way::new(most)? })
+        Ok(Self { reads: Way::new(most)?, writes: Way::new(most)?, is_ahead: false })
     }
 
     /// Adds a request that ended with `result`. One without a buffer is completed at once.
     pub fn add(&mut self, flight: InFlight, result: Outcome) {
-        match flight.job {
+        let is_ahead = match flight.job {
             Job::Read(_, mapping) => self.reads.add(mapping, flight.promise, result),
             Job::Write(_, mapping) => self.writes.add(mapping, flight.promise, result),
             Job::Flush | Job::Deallocate(_) | Job::At { .. } => flight.promise.keep(result, None),
-        }
+        };
+        self.is_ahead |= is_ahead;
     }
 
-    /// Gives the buffers back and completes the requests.
-    pub fn finish(&mut self, dma: &DmaDevice) {
-        self.reads.finish(dma);
-        self.writes.finish(dma);
+    /// Gives the buffers back and completes the requests. Returns whether some owner of them, or of those that were added since
+    /// the last time, is behind with taking completions.
+    pub fn finish(&mut self, dma: &DmaDevice) -> bool {
+        let (reads, writes) = (self.reads.finish(dma), self.writes.finish(dma));
+        mem::take(&mut self.is_ahead) | reads | writes
     }
 }
 
 impl<D: Direction> Way<D> {
     fn new(most: usize) -> Result<Self, TryReserveError> {
-        let mut owners = Vec::new();
+        let (mut mappings, mut owners) = (Vec::new(), Vec::new());
+        mappings.try_reserve_exact(most)?;
         owners.try_reserve_exact(most)?;
-        Ok(Self { mappings: Vec::new(), owners })
+        Ok(Self { mappings, owners })
     }
 
-    fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) {
-        // The list of mappings goes with each batch. Without memory for a new one, or with a full batch, a buffer comes back
-        // alone.
+    fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) -> bool {
+        // The list of mappings is lost with a batch that fails. Without memory for a new one, or with a full batch, a buffer
+        // comes back alone.
         if self.owners.len() == self.owners.capacity() || self.mappings.try_reserve(1).is_err() {
             return complete_alone(mapping, promise, result);
         }
         self.mappings.push(mapping);
         self.owners.push((promise, result));
+        false
     }
 
-    fn finish(&mut self, dma: &DmaDevice) {
-        // One alone is no batch: it comes back without a list, whose memory stays for the next time.
+    fn finish(&mut self, dma: &DmaDevice) -> bool {
+        // One alone is no batch.
         if self.mappings.len() <= 1 {
-            if let (Some(mapping), Some((promise, result))) = (self.mappings.pop(), self.owners.pop()) {
-                complete_alone(mapping, promise, result);
-            }
-            return;
+            let alone = self.mappings.pop().zip(self.owners.pop());
+            return alone
+                .is_some_and(|(mapping, (promise, result))| complete_alone(mapping, promise, result));
         }
+        let mut is_ahead = false;
         match dma.unmap_batch(mem::take(&mut self.mappings)) {
-            Ok(buffers) => {
-                for ((promise, result), buffer) in self.owners.drain(..).zip(buffers) {
-                    promise.keep(result, Some(buffer));
+            Ok(mut buffers) => {
+                for ((promise, result), buffer) in self.owners.drain(..).zip(buffers.by_ref()) {
+                    is_ahead |= promise.keep(result, Some(buffer));
                 }
+                self.mappings = buffers.into_list();
             }
             Err(error) => {
                 for (promise, result) in self.owners.drain(..) {
-                    promise.keep(result.and(Err(BlockError::Pinned(error))), None);
+                    is_ahead |= promise.keep(result.and(Err(BlockError::Pinned(error))), None);
                 }
             }
         }
+        is_ahead
     }
 }
 
-fn complete_alone<D: Direction>(mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) {
+fn complete_alone<D: Direction>(mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) -> bool {
     match mapping.unmap() {
         Ok(buffer) => promise.keep(result, Some(buffer)),
         Err(error) => promise.keep(result.and(Err(BlockError::Pinned(error))), None),

@@ -96,7 +96,8 @@ impl Completions {
         Some(Promise { to: Some(self.clone()), tag })
     }
 
-    fn deliver(&self, completion: Completion) {
+    /// Returns whether others are there that the owner has not taken.
+    fn deliver(&self, completion: Completion) -> bool {
         let mut queue = self.queue.lock();
         let was_empty = queue.done.is_empty();
         queue.promised -= 1;
@@ -106,6 +107,7 @@ impl Completions {
         if was_empty {
             self.arrived.signal();
         }
+        !was_empty
     }
 }
 
@@ -116,11 +118,9 @@ pub(crate) struct Promise {
 }
 
 impl Promise {
-    /// Completes the request.
-    pub fn keep(mut self, result: Result<(), BlockError>, buffer: Option<PageBuffer>) {
-        if let Some(to) = self.to.take() {
-            to.deliver(Completion { tag: self.tag, result, buffer });
-        }
+    /// Completes the request. Returns whether its owner has not even taken others that were completed before.
+    pub fn keep(mut self, result: Result<(), BlockError>, buffer: Option<PageBuffer>) -> bool {
+        self.to.take().is_some_and(|to| to.deliver(Completion { tag: self.tag, result, buffer }))
     }
 
     /// Takes the promise back: the request was never submitted, and the caller is told so.

@@ -6,7 +6,9 @@
 //! ```
 //!
 //! Callers map and submit in their own threads. Each queue has a worker, a thread that takes finished requests back,
-//! unmaps and completes; nothing happens in the interrupt but waking it. One thread more, the keeper, owns the device.
+//! unmaps and completes; nothing happens in the interrupt but waking it. A worker that is faster than who waits for its
+//! requests lets others run before it looks again, so that where there are many requests they come back together, for one
+//! flush. One thread more, the keeper, owns the device.
 //!
 //! A request succeeds if the device says so *and* no fault of the device was counted while it had the request. A device
 //! that breaks its protocol, asks for a reset or exceeds a deadline is reset, and everything that it had fails; memory
@@ -182,10 +184,11 @@ pub struct Refused {
 }
 
 impl<Q: Queue> Shared<Q> {
-    /// Hands a job to the device: by the queue of this CPU, or by another one that has room. Until `repeat_until_ns` it is
-    /// done again if it is in doubt.
-    pub fn start(&self, job: Job, promise: Promise, repeat_until_ns: u64) -> Result<(), Refused> {
-        let (deadline_ns, faults) = (self.deadline_ns(), self.faults.last());
+    /// Hands a job to the device: by the queue of this CPU, or by another one that has room. Until `repeat_until_ns`, or
+    /// else until its deadline, it is done again if it is in doubt.
+    pub fn start(&self, job: Job, promise: Promise, repeat_until_ns: Option<u64>) -> Result<(), Refused> {
+        let deadline_ns = self.host.now_ns().saturating_add(REQUEST_DEADLINE_NS);
+        let (repeat_until_ns, faults) = (repeat_until_ns.unwrap_or(deadline_ns), self.faults.last());
         let mut flight = InFlight { job, promise, deadline_ns, repeat_until_ns, faults };
         let mut reason = Reason::Gone;
         let here = self.host.cpu();
@@ -222,10 +225,6 @@ impl<Q: Queue> Shared<Q> {
     /// The phase, which is the same for all queues unless it is just being set.
     pub fn phase(&self) -> Phase {
         self.channels.first().map_or(Phase::Gone, |channel| channel.state.lock().phase)
-    }
-
-    fn deadline_ns(&self) -> u64 {
-        self.host.now_ns().saturating_add(REQUEST_DEADLINE_NS)
     }
 }
 
@@ -266,7 +265,7 @@ impl<Q: Queue> BlockDevice for Engine<Q> {
                 return Ok(());
             }
         };
-        let started = self.shared.start(job, promise, self.shared.deadline_ns());
+        let started = self.shared.start(job, promise, None);
         let Err(Refused { reason, job, promise }) = started else {
             return Ok(());
         };
@@ -287,7 +286,7 @@ impl<Q: Queue> BlockDevice for Engine<Q> {
         self.shared.info.check_range(first, blocks)?;
         let promise = completions.promise(tag).ok_or(Reason::CompletionsFull)?;
         let job = Job::At { extent: Extent { first, blocks }, iova, writable };
-        self.shared.start(job, promise, self.shared.deadline_ns()).map_err(|refused| {
+        self.shared.start(job, promise, None).map_err(|refused| {
             refused.promise.withdraw();
             refused.reason
         })

@@ -77,7 +77,7 @@ impl Job {
         match self.reclaim() {
             Ok(buffer) => promise.keep(result, buffer),
             Err(error) => promise.keep(result.and(Err(error)), None),
-        }
+        };
     }
 
     /// What to ask the device for.

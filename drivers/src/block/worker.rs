@@ -1,7 +1,7 @@
 //! A queue's thread: takes finished requests back and completes them.
 
 use alloc::{collections::TryReserveError, sync::Arc, vec::Vec};
-use core::sync::atomic::Ordering;
+use core::{mem, sync::atomic::Ordering};
 
 use iommu::dma::FaultCounts;
 
@@ -21,6 +21,8 @@ pub struct Worker<Q: Queue> {
     /// Requests on their way from the queue to their owners; room for all that the queue can have.
     done: Vec<Done>,
     batch: Batch,
+    /// Some owner has not taken what was completed before.
+    is_ahead: bool,
     _running: Running<Q>,
 }
 
@@ -39,7 +41,14 @@ impl<Q: Queue> Worker<Q> {
         let depth = shared.channels[index].state.lock().queue.depth();
         done.try_reserve_exact(depth)?;
         let batch = Batch::new(depth)?;
-        Ok(Self { shared: shared.clone(), index, done, batch, _running: Running::new(shared) })
+        Ok(Self {
+            shared: shared.clone(),
+            index,
+            done,
+            batch,
+            is_ahead: false,
+            _running: Running::new(shared),
+        })
     }
 
     /// The thread: until the device is shut down.
@@ -48,6 +57,11 @@ impl<Q: Queue> Worker<Q> {
             // The keeper wakes who misses an interrupt.
             self.channel().wake.wait(u64::MAX);
             while let Collected::Some = self.turn() {}
+            // An owner that is behind goes first: it misses nothing meanwhile. What the device finishes until then interrupts
+            // nobody, and comes back with one flush.
+            if mem::take(&mut self.is_ahead) {
+                self.shared.host.yield_now();
+            }
         }
     }
 
@@ -105,7 +119,7 @@ impl<Q: Queue> Worker<Q> {
                 Doubt::Repeat if flight.repeat_until_ns > now_ns => {
                     let InFlight { job, promise, repeat_until_ns, .. } = flight;
                     if let Err(Refused { job, promise, .. }) =
-                        self.shared.start(job, promise, repeat_until_ns)
+                        self.shared.start(job, promise, Some(repeat_until_ns))
                     {
                         job.finish(promise, Err(BlockError::Blocked));
                     }
@@ -118,6 +132,6 @@ impl<Q: Queue> Worker<Q> {
             }
             self.batch.add(flight, result);
         }
-        self.batch.finish(&self.shared.dma);
+        self.is_ahead |= self.batch.finish(&self.shared.dma);
     }
 }

@@ -56,6 +56,8 @@ pub struct TestHost {
     /// How many CPUs there are, and on which one every thread runs.
     pub cpus: AtomicUsize,
     pub cpu: AtomicUsize,
+    /// How often a thread let others run.
+    pub yields: AtomicUsize,
 }
 
 /// A machine with one function, claimed.
@@ -101,6 +103,7 @@ impl Bench {
             refuse_threads: AtomicBool::new(false),
             cpus: AtomicUsize::new(1),
             cpu: AtomicUsize::new(0),
+            yields: AtomicUsize::new(0),
         });
         let requester = machine.device(address);
         Self { host, iommu, dma, requester, machine }
@@ -283,6 +286,10 @@ unsafe impl Host for TestHost {
 
     fn relax(&self) {
         self.advance(1_000_000);
+    }
+
+    fn yield_now(&self) {
+        self.yields.fetch_add(1, Ordering::Relaxed);
     }
 
     fn interrupts_off(&self) -> InterruptState {

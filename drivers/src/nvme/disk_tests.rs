@@ -270,6 +270,18 @@ fn a_controller_that_only_says_it_has_aborted_is_reset() {
 }
 
 #[test]
+fn the_worker_lets_others_run_when_they_are_behind() {
+    let (bench, _, disk) = open();
+    let yields = || bench.host.yields.load(Ordering::Relaxed);
+    // One at a time: by the end of the next one the worker is through with the one before.
+    (0..3).for_each(|_| drop(run(&bench, &disk, read(0, 1)).unwrap()));
+    assert_eq!(yields(), 0);
+    let completions = submit_reads(&bench, &disk, 3);
+    await_true(|| yields() > 0);
+    assert_eq!(collect(&completions, 3).len(), 3);
+}
+
+#[test]
 fn a_request_that_cannot_be_aborted_costs_a_reset() {
     let (bench, device, disk) = open();
     let live = bench.iommu.live_mappings();

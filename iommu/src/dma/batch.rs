@@ -1,6 +1,6 @@
 //! Many buffers that come back together.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::{fmt, mem};
 
 use super::{Direction, DmaBuffer, DmaError, Mapping, segment::Segment, space::Batch};
@@ -23,16 +23,16 @@ use crate::arc::TryArc;
 /// }
 /// ```
 pub struct Unmapped<B: DmaBuffer, D: Direction> {
-    mappings: vec::IntoIter<Mapping<B, D>>,
+    /// Those that were not taken out, the next one last.
+    mappings: Vec<Mapping<B, D>>,
 }
 
 impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
     /// Unmaps `mappings`, each run of those in one space with one flush.
-    pub(super) fn new(mappings: Vec<Mapping<B, D>>) -> Result<Self, DmaError> {
-        let mappings = mappings.into_iter();
+    pub(super) fn new(mut mappings: Vec<Mapping<B, D>>) -> Result<Self, DmaError> {
         let mut done = 0;
-        while let Some(run) = next_run(&mappings.as_slice()[done..]) {
-            let batch = &mappings.as_slice()[done..][..run];
+        while let Some(run) = next_run(&mappings[done..]) {
+            let batch = &mappings[done..][..run];
             let space = &batch[0].live().space;
             if let Err(error) = space.unmap_all(&Run(batch), D::ACCESS) {
                 Self::give_up(mappings, done, run, error);
@@ -40,13 +40,14 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
             }
             done += run;
         }
+        mappings.reverse();
         Ok(Self { mappings })
     }
 
     /// After an error of the `run` mappings that come after `done` ones: those before are unmapped, and freed; those after,
     /// and these if a device was taken away, are left to the reaper; these stay pinned for any other reason.
-    fn give_up(mappings: vec::IntoIter<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
-        for (index, mapping) in mappings.enumerate() {
+    fn give_up(mappings: Vec<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
+        for (index, mapping) in mappings.into_iter().enumerate() {
             if index < done {
                 drop(free(mapping));
             } else if index < done + run && !error.passes() {
@@ -55,6 +56,30 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
                 drop(mapping);
             }
         }
+    }
+
+    /// The list, empty, for the next batch: its memory need not be allocated again. Buffers that were not taken out are freed.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use iommu::dma::{DmaDevice, DmaError, FromDevice, Mapping, PageBuffer};
+    ///
+    /// /// Completes what is in `list`, and leaves it empty.
+    /// fn complete(
+    ///     device: &DmaDevice,
+    ///     list: &mut Vec<Mapping<PageBuffer, FromDevice>>,
+    ///     deliver: impl FnMut(PageBuffer),
+    /// ) -> Result<(), DmaError> {
+    ///     let mut buffers = device.unmap_batch(std::mem::take(list))?;
+    ///     buffers.by_ref().for_each(deliver);
+    ///     *list = buffers.into_list();
+    ///     Ok(())
+    /// }
+    /// ```
+    #[must_use]
+    pub fn into_list(mut self) -> Vec<Mapping<B, D>> {
+        self.by_ref().for_each(drop);
+        mem::take(&mut self.mappings)
     }
 }
 
@@ -87,11 +112,11 @@ impl<B: DmaBuffer, D: Direction> Iterator for Unmapped<B, D> {
     type Item = B;
 
     fn next(&mut self) -> Option<B> {
-        self.mappings.next().map(free)
+        self.mappings.pop().map(free)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        self.mappings.size_hint()
+        (self.mappings.len(), Some(self.mappings.len()))
     }
 }
 

@@ -114,6 +114,7 @@ struct GroupTenure<P: Platform> {
 
 impl<P: Platform> Tenure for GroupTenure<P> {
     fn faults(&self) -> FaultCounts {
+        // A unit is drained under a lock: what others read of it was counted before.
         let mut unattributed = 0;
         let mut last_unit = None;
         for &(_, unit) in &self.group.layout().sources {
@@ -122,7 +123,7 @@ impl<P: Platform> Tenure for GroupTenure<P> {
                 unattributed += self.shared.backend.lost_faults(unit);
             }
         }
-        FaultCounts { own: self.group.faults(&self.shared.platform), unattributed }
+        FaultCounts { own: self.group.faults(), unattributed }
     }
 
     fn is_over(&self) -> bool {

@@ -184,7 +184,7 @@ impl<P: Platform> Control for Protection<P> {
         for (number, group) in self.shared.layout().numbered() {
             let GroupLayout { functions, sources, reserved, .. } = group.layout();
             let platform = &*self.shared.platform;
-            let (faults, standing) = (group.faults(platform), group.standing(platform));
+            let (faults, standing) = (group.faults(), group.standing(platform));
             visitor.group(&GroupReport { group: number, functions, sources, reserved, faults, standing });
             let Some(domain) = group.domain(platform) else { continue };
             visitor.domain(&domain.report());

@@ -81,15 +81,25 @@ impl<P: Platform> Unit<P> {
 
     /// Passes each recorded fault to `sink` and clears it; errors of the queue are dealt with too. Callable in an
     /// interrupt: at most one lap of the records is read, and `sink` must neither wait nor allocate.
+    #[inline]
     pub fn drain_faults(&self, platform: &P, mut sink: impl FnMut(Fault)) -> Drained {
         let rate = self.draining.lock(platform);
         let lap = self.drain_lap(platform, &mut sink);
         rate.judge(lap.more)
     }
 
-    /// The caller has the lock.
+    /// The caller has the lock: what others have read is in their sinks.
+    #[inline]
     fn drain_lap(&self, platform: &P, sink: &mut impl FnMut(Fault)) -> Lap {
-        let Some(status) = self.read_live_fault_status() else { return Lap::NOTHING };
+        match self.read_live_fault_status() {
+            Some(status) if !status.is_quiet() => self.drain_noisy(platform, status, sink),
+            _ => Lap::NOTHING,
+        }
+    }
+
+    /// The rest of [`drain_lap`](Self::drain_lap), which drivers seldom come to.
+    #[inline(never)]
+    fn drain_noisy(&self, platform: &P, status: FaultStatus, sink: &mut impl FnMut(Fault)) -> Lap {
         let (was_pending, mut found) = (status.pending(), 0);
         if was_pending {
             found = self.read_lap(usize::from(status.first_record()), sink);
@@ -115,6 +125,7 @@ impl<P: Platform> Unit<P> {
     }
 
     /// FSTS, unless nothing answers any more.
+    #[inline]
     fn read_live_fault_status(&self) -> Option<FaultStatus> {
         let status = self.read_fault_status();
         if status.into_bits() != u32::MAX {

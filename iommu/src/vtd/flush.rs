@@ -64,7 +64,7 @@ impl<P: Platform> Vtd<P> {
                 IotlbScope::covering(domain, only_leaves, unit.capability(), self.stage, (first, last));
             if let Some(scope) = scope {
                 return unit
-                    .forget(&*self.platform, scope)
+                    .forget(&*self.platform, &[scope])
                     .map_err(|error| self.unflushed(tags, index, error));
             }
         }
@@ -105,7 +105,7 @@ impl<P: Platform> Vtd<P> {
         let unit = &self.units[index].unit;
         let mut plan = Plan::new(domain, only_leaves, unit.capability(), self.stage);
         ranges.for_each(|(first, last)| plan.add(first, last));
-        let result = unit.invalidate(&*self.platform, plan.invalidations());
+        let result = unit.forget(&*self.platform, plan.scopes());
         result.map_err(|error| self.unflushed(tags, index, error))
     }
 
@@ -124,7 +124,8 @@ impl<P: Platform> Vtd<P> {
         let behind = device.filter(|device| device.unit == tag.unit).map(|device| device.device);
         let mut plan = Plan::new(tag.domain, only_leaves, unit.capability(), self.stage).with_device(behind);
         ranges.clone().for_each(|(first, last)| plan.add(first, last));
-        let submitted = unit.submit(&*self.platform, plan.invalidations());
+        let invalidations = plan.invalidations();
+        let submitted = unit.submit(&*self.platform, &invalidations);
         let result = self.invalidate_ranges(tags, others, device, only_leaves, ranges);
         let completed = submitted.and_then(|ticket| ticket.wait(&*self.platform));
         completed.map_err(|error| self.unflushed(tags, tag.unit, error)).and(result)

@@ -102,7 +102,16 @@ impl<P: Platform> Vtd<P> {
         looks.min().unwrap_or(u64::MAX)
     }
 
+    #[inline]
     fn after_draining(&self, state: &UnitState<P>, drained: Drained) {
+        if drained == Drained::More || state.unit.is_stuck() {
+            self.tell_of(state, drained);
+        }
+    }
+
+    /// Has the faults' thread look at a unit that has more of them, or that has just stopped answering.
+    #[cold]
+    fn tell_of(&self, state: &UnitState<P>, drained: Drained) {
         let unit = state.unit.index();
         if drained == Drained::More {
             state.more_faults.store(true, Ordering::Relaxed);

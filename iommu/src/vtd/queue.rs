@@ -43,7 +43,7 @@ use self::{
     slots::{OwnedSlot, Slots},
 };
 use super::{
-    spec::{Descriptor, QueueAddress, QueueHead, QueueTail, RawDescriptor},
+    spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
     unit::Hardware,
 };
 use crate::{
@@ -204,20 +204,28 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Puts one invalidation into the queue, and its wait: what most batches come to. `None` if there is no room.
+    /// Puts invalidations of translations into the queue, and their wait: what most batches come to. `None` if there is no
+    /// room, or nothing to do.
     #[inline(always)]
-    fn try_submit_one<P: Platform>(
+    fn try_submit_translations<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        invalidation: RawDescriptor,
+        scopes: &[IotlbScope],
     ) -> Option<OwnedSlot> {
-        let mut progress = self.lock_with_room(platform, hardware, 2).ok()?;
+        let encode = |scope: &IotlbScope| scope.descriptor(&hardware.capability, hardware.stage).encode();
+        let (last, others) = scopes.split_last()?;
+        let last = encode(last);
+        let mut progress = self.lock_with_room(platform, hardware, scopes.len() + 1).ok()?;
         let slot = self.slots.take(platform)?;
-        let first = progress.tail;
-        let wait = self.slots.arm(&slot, first + 1, false, false);
-        self.ring.write_pair(platform, first, [invalidation, Descriptor::Wait(wait).encode()]);
-        self.publish(hardware, &mut progress, first + 2);
+        let mut tail = progress.tail;
+        for scope in others {
+            self.ring.write(platform, tail, encode(scope));
+            tail += 1;
+        }
+        let wait = Descriptor::Wait(self.slots.arm(&slot, tail + 1, false, false));
+        self.ring.write_pair(platform, tail, [last, wait.encode()]);
+        self.publish(hardware, &mut progress, tail + 2);
         Some(slot)
     }
 

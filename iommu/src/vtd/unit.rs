@@ -216,15 +216,17 @@ impl<P: Platform> Unit<P> {
         }
     }
 
-    /// The same for some translations.
+    /// The same for translations alone: at most [`MAX_PAGE_DESCRIPTORS`](super::MAX_PAGE_DESCRIPTORS) scopes.
     ///
     /// # Errors
     /// Those of [`invalidate`](Self::invalidate).
     #[inline(always)]
-    pub fn forget(&self, platform: &P, scope: IotlbScope) -> Result<(), InvalidationError> {
+    pub fn forget(&self, platform: &P, scopes: &[IotlbScope]) -> Result<(), InvalidationError> {
         match &self.queue {
-            Some(queue) => queue.forget(platform, &self.hardware, scope),
-            None => self.invalidate_by_register(platform, &Invalidation::Iotlb(scope)),
+            Some(queue) => queue.forget(platform, &self.hardware, scopes),
+            None => scopes
+                .iter()
+                .try_for_each(|&scope| self.invalidate_by_register(platform, &Invalidation::Iotlb(scope))),
         }
     }
 

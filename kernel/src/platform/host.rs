@@ -90,6 +90,10 @@ unsafe impl Host for Kernel {
         threads::yield_now();
     }
 
+    fn yield_now(&self) {
+        threads::yield_now();
+    }
+
     fn interrupts_off(&self) -> InterruptState {
         core::mem::forget(InterruptGuard::new());
         sync::note_taken(Rank::Driver as u8);

@@ -132,6 +132,28 @@ fn what_is_not_taken_out_of_a_batch_is_freed() {
 }
 
 #[test]
+fn the_list_of_a_batch_comes_back_empty() {
+    let (driven, handle, device) = start();
+    let mut mappings = Vec::with_capacity(4);
+    let place = mappings.as_ptr();
+    for round in 0..3 {
+        let buffers: Vec<_> = (0..4).map(|_| buffer(&driven, 1)).collect();
+        let memory: Vec<_> = buffers.iter().map(ModelBuffer::physical).collect();
+        mappings.extend(buffers.into_iter().map(|b| map(&handle, b, Bidirectional)));
+        let iovas: Vec<_> = mappings.iter().map(|mapping| mapping.iova().as_u64()).collect();
+        let mut unmapped = handle.unmap_batch(mappings).expect("a unit that works");
+        let taken: Vec<_> = unmapped.by_ref().take(round).collect();
+        mappings = unmapped.into_list();
+        assert_eq!((mappings.len(), mappings.capacity(), mappings.as_ptr()), (0, 4, place));
+        assert!(taken.iter().map(ModelBuffer::physical).eq(memory[..round].iter().copied()));
+        assert!(memory[round..].iter().all(|&memory| !driven.machine.is_lent(memory)), "freed");
+        assert!(iovas.iter().all(|&iova| device.probe(iova, Access::Write).is_err()));
+        assert_eq!(driven.iommu.live_mappings(), 0);
+    }
+    driven.assert_content("after batches from one list");
+}
+
+#[test]
 fn a_batch_or_list_of_a_device_that_was_taken_away_is_the_reapers() {
     let (driven, handle, device) = start();
     let (one, two, three, four) =

@@ -174,6 +174,22 @@ fn a_unit_that_goes_while_it_is_read_has_no_faults_of_whoever_has_the_highest_id
     assert!(unit.is_stuck());
 }
 
+/// Whatever keeps the unit from raising events, and not only a record.
+#[test]
+fn what_is_pending_without_a_record_is_dealt_with() {
+    let bits = [
+        FaultStatus::new().with_overflow(true),
+        FaultStatus::new().with_completion_error(true),
+        FaultStatus::new().with_timeout_error(true),
+    ];
+    for status in bits {
+        let (platform, unit) = unit(4);
+        platform.unit.preset32(FSTS, status.into_bits());
+        let _ = drain(&platform, &unit);
+        assert_eq!(platform.unit.peek32(FSTS) & 0xff, 0, "{status:?}");
+    }
+}
+
 #[test]
 fn nothing_pending_reads_no_record() {
     let (platform, unit) = unit(4);

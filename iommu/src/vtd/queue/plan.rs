@@ -1,5 +1,7 @@
 //! Which invalidations cover a range of addresses.
 
+use core::ops::Deref;
+
 use super::{
     invalidation::{CachingDevice, Invalidation, IotlbScope},
     job::MAX_ITEMS,
@@ -47,11 +49,27 @@ pub struct Plan {
     leaf_only: bool,
     /// log2 of the most pages that one invalidation may name; `None` if the unit knows only whole domains.
     max_order: Option<u8>,
-    device: Option<CachingDevice>,
-    /// Those of the unit from the middle upwards, those of the device from there downwards.
-    invalidations: [Invalidation; MAX_DEVICE_DESCRIPTORS + MAX_PAGE_DESCRIPTORS],
+    /// The first `count` are there.
+    scopes: [IotlbScope; MAX_PAGE_DESCRIPTORS],
     count: usize,
-    device_count: usize,
+    device: Option<DevicePlan>,
+}
+
+/// What of the TLB of a device is to go.
+#[derive(Clone, Debug)]
+struct DevicePlan {
+    device: CachingDevice,
+    /// The first `count` are there.
+    scopes: [DeviceTlbScope; MAX_DEVICE_DESCRIPTORS],
+    count: usize,
+    /// All of it goes, whatever else is added.
+    is_all: bool,
+}
+
+/// The invalidations of a [`Plan`], as one batch.
+struct List {
+    items: [Invalidation; MAX_DEVICE_DESCRIPTORS + MAX_PAGE_DESCRIPTORS],
+    count: usize,
 }
 
 /// A plan is one job.
@@ -70,71 +88,114 @@ impl Plan {
     #[inline]
     pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability, stage: TableStage) -> Self {
         let max_order = max_order(capability, stage);
-        let whole = Invalidation::Iotlb(IotlbScope::Domain(domain));
-        Self {
-            domain,
-            leaf_only,
-            max_order,
-            device: None,
-            invalidations: [whole; MAX_DEVICE_DESCRIPTORS + MAX_PAGE_DESCRIPTORS],
-            count: 0,
-            device_count: 0,
-        }
+        let scopes = [IotlbScope::Domain(domain); MAX_PAGE_DESCRIPTORS];
+        Self { domain, leaf_only, max_order, scopes, count: 0, device: None }
     }
 
     /// The same plan, for the TLB of `device` as well. Nothing was added yet.
     #[must_use]
     pub fn with_device(mut self, device: Option<CachingDevice>) -> Self {
         debug_assert!(self.count == 0, "the ranges before would not be in the device's plan");
-        self.device = device;
+        self.device = device.map(DevicePlan::new);
         self
     }
 
     /// Adds `first..=last`.
+    #[inline]
     pub fn add(&mut self, first: Iova, last: Iova) {
-        self.add_for_device(first, last);
+        if let Some(device) = &mut self.device {
+            device.add(first, last);
+        }
         let Some(max_order) = self.max_order else { return self.widen() };
+        match Block::around(first, last, max_order) {
+            Some(block) => self.push(block),
+            None => self.add_in_parts(first, last, max_order),
+        }
+    }
+
+    /// Adds a range that no single block covers.
+    fn add_in_parts(&mut self, first: Iova, last: Iova, max_order: u8) {
         if may_hold_larger_leaf(first, last, max_order) {
             return self.widen();
         }
-        for Block { first, order } in Blocks::covering(first, last, max_order) {
-            if self.count == MAX_PAGE_DESCRIPTORS {
-                return self.widen();
+        for block in Blocks::covering(first, last, max_order) {
+            if self.max_order.is_none() {
+                return;
             }
-            let pages = IotlbScope::Pages { domain: self.domain, first, order, leaf_only: self.leaf_only };
-            self.invalidations[MAX_DEVICE_DESCRIPTORS + self.count] = Invalidation::Iotlb(pages);
+            self.push(block);
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, Block { first, order }: Block) {
+        let Some(free) = self.scopes.get_mut(self.count) else { return self.widen() };
+        *free = IotlbScope::Pages { domain: self.domain, first, order, leaf_only: self.leaf_only };
+        self.count += 1;
+    }
+
+    /// From now on it covers the whole domain, whatever is added.
+    #[cold]
+    fn widen(&mut self) {
+        self.max_order = None;
+        self.scopes[0] = IotlbScope::Domain(self.domain);
+        self.count = 1;
+    }
+
+    /// What the unit is to forget.
+    #[must_use]
+    #[inline]
+    pub fn scopes(&self) -> &[IotlbScope] {
+        &self.scopes[..self.count]
+    }
+
+    /// What to submit: that, and what the device is to forget. The order does not matter: see
+    /// [`Unit::submit`](crate::vtd::Unit::submit).
+    #[must_use]
+    pub fn invalidations(&self) -> impl Deref<Target = [Invalidation]> + use<> {
+        let whole = Invalidation::Iotlb(IotlbScope::Domain(self.domain));
+        let mut list = List { items: [whole; MAX_DEVICE_DESCRIPTORS + MAX_PAGE_DESCRIPTORS], count: 0 };
+        let of_device = self.device.iter().flat_map(DevicePlan::invalidations);
+        for item in of_device.chain(self.scopes().iter().copied().map(Invalidation::Iotlb)) {
+            list.items[list.count] = item;
+            list.count += 1;
+        }
+        list
+    }
+}
+
+impl DevicePlan {
+    fn new(device: CachingDevice) -> Self {
+        let scopes = [DeviceTlbScope::All; MAX_DEVICE_DESCRIPTORS];
+        Self { device, scopes, count: 0, is_all: false }
+    }
+
+    fn add(&mut self, first: Iova, last: Iova) {
+        for scope in DeviceTlbScope::covering(first, last) {
+            if self.is_all {
+                return;
+            }
+            match self.scopes.get_mut(self.count) {
+                Some(free) => *free = scope,
+                None => {
+                    self.is_all = true;
+                    self.scopes[0] = DeviceTlbScope::All;
+                    self.count = 0;
+                }
+            }
             self.count += 1;
         }
     }
 
-    fn add_for_device(&mut self, first: Iova, last: Iova) {
-        let Some(device) = self.device else { return };
-        for scope in DeviceTlbScope::covering(first, last) {
-            if self.device_count == MAX_DEVICE_DESCRIPTORS {
-                // All of it, whatever else is added.
-                (self.device, self.device_count) = (None, 0);
-                return self.push_for_device(device.invalidation(DeviceTlbScope::All));
-            }
-            self.push_for_device(device.invalidation(scope));
-        }
+    fn invalidations(&self) -> impl Iterator<Item = Invalidation> {
+        self.scopes[..self.count].iter().map(|&scope| self.device.invalidation(scope))
     }
+}
 
-    fn push_for_device(&mut self, invalidation: Invalidation) {
-        self.device_count += 1;
-        self.invalidations[MAX_DEVICE_DESCRIPTORS - self.device_count] = invalidation;
-    }
+impl Deref for List {
+    type Target = [Invalidation];
 
-    /// From now on it covers the whole domain, whatever is added.
-    fn widen(&mut self) {
-        self.max_order = None;
-        self.invalidations[MAX_DEVICE_DESCRIPTORS] = Invalidation::Iotlb(IotlbScope::Domain(self.domain));
-        self.count = 1;
-    }
-
-    /// What to submit. The order does not matter: see [`Unit::submit`](crate::vtd::Unit::submit).
-    #[must_use]
-    pub fn invalidations(&self) -> &[Invalidation] {
-        &self.invalidations[MAX_DEVICE_DESCRIPTORS - self.device_count..MAX_DEVICE_DESCRIPTORS + self.count]
+    fn deref(&self) -> &[Invalidation] {
+        &self.items[..self.count]
     }
 }
 

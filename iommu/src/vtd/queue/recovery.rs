@@ -17,7 +17,8 @@ use crate::{
 impl Queue {
     /// Deals with whatever error the unit reports. Callable in an interrupt.
     pub fn recover<P: Platform>(&self, platform: &P, hardware: &Hardware<P::Registers>) {
-        if !has_error(hardware.registers.read()) {
+        let status: FaultStatus = hardware.registers.read();
+        if !status.has_queue_error() {
             return;
         }
         let mut progress = self.progress.lock(platform);
@@ -28,7 +29,7 @@ impl Queue {
             hardware.mark_stuck();
             return;
         }
-        if !has_error(status) {
+        if !status.has_queue_error() {
             return;
         }
         let record: QueueErrorRecord = hardware.registers.read();
@@ -93,10 +94,6 @@ impl Queue {
         // Some units go on only when the tail is written again.
         self.ring_doorbell(hardware, progress);
     }
-}
-
-fn has_error(status: FaultStatus) -> bool {
-    status.queue_error() || status.completion_error() || status.timeout_error()
 }
 
 fn source(segment: u16, requester: u16) -> SourceId {

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::{
-    DEVICE_TIMEOUT_NS, Pending, Queue, WAIT_TIMEOUT_NS,
+    DEVICE_TIMEOUT_NS, MAX_PAGE_DESCRIPTORS, Pending, Queue, WAIT_TIMEOUT_NS,
     error::InvalidationError,
     invalidation::{Invalidation, IotlbScope},
     job::{Job, MAX_ITEMS},
@@ -129,24 +129,24 @@ impl Queue {
         Ok(())
     }
 
-    /// The same for some translations: what most batches come to, and done most often when the unit is first looked at.
+    /// The same for translations alone, which need no order among them: what most batches come to, and done most often when
+    /// the unit is first looked at.
     #[inline(always)]
     pub(in crate::vtd) fn forget<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        scope: IotlbScope,
+        scopes: &[IotlbScope],
     ) -> Result<(), InvalidationError> {
         hardware.check()?;
-        let descriptor = scope.descriptor(&hardware.capability, hardware.stage).encode();
-        let Some(slot) = self.try_submit_one(platform, hardware, descriptor) else {
-            return self.forget_late(platform, hardware, scope, None);
+        let Some(slot) = self.try_submit_translations(platform, hardware, scopes) else {
+            return self.forget_late(platform, hardware, scopes, None);
         };
         if let Status::Done { refused: false } = self.slots.status(platform, &slot) {
             self.slots.put_back(slot);
             return Ok(());
         }
-        self.forget_late(platform, hardware, scope, Some(slot))
+        self.forget_late(platform, hardware, scopes, Some(slot))
     }
 
     /// What [`forget`](Self::forget) comes to if there was no room, and so no slot, or the unit is not done at once.
@@ -156,14 +156,16 @@ impl Queue {
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
-        scope: IotlbScope,
+        scopes: &[IotlbScope],
         slot: Option<OwnedSlot>,
     ) -> Result<(), InvalidationError> {
-        let batch = [Invalidation::Iotlb(scope)];
+        let mut batch = [Invalidation::Iotlb(IotlbScope::Global); MAX_PAGE_DESCRIPTORS];
+        let batch = &mut batch[..scopes.len()];
+        batch.iter_mut().zip(scopes).for_each(|(item, &scope)| *item = Invalidation::Iotlb(scope));
         match slot {
-            None => self.carry_out(platform, hardware, &batch),
+            None => self.carry_out(platform, hardware, batch),
             main => {
-                let job = Job::new(&batch, hardware);
+                let job = Job::new(batch, hardware);
                 self.finish(platform, hardware, job, Pending { main, devices: None })
             }
         }

@@ -45,6 +45,19 @@ pin_bits!(FaultStatus:
     with_first_record(0xff) = 0xff << 8,
 );
 
+impl FaultStatus {
+    /// An error of the invalidation queue is pending.
+    pub const fn has_queue_error(self) -> bool {
+        self.queue_error() || self.completion_error() || self.timeout_error()
+    }
+
+    /// Nothing is pending: the next fault is recorded, and raises an event unless those are masked.
+    #[inline]
+    pub const fn is_quiet(self) -> bool {
+        !self.pending() && !self.overflow() && !self.has_queue_error()
+    }
+}
+
 /// Declares the four registers of one event message.
 macro_rules! event_registers {
     ($what:literal: $control:ident @ $at0:literal, $data:ident @ $at1:literal, $address:ident @ $at2:literal,

@@ -71,6 +71,8 @@ unsafe impl Host for TestHost {
 
     fn relax(&self) {}
 
+    fn yield_now(&self) {}
+
     fn interrupts_off(&self) -> InterruptState {
         InterruptState { were_on: true }
     }

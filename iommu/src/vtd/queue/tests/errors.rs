@@ -33,14 +33,37 @@ fn what_goes_the_short_way_is_asked_for_more_coarsely_too() {
     let platform = FakePlatform::new(CAP, ECAP);
     let unit = unit(&platform);
     let Invalidation::Iotlb(scope) = pages(5) else { panic!("pages are translations") };
-    unit.forget(&platform, scope).unwrap();
+    unit.forget(&platform, &[scope]).unwrap();
     assert_eq!(words(&platform.unit.take_descriptors()), ["iotlb", "wait"]);
     refuse_pages(&platform);
-    unit.forget(&platform, scope).unwrap();
+    unit.forget(&platform, &[scope]).unwrap();
     assert_eq!(words(&platform.unit.take_descriptors()), ["wait", "wait", "all", "wait"]);
     platform.unit.behave(|manner| manner.refuses = Some(std::boxed::Box::new(|_| true)));
-    assert_eq!(unit.forget(&platform, scope), Err(stuck()));
-    assert_eq!(unit.forget(&platform, scope), Err(stuck()), "nothing more is asked of it");
+    assert_eq!(unit.forget(&platform, &[scope]), Err(stuck()));
+    assert_eq!(unit.forget(&platform, &[scope]), Err(stuck()), "nothing more is asked of it");
+}
+
+#[test]
+fn several_scopes_go_the_short_way_together() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    let scopes = [pages(5), domain(), pages(7)].map(|invalidation| match invalidation {
+        Invalidation::Iotlb(scope) => scope,
+        other => panic!("{other:?} for translations"),
+    });
+    let before = unit.queue_statistics(&platform).unwrap();
+    unit.forget(&platform, &scopes).unwrap();
+    let done = platform.unit.take_descriptors();
+    assert_eq!(words(&done), ["iotlb", "iotlb", "iotlb", "wait"]);
+    let expected =
+        [pages(5), domain(), pages(7)].map(|one| one.descriptor(unit.capability(), TableStage::Second));
+    assert_eq!(done[..3], expected);
+    let after = unit.queue_statistics(&platform).unwrap();
+    assert_eq!((after.batches - before.batches, after.descriptors - before.descriptors), (1, 4));
+    refuse_pages(&platform);
+    unit.forget(&platform, &scopes).unwrap();
+    let done = platform.unit.take_descriptors();
+    assert_eq!(words(&done), ["wait", "iotlb", "wait", "wait", "all", "all", "all", "wait"]);
 }
 
 #[test]
@@ -84,7 +107,7 @@ fn a_refused_wait_is_written_anew() {
     unit.invalidate(&platform, &[domain()]).unwrap();
     let Invalidation::Iotlb(scope) = pages(5) else { panic!("pages are translations") };
     refuse_one();
-    unit.forget(&platform, scope).unwrap();
+    unit.forget(&platform, &[scope]).unwrap();
     assert!(!unit.is_stuck());
 }
 

@@ -33,7 +33,7 @@ impl Model {
     fn invalidate(&self, page: u64) {
         // Batches, and what goes the short way, share the ring.
         match pages(page) {
-            Invalidation::Iotlb(scope) if page == 3 => self.unit.forget(&self.platform, scope),
+            Invalidation::Iotlb(scope) if page == 3 => self.unit.forget(&self.platform, &[scope]),
             batch => self.unit.invalidate(&self.platform, &[batch]),
         }
         .unwrap();

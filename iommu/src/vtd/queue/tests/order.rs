@@ -78,7 +78,7 @@ fn translations_of_the_first_stage_are_those_of_a_pasid() {
     unit.hardware.stage = TableStage::First;
     unit.invalidate(&platform, &[pages(5), domain()]).unwrap();
     let Invalidation::Iotlb(scope) = pages(6) else { panic!("pages are translations") };
-    unit.forget(&platform, scope).unwrap();
+    unit.forget(&platform, &[scope]).unwrap();
     unit.invalidate(&platform, &[Invalidation::Iotlb(IotlbScope::Global)]).unwrap();
     let done = platform.unit.take_descriptors();
     assert_eq!(words(&done), ["of pasid 0", "of pasid 0", "wait", "of pasid 0", "wait", "all", "wait"]);
