@@ -32,7 +32,7 @@ use standing::Standing;
 use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
-    backend::{Backend, UnitSet},
+    backend::{Backend, Formats, UnitSet},
     dma::{Access, DmaError, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
     dump::{DomainKind, DomainReport, MappingReport, Visitor},
     iova::IovaSpace,
@@ -83,7 +83,7 @@ unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     }
 }
 
-type Table<B> = PageTable<<B as Backend>::Format, PlatformTables<<B as Backend>::Platform>>;
+type Table<B> = PageTable<<B as Formats>::Format, PlatformTables<<B as Backend>::Platform>>;
 
 /// One DMA address space.
 pub(crate) struct Domain<B: Backend> {
