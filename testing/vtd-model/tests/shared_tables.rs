@@ -310,6 +310,18 @@ impl Visitor for Domains {
     }
 }
 
+/// What a domain over a table takes besides is no page.
+#[test]
+fn a_domain_without_a_table_of_its_own_takes_no_pages() {
+    let driven = Driven::start_with(machine(false), options()).expect("units that work");
+    let space = space_on(&driven, x86(4, LeafSizes::all()));
+    let live = driven.machine.live_table_pages();
+    let domain = share(&driven, &space, &[driven.function(0)], 39).expect("units that walk it");
+    assert_eq!(driven.machine.live_table_pages(), live);
+    domain.destroy().expect("nobody is in it");
+    driven.assert_content("a domain");
+}
+
 /// The table is its owner's: nobody maps in it by the API, and its pages are none of the domain's.
 #[test]
 fn the_owner_alone_maps() {
