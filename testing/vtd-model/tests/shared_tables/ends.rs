@@ -6,7 +6,7 @@ use iommu::DmaError;
 use mm::PAGE_BYTES;
 use vtd_model::Access;
 
-use super::{DATA, HEAP, machine, process::Process};
+use super::{DATA, HEAP, machine, process::Process, units};
 
 /// The table and its memory stay until the device is known to be quiet, also if its owner ends first.
 #[test]
@@ -18,7 +18,6 @@ fn what_keeps_the_table_goes_with_the_last_device() {
     device.write(HEAP, b"x").expect("mapped");
     let Process { driven, space, is_gone, domain } = process;
     drop(space);
-    assert!(domain.destroy().is_err(), "the device is in it");
     assert!(device.probe(HEAP, Access::Write).is_ok());
     assert!(handle.release(|_| false).is_err(), "it may not be quiet");
     assert!(device.probe(HEAP, Access::Write).is_err() && device.write(HEAP, b"x").is_err());
@@ -28,6 +27,31 @@ fn what_keeps_the_table_goes_with_the_last_device() {
     assert!(is_gone.load(Ordering::SeqCst), "handles keep nothing");
     drop((handle, domain));
     drop(Process::take_back(memory));
+    driven.assert_content("the end of a process");
+}
+
+/// The domain, and the space, may end while a device is in it: all goes with the device.
+#[test]
+fn a_domain_may_end_before_its_device_is_given_back() {
+    let process = Process::on(units(2));
+    let (handle, device) = process.give(0);
+    let memory = process.allocate(1, 1);
+    process.map(HEAP, &memory, DATA);
+    let Process { driven, space, is_gone, domain } = process;
+    domain.destroy().expect("as often as once");
+    drop(space);
+    assert!(domain.destroy().is_err() && domain.domain().destroy().is_err(), "it has ended");
+    assert!(
+        driven.iommu.assign(driven.function(1), domain.domain(), |_| true).is_err(),
+        "nobody else comes in"
+    );
+    device.write(HEAP, b"x").expect("mapped");
+    driven.iommu.quarantine(driven.function(0)).expect("a unit that works");
+    assert!(device.write(HEAP, b"x").is_err());
+    assert!(!is_gone.load(Ordering::SeqCst), "what the device had translated may be on its way");
+    driven.iommu.release(driven.function(0), |_| true).expect("quiet");
+    assert!(is_gone.load(Ordering::SeqCst), "handles keep nothing");
+    drop((handle, domain, Process::take_back(memory)));
     driven.assert_content("the end of a process");
 }
 
