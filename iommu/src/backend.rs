@@ -1,7 +1,7 @@
 //! The seam to a vendor's remapping hardware.
 //!
-//! [`Domain`](crate::domain::Domain) and [`Group`](crate::group::Group) are written against this trait alone and
-//! compiled for its implementation; the one there is is [`vtd`](crate::vtd).
+//! [`Domain`](crate::domain::Domain) and [`Group`](crate::group::Group) are written against these traits alone and
+//! compiled for their implementation; the one there is is [`vtd`](crate::vtd).
 
 use alloc::sync::Arc;
 
@@ -55,22 +55,12 @@ impl UnitSet {
     }
 }
 
-/// What the front asks of the hardware.
-pub(crate) trait Backend: Send + Sync + 'static {
-    /// The host kernel.
-    type Platform: Platform;
-    /// Layout of the page tables that the hardware walks for a domain.
+/// The page tables that the hardware walks for a domain.
+pub(crate) trait Formats {
+    /// Their layout.
     type Format: Format;
-    /// What the hardware knows a domain by: its ids and where its translations may be cached.
-    type Tags: Send + Sync;
 
-    /// The host kernel.
-    fn platform(&self) -> &Arc<Self::Platform>;
-
-    /// Fails if one of `units` is known not to answer: nothing new is mapped behind it.
-    fn check(&self, units: UnitSet) -> Result<(), Stuck>;
-
-    /// The table format that all of `units` walk, if there is one.
+    /// The format that all of `units` walk, if there is one.
     fn format(&self, units: UnitSet) -> Option<Self::Format>;
 
     /// The format of `table` for all of `units`, if they walk it.
@@ -84,6 +74,20 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Highest IOVA that a table of `format` translates and all of `units` let a device use.
     fn last_iova(&self, units: UnitSet, format: Self::Format) -> u64;
+}
+
+/// What the front asks of the hardware.
+pub(crate) trait Backend: Formats + Send + Sync + 'static {
+    /// The host kernel.
+    type Platform: Platform;
+    /// What the hardware knows a domain by: its ids and where its translations may be cached.
+    type Tags: Send + Sync;
+
+    /// The host kernel.
+    fn platform(&self) -> &Arc<Self::Platform>;
+
+    /// Fails if one of `units` is known not to answer: nothing new is mapped behind it.
+    fn check(&self, units: UnitSet) -> Result<(), Stuck>;
 
     /// The tags of a new domain whose table has its root at `root`.
     fn new_tags(&self, root: PhysAddr, format: Self::Format) -> Self::Tags;

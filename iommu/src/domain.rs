@@ -32,7 +32,7 @@ use standing::Standing;
 use crate::{
     Iova, Platform, SourceId,
     ats::DeviceTlb,
-    backend::{Backend, UnitSet},
+    backend::{Backend, Formats, UnitSet},
     dma::{Access, DmaError, Stuck, Unflushed, reaper::Reaper, space::NotMapped},
     dump::{DomainKind, DomainReport, MappingReport, Visitor},
     iova::IovaSpace,
@@ -83,7 +83,7 @@ unsafe impl<P: Platform> TableMemory for PlatformTables<P> {
     }
 }
 
-type Table<B> = PageTable<<B as Backend>::Format, PlatformTables<<B as Backend>::Platform>>;
+type Table<B> = PageTable<<B as Formats>::Format, PlatformTables<<B as Backend>::Platform>>;
 
 /// One DMA address space.
 pub(crate) struct Domain<B: Backend> {
@@ -134,7 +134,6 @@ impl<B: Backend> Domain<B> {
     /// An empty domain that all units can walk.
     pub fn new(making: Making<B>, kind: Kind) -> Result<Self, DmaError> {
         let format = making.backend.format(making.units).ok_or(DmaError::NoCommonFormat)?;
-        // The table last: dropped on the way out, it would lose its root.
         Self::over(making, kind, format, |tables| {
             PageTable::new(format, tables).map_err(|_| DmaError::OutOfMemory)
         })
@@ -150,13 +149,23 @@ impl<B: Backend> Domain<B> {
         let Making { number, backend, reaper, units, registers } = making;
         let platform = backend.platform().clone();
         let last = backend.last_iova(units, format);
-        let iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
-        addresses::withhold(&iovas, registers.below(last))?;
+        let (iovas, standing);
+        match kind {
+            Kind::Own | Kind::Assigned => {
+                iovas = IovaSpace::new(platform.clone(), last).map_err(|_| DmaError::OutOfMemory)?;
+                addresses::withhold(&iovas, registers.below(last))?;
+                standing = Standing::new();
+            }
+            Kind::Shared => {
+                iovas = IovaSpace::empty(platform.clone());
+                standing = Standing::of_shared();
+            }
+        }
         let bounce = Bounce::new(platform.clone());
         let tables = PlatformTables { platform, width: HostWidth(Format::output_bits(&format)) };
+        // The last that may fail: dropped on the way out, it would lose its root.
         let table = table(tables)?;
         let tags = backend.new_tags(table.root(), format);
-        let standing = if kind == Kind::Shared { Standing::of_shared() } else { Standing::new() };
         Ok(Self {
             number,
             backend,

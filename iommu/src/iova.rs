@@ -116,17 +116,25 @@ impl<P: Platform> IovaSpace<P> {
         Self::with(platform, last, Vec::new())
     }
 
+    /// A space that has no addresses, and takes no memory.
+    pub(crate) fn empty(platform: Arc<P>) -> Self {
+        Self::bare(platform, 0, Vec::new())
+    }
+
     fn with(platform: Arc<P>, last: u64, caches: Vec<Cache>) -> Result<Self, IovaError> {
-        // SAFETY: the space has one platform, and its `drop` is the last to use the holes and the magazines.
-        let central = IrqLock::new(LockClass::IovaSpace, unsafe { Central::new(caches.is_empty()) });
-        let has_exceptions = AtomicBool::new(false);
-        let space = Self { platform, last, caches, has_exceptions, central };
+        let space = Self::bare(platform, last, caches);
         let all = Run { first: 0, end: limit(last) };
         space.with_central(|central, tables| central.add(tables, all))?;
         if last >= *INTERRUPT_RANGE.end() {
             space.reserve(*INTERRUPT_RANGE.start(), *INTERRUPT_RANGE.end())?;
         }
         Ok(space)
+    }
+
+    fn bare(platform: Arc<P>, last: u64, caches: Vec<Cache>) -> Self {
+        // SAFETY: the space has one platform, and its `drop` is the last to use the holes and the magazines.
+        let central = IrqLock::new(LockClass::IovaSpace, unsafe { Central::new(caches.is_empty()) });
+        Self { platform, last, caches, has_exceptions: AtomicBool::new(false), central }
     }
 
     /// `pages` pages up to address `last`. Up to 512 pages are aligned to their number rounded up to a power of two,

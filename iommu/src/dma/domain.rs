@@ -69,7 +69,8 @@ impl DmaDomain {
     }
 
     /// Ends the domain, to which no group may be attached. Nothing more is mapped in it; what is mapped comes back as
-    /// always, and its tables go with the last of that.
+    /// always, and its tables go with the last of that. One over a shared table
+    /// [may have groups](super::SharedDomain::destroy).
     ///
     /// # Errors
     /// [`DomainError::InUse`], [`DomainError::Unknown`] if it has ended already.

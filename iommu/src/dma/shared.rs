@@ -29,7 +29,7 @@ pub(crate) type Keeper = Arc<dyn Send + Sync>;
 impl SharedTable {
     /// `table`, whose pages, like the memory that it maps for users, have physical addresses of at most `physical_bits` bits (what
     /// else it maps beyond the units' width they block), and which stays until `keeper` is dropped: by a thread that destroys the
-    /// domain or gives a device back, without a lock of the subsystem's held.
+    /// domain, gives a device back or asks for one, without a lock of the subsystem's held.
     ///
     /// # Safety
     /// - As long as `keeper` has an owner, neither a page of the table nor memory that it maps for users is used for anything
@@ -185,10 +185,11 @@ impl SharedDomain {
         last.is_some_and(|last| self.table.is_clear(Iova::new(address), Iova::new(last)))
     }
 
-    /// Ends the domain, to which no group may be attached.
+    /// Ends the domain: no device comes in any more. Those that are in it stay, with all that the table maps, until they are given
+    /// back: whoever has the table may end before they do.
     ///
     /// # Errors
-    /// As of [`DmaDomain::destroy`].
+    /// [`DomainError::Unknown`] if it has ended already.
     pub fn destroy(&self) -> Result<(), DomainError> {
         self.domain.destroy()
     }

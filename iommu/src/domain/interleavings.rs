@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     vec::Vec,
 };
 
@@ -116,6 +116,64 @@ impl Model {
         self.device_reads();
         assert!(!self.is_reachable(), "the page is unmapped and can be reached again");
     }
+}
+
+/// A domain over a table that is there as long as somebody keeps it.
+fn over_a_shared_table(platform: &Arc<FakePlatform>) -> (Arc<Domain<Vtd<FakePlatform>>>, Weak<()>) {
+    let vtd = units_up(platform);
+    let reaper = Arc::new(Reaper::new(platform.clone(), Flush::Strict));
+    let units = UnitSet::default().with(0);
+    let format = vtd.format(units).unwrap();
+    let making = Making { number: 1, backend: vtd, reaper, units, registers: Arc::default() };
+    let root = platform.tables().allocate().unwrap();
+    // SAFETY: nothing is mapped, and nobody looks at it.
+    let named = |tables| Ok(unsafe { PageTable::named(format, tables, root) });
+    let domain = Domain::over(making, Kind::Shared, format, named).unwrap();
+    let keeper = Arc::new(());
+    let table = Arc::downgrade(&keeper);
+    domain.members.lock(&**platform).keeper = Some(keeper);
+    (Arc::new(domain), table)
+}
+
+#[test]
+fn a_shared_table_is_kept_for_who_comes_while_its_domain_ends() {
+    explore(2, || {
+        let platform = Arc::new(FakePlatform::new(CAP, ECAP));
+        let (domain, table) = over_a_shared_table(&platform);
+        let is_there = || table.strong_count() > 0;
+        let ending = {
+            let domain = domain.clone();
+            thread::spawn(move || domain.close().unwrap())
+        };
+        if domain.enter(UnitSet::default().with(0), &[]).is_ok() {
+            domain.attach(0, SOURCE, None).unwrap();
+            assert!(is_there(), "the unit walks it");
+            domain.begin_revoking();
+            domain.block(0, SOURCE).unwrap();
+            domain.leave(&[]);
+            assert!(is_there(), "the device may be writing");
+            drop(domain.set_quiet());
+        }
+        ending.join().unwrap();
+        assert!(!is_there(), "nobody needs it");
+    });
+}
+
+#[test]
+fn a_shared_table_goes_with_who_did_not_come_in_while_its_domain_ended() {
+    explore(2, || {
+        let platform = Arc::new(FakePlatform::new(CAP, ECAP));
+        let (domain, table) = over_a_shared_table(&platform);
+        let ending = {
+            let domain = domain.clone();
+            thread::spawn(move || domain.close().unwrap())
+        };
+        if domain.enter(UnitSet::default().with(0), &[]).is_ok() {
+            domain.leave(&[]);
+        }
+        ending.join().unwrap();
+        assert_eq!(table.strong_count(), 0, "nobody needs it");
+    });
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Members {
     /// How many are attached, or about to be.
-    groups: usize,
+    pub groups: usize,
     /// What keeps the table of a shared domain, until there is no group, and none will be.
     pub keeper: Option<Keeper>,
     /// Memory that firmware wants the one group to reach at all times, mapped one to one. None if there are several.
@@ -58,7 +58,7 @@ impl<B: Backend> Domain<B> {
         Ok(())
     }
 
-    /// Lets a group go of which no source is attached any more, with its `reserved` memory.
+    /// Lets a group go of which no source is attached any more, with its `reserved` memory. Called without a lock held.
     pub fn leave(&self, reserved: &[PhysRange]) {
         reserved.iter().for_each(|&region| self.unmap_reserved(region));
         let list = {
@@ -66,7 +66,8 @@ impl<B: Backend> Domain<B> {
             members.groups = members.groups.saturating_sub(1);
             core::mem::take(&mut members.reserved)
         };
-        drop(list);
+        // One that never came in has nothing under way: nobody waits until it is quiet.
+        drop((list, self.let_go()));
     }
 
     /// How many groups are attached.
@@ -99,11 +100,12 @@ impl<B: Backend> Domain<B> {
         self.let_go()
     }
 
-    /// Lets no more in: neither groups nor mappings. Fails, with their number, while groups are attached.
+    /// Lets no more in: neither groups nor mappings. Fails, with their number, while groups are attached; but where the table is
+    /// shared these stay as they are, with what keeps it.
     pub fn close(&self) -> Result<(), usize> {
         {
             let members = self.members.lock(&**self.backend.platform());
-            if members.groups > 0 {
+            if members.groups > 0 && self.kind != Kind::Shared {
                 return Err(members.groups);
             }
             self.standing.close();

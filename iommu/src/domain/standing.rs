@@ -36,9 +36,15 @@ impl Standing {
         self.read() & Self::CLOSED != 0
     }
 
+    /// What is so whoever's the table is.
+    #[inline]
+    fn of_groups(&self) -> u32 {
+        self.read() & !Self::SHARED
+    }
+
     /// Whether nothing is mapped any more, and no group that left may not be quiet.
     pub fn is_over(&self) -> bool {
-        self.read() & !Self::SHARED == Self::CLOSED
+        self.of_groups() == Self::CLOSED
     }
 
     pub fn close(&self) {
@@ -70,7 +76,7 @@ impl Standing {
     /// Whether what was mapped may come back.
     #[inline]
     pub fn check_return(&self) -> Result<(), DmaError> {
-        match self.read() {
+        match self.of_groups() {
             0 | Self::CLOSED => Ok(()),
             1..Self::CLOSED => Err(DmaError::Restless),
             _ => Err(DmaError::Revoked),
@@ -109,5 +115,23 @@ mod tests {
         assert_eq!(standing.check_retire(), Err(DmaError::Revoked));
         standing.end_restless();
         assert_eq!((standing.check_map(), standing.check_return()), (Err(DmaError::Revoked), Ok(())));
+    }
+
+    #[test]
+    fn over_a_shared_table_nothing_is_mapped_and_groups_come_and_go() {
+        let standing = Standing::of_shared();
+        assert_eq!((standing.check_map(), standing.check_return()), (Err(DmaError::SharedTable), Ok(())));
+        standing.begin_restless();
+        assert_eq!(standing.check_map(), Err(DmaError::SharedTable));
+        assert_eq!(standing.check_return(), Err(DmaError::Restless));
+        standing.close();
+        assert_eq!(
+            (standing.check_map(), standing.check_return()),
+            (Err(DmaError::Revoked), Err(DmaError::Revoked))
+        );
+        assert!(standing.is_closed() && !standing.is_over());
+        standing.end_restless();
+        assert_eq!(standing.check_return(), Ok(()));
+        assert!(standing.is_over());
     }
 }

@@ -5,7 +5,7 @@ use mm::PhysAddr;
 use super::Shared;
 use crate::{
     Iova, PciAddress, Platform, SourceId,
-    backend::Backend,
+    backend::{Backend, Formats},
     dump::Visitor,
     fault::{Fault, FaultTarget},
     group::Group,

@@ -1,6 +1,7 @@
 //! All units of a machine, as the vendor-neutral front uses them.
 
 mod bring_up;
+mod formats;
 mod interrupts;
 
 use alloc::{sync::Arc, vec::Vec};
@@ -8,11 +9,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::{
     PhysAddr,
-    table::{Flushed, Format, LeafSizes, Stale},
+    table::{Flushed, Format, Stale},
 };
 
 use super::{
-    Capability, TableAccess, TableFormat,
+    TableFormat,
     domain_ids::DomainIds,
     error::VtdError,
     fault::Drained,
@@ -27,7 +28,7 @@ use crate::{
     Iova, Options, Platform, SourceId,
     ats::DeviceTlb,
     backend::{Backend, UnitSet},
-    dma::{Access, DmaError, NotShareable, SharedTable, Silent, Stuck, Unflushed},
+    dma::{DmaError, Silent, Stuck, Unflushed},
     dump::{UnitReport, Visitor},
     fault::Fault,
     platform::Work,
@@ -226,65 +227,6 @@ impl<P: Platform> Vtd<P> {
         Ok(Target { domain, table, stage: format.stage(), width, device_tlb })
     }
 
-    fn capabilities(&self, units: UnitSet) -> impl Iterator<Item = &Capability> {
-        units.iter().filter_map(|unit| Some(self.units.get(unit)?.unit.capability()))
-    }
-
-    /// Second-stage tables that all of `units` can walk.
-    fn second_stage(&self, units: UnitSet, is_coherent: bool) -> Option<TableFormat> {
-        let capabilities = || self.capabilities(units);
-        let has_all = |width: &AddressWidth| capabilities().all(|capability| capability.has_width(*width));
-        let wanted = capabilities().map(Capability::address_bits).min()?;
-        let widths = [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57];
-        let mut common = widths.into_iter().filter(has_all);
-        let widest = common.clone().next_back();
-        let width = common.find(|width| width.bits() >= wanted).or(widest)?;
-        let sizes = self.leaf_sizes(units, Capability::leaf_sizes);
-        let snoops = self.options.snoop && capabilities().all(Capability::controls_snooping);
-        TableFormat::new(width.levels(), sizes, self.physical_bits, is_coherent, snoops)
-    }
-
-    /// First-stage tables that all of `units` can walk.
-    fn first_stage(&self, units: UnitSet, is_coherent: bool) -> Option<TableFormat> {
-        let sizes = self.leaf_sizes(units, Capability::first_stage_leaf_sizes);
-        TableFormat::first_stage(sizes, self.physical_bits, is_coherent)
-    }
-
-    fn walk_coherently(&self, units: UnitSet) -> bool {
-        let mut members = units.iter().filter_map(|unit| Some(&self.units.get(unit)?.unit));
-        members.all(|unit| unit.mode().walks_coherently(unit.capability()))
-    }
-
-    /// The format of `table`, as all of `units` walk it.
-    fn walkable(&self, units: UnitSet, table: &SharedTable) -> Result<TableFormat, NotShareable> {
-        if self.stage != TableStage::First {
-            return Err(NotShareable::SecondStage);
-        }
-        if table.format.is_coherent() && !self.walk_coherently(units) {
-            return Err(NotShareable::NotCoherent);
-        }
-        let known = |sizes, unit| sizes & Capability::first_stage_leaf_sizes(unit);
-        let sizes = self.capabilities(units).fold(LeafSizes::all(), known);
-        if !sizes.contains(table.format.leaf_sizes()) {
-            return Err(NotShareable::LeafSizes);
-        }
-        let (memory, units) = (table.physical_bits, self.physical_bits);
-        if memory > units {
-            return Err(NotShareable::PhysicalBits { memory, units });
-        }
-        let format = TableFormat::first_stage(sizes, units, true);
-        format
-            .filter(|format| format.levels() == table.format.levels())
-            .ok_or(NotShareable::Levels(table.format.levels()))
-    }
-
-    fn leaf_sizes(&self, units: UnitSet, of_unit: impl Fn(&Capability) -> LeafSizes) -> LeafSizes {
-        if !self.options.superpages {
-            return LeafSizes::SIZE_4K;
-        }
-        self.capabilities(units).fold(LeafSizes::all(), |sizes, unit| sizes & of_unit(unit))
-    }
-
     /// What invalidating the TLB of `source`, behind `unit`, takes.
     fn caching_device(&self, unit: usize, source: SourceId, device_tlb: DeviceTlb) -> CachingDevice {
         let DeviceTlb { physical, queue_depth } = device_tlb;
@@ -296,7 +238,6 @@ impl<P: Platform> Vtd<P> {
 
 impl<P: Platform> Backend for Vtd<P> {
     type Platform = P;
-    type Format = TableFormat;
     type Tags = Tags;
 
     #[inline]
@@ -308,36 +249,6 @@ impl<P: Platform> Backend for Vtd<P> {
     fn check(&self, units: UnitSet) -> Result<(), Stuck> {
         let stuck = UnitSet::from_bits(self.stuck.load(Ordering::Relaxed));
         stuck.common(units).first().map_or(Ok(()), |unit| Err(Stuck { unit }))
-    }
-
-    fn format(&self, units: UnitSet) -> Option<TableFormat> {
-        let is_coherent = self.walk_coherently(units);
-        match self.stage {
-            TableStage::First => self.first_stage(units, is_coherent),
-            TableStage::Second => self.second_stage(units, is_coherent),
-        }
-    }
-
-    fn shared_format(&self, units: UnitSet, table: &SharedTable) -> Result<TableFormat, NotShareable> {
-        self.walkable(units, table)
-    }
-
-    fn access(&self, access: Access) -> TableAccess {
-        match (access.read, access.write) {
-            (true, true) => TableAccess::ReadWrite,
-            (false, true) => TableAccess::Write,
-            // There is no entry for neither: a direction that allows nothing does not exist.
-            (_, false) => TableAccess::Read,
-        }
-    }
-
-    fn rights(&self, access: TableAccess) -> Access {
-        Access { read: access != TableAccess::Write, write: access != TableAccess::Read }
-    }
-
-    fn last_iova(&self, units: UnitSet, format: TableFormat) -> u64 {
-        let last = |bits: u8| 1_u64.checked_shl(bits.into()).map_or(u64::MAX, |limit| limit - 1);
-        self.capabilities(units).map(|unit| last(unit.address_bits())).fold(format.last_input(), u64::min)
     }
 
     fn new_tags(&self, root: PhysAddr, format: TableFormat) -> Tags {

@@ -8,24 +8,25 @@
 //! process's, for its next memory, until they are quiet; and what of the space devices may still use when it goes, goes with the last
 //! of their domains.
 
+mod copying;
+mod sharing;
+
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::mem::ManuallyDrop;
 
 use abi::Error;
 use drivers::pci::{self, Lendable};
-use iommu::{DmaDomain, DmaError, DomainError, Iommu, PciAddress, dma::SharedDomain};
+use iommu::dma::SharedDomain;
 use mm::{PAGE_BYTES, PhysAddr, PhysRange, table::x86::X86Access};
 use program::{Access, Program};
-use spin::Once;
 
-use super::{
-    budget::{Budget, BudgetedTables, Pages},
-    copy,
-};
+use super::budget::{Budget, BudgetedTables, Pages};
 use crate::{
     arch::memory_types,
-    memory::{self, UserMapError, UserTable, layout},
+    memory::{UserMapError, UserTable},
 };
+use sharing::Estate;
+pub use sharing::ShareError;
 
 /// Most regions at a time.
 const REGIONS_MAX: usize = 64;
@@ -48,24 +49,6 @@ struct Contents {
     /// still be writing: this goes with the space, which goes after the devices, as they are quiet then. Or the program gets it
     /// again.
     kept: Vec<Pages>,
-}
-
-/// What keeps the contents of a space that has gone, for as long as a domain has it.
-struct Estate(Once<Box<Contents>>);
-
-/// Why a device does not get the addresses of a program.
-#[derive(Debug)]
-pub enum ShareError {
-    /// There can be no domain for it.
-    Domain(DomainError),
-    /// Somebody else answers at addresses that programs have.
-    OutOfReach,
-}
-
-impl From<DomainError> for ShareError {
-    fn from(error: DomainError) -> Self {
-        Self::Domain(error)
-    }
 }
 
 /// Addresses that belong together, and what is there: one run of memory.
@@ -123,39 +106,6 @@ impl Space {
     /// What it has, and may have.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
-    }
-
-    /// A domain in which `function` has the addresses of the program.
-    ///
-    /// # Errors
-    /// See [`ShareError`].
-    pub fn share_with(&mut self, iommu: &Iommu, function: PciAddress) -> Result<DmaDomain, ShareError> {
-        let estate = self.estate.get_or_insert_with(|| Arc::new(Estate(Once::new()))).clone();
-        // SAFETY: the contents go when the estate does, or before if no domain has it. The domain is added below, or destroyed.
-        let table = unsafe { self.contents.table.to_share(memory::ram_bits(), estate) };
-        let shared = iommu.share_table(&[function], table)?;
-        let domain = shared.domain().clone();
-        let (image, stack) = (abi::IMAGE.end - abi::IMAGE.start, abi::STACK_BYTES);
-        let reaches_both =
-            shared.reaches(abi::IMAGE.start, image) && shared.reaches(abi::STACK_TOP - stack, stack);
-        let result = if !reaches_both {
-            Err(ShareError::OutOfReach)
-        } else if !self.contents.table.add_domain(shared) {
-            Err(DomainError::Dma(DmaError::OutOfMemory).into())
-        } else {
-            Ok(())
-        };
-        if result.is_err()
-            && let Err(error) = domain.destroy()
-        {
-            log::error!("{error}");
-        }
-        result.map(|()| domain)
-    }
-
-    /// Whether devices have the addresses of the program.
-    fn is_shared(&self) -> bool {
-        !self.contents.table.domains().is_empty()
     }
 
     /// Physical address of its table's root.
@@ -326,79 +276,9 @@ impl Space {
         }
     }
 
-    /// Copies what the program has at `address`.
-    ///
-    /// # Errors
-    /// It has not all of that.
-    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Error> {
-        let (mut at, mut rest) = (address, into);
-        while !rest.is_empty() {
-            let (from, bytes) = self.piece(at, rest.len(), false)?;
-            let (now, later) = rest.split_at_mut(bytes);
-            // SAFETY: bytes of the region's pages, which the direct map shows.
-            unsafe { copy::from_shared(from, now) };
-            (at, rest) = (at + bytes as u64, later);
-        }
-        Ok(())
-    }
-
     /// How the program sees what it has at `address`.
     pub fn access_at(&self, address: u64) -> Option<X86Access> {
         self.contents.table.access_at(address)
-    }
-
-    /// Copies `bytes` to what the program has at `address`, and may write itself.
-    ///
-    /// # Errors
-    /// It has not all of that. Some of it may have been written.
-    pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
-        let (mut at, mut rest) = (address, bytes);
-        while !rest.is_empty() {
-            let (to, bytes) = self.piece(at, rest.len(), true)?;
-            let (now, later) = rest.split_at(bytes);
-            // SAFETY: as in `read`. No Rust value lies there.
-            unsafe { copy::to_shared(now, to) };
-            (at, rest) = (at + bytes as u64, later);
-        }
-        Ok(())
-    }
-
-    /// The words that the program has at `address`.
-    ///
-    /// # Errors
-    /// It has not all of them.
-    pub fn read_words<const N: usize>(&self, address: u64) -> Result<[u64; N], Error> {
-        let mut words = [0; N];
-        for (word, at) in words.iter_mut().zip((0..).step_by(8)) {
-            let mut bytes = [0; 8];
-            self.read(address.checked_add(at).ok_or(Error::BadAddress)?, &mut bytes)?;
-            *word = u64::from_le_bytes(bytes);
-        }
-        Ok(words)
-    }
-
-    /// Puts words to what the program has at `address`.
-    ///
-    /// # Errors
-    /// As for [`write`](Self::write).
-    pub fn write_words(&mut self, address: u64, words: &[u64]) -> Result<(), Error> {
-        for (word, at) in words.iter().zip((0..).step_by(8)) {
-            self.write(address.checked_add(at).ok_or(Error::BadAddress)?, &word.to_le_bytes())?;
-        }
-        Ok(())
-    }
-
-    /// Where the kernel sees the memory that the program has at `address`, and how much of `bytes` bytes is there in one piece: at
-    /// least one.
-    fn piece(&self, address: u64, bytes: usize, is_written: bool) -> Result<(*mut u8, usize), Error> {
-        let is_memory = |region: &&Region| {
-            !matches!(region.backing, Backing::Device) && (region.is_writable || !is_written)
-        };
-        let region = self.region(address).filter(is_memory).ok_or(Error::BadAddress)?;
-        let offset = address - region.start;
-        let left = region.range.bytes - offset;
-        let at = layout::direct(region.range.start) + offset;
-        Ok((at as *mut u8, usize::try_from(left).map_or(bytes, |left| left.min(bytes))))
     }
 
     fn region(&self, address: u64) -> Option<&Region> {

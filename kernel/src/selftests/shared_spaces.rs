@@ -137,6 +137,25 @@ test! {
 }
 
 test! {
+    /// Whoever has the space may end while somebody else is at its device: then it goes with that.
+    lacks = lacks::shareable_spaces,
+    fn a_space_may_end_before_its_device_is_given_back(context) {
+        let mut shared = Shared::of(context)?;
+        let page = shared.page(0x5a)?;
+        let Shared { machine, space, mut edu, dma, domain } = shared;
+        domain.destroy()?;
+        drop(space);
+        check!(process::total_pages() > 0, "a device has what is somebody else's");
+        let faults = dma.fault_counts().own;
+        edu.transfer(Transfer { way: Way::FromMemory, iova: Iova::new(page), offset: 0, bytes: BYTES })?;
+        check_eq!(dma.fault_counts().own, faults);
+        drop(edu);
+        machine.release(dma.function())?;
+        check_eq!(process::total_pages(), 0, "pages of a space that has gone");
+    }
+}
+
+test! {
     /// The kernel's half of the table is there, and is the supervisor's: no device sees any of it.
     lacks = lacks::shareable_spaces,
     fn the_kernels_half_is_out_of_reach(context) {

@@ -1,6 +1,6 @@
 //! The suites that have machines of their own, on units in scalable mode with tables of either stage.
 
-use super::{FIRST, FIRST_STAGE, SCALABLE, SCENARIOS, SECOND_STAGE};
+use super::{FIRST, FIRST_STAGE, SCALABLE, SECOND_STAGE, listed};
 use crate::scenario::{Need, Scenario};
 
 /// The scenario of the matrix that it is like, its names with tables of the second stage and of the first, and what the kernel is told.
@@ -56,7 +56,7 @@ const MODES: [(&str, &[Need]); 2] = [(SCALABLE, SECOND_STAGE), (FIRST_STAGE, FIR
 
 /// All of them. What their models need besides, every QEMU has that has the mode.
 pub(super) fn scenarios() -> impl Iterator<Item = Scenario> {
-    let find = |like| SCENARIOS.iter().find(|scenario| scenario.name == like);
+    let find = |like| listed().find(|scenario| scenario.name == like);
     let bases = SUITES.iter().filter_map(move |suite| Some((suite, find(suite.like)?)));
     bases.flat_map(|(suite, base)| {
         suite.names.into_iter().zip(MODES).map(|(name, (iommu, needs))| Scenario {
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(scenarios().count(), 2 * SUITES.len());
         for scenario in scenarios() {
             assert!(scenario.cmdline.contains("scalable"), "{}", scenario.name);
-            assert!(SCENARIOS.iter().all(|other| other.name != scenario.name), "{}", scenario.name);
+            assert!(listed().all(|other| other.name != scenario.name), "{}", scenario.name);
         }
     }
 }

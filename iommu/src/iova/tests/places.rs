@@ -42,6 +42,22 @@ fn all_but_page_zero_and_the_interrupt_range_is_handed_out() {
 }
 
 #[test]
+fn an_empty_space_hands_out_nothing() {
+    let host = Host::new(256);
+    let space = IovaSpace::empty(host.clone());
+    let exhausted = Err(IovaError::Exhausted { pages: 1, last: MASK_48 });
+    assert_eq!(
+        (space.allocate(1, MASK_48), space.allocate_with(&IovaRequest::new(1, MASK_48))),
+        (exhausted, exhausted)
+    );
+    for iova in [0, PAGE, 1 << 32].map(Iova::new) {
+        assert!(matches!(space.allocate_at(iova, 1), Err(IovaError::Taken { .. })), "{iova}");
+        assert_eq!(space.free(iova, 1), Err(FreeError::NotAllocated { iova, pages: 1 }));
+    }
+    assert_eq!((holes(&space), host.frames.in_use()), (Vec::new(), 0));
+}
+
+#[test]
 fn page_zero_is_there_for_who_asks_for_it() {
     let host = Host::new(256);
     for space in spaces(&host, MASK_48) {
