@@ -60,6 +60,7 @@ impl<D: Direction> Way<D> {
         Ok(Self { mappings, owners })
     }
 
+    /// Returns, as the others here, whether an owner is behind with taking completions.
     fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) -> bool {
         // The list of mappings is lost with a batch that fails. Without memory for a new one, or with a full batch, a buffer
         // comes back alone.
