@@ -57,8 +57,8 @@ impl<Q: Queue> Worker<Q> {
             // The keeper wakes who misses an interrupt.
             self.channel().wake.wait(u64::MAX);
             while let Collected::Some = self.turn() {}
-            // An owner that is behind goes first: it misses nothing meanwhile, and another of this queue's waits for its slice at
-            // most. What the device finishes until then interrupts nobody, and comes back with one flush.
+            // An owner that is behind goes first: it misses nothing meanwhile. Another of this queue's waits for at most a slice
+            // of each thread that is ready. What the device finishes until then interrupts nobody, and comes back with one flush.
             if mem::take(&mut self.is_ahead) {
                 self.shared.host.yield_now();
             }
