@@ -77,7 +77,8 @@ impl StaleRanges {
             drop(table.merge(only, stale));
             return;
         }
-        let at = self.tokens().take_while(|held| held.first() <= stale.first()).count();
+        let is_below = |held: &Option<Stale>| matches!(held, Some(held) if held.first() <= stale.first());
+        let at = self.tokens[..self.count].iter().rposition(is_below).map_or(0, |below| below + 1);
         let index = match at.checked_sub(1) {
             Some(below) if self.touches(below, &stale) => below,
             _ => at,

@@ -35,24 +35,25 @@ impl<B: Backend> Domain<B> {
         if stale.changed_bytes() == bytes { Ok(stale) } else { Err(self.half_mapped(iova, stale)) }
     }
 
-    /// Clears the leaves of a whole batch. Mappings that were made one after the other are often neighbours, and those are
-    /// cleared together: an error speaks of all of them.
+    /// Clears the leaves of a whole batch. Addresses are used again and again, so that those of a batch are close to each other,
+    /// in any order: neighbours are cleared together. An error speaks of all of them.
     fn clear_all(&self, batch: &dyn Batch) -> (StaleRanges, Result<(), DmaError>) {
         let (mut all, mut result) = (StaleRanges::new(), Ok(()));
-        let mut clear = |Span { first, bytes }| match self.clear(first, bytes) {
-            Ok(stale) => all.add(&self.table, stale),
-            Err(error) => result = result.and(Err(error)),
-        };
-        let mut span: Option<Span> = None;
-        for index in 0..batch.len() {
-            let (first, bytes) = batch.segment(index).pages();
-            if !span.as_mut().is_some_and(|span| span.extend(first, bytes))
-                && let Some(before) = span.replace(Span { first, bytes })
-            {
-                clear(before);
+        let mut spans = [Span { first: 0, bytes: 0 }; SORTED];
+        for start in (0..batch.len()).step_by(SORTED) {
+            let spans = &mut spans[..SORTED.min(batch.len() - start)];
+            for (index, span) in (start..).zip(spans.iter_mut()) {
+                *span = Span::of(batch.segment(index));
+            }
+            spans.sort_unstable_by_key(|span| span.first);
+            for neighbours in spans.chunk_by(|low, high| low.first + low.bytes == high.first) {
+                let bytes = neighbours.iter().map(|span| span.bytes).sum();
+                match self.clear(Iova::new(neighbours[0].first), bytes) {
+                    Ok(stale) => all.add(&self.table, stale),
+                    Err(error) => result = result.and(Err(error)),
+                }
             }
         }
-        span.into_iter().for_each(&mut clear);
         (all, result)
     }
 
@@ -78,24 +79,21 @@ impl<B: Backend> Domain<B> {
     }
 }
 
-/// Neighbouring mappings: where they start, and the length of all of them.
+/// Mappings of a batch that are put in order together.
+const SORTED: usize = 32;
+
+/// The pages of a mapping: where they start, and their length.
+#[derive(Clone, Copy)]
 struct Span {
-    first: Iova,
+    first: u64,
     bytes: u64,
 }
 
 impl Span {
-    /// Adds a mapping that begins where these end, or ends where they begin. `false` if it does neither.
-    #[inline(always)]
-    fn extend(&mut self, first: Iova, bytes: u64) -> bool {
-        if self.first.as_u64() + self.bytes != first.as_u64() {
-            if first.as_u64() + bytes != self.first.as_u64() {
-                return false;
-            }
-            self.first = first;
-        }
-        self.bytes += bytes;
-        true
+    #[inline]
+    fn of(segment: &Segment) -> Self {
+        let (first, bytes) = segment.pages();
+        Self { first: first.as_u64(), bytes }
     }
 }
 
