@@ -58,7 +58,7 @@ impl<Q: Queue> Worker<Q> {
             self.channel().wake.wait(u64::MAX);
             while let Collected::Some = self.turn() {}
             // An owner that is behind goes first: it misses nothing meanwhile. Another of this queue's waits for at most a slice
-            // of each thread that is ready. What the device finishes until then interrupts nobody, and comes back with one flush.
+            // of each thread that is ready. What the device finishes until then wakes nobody, and comes back with one flush.
             if mem::take(&mut self.is_ahead) {
                 self.shared.host.yield_now();
             }

@@ -29,7 +29,7 @@ impl<B: Backend> Domain<B> {
     /// Clears the leaves of a range.
     #[inline(always)]
     pub(super) fn clear(&self, iova: Iova, bytes: u64) -> Result<Stale, DmaError> {
-        // SAFETY: the range belongs to the mapping that is being undone, and its buffer waits for the flush.
+        // SAFETY: the range belongs to mappings that are being undone, and their buffers wait for the flush.
         let unmapped = unsafe { self.table.unmap(iova.as_u64(), bytes) };
         let stale = unmapped.map_err(|error| self.not_mapped(iova, error))?;
         if stale.changed_bytes() == bytes { Ok(stale) } else { Err(self.half_mapped(iova, stale)) }
@@ -79,7 +79,7 @@ impl<B: Backend> Domain<B> {
     }
 }
 
-/// Mappings of a batch that are put in order together.
+/// How many mappings of a batch are put in order together.
 const SORTED: usize = 32;
 
 /// The pages of a mapping: where they start, and their length.

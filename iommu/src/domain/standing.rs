@@ -36,15 +36,15 @@ impl Standing {
         self.read() & Self::CLOSED != 0
     }
 
-    /// What is so whoever's the table is.
+    /// All but whose the table is.
     #[inline]
-    fn of_groups(&self) -> u32 {
+    fn but_for_the_table(&self) -> u32 {
         self.read() & !Self::SHARED
     }
 
     /// Whether nothing is mapped any more, and no group that left may not be quiet.
     pub fn is_over(&self) -> bool {
-        self.of_groups() == Self::CLOSED
+        self.but_for_the_table() == Self::CLOSED
     }
 
     pub fn close(&self) {
@@ -76,7 +76,7 @@ impl Standing {
     /// Whether what was mapped may come back.
     #[inline]
     pub fn check_return(&self) -> Result<(), DmaError> {
-        match self.of_groups() {
+        match self.but_for_the_table() {
             0 | Self::CLOSED => Ok(()),
             1..Self::CLOSED => Err(DmaError::Restless),
             _ => Err(DmaError::Revoked),

@@ -419,7 +419,7 @@ impl Drop for Given {
     }
 }
 
-/// Ends a domain in which nothing is any more.
+/// Ends a domain: an empty one, or one over the space, which may have its device still.
 fn destroy(domain: &DmaDomain) {
     if let Err(error) = domain.destroy() {
         log::warn!("{error}");

@@ -21,7 +21,12 @@ pub(super) static COMMANDS: &[Command] = &[
         help: "reset a function and take its group out of its domain",
         run: deassign,
     },
-    Command { name: "destroy", arguments: "DOMAIN", help: "end a domain that is empty", run: destroy },
+    Command {
+        name: "destroy",
+        arguments: "DOMAIN",
+        help: "end a domain that is empty, or over a space",
+        run: destroy,
+    },
 ];
 
 /// Whether the group of `function` is assigned to somebody.
