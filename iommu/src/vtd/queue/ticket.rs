@@ -138,6 +138,7 @@ impl Queue {
         hardware: &Hardware<P::Registers>,
         scopes: &[IotlbScope],
     ) -> Result<(), InvalidationError> {
+        debug_assert!(scopes.len() <= MAX_PAGE_DESCRIPTORS, "more than a plan holds");
         hardware.check()?;
         let Some(slot) = self.try_submit_translations(platform, hardware, scopes) else {
             return self.forget_late(platform, hardware, scopes, None);
