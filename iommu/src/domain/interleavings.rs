@@ -176,6 +176,23 @@ fn a_shared_table_goes_with_who_did_not_come_in_while_its_domain_ended() {
     });
 }
 
+/// A driver takes [`DmaError::Restless`] for another device of its domain: here there is none.
+#[test]
+fn a_domain_of_one_group_ends_when_the_group_is_taken_out() {
+    explore(3, || {
+        let model = Model::new();
+        let owner = {
+            let model = model.clone();
+            thread::spawn(move || model.domain.begin_revoking())
+        };
+        for result in [model.domain.admit(), model.domain.admit_return()] {
+            assert!(matches!(result, Ok(()) | Err(DmaError::Revoked)), "{result:?}");
+        }
+        owner.join().unwrap();
+        assert_eq!(model.domain.admit_return(), Err(DmaError::Revoked));
+    });
+}
+
 #[test]
 fn an_unmap_misses_no_source_that_attaches() {
     explore(3, || {

@@ -78,9 +78,9 @@ impl<B: Backend> Domain<B> {
     /// A group is about to be taken out: nothing comes back until it is [quiet](Self::set_quiet). A domain of the group's
     /// own ends with that.
     pub fn begin_revoking(&self) {
-        self.standing.begin_restless();
-        if self.kind == Kind::Own {
-            self.standing.close();
+        match self.kind {
+            Kind::Own => self.standing.close_restless(),
+            _ => self.standing.begin_restless(),
         }
     }
 
