@@ -17,8 +17,6 @@ type Outcome = Result<(), BlockError>;
 pub struct Batch {
     reads: Way<FromDevice>,
     writes: Way<ToDevice>,
-    /// Some owner has not taken what was completed before.
-    is_ahead: bool,
 }
 
 /// Those that move data one way.
@@ -31,24 +29,24 @@ struct Way<D: Direction> {
 impl Batch {
     /// A batch that has room for `most` requests.
     pub fn new(most: usize) -> Result<Self, TryReserveError> {
-        Ok(Self { reads: Way::new(most)?, writes: Way::new(most)?, is_ahead: false })
+        Ok(Self { reads: Way::new(most)?, writes: Way::new(most)? })
     }
 
-    /// Adds a request that ended with `result`. One without a buffer is completed at once.
-    pub fn add(&mut self, flight: InFlight, result: Outcome) {
-        let is_ahead = match flight.job {
+    /// Adds a request that ended with `result`. One without a buffer is completed at once. Returns, as the others here, whether
+    /// an owner of what was completed is behind with taking completions.
+    #[must_use]
+    pub fn add(&mut self, flight: InFlight, result: Outcome) -> bool {
+        match flight.job {
             Job::Read(_, mapping) => self.reads.add(mapping, flight.promise, result),
             Job::Write(_, mapping) => self.writes.add(mapping, flight.promise, result),
             Job::Flush | Job::Deallocate(_) | Job::At { .. } => flight.promise.keep(result, None),
-        };
-        self.is_ahead |= is_ahead;
+        }
     }
 
-    /// Gives the buffers back and completes the requests. Returns whether some owner of them, or of those that were added since
-    /// the last time, is behind with taking completions.
+    /// Gives the buffers back and completes the requests.
+    #[must_use]
     pub fn finish(&mut self, dma: &DmaDevice) -> bool {
-        let (reads, writes) = (self.reads.finish(dma), self.writes.finish(dma));
-        mem::take(&mut self.is_ahead) | reads | writes
+        self.reads.finish(dma) | self.writes.finish(dma)
     }
 }
 
@@ -60,7 +58,6 @@ impl<D: Direction> Way<D> {
         Ok(Self { mappings, owners })
     }
 
-    /// Returns, as the others here, whether an owner is behind with taking completions.
     fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) -> bool {
         // The list of mappings is lost with a batch that fails. Without memory for a new one, or with a full batch, a buffer
         // comes back alone.

@@ -130,7 +130,7 @@ impl<Q: Queue> Worker<Q> {
             if result.is_ok() {
                 self.shared.fruitless_resets.store(0, Ordering::Relaxed);
             }
-            self.batch.add(flight, result);
+            self.is_ahead |= self.batch.add(flight, result);
         }
         self.is_ahead |= self.batch.finish(&self.shared.dma);
     }

@@ -62,8 +62,6 @@ struct DevicePlan {
     /// The first `count` are there.
     scopes: [DeviceTlbScope; MAX_DEVICE_DESCRIPTORS],
     count: usize,
-    /// All of it goes, whatever else is added.
-    is_all: bool,
 }
 
 /// The invalidations of a [`Plan`], as one batch.
@@ -166,23 +164,24 @@ impl Plan {
 impl DevicePlan {
     fn new(device: CachingDevice) -> Self {
         let scopes = [DeviceTlbScope::All; MAX_DEVICE_DESCRIPTORS];
-        Self { device, scopes, count: 0, is_all: false }
+        Self { device, scopes, count: 0 }
     }
 
     fn add(&mut self, first: Iova, last: Iova) {
         for scope in DeviceTlbScope::covering(first, last) {
-            if self.is_all {
+            if let [DeviceTlbScope::All] = self.scopes[..self.count] {
                 return;
             }
             match self.scopes.get_mut(self.count) {
-                Some(free) => *free = scope,
+                Some(free) => {
+                    *free = scope;
+                    self.count += 1;
+                }
                 None => {
-                    self.is_all = true;
                     self.scopes[0] = DeviceTlbScope::All;
-                    self.count = 0;
+                    self.count = 1;
                 }
             }
-            self.count += 1;
         }
     }
 
