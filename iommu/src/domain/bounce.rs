@@ -1,7 +1,8 @@
 //! Pages that stand in for the ends of buffers which are not whole pages.
 //!
-//! A slot is a page, and never leaves its domain: what is left in it from one use to the next is what the domain's own
-//! devices have read or written. Slots are made sixteen at a time when there is none, and kept.
+//! A slot is a page, and never leaves its domain. What was copied to it goes with its buffer, so that what is left in it from
+//! one use to the next is what the domain's own devices have written beside one. Slots are made sixteen at a time when there
+//! is none, and kept.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{mem, ptr::NonNull, slice};
@@ -41,6 +42,14 @@ struct Slots {
     free: Vec<Slot>,
 }
 
+/// One end of a buffer.
+struct End {
+    in_buffer: NonNull<u8>,
+    /// Where its bytes lie in the page that stands in for it.
+    in_slot: NonNull<u8>,
+    bytes: usize,
+}
+
 impl<P: Platform> Bounce<P> {
     /// No slots yet.
     pub fn new(platform: Arc<P>) -> Self {
@@ -54,7 +63,7 @@ impl<P: Platform> Bounce<P> {
             true => match self.take_slot() {
                 Ok(slot) => Some(slot),
                 Err(error) => {
-                    self.give(Ends { head, tail: None });
+                    self.free(Ends { head, tail: None });
                     return Err(error);
                 }
             },
@@ -63,8 +72,16 @@ impl<P: Platform> Bounce<P> {
         Ok(Ends { head, tail })
     }
 
-    /// Takes slots back that no device can reach.
-    pub fn give(&self, ends: Ends) {
+    /// Takes the slots of a segment back, which no device can reach: with nothing of its buffer in them.
+    pub fn give(&self, segment: &Segment) {
+        for End { in_slot, bytes, .. } in self.ends(segment) {
+            // SAFETY: the part lies in the slot, which is the segment's and nobody's else.
+            unsafe { in_slot.write_bytes(0, bytes) };
+        }
+        self.free(segment.ends);
+    }
+
+    fn free(&self, ends: Ends) {
         let mut slots = self.slots.lock(&*self.platform);
         slots.free.extend(ends.head.into_iter().chain(ends.tail));
     }
@@ -81,22 +98,30 @@ impl<P: Platform> Bounce<P> {
     /// # Safety
     /// The CPU side owns what lies at the ends of the segment's buffer: they are never what a device reaches.
     pub unsafe fn copy(&self, segment: &Segment, way: Way) {
-        let Segment { buffer: RawBuffer { first, bytes, .. }, ends, .. } = segment;
-        let cut = Cut::of(*first, *bytes);
-        let copy = |slot: Option<Slot>, at: usize, bytes: usize, offset: usize| {
-            let Some(slot) = slot else { return };
-            // SAFETY: the cut lies inside the buffer, whose ends are the caller's; the slot is the segment's, and a page
-            // holds its part. A device may use the slot at the same time, hence the volatile copies.
+        for End { in_buffer, in_slot, bytes } in self.ends(segment) {
+            // SAFETY: the ends of the buffer are the caller's, and the slot is the segment's. A device may use the slot at
+            // the same time, hence the volatile copies.
             unsafe {
-                let (end, page) = (first.add(at), self.page(slot).add(offset));
                 match way {
-                    Way::In => copy_in(slice::from_raw_parts(end.as_ptr(), bytes), page),
-                    Way::Out => copy_out(page, slice::from_raw_parts_mut(end.as_ptr(), bytes)),
+                    Way::In => copy_in(slice::from_raw_parts(in_buffer.as_ptr(), bytes), in_slot),
+                    Way::Out => copy_out(in_slot, slice::from_raw_parts_mut(in_buffer.as_ptr(), bytes)),
                 }
             }
+        }
+    }
+
+    /// The ends of a segment that slots stand in for.
+    fn ends(&self, segment: &Segment) -> impl Iterator<Item = End> {
+        let Segment { buffer: RawBuffer { first, bytes, .. }, ends, .. } = segment;
+        let cut = Cut::of(*first, *bytes);
+        let end = |slot: Option<Slot>, at: usize, bytes: usize, offset: usize| {
+            let page = self.page(slot?);
+            // SAFETY: the cut lies inside the buffer, and a page holds its part.
+            Some(unsafe { End { in_buffer: first.add(at), in_slot: page.add(offset), bytes } })
         };
-        copy(ends.head, 0, cut.head, cut.offset);
-        copy(ends.tail, cut.head + cut.middle, cut.tail, 0);
+        let head = end(ends.head, 0, cut.head, cut.offset);
+        let tail = end(ends.tail, cut.head + cut.middle, cut.tail, 0);
+        head.into_iter().chain(tail)
     }
 
     /// Gives all memory back.

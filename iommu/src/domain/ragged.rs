@@ -47,7 +47,7 @@ impl<B: Backend> Domain<B> {
         match mapped {
             Ok(page) => Ok(Placed { iova: Iova::new(page.as_u64() + cut.offset as u64), ends: segment.ends }),
             Err(error) => {
-                self.give_unexposed(segment.ends, error);
+                self.give_unexposed(&mut segment, error);
                 Err(error)
             }
         }
@@ -80,9 +80,7 @@ impl<B: Backend> Domain<B> {
                 Ok(())
             }
             Err(error) => {
-                for segment in segments {
-                    self.give_unexposed(core::mem::take(&mut segment.ends), error);
-                }
+                segments.iter_mut().for_each(|segment| self.give_unexposed(segment, error));
                 Err(error)
             }
         }
@@ -112,7 +110,7 @@ impl<B: Backend> Domain<B> {
                 Ok(())
             }
             Err(error) => {
-                self.give_unexposed(core::mem::take(&mut segment.ends), error);
+                self.give_unexposed(segment, error);
                 Err(error)
             }
         }
@@ -170,10 +168,11 @@ impl<B: Backend> Domain<B> {
     }
 
     /// Takes the slots of a buffer back that could not be mapped, unless a device may have seen them.
-    fn give_unexposed(&self, ends: Ends, error: NotMapped) {
+    fn give_unexposed(&self, segment: &mut Segment, error: NotMapped) {
         if let NotMapped::Untouched(_) = error {
-            self.bounce.give(ends);
+            self.bounce.give(segment);
         }
+        segment.ends = Ends::NONE;
     }
 
     /// What was written to the slots of a segment that is not mapped any more goes to its buffer, and the slots are free.
@@ -184,7 +183,7 @@ impl<B: Backend> Domain<B> {
             // SAFETY: the buffer is not mapped any more.
             unsafe { self.bounce.copy(segment, Way::Out) };
         }
-        self.bounce.give(segment.ends);
+        self.bounce.give(segment);
     }
 }
 

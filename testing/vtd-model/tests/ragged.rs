@@ -113,6 +113,53 @@ fn what_a_device_does_not_write_stays_as_it_was() {
     }
 }
 
+/// What the device reads at the buffer, and that all else on its pages is zeros.
+fn assert_alone(device: &Device, mapping: &Mapping<Part, ToDevice>, what: &str) {
+    let (first, offset) = (mapping.iova().as_u64(), mapping.iova().as_u64() as usize % PAGE);
+    let mut all = vec![0; (offset + mapping.len()).next_multiple_of(PAGE)];
+    device.read(first - offset as u64, &mut all).expect("mapped");
+    let (before, rest) = all.split_at(offset);
+    let (own, behind) = rest.split_at(mapping.len());
+    assert_eq!(own, [1; 8], "{what}");
+    assert!(
+        before.iter().chain(behind).all(|&byte| byte == 0),
+        "{what}: what an earlier buffer had is there"
+    );
+}
+
+#[test]
+fn nothing_of_a_buffer_stays_where_the_next_one_lies() {
+    let (driven, handle, device) = start();
+    let alone = |what: &str| {
+        let mapping = map(&handle, Part::holding(64, &[1; 8]), ToDevice);
+        assert_alone(&device, &mapping, what);
+        drop(mapping.unmap().expect("a unit that works"));
+    };
+    for (offset, bytes) in [(0, 2000), (200, PAGE), (PAGE - 100, 300)] {
+        let secret = || Part::holding(offset, &vec![0x99; bytes]);
+        drop(map(&handle, secret(), FromDevice).unmap().expect("a unit that works"));
+        alone("a device that wrote nothing");
+        drop(map(&handle, secret(), ToDevice));
+        driven.pump();
+        alone("a mapping that was dropped");
+        let retired = map(&handle, secret(), FromDevice).retire();
+        assert_eq!(retired.wait().expect("a unit that works").bytes(), vec![0x99; bytes]);
+        alone("one that was given up");
+    }
+}
+
+#[test]
+fn nothing_of_a_buffer_stays_where_it_could_not_be_mapped() {
+    let (_driven, handle, device) = start();
+    let taken = map(&handle, Part::new(0, PAGE), FromDevice);
+    let iova = Iova::new(taken.iova().as_u64() + 100);
+    let refused = handle.dma_map_at(Part::holding(100, &[0x99; 900]), FromDevice, iova);
+    let rejected = refused.map(drop).expect_err("the page is taken");
+    assert_eq!(rejected.buffer.expect("the buffer").bytes(), [0x99; 900]);
+    let mapping = map(&handle, Part::holding(64, &[1; 8]), ToDevice);
+    assert_alone(&device, &mapping, "a map that failed");
+}
+
 #[test]
 fn neighbours_on_one_page_do_not_see_each_other() {
     let (_driven, handle, device) = start();
