@@ -34,7 +34,8 @@ pub enum HotplugError {
         /// The first function of such a group.
         function: PciAddress,
     },
-    /// A group could not be taken back from its drivers. It is in quarantine, and its functions stay known.
+    /// A group could not be taken back from its drivers, the first if there are several. It is in quarantine, unless it was
+    /// changing hands ([`Busy`](ReleaseError::Busy)), and all functions stay known.
     Release(ReleaseError),
     /// A unit does not answer. Nothing was added.
     Stuck(Stuck),
@@ -101,11 +102,14 @@ impl<P: Platform> Protection<P> {
         let shared = &*self.shared;
         let _turn = Turn::take(&shared.changing)?;
         let before = shared.layout();
+        // All of them, whatever becomes of the first: each is out of its drivers' hands, or nobody will come to take it.
+        let mut result = Ok(());
         for &function in gone {
             if let Some(group) = before.group(function).filter(|group| !group.is_retired(&shared.platform)) {
-                group.remove(&self.maker, function, quiet)?;
+                result = result.and(group.remove(&self.maker, function, quiet));
             }
         }
+        result?;
         let stays = |function: &&Function| !gone.contains(&function.address);
         let functions = copy(before.topology.functions().iter().filter(stays), 0)?;
         let next = self.next_layout(&before, &functions)?;

@@ -148,6 +148,34 @@ fn what_is_not_quiet_stays_pinned_and_its_place_taken() {
     driven.assert_content("plugged in again");
 }
 
+/// One card of several does not become quiet: the others are taken back all the same.
+#[test]
+fn one_that_is_not_quiet_keeps_nobody_elses_place() {
+    let driven = machine();
+    let hands = [0, 1].map(|index| claim(&driven, index));
+    let functions = [0, 1].map(|index| driven.function(index));
+    let mappings =
+        hands.each_ref().map(|(handle, _)| handle.dma_map(buffer(&driven), Bidirectional).expect("room"));
+    let [first, second] = mappings.each_ref().map(|mapping| mapping.iova().as_u64());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = told.clone();
+    hands[1].0.on_incident(Arc::new(move |incident| teller.lock().unwrap().push(incident)));
+    let not_quiet = HotplugError::Release(ReleaseError::NotQuiet { function: functions[0] });
+    let gone = driven.iommu.functions_gone(&functions, |function| function != functions[0]);
+    assert_eq!(gone, Err(not_quiet));
+    assert_eq!(*told.lock().unwrap(), [Incident::Removed]);
+    functions.into_iter().for_each(|function| driven.enable(function));
+    for ((_, device), iova) in hands.iter().zip([first, second]) {
+        assert!(device.probe(iova, Access::Write).is_err(), "it still has what was its driver's");
+    }
+    let [pinned, back] = mappings;
+    assert_eq!(pinned.unmap().map(drop), Err(DmaError::Revoked));
+    back.unmap().expect("it is quiet");
+    driven.iommu.functions_gone(&functions, |_| true).expect("all are quiet");
+    driven.pump();
+    assert_eq!(driven.iommu.live_mappings(), 0);
+}
+
 #[test]
 fn a_group_changes_only_when_nobody_has_it() {
     let driven = machine();
