@@ -104,8 +104,8 @@ pub enum DmaError {
     /// the system, not to the driver, when the device is known to be quiet.
     Revoked,
     /// A device was taken out of the domain and is not known to be quiet yet: what the domain has mapped may still be on
-    /// its way. As with [`Revoked`](Self::Revoked) it comes back to the system. A retired mapping waits for its buffer
-    /// instead ([`Mapping::retire`](super::Mapping::retire)). Nothing new is mapped until then, as it could not come back.
+    /// its way. As with [`Revoked`](Self::Revoked) it comes back to the system; but a retired mapping that is polled waits until
+    /// then ([`Retired::poll`](super::Retired::poll)). Nothing new is mapped meanwhile, as it could not come back.
     Restless,
     /// Memory that firmware reserves for a device (RMRR) is for that device alone: its domain has no room for another
     /// group, or others are there already.

@@ -23,7 +23,7 @@ use super::{
 ///     packet: &mut [u8],
 ///     waiting: &mut Vec<Retired<PageBuffer, FromDevice>>,
 /// ) {
-///     let retired = mapping.retire();
+///     let mut retired = mapping.retire();
 ///     retired.copy_to(0, packet);
 ///     waiting.push(retired);
 /// }
@@ -54,7 +54,7 @@ pub enum Late<B: DmaBuffer, D: Direction> {
 }
 
 impl<B: DmaBuffer, D: Direction> Retired<B, D> {
-    pub(super) fn new(live: Live) -> Self {
+    pub(crate) fn new(live: Live) -> Self {
         let owed = live.space.retire(&live.segment).ok();
         Self { live: ManuallyDrop::new(live), owed, types: PhantomData }
     }
@@ -74,23 +74,38 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
         if self.owed.is_some_and(|owed| self.live.space.is_pending(owed)) {
             return Ok(Late::Pending(self));
         }
-        self.wait().map(Late::Ready)
+        match self.undo() {
+            // A device was taken out of the domain just now.
+            Err(DmaError::Restless) if self.owed.is_some() => Ok(Late::Pending(self)),
+            result => self.end(result).map(Late::Ready),
+        }
     }
 
-    /// Waits for the buffer. The flush is carried out now if nobody has begun it.
+    /// Waits for the buffer. The flush is carried out now if nobody has begun it. It is not waited until another device of the
+    /// domain is quiet: [`DmaError::Restless`].
     ///
     /// # Errors
     /// Those of [`Mapping::unmap`](super::Mapping::unmap), with the same consequences.
     pub fn wait(self) -> Result<B, DmaError> {
+        let result = self.undo();
+        self.end(result)
+    }
+
+    /// Ends what [`new`](Self::new) began. After an error that [passes](DmaError::passes) nothing was done.
+    fn undo(&self) -> Result<(), DmaError> {
+        let Live { space, segment } = &*self.live;
+        match self.owed {
+            Some(owed) => space.redeem(segment, D::ACCESS, owed),
+            None => space.unmap(segment, D::ACCESS),
+        }
+    }
+
+    /// What the driver gets after [`undo`](Self::undo).
+    fn end(self, result: Result<(), DmaError>) -> Result<B, DmaError> {
         let owed = self.owed;
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `self` is not dropped, so this is the only time that the value is taken.
         let live = unsafe { ManuallyDrop::take(&mut this.live) };
-        let (space, segment) = (&live.space, &live.segment);
-        let result = match owed {
-            Some(owed) => space.redeem(segment, D::ACCESS, owed),
-            None => space.unmap(segment, D::ACCESS),
-        };
         match result {
             // SAFETY: the buffer was taken apart by the mapping, and the space flushed every translation to it.
             Ok(()) => Ok(unsafe { B::from_raw(live.segment.buffer) }),
@@ -110,7 +125,8 @@ impl<B: DmaBuffer, D: DeviceWrites> Retired<B, D> {
     ///
     /// # Panics
     /// If the bytes do not lie inside the buffer.
-    pub fn copy_to(&self, offset: usize, data: &mut [u8]) {
+    pub fn copy_to(&mut self, offset: usize, data: &mut [u8]) {
+        // Ends that are bounced go through the buffer, which is why it takes the handle for itself.
         self.live.space.copy_ends(&self.live.segment, Way::Out);
         // SAFETY: the mapping owns the buffer, which nothing borrows; a device may write at the same time.
         unsafe { copy_out(part(&self.live, offset, data.len()), data) }

@@ -10,10 +10,11 @@ use loom::thread;
 
 use super::*;
 use crate::{
+    arc::{Room, TryArc},
     dma::{
-        Access, RawBuffer,
+        Access, Bidirectional, DmaBuffer, Late, RawBuffer, Retired,
         segment::{Ends, Segment},
-        space::Space,
+        space::{Live, Space},
     },
     options::Flush,
     sync::explore,
@@ -35,7 +36,7 @@ const SOURCE: SourceId = SourceId { segment: 0, requester: 0x0108 };
 
 struct Model {
     platform: Arc<FakePlatform>,
-    domain: Domain<Vtd<FakePlatform>>,
+    domain: TryArc<Domain<Vtd<FakePlatform>>>,
     /// When the unit cached the translation of the page: the length of its log, and the domain id.
     cached: Mutex<Vec<(usize, u16)>>,
 }
@@ -44,15 +45,7 @@ impl Model {
     /// A domain with one page in it, and nobody who translates through it.
     fn new() -> Arc<Self> {
         let platform = Arc::new(FakePlatform::new(CAP, ECAP));
-        let vtd = units_up(&platform);
-        let reaper = Arc::new(Reaper::new(platform.clone(), Flush::Strict));
-        // As for a mapping by a driver: reserved memory, which stands for one here, has none.
-        reaper.reserve().unwrap();
-        let page = PhysRange::new(PhysAddr::new(PAGE), PAGE_BYTES);
-        let units = UnitSet::default().with(0);
-        let making = Making { number: 1, backend: vtd, reaper, units, registers: Arc::default() };
-        let domain = Domain::new(making, Kind::Own).unwrap();
-        domain.enter(units, &[page]).unwrap();
+        let domain = with_one_page(&platform, Kind::Own);
         Arc::new(Self { platform, domain, cached: Mutex::new(Vec::new()) })
     }
 
@@ -94,10 +87,7 @@ impl Model {
     }
 
     fn unmap(&self) {
-        // Nobody looks at the memory of a buffer of whole pages.
-        let buffer = RawBuffer { first: NonNull::dangling(), bytes: PAGE_BYTES as usize, cookie: 0 };
-        let segment = Segment { iova: Iova::new(PAGE), buffer, ends: Ends::NONE };
-        self.domain.unmap(&segment, Access { read: true, write: true }).unwrap();
+        self.domain.unmap(&segment(), Access { read: true, write: true }).unwrap();
         assert!(!self.is_reachable(), "the page is unmapped and can be reached");
     }
 
@@ -115,6 +105,40 @@ impl Model {
         [worker, device].into_iter().for_each(|thread| thread.join().unwrap());
         self.device_reads();
         assert!(!self.is_reachable(), "the page is unmapped and can be reached again");
+    }
+}
+
+/// A domain with one page in it, as if a driver had mapped it.
+fn with_one_page(platform: &Arc<FakePlatform>, kind: Kind) -> TryArc<Domain<Vtd<FakePlatform>>> {
+    let vtd = units_up(platform);
+    let reaper = Arc::new(Reaper::new(platform.clone(), Flush::Strict));
+    // Reserved memory, which stands for a mapping here, has none.
+    reaper.reserve().unwrap();
+    let page = PhysRange::new(PhysAddr::new(PAGE), PAGE_BYTES);
+    let units = UnitSet::default().with(0);
+    let making = Making { number: 1, backend: vtd, reaper, units, registers: Arc::default() };
+    let room = Room::try_new().unwrap();
+    let domain = Domain::new(making, kind).map(|domain| room.fill(domain)).unwrap();
+    domain.enter(units, &[page]).unwrap();
+    domain
+}
+
+/// The mapping of that page.
+fn segment() -> Segment {
+    Segment { iova: Iova::new(PAGE), buffer: Nowhere.into_raw(), ends: Ends::NONE }
+}
+
+/// A page that nobody looks at.
+struct Nowhere;
+
+// SAFETY: there is no memory that anybody could reach.
+unsafe impl DmaBuffer for Nowhere {
+    fn into_raw(self) -> RawBuffer {
+        RawBuffer { first: NonNull::dangling(), bytes: PAGE_BYTES as usize, cookie: 0 }
+    }
+
+    unsafe fn from_raw(_: RawBuffer) -> Self {
+        Self
     }
 }
 
@@ -190,6 +214,31 @@ fn a_domain_of_one_group_ends_when_the_group_is_taken_out() {
         }
         owner.join().unwrap();
         assert_eq!(model.domain.admit_return(), Err(DmaError::Revoked));
+    });
+}
+
+/// The driver of one device does not lose its buffer because another one leaves their domain.
+#[test]
+fn a_retired_buffer_that_is_polled_waits_for_who_leaves() {
+    explore(3, || {
+        let platform = Arc::new(FakePlatform::new(CAP, ECAP));
+        let domain = with_one_page(&platform, Kind::Assigned);
+        let space: TryArc<dyn Space> = domain.clone().into();
+        let retired = Retired::<Nowhere, Bidirectional>::new(Live { space, segment: segment() });
+        domain.pay_what_is_due(u64::MAX);
+        let owner = {
+            let domain = domain.clone();
+            thread::spawn(move || domain.begin_revoking())
+        };
+        match retired.poll() {
+            Ok(Late::Ready(_)) => owner.join().unwrap(),
+            Ok(Late::Pending(retired)) => {
+                owner.join().unwrap();
+                drop(domain.set_quiet());
+                assert!(matches!(retired.poll(), Ok(Late::Ready(_))), "all are quiet");
+            }
+            Err(error) => panic!("{error}"),
+        }
     });
 }
 

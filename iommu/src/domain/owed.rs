@@ -91,7 +91,7 @@ impl OwedFlushes {
 
 impl<B: Backend> Domain<B> {
     /// Leaves `stale`, of one mapping, to the open flush, and sees to it that it will be carried out.
-    pub(super) fn owe(&self, stale: Stale) -> Result<Owed, DmaError> {
+    pub(super) fn owe(&self, stale: Stale) -> Owed {
         let platform = &**self.backend.platform();
         // Tables that left the tree make whoever maps flush, until they are flushed themselves.
         let holds_tables = stale.holds_tables();
@@ -107,8 +107,8 @@ impl<B: Backend> Domain<B> {
         let (owed, retired, due_ns) = (Owed(open.number), open.retired, open.due_ns);
         drop(open);
         if retired >= 2 * MAX_RETIRED {
-            // The thread whose work it is does not come to it.
-            self.pay(owed)?;
+            // The thread whose work it is does not come to it. Who waits for `owed` is told if it fails.
+            let _ = self.pay(owed);
         } else if holds_tables || retired == MAX_RETIRED {
             self.reaper.set_due(0);
             platform.wake(Work::Reap);
@@ -116,7 +116,7 @@ impl<B: Backend> Domain<B> {
             self.reaper.set_due(due_ns);
             platform.wake(Work::Reap);
         }
-        Ok(owed)
+        owed
     }
 
     /// Waits until `owed` is paid. A flush has a deadline, so this has one.
@@ -127,6 +127,11 @@ impl<B: Backend> Domain<B> {
                 Some((number, stale)) => {
                     let result = self.flush_ranges(stale);
                     self.owed.end(platform, number, result);
+                    if let Err(unflushed) = result {
+                        // Once: no flush is taken after it.
+                        let error = DmaError::from(unflushed);
+                        log::error!("domain {}: retired mappings stay pinned: {error}", self.number);
+                    }
                 }
                 None => platform.relax(),
             }
@@ -149,7 +154,7 @@ impl<B: Backend> Domain<B> {
     /// Carries out the open flush if it is due at `now_ns`; tells the reaper when it will be, otherwise.
     pub fn pay_what_is_due(&self, now_ns: u64) {
         let open = self.owed.open.lock(&**self.backend.platform());
-        if open.stale.is_empty() {
+        if open.stale.is_empty() || open.failed.is_some() {
             return;
         }
         let due_ns = open.due_ns;
@@ -158,12 +163,9 @@ impl<B: Backend> Domain<B> {
         drop(open);
         if !is_due {
             self.reaper.set_due(due_ns);
-        } else if let Err(unflushed) = self.pay(owed) {
-            log::error!(
-                "domain {}: retired mappings stay pinned: {}",
-                self.number,
-                DmaError::from(unflushed)
-            );
+        } else {
+            // Who waits for one of them is told if it fails.
+            let _ = self.pay(owed);
         }
     }
 }

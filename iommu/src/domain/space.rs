@@ -137,7 +137,7 @@ impl<B: Backend> Space for Domain<B> {
     fn retire(&self, segment: &Segment) -> Result<Owed, DmaError> {
         self.standing.check_retire()?;
         let (iova, bytes) = segment.pages();
-        self.owe(self.clear(iova, bytes)?)
+        Ok(self.owe(self.clear(iova, bytes)?))
     }
 
     fn is_pending(&self, owed: Owed) -> bool {

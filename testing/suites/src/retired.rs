@@ -27,7 +27,7 @@ test! {
         let page = machine.fresh_page();
         let mapping = edu.dma.dma_map_at(pattern::pages(1, 2)?, FromDevice, page)?;
         edu.push(page, BYTES)?;
-        let retired = mapping.retire();
+        let mut retired = mapping.retire();
         let mut copy = [0; 64];
         retired.copy_to(0, &mut copy);
         pattern::expect(&copy, 1, "the copy")?;

@@ -4,8 +4,8 @@
 use std::cell::RefCell;
 
 use driven::Driven;
-use iommu::{Bidirectional, Options};
-use vtd_model::{MachineConfig, ReservedMemory};
+use iommu::{Bidirectional, DmaDevice, DmaError, Options, dma::Late};
+use vtd_model::{FunctionConfig, MachineConfig, ReservedMemory, UnitConfig};
 
 /// More than anybody would read.
 const MAPPINGS: usize = 400;
@@ -60,6 +60,41 @@ fn a_unit_that_does_not_answer_is_logged_once_and_pinned_mappings_in_bulk() {
     assert!(about("unit 0") >= 1, "{errors:#?}");
     assert!((1..=8).contains(&about("stay pinned, the last")), "{errors:#?}");
     assert!(errors.len() <= 16, "{errors:#?}");
+}
+
+/// What is retired behind it is not told again each time that something is due elsewhere.
+#[test]
+fn what_is_retired_behind_a_unit_that_failed_is_logged_once() {
+    listen();
+    let mut config = MachineConfig::plain(2);
+    config.relax_ns = 1_000_000;
+    config.units.push(UnitConfig::plain(0xfed9_1000));
+    config.functions[1] = FunctionConfig::endpoint(config.functions[1].address, 1);
+    let driven = Driven::start(config).expect("units that work");
+    let claim = |index| driven.iommu.claim(driven.function(index)).expect("a free function");
+    let map = |handle: &DmaDevice| {
+        let buffer = driven.machine.allocate_buffer(1, 1).expect("memory");
+        handle.dma_map(buffer, Bidirectional).expect("room")
+    };
+    let (failing, working) = (claim(0), claim(1));
+    let [first, later] = [map(&failing), map(&failing)];
+    driven.machine.misbehave(0, |unit| unit.queue_stalled = true);
+    let stay = [first.retire(), {
+        driven.pump();
+        later.retire()
+    }];
+    let pinned = |(_, line): &(_, String)| line.contains("retired mappings stay pinned");
+    assert_eq!(LOGGED.take().iter().filter(|entry| pinned(entry)).count(), 1);
+    for _ in 0..MAPPINGS {
+        let retired = map(&working).retire();
+        driven.pump();
+        assert!(matches!(retired.poll(), Ok(Late::Ready(_))));
+    }
+    let logged = LOGGED.take();
+    assert!(!logged.iter().any(pinned), "{} lines", logged.len());
+    for retired in stay {
+        assert!(matches!(retired.wait(), Err(DmaError::Stuck(_))), "its unit does not answer");
+    }
 }
 
 /// Nothing is lost by it, and it says that driver and unit differ about a descriptor.

@@ -167,7 +167,7 @@ fn bytes_can_be_copied_before_the_flush() {
             let mapping = mapping.map_err(|rejected| rejected.error).expect("room");
             let sent: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
             device.write(mapping.iova().as_u64(), &sent).expect("mapped");
-            let retired = mapping.retire();
+            let mut retired = mapping.retire();
             let mut got = vec![0; bytes - 3];
             retired.copy_to(3, &mut got);
             assert_eq!(got, sent[3..], "{bytes} at {offset}");
@@ -235,6 +235,18 @@ fn behind_a_unit_that_does_not_answer_it_stays_pinned() {
         driven.pump();
         assert!(driven.machine.is_lent(physical));
         assert!(handle.dma_map(Part::new(0, 1), Bidirectional).is_err());
+    }
+}
+
+/// So many that the call which retires the last ones has to flush, and cannot: who waits is told why.
+#[test]
+fn however_many_stay_pinned_the_reason_is_the_unit() {
+    let (driven, handle, _) = start(Flush::Deferred);
+    let mappings: Vec<_> = (0..3 * MAX_RETIRED).map(|_| map(&driven, &handle, FromDevice)).collect();
+    driven.machine.misbehave(0, |unit| unit.queue_stalled = true);
+    let retired: Vec<_> = mappings.into_iter().map(Mapping::retire).collect();
+    for retired in retired {
+        assert_eq!(retired.wait().map(drop), Err(DmaError::Stuck(Stuck { unit: 0 })));
     }
 }
 
