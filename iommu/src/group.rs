@@ -204,16 +204,22 @@ impl<B: Backend> Group<B> {
         self.state.lock(platform).term
     }
 
-    /// Makes `listener` the one that is told what happens to `function`, if it is claimed since `term`.
+    /// Makes `listener` the one that is told what happens to `function`, if it is claimed since `term`. That it is in quarantine
+    /// already, or was taken back, it is told at once.
     pub fn listen(&self, platform: &B::Platform, term: u64, function: PciAddress, listener: Listener) {
         let mut state = self.state.lock(platform);
-        if state.term != term {
-            return;
-        }
-        let claim = state.claimed.iter_mut().find(|claim| claim.function == function);
-        let before = claim.and_then(|claim| claim.listener.replace(listener));
+        let (before, told) = if state.term == term {
+            let claim = state.claimed.iter_mut().find(|claim| claim.function == function);
+            let before = claim.and_then(|claim| claim.listener.replace(listener.clone()));
+            (before, state.quarantined.then_some(Incident::Quarantined))
+        } else {
+            (None, Some(if state.retired { Incident::Removed } else { Incident::Released }))
+        };
         drop(state);
         drop(before);
+        if let Some(incident) = told {
+            listener(incident);
+        }
     }
 
     /// The domain that the group translates through, if it is not blocked.

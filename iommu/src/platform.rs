@@ -62,7 +62,8 @@ pub unsafe trait Platform: Send + Sync + 'static {
         let _ = class;
     }
 
-    /// Called in each round of a bounded busy wait.
+    /// Called in each round of a bounded busy wait: for hardware, or for another thread that waits for hardware. A host whose
+    /// threads have priorities lets those run here that have a lower one.
     fn relax(&self);
 
     /// A vector for `event`, as the message that raises it: the host calls

@@ -23,7 +23,7 @@ use crate::arc::TryArc;
 /// }
 /// ```
 pub struct Unmapped<B: DmaBuffer, D: Direction> {
-    /// Those that were not taken out, the next one last.
+    /// Those that were not taken out, the next one last. They are no mappings any more, and never dropped as such.
     mappings: Vec<Mapping<B, D>>,
 }
 
@@ -46,8 +46,10 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
 
     /// After an error of the `run` mappings that come after `done` ones: those before are unmapped, and freed; those after,
     /// and these if a device was taken away, are left to the reaper; these stay pinned for any other reason.
-    fn give_up(mappings: Vec<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
-        for (index, mapping) in mappings.into_iter().enumerate() {
+    fn give_up(mut mappings: Vec<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
+        let rest = Rest(&mut mappings);
+        while let Some(mapping) = rest.0.pop() {
+            let index = rest.0.len();
             if index < done {
                 drop(free(mapping));
             } else if index < done + run && !error.passes() {
@@ -124,8 +126,20 @@ impl<B: DmaBuffer, D: Direction> ExactSizeIterator for Unmapped<B, D> {}
 
 impl<B: DmaBuffer, D: Direction> Drop for Unmapped<B, D> {
     fn drop(&mut self) {
-        // They are no mappings any more, and must not go as such.
-        self.for_each(drop);
+        let rest = Rest(&mut self.mappings);
+        while let Some(mapping) = rest.0.pop() {
+            drop(free(mapping));
+        }
+    }
+}
+
+/// Former mappings that are lost if the drop of a buffer panics: dropped as mappings they would give back what is another's by
+/// now.
+struct Rest<'a, B: DmaBuffer, D: Direction>(&'a mut Vec<Mapping<B, D>>);
+
+impl<B: DmaBuffer, D: Direction> Drop for Rest<'_, B, D> {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(mem::forget);
     }
 }
 

@@ -5,7 +5,7 @@ use core::{fmt, marker::PhantomData, mem::size_of};
 use mm::PAGE_BYTES;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Bidirectional, DmaError, Mapping, PageBuffer, Rejected, space::Placement};
+use super::{Bidirectional, DmaError, Mapping, PageBuffer, space::Placement};
 use crate::{DmaDevice, Iova};
 
 /// An array of `T` that a device may read and write at any time.
@@ -40,8 +40,7 @@ impl<T: FromBytes + IntoBytes + Copy> Coherent<T> {
         let bad_length = DmaError::BadLength { count };
         let bytes = count.checked_mul(size_of::<T>()).filter(|&bytes| bytes > 0).ok_or(bad_length)?;
         let buffer = PageBuffer::zeroed(bytes.div_ceil(PAGE_BYTES as usize)).ok_or(DmaError::OutOfMemory)?;
-        let mapping =
-            device.map_at::<_, Bidirectional>(buffer, placement).map_err(|Rejected { error, .. }| error)?;
+        let mapping = device.map_pages::<Bidirectional>(buffer, placement)?;
         Ok(Self { mapping, count, element: PhantomData })
     }
 

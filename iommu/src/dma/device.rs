@@ -7,7 +7,7 @@ use mm::PAGE_BYTES;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    Coherent, Direction, DmaBuffer, DmaError, Mapping, Pool, Rejected, Reservation, ScatterList,
+    Coherent, Direction, DmaBuffer, DmaError, Mapping, PageBuffer, Pool, Rejected, Reservation, ScatterList,
     ScatterMapping, SegmentLimits, Unmapped,
     limits::Limits,
     space::{Placement, Space},
@@ -88,8 +88,9 @@ impl DmaDevice {
         self.shared.limits.set_last(last);
     }
 
-    /// States what one entry of the device's lists can describe. A buffer that is mapped from now on is one run within the
-    /// limits, or refused; a list is cut into such runs by [`ScatterMapping::segments`]. No limits until it is called.
+    /// States what one entry of the device's lists can describe. A buffer that is mapped from now on, and one of a pool, is
+    /// one run within the limits, or refused; a list is cut into such runs by [`ScatterMapping::segments`]. Coherent memory is
+    /// where lists are, and in none. No limits until it is called.
     ///
     /// # Panics
     /// If there is nothing that fits: no bytes, or a boundary that is neither 0 nor a power of two of at least 4 KiB.
@@ -137,14 +138,15 @@ impl DmaDevice {
         buffer: B,
         _direction: D,
     ) -> Result<Mapping<B, D>, Rejected<B>> {
-        self.map_at(buffer, self.anywhere())
+        let limits = &self.shared.limits;
+        Mapping::new(&self.shared.space, buffer, limits.whole(), limits.longest())
     }
 
     /// As [`dma_map`](Self::dma_map), at an IOVA of the caller's choice: for protocols that fix addresses, for owners that
     /// lay out the address space of their domain, and tests. It has the buffer's offset in its page.
     ///
     /// # Errors
-    /// Also [`DmaError::IovaTaken`], [`DmaError::IovaReserved`], [`DmaError::IovaBeyond`] and [`DmaError::IovaUnaligned`].
+    /// [`DmaError::TooLong`] is said of the longest run from there, up to the next multiple of a boundary. Also [`DmaError::IovaTaken`], [`DmaError::IovaReserved`], [`DmaError::IovaBeyond`] and [`DmaError::IovaUnaligned`].
     ///
     /// # Examples
     /// ```no_run
@@ -164,7 +166,8 @@ impl DmaDevice {
         _direction: D,
         iova: Iova,
     ) -> Result<Mapping<B, D>, Rejected<B>> {
-        self.map_at(buffer, self.shared.limits.at(iova))
+        let limits = &self.shared.limits;
+        Mapping::new(&self.shared.space, buffer, limits.at(iova), limits.segment().longest_from(iova))
     }
 
     /// An array of `count` elements, zeroed, that the CPU and the device share until it is dropped.
@@ -189,7 +192,7 @@ impl DmaDevice {
         &self,
         count: usize,
     ) -> Result<Coherent<T>, DmaError> {
-        Coherent::new(self, count, self.anywhere())
+        Coherent::new(self, count, self.shared.limits.anywhere())
     }
 
     /// Lends all buffers of `list` to the device in direction `D`, in one range of addresses, with one flush where the
@@ -306,26 +309,23 @@ impl DmaDevice {
         count: usize,
         _direction: D,
     ) -> Result<Pool<D>, DmaError> {
-        Pool::new(self, bytes, count, self.anywhere())
+        Pool::new(self, bytes, count, self.shared.limits.whole())
     }
 
+    /// Maps pages that the device is not told of as one entry of a list.
     #[track_caller]
-    pub(super) fn map_at<B: DmaBuffer, D: Direction>(
+    pub(super) fn map_pages<D: Direction>(
         &self,
-        buffer: B,
+        pages: PageBuffer,
         placement: Placement,
-    ) -> Result<Mapping<B, D>, Rejected<B>> {
-        Mapping::new(&self.shared.space, buffer, placement, self.shared.limits.longest())
+    ) -> Result<Mapping<PageBuffer, D>, DmaError> {
+        let mapping = Mapping::new(&self.shared.space, pages, placement, u64::MAX);
+        mapping.map_err(|Rejected { error, .. }| error)
     }
 
     /// Longest run that the device can describe, in bytes.
     pub(super) fn longest_segment(&self) -> u64 {
         self.shared.limits.longest()
-    }
-
-    #[inline]
-    fn anywhere(&self) -> Placement {
-        self.shared.limits.whole()
     }
 }
 

@@ -9,7 +9,7 @@ use mm::PAGE_BYTES;
 
 use self::free_list::FreeList;
 use super::{
-    DeviceReads, DeviceWrites, Direction, DmaError, Mapping, PageBuffer, Rejected,
+    DeviceReads, DeviceWrites, Direction, DmaError, Mapping, PageBuffer,
     shared_bytes::{copy_in, copy_out},
     space::Placement,
 };
@@ -87,8 +87,11 @@ impl<D: Direction> Pool<D> {
         count: usize,
         placement: Placement,
     ) -> Result<Self, DmaError> {
-        let layout =
-            Layout::of(bytes, device.longest_segment()).ok_or(DmaError::BadLength { count: bytes })?;
+        let limit = device.longest_segment();
+        if bytes as u64 > limit {
+            return Err(DmaError::TooLong { bytes, limit });
+        }
+        let layout = Layout::of(bytes, limit).ok_or(DmaError::BadLength { count: bytes })?;
         if count == 0 {
             return Err(DmaError::BadLength { count });
         }
@@ -100,7 +103,7 @@ impl<D: Direction> Pool<D> {
         while buffers.len() < count {
             let missing = (count - buffers.len()).min(layout.buffers_at_once);
             let pages = PageBuffer::zeroed(layout.pages(missing)).ok_or(DmaError::OutOfMemory)?;
-            let mapping = device.map_at::<_, D>(pages, placement).map_err(|Rejected { error, .. }| error)?;
+            let mapping = device.map_pages::<D>(pages, placement)?;
             let (first, run) = (mapping.iova().as_u64(), runs.len());
             buffers.extend((0..missing).map(|index| {
                 let offset = layout.offset(index);

@@ -118,9 +118,12 @@ impl DmaDevice {
         self.shared.tenure.faults()
     }
 
-    /// Makes `listener` the one that is told of the device's faults, and of its quarantine. It is called in the thread that
-    /// runs [`Iommu::process_faults`](crate::Iommu::process_faults), and should wake a thread of the driver rather than
-    /// work. In a storm not every fault is told; [`fault_count`](Self::fault_count) counts them all.
+    /// Makes `listener` the one that is told of the device's faults, and of its end. It is called in the thread that
+    /// runs [`Iommu::process_faults`](crate::Iommu::process_faults) or that takes the device away, and should wake a thread of
+    /// the driver rather than work. In a storm not every fault is told; [`fault_count`](Self::fault_count) counts them all.
+    ///
+    /// Nothing is missed by who comes late: of a device that is in quarantine already, or was taken back, `listener` is told
+    /// before this returns. A quarantine that comes at the same time may be told twice.
     ///
     /// ```no_run
     /// # use std::sync::Arc;

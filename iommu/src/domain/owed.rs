@@ -119,7 +119,8 @@ impl<B: Backend> Domain<B> {
         owed
     }
 
-    /// Waits until `owed` is paid. A flush has a deadline, so this has one.
+    /// Waits until `owed` is paid. A flush has a deadline, so this has one, as long as whoever carries it out runs
+    /// ([`Platform::relax`]).
     pub(super) fn pay(&self, owed: Owed) -> Result<(), Unflushed> {
         let platform = &**self.backend.platform();
         while !self.owed.is_over(owed) {

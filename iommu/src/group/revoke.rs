@@ -211,16 +211,21 @@ impl<B: Backend> Group<B> {
         Taken { remaining, revoked, ..Taken::nothing() }
     }
 
-    /// A scratch page to which all the group's sources are attached.
+    /// A scratch page to which the group's sources are attached. One that cannot be, while others are, stays blocked: they may
+    /// have the page on their way already, so that it goes when they are quiet and not before.
     fn on_scratch_page(&self, maker: &DomainMaker<B>) -> Result<Scratch<B>, DmaError> {
         let scratch = Scratch::new(maker.backend.clone(), self.layout.units(), &self.layout.reserved)?;
-        for (done, &(source, unit)) in self.layout.sources.iter().enumerate() {
-            if let Err(error) = scratch.attach(unit, source) {
-                self.block_sources(done, |unit, source| scratch.block(unit, source))?;
-                return Err(error);
+        let (mut is_used, mut result) = (false, Ok(()));
+        for &(source, unit) in &self.layout.sources {
+            match scratch.attach(unit, source) {
+                Ok(()) => is_used = true,
+                Err(error) => {
+                    log::error!("{source} gets no scratch page: {error}");
+                    result = result.and(Err(error));
+                }
             }
         }
-        Ok(scratch)
+        if is_used { Ok(scratch) } else { result.map(|()| scratch) }
     }
 
     /// Blocks the group, whose devices are quiet, if it is on a scratch page, and gives the page back.

@@ -173,6 +173,31 @@ fn drivers_are_told() {
     assert_eq!(told.iter().filter(|(_, incident)| *incident == Incident::Quarantined).count(), 1);
 }
 
+/// Whoever takes the device is faster than its driver, who has just claimed it.
+#[test]
+fn a_driver_that_listens_late_is_told_what_it_missed() {
+    let driven = machine();
+    let told = |handle: &DmaDevice| {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let teller = told.clone();
+        handle.on_incident(Arc::new(move |incident| teller.lock().unwrap().push(incident)));
+        let told = told.lock().unwrap().clone();
+        told
+    };
+    let (handle, _) = claim(&driven, 0);
+    let function = handle.function();
+    assert_eq!(told(&handle), []);
+    driven.iommu.quarantine(function).expect("a unit that works");
+    assert_eq!(told(&handle), [Incident::Quarantined]);
+    driven.iommu.release(function, |_| true).expect("a quiet device");
+    assert_eq!(told(&handle), [Incident::Released]);
+    // Nor does it hear of what the next one's device does.
+    let (next, _) = claim(&driven, 0);
+    assert_eq!((told(&handle), told(&next)), (vec![Incident::Released], vec![]));
+    driven.iommu.functions_gone(&[function], |_| true).expect("a unit that works");
+    assert_eq!(told(&next), [Incident::Removed]);
+}
+
 #[test]
 fn memory_comes_back_when_the_device_is_quiet_and_not_before() {
     let driven = machine();

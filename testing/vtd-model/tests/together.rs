@@ -3,10 +3,12 @@
 
 mod part;
 
+use std::panic::{self, AssertUnwindSafe};
+
 use driven::Driven;
 use iommu::{
-    Bidirectional, DmaBuffer, DmaDevice, DmaError, FromDevice, Mapping, Options, PageBuffer, ToDevice,
-    dma::{Direction, ScatterList, SegmentLimits, Stuck},
+    Bidirectional, DmaBuffer, DmaDevice, DmaError, FromDevice, Iova, Mapping, Options, PageBuffer, ToDevice,
+    dma::{Direction, RawBuffer, ScatterList, SegmentLimits, Stuck},
     options::Mode,
 };
 use part::{BESIDE, Part};
@@ -320,10 +322,17 @@ fn a_mapping_is_one_segment_within_the_limits_or_refused() {
     let refused = handle.dma_map(buffer(&driven, 17), ToDevice);
     let error = DmaError::TooLong { bytes: 17 * PAGE, limit: boundary };
     assert!(refused.is_err_and(|rejected| rejected.error == error && rejected.buffer.is_some()));
-    assert_eq!(
-        handle.alloc_coherent::<u64>(10_000).map(drop),
-        Err(DmaError::TooLong { bytes: 20 * PAGE, limit: boundary })
-    );
+    // Of one's own choice: up to the boundary, and not beyond.
+    let chosen = |pages| {
+        let iova = Iova::new(3 * boundary - PAGE as u64);
+        let mapping = handle.dma_map_at(buffer(&driven, pages), ToDevice, iova);
+        mapping.map(drop).map_err(|rejected| (rejected.error, rejected.buffer.is_some()))
+    };
+    let beyond = DmaError::TooLong { bytes: 2 * PAGE, limit: PAGE as u64 };
+    assert_eq!((chosen(1), chosen(2)), (Ok(()), Err((beyond, true))));
+    // A ring is told as a whole.
+    let ring = handle.alloc_coherent::<u64>(10_000).expect("room");
+    assert_eq!(ring.iova_of(9_999).as_u64(), ring.iova().as_u64() + 79_992);
     // A pool keeps its buffers within them.
     handle.set_segment_limits(SegmentLimits { max_bytes: 8192, boundary: 8192 });
     let pool = handle.dma_pool(6000, 20, ToDevice).expect("memory");
@@ -332,7 +341,55 @@ fn a_mapping_is_one_segment_within_the_limits_or_refused() {
         assert_eq!(first / 8192, (first + 5999) / 8192);
         std::mem::forget(buffer);
     }
-    assert!(handle.dma_pool(9000, 1, ToDevice).is_err());
+    let too_long = DmaError::TooLong { bytes: 9000, limit: 8192 };
+    assert_eq!(handle.dma_pool(9000, 1, ToDevice).map(drop), Err(too_long));
+    // Where they lie in pages longer than one may be, each is short enough.
+    handle.set_segment_limits(SegmentLimits { max_bytes: 2048, boundary: 0 });
+    assert_eq!(handle.dma_pool(2048, 5, ToDevice).map(|pool| pool.capacity()), Ok(5));
+    assert!(handle.dma_pool(2049, 5, ToDevice).is_err());
+}
+
+/// A buffer that cannot be freed without a panic.
+struct Fragile(Option<PageBuffer>);
+
+// SAFETY: the memory is the page buffer's, which keeps the contract.
+unsafe impl DmaBuffer for Fragile {
+    fn into_raw(mut self) -> RawBuffer {
+        self.0.take().expect("pages").into_raw()
+    }
+
+    unsafe fn from_raw(raw: RawBuffer) -> Self {
+        // SAFETY: passed on to the caller.
+        Self(Some(unsafe { PageBuffer::from_raw(raw) }))
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        assert!(self.0.is_none(), "with pages in it");
+    }
+}
+
+/// The others of a batch have been unmapped, and their addresses are somebody else's.
+#[test]
+fn a_buffer_that_panics_as_it_is_freed_takes_nobody_elses_mapping_along() {
+    let (driven, handle, device) = start();
+    let fragile = || Fragile(PageBuffer::zeroed(1));
+    let mappings: Vec<_> = (0..3).map(|_| map(&handle, fragile(), Bidirectional)).collect();
+    let addresses: Vec<_> = mappings.iter().map(Mapping::iova).collect();
+    let unmapped = handle.unmap_batch(mappings).expect("a unit that works");
+    let others: Vec<_> = addresses
+        .iter()
+        .map(|&iova| handle.dma_map_at(buffer(&driven, 1), Bidirectional, iova).expect("free again"))
+        .collect();
+    let freed = panic::catch_unwind(AssertUnwindSafe(|| drop(unmapped)));
+    assert!(freed.is_err());
+    driven.pump();
+    for other in others {
+        assert!(device.probe(other.iova().as_u64(), Access::Write).is_ok(), "it was unmapped with another's");
+        drop(other.unmap().expect("a unit that works"));
+    }
+    assert_eq!(driven.iommu.live_mappings(), 0);
 }
 
 #[test]
