@@ -36,6 +36,11 @@ impl DmaDomain {
         self.number
     }
 
+    /// Whether it is one of those that `control` rules over.
+    pub(crate) fn is_under(&self, control: &Arc<dyn Control>) -> bool {
+        core::ptr::addr_eq(Arc::as_ptr(&self.control), Arc::as_ptr(control))
+    }
+
     pub(super) fn space(&self) -> &TryArc<dyn Space> {
         &self.space
     }

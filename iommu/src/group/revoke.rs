@@ -5,6 +5,8 @@
 //!
 //! In quarantine a group reaches its reserved memory. All other addresses are blocked, or lead to a scratch page.
 
+use core::mem;
+
 use super::{Group, Incident, ReleaseError};
 use crate::{
     PciAddress, Platform,
@@ -96,7 +98,7 @@ impl<B: Backend> Group<B> {
         state.term += 1;
         state.retired = future == Future::None;
         state.muted = state.retired;
-        let claimed = core::mem::take(&mut state.claimed);
+        let claimed = mem::take(&mut state.claimed);
         drop(state);
         drop((claimed, revoked, keeper));
         Ok(())
@@ -134,7 +136,11 @@ impl<B: Backend> Group<B> {
             result = taken.result.and(self.mute(maker));
             let mut state = self.state.lock(platform);
             state.quarantined = true;
-            (state.domain, state.scratch, state.revoked) = (taken.remaining, taken.scratch, taken.revoked);
+            let before = mem::replace(&mut state.domain, taken.remaining);
+            (state.scratch, state.revoked) = (taken.scratch, taken.revoked);
+            // A domain that goes with it gives its tables back.
+            drop(state);
+            drop(before);
         }
         // A unit that does not answer may go on translating as before, whenever it fell silent.
         Ok(Seizure { is_new, result: result.and(maker.backend.check(self.layout.units())) })
@@ -249,7 +255,8 @@ impl<B: Backend> Group<B> {
                 if none { None } else { self.reserved_only(maker) }
             }
         };
-        self.state.lock(platform).domain = reserved;
+        let before = mem::replace(&mut self.state.lock(platform).domain, reserved);
+        drop(before);
         Ok(())
     }
 

@@ -82,7 +82,11 @@ impl Iommu {
         domain: &DmaDomain,
         mut reset: impl FnMut(PciAddress) -> bool,
     ) -> Result<DmaDevice, ClaimError> {
-        self.control.assign(function, domain.number(), &mut reset)
+        let number = domain.number();
+        if !domain.is_under(&self.control) {
+            return Err(ClaimError::NoDomain { domain: number });
+        }
+        self.control.assign(function, number, &mut reset)
     }
 
     /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing else,

@@ -217,6 +217,17 @@ fn a_domain_that_is_destroyed_returns_everything() {
     driven.assert_content("after eight domains");
 }
 
+/// Numbers of domains are each subsystem's own, and handles of theirs may meet in one program.
+#[test]
+fn a_domain_of_another_subsystem_is_none_of_this_one() {
+    let (driven, foreign) = (start(two_units()), start(two_units()));
+    let (own, other) = (create(&driven, &[0]), create(&foreign, &[0]));
+    assert_eq!(own.number(), other.number());
+    let refused = driven.iommu.assign(driven.function(0), &other, |_| true).map(drop);
+    assert_eq!(refused, Err(ClaimError::NoDomain { domain: other.number() }));
+    drop(assign(&driven, 0, &own));
+}
+
 #[test]
 fn a_group_is_in_one_domain_and_goes_as_a_whole() {
     // Two functions behind a bridge, which a unit cannot tell apart.

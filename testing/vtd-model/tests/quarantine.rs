@@ -181,8 +181,7 @@ fn a_driver_that_listens_late_is_told_what_it_missed() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let teller = told.clone();
         handle.on_incident(Arc::new(move |incident| teller.lock().unwrap().push(incident)));
-        let told = told.lock().unwrap().clone();
-        told
+        told.lock().unwrap().clone()
     };
     let (handle, _) = claim(&driven, 0);
     let function = handle.function();
