@@ -19,8 +19,13 @@ intrusive_adapter!(InOrder = UnsafeRef<Waiting>: Waiting { link => LinkedListLin
 /// Dropped mappings, the oldest first.
 pub(super) struct Backlog {
     entries: LinkedList<InOrder>,
-    slots: Slab<Waiting>,
     len: usize,
+    /// Those that nobody looks at before some device is quiet.
+    set_aside: LinkedList<InOrder>,
+    set_aside_len: usize,
+    /// How often a device became quiet.
+    roused: u64,
+    slots: Slab<Waiting>,
 }
 
 // SAFETY: all entries belong to this structure; no reference to one of them leaves it.
@@ -36,9 +41,12 @@ impl Backlog {
     /// As for [`Slab::new`].
     pub unsafe fn new() -> Self {
         // SAFETY: slots are used by the list only, and `release` empties it first.
-        Self { entries: LinkedList::new(InOrder::new()), slots: unsafe { Slab::new() }, len: 0 }
+        let slots = unsafe { Slab::new() };
+        let [entries, set_aside] = [(); 2].map(|()| LinkedList::new(InOrder::new()));
+        Self { entries, len: 0, set_aside, set_aside_len: 0, roused: 0, slots }
     }
 
+    /// Number of those that are not set aside.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -51,12 +59,41 @@ impl Backlog {
 
     /// Adds `abandoned`, which comes back if there is no room.
     pub fn push(&mut self, abandoned: Abandoned) -> Result<(), Abandoned> {
+        let entry = self.entry(abandoned)?;
+        self.entries.push_back(entry);
+        self.len += 1;
+        Ok(())
+    }
+
+    /// How often a device became quiet so far.
+    pub fn roused(&self) -> u64 {
+        self.roused
+    }
+
+    /// As [`push`](Self::push), for one that was tried after so many devices had become quiet, and waits for another: it is set
+    /// aside, unless one has become quiet since.
+    pub fn set_aside(&mut self, abandoned: Abandoned, roused: u64) -> Result<(), Abandoned> {
+        if roused != self.roused {
+            return self.push(abandoned);
+        }
+        let entry = self.entry(abandoned)?;
+        self.set_aside.push_back(entry);
+        self.set_aside_len += 1;
+        Ok(())
+    }
+
+    /// A device became quiet: those that were set aside are back in the list.
+    pub fn rouse(&mut self) {
+        self.entries.back_mut().splice_after(self.set_aside.take());
+        self.len += core::mem::take(&mut self.set_aside_len);
+        self.roused += 1;
+    }
+
+    fn entry(&mut self, abandoned: Abandoned) -> Result<UnsafeRef<Waiting>, Abandoned> {
         let entry = Waiting { link: LinkedListLink::new(), abandoned: None };
         let Some(mut slot) = self.slots.take_reserved(entry) else { return Err(abandoned) };
         slot.abandoned = Some(abandoned);
-        self.entries.push_back(slot.into_ref());
-        self.len += 1;
-        Ok(())
+        Ok(slot.into_ref())
     }
 
     /// Takes the oldest entry out; there is room for another one in its place.
@@ -75,6 +112,7 @@ impl Backlog {
 
     /// Drops what is left, and gives the memory back.
     pub fn release<M: TableMemory>(&mut self, tables: &M) {
+        self.rouse();
         while let Some(abandoned) = self.pop(tables) {
             drop(abandoned);
         }

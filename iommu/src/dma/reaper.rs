@@ -192,17 +192,27 @@ impl<P: Platform> Reaper<P> {
         self.platform.wake(Work::Reap);
     }
 
+    /// A device is quiet: what waited for one is tried again. Whoever calls this wakes the reaper.
+    pub fn rouse(&self) {
+        self.queue.lock(&*self.platform).rouse();
+    }
+
     /// Flushes and frees what was dropped before the call. Runs in a thread of the host.
+    ///
+    /// What waits until a device is quiet is not looked at before one is: others keep the thread busy meanwhile.
     pub fn reap(&self) {
         let mut left = self.queue.lock(&*self.platform).len();
         while left > 0 {
-            let taken = self.queue.lock(&*self.platform).pop(self.platform.tables());
+            let (taken, roused) = {
+                let mut queue = self.queue.lock(&*self.platform);
+                (queue.pop(self.platform.tables()), queue.roused())
+            };
             let Some(abandoned) = taken else { return };
             // Counted until its buffer is free: who waits for the count to fall finds the memory back.
             self.live.fetch_add(1, Ordering::Relaxed);
             if let Some(waiting) = abandoned.reap(&self.pinned) {
-                // Its slot is still its own. Whoever makes its device quiet wakes the reaper.
-                let pushed = self.queue.lock(&*self.platform).push(waiting);
+                // Its slot is still its own.
+                let pushed = self.queue.lock(&*self.platform).set_aside(waiting, roused);
                 debug_assert!(pushed.is_ok(), "the slot that it had is free");
             }
             self.release();
@@ -223,6 +233,9 @@ impl<P: Platform> Reaper<P> {
         Ok(())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 impl<P: Platform> Drop for Reaper<P> {
     fn drop(&mut self) {

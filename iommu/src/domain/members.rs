@@ -96,6 +96,7 @@ impl<B: Backend> Domain<B> {
     #[must_use]
     pub fn set_quiet(&self) -> Option<Keeper> {
         self.standing.end_restless();
+        self.reaper.rouse();
         self.backend.platform().wake(Work::Reap);
         self.let_go()
     }

@@ -20,9 +20,13 @@ use crate::sync::atomic::AtomicU64 as StepCount;
 const FIRST: u64 = 0x12_3456_0000;
 const PAGES: usize = 600;
 
+/// Slots of slabs find their page by its alignment.
+#[repr(align(4096))]
+struct Page(Table);
+
 pub struct FakeMemory {
     /// Only ever indexed page by page: Miri takes its time over a reference to all of them.
-    pages: Box<[Table]>,
+    pages: Box<[Page]>,
     next: AtomicUsize,
     limit: AtomicUsize,
     /// What was written back: physical address and length of each run.
@@ -66,7 +70,7 @@ impl FakeMemory {
         assert!(address.is_multiple_of(8), "unaligned word at {address:#x}");
         let offset = address.checked_sub(FIRST).expect("a virtual address was given to hardware");
         let word = offset as usize / 8;
-        &self.pages[word / TABLE_ENTRIES][word % TABLE_ENTRIES]
+        &self.pages[word / TABLE_ENTRIES].0[word % TABLE_ENTRIES]
     }
 
     /// What hardware does for a wait: 32 bits.
@@ -102,7 +106,7 @@ unsafe impl TableMemory for FakeMemory {
         self.step(Ordering::Acquire);
         let offset = page.as_u64().checked_sub(FIRST).expect("not a page of this memory");
         assert!(offset.is_multiple_of(PAGE_BYTES), "{page} is no page");
-        &self.pages[(offset / PAGE_BYTES) as usize]
+        &self.pages[(offset / PAGE_BYTES) as usize].0
     }
 
     fn write_back(&self, first: *const u8, bytes: usize) {
