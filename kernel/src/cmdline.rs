@@ -18,8 +18,8 @@ pub struct Options<'a> {
     pub bench: Option<&'a str>,
     /// What the log shows.
     pub log: LevelFilter,
-    /// What `iommu=` says, to be read by the `iommu` crate.
-    pub iommu: &'a str,
+    /// What all `iommu=` together say.
+    pub iommu: iommu::Options,
     /// Remapping units record the interrupts that they block. QEMU's does not before 10.0; nothing in the guest tells.
     pub interrupt_faults: bool,
     /// A test that misbehaves on purpose is added.
@@ -101,7 +101,7 @@ impl Default for Options<'_> {
             tests: Selection { glob: "*", from: None, after: None },
             bench: None,
             log: LevelFilter::Info,
-            iommu: "",
+            iommu: iommu::Options::default(),
             interrupt_faults: true,
             selftest: None,
             power_cut: None,
@@ -133,7 +133,9 @@ impl fmt::Display for UnknownWord<'_> {
 pub fn parse<'a>(line: &'a str, mut report: impl FnMut(UnknownWord<'a>)) -> Options<'a> {
     let mut options = Options::default();
     for word in line.split_ascii_whitespace() {
-        if options.take(word).is_none() {
+        if let Some(words) = word.strip_prefix("iommu=") {
+            options.iommu.apply(words, |word| report(UnknownWord(word)));
+        } else if options.take(word).is_none() {
             report(UnknownWord(word));
         }
     }
@@ -157,7 +159,6 @@ impl<'a> Options<'a> {
             "test-after" => self.tests.after = Some(value),
             "bench" => self.bench = Some(value),
             "log" => self.log = log_level(value)?,
-            "iommu" => self.iommu = value,
             "lacks" if value == "interrupt-faults" => self.interrupt_faults = false,
             "disk" if value == "hollow" => self.hollow_disk = true,
             "disk" if value == "process" => self.served_disk = true,

@@ -65,7 +65,6 @@ pub fn start(
     kernel: &Arc<Kernel>,
     tables: &acpi::Tables,
     memory_map: &[Region],
-    options: iommu::Options,
     words: &Options<'_>,
 ) -> Result<Parts, DevicesError> {
     let host: Arc<dyn Host> = kernel.clone();
@@ -81,7 +80,7 @@ pub fn start(
         .map_err(|_| DevicesError::OutOfMemory)?;
     place_virtual(&*host, &mut functions, &mut apertures);
     functions.iter_mut().for_each(|function| function.measure(&*host));
-    let iommu = start_iommu(kernel, tables, &functions, &claims, options)?;
+    let iommu = start_iommu(kernel, tables, &functions, &claims, words.iommu)?;
     add_units(&mut claims, &iommu).map_err(|_| DevicesError::OutOfMemory)?;
     let is_served = |function: &Function| words.served_disk && function.class == nvme::CLASS;
     let disks = open_disks(&host, &iommu, &functions, &is_served);
@@ -106,7 +105,7 @@ pub fn start(
         hotplug,
         plugged,
         plugs: words.plugs,
-        options,
+        options: words.iommu,
         records_interrupt_faults: words.interrupt_faults,
         functions,
         disks,

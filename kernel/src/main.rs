@@ -94,9 +94,7 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>, memory_map: &[Region]) {
         log::error!("errors of local APICs are not reported: {error}");
     }
     let kernel = Kernel::new(&tables);
-    let iommu_options = read_iommu_options(options.iommu);
-    let parts = devices::start(&kernel, &tables, memory_map, iommu_options, &options)
-        .unwrap_or_else(|error| fatal(&error));
+    let parts = devices::start(&kernel, &tables, memory_map, &options).unwrap_or_else(|error| fatal(&error));
     let machine = Machine::new(parts);
 
     if let Err(error) = shell::input::init(&machine.iommu, tables.isa_wire(console::ISA_IRQ)) {
@@ -113,12 +111,6 @@ fn main(command_line: &str, rsdp: Option<PhysAddr>, memory_map: &[Region]) {
 fn read_options(command_line: &str) -> Options<'_> {
     let options = cmdline::parse(command_line, |word| log::warn!("{word}"));
     log::set_max_level(options.log);
-    options
-}
-
-fn read_iommu_options(words: &str) -> iommu::Options {
-    let mut options = iommu::Options::default();
-    options.apply(words, |word| log::warn!("unknown word in iommu=: {word:?}"));
     options
 }
 

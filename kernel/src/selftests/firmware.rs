@@ -3,6 +3,7 @@
 use alloc::{vec, vec::Vec};
 
 use harness::{check, check_eq, test};
+use iommu::options::Flush;
 use mm::PhysAddr;
 
 use crate::{
@@ -104,13 +105,16 @@ test! {
     /// The command line is read strictly.
     fn unknown_words_are_reported(_context) {
         let mut unknown = alloc::vec::Vec::new();
-        let line = "exit test=disk::* quiet log=loud iommu=strict,verbose test-from=a selftest=x bench=*";
+        let line = "exit test=disk::* quiet log=loud iommu=verbose,no-snoop,fast test-from=a iommu=deferred,snoop \
+            selftest=x bench=*";
         let options = cmdline::parse(line, |word| unknown.push(word.0));
-        check_eq!(unknown, ["quiet", "log=loud", "selftest=x"]);
+        check_eq!(unknown, ["quiet", "log=loud", "fast", "selftest=x"]);
         check!(options.exit, "exit");
         check_eq!(options.tests.glob, "disk::*");
         check_eq!(options.tests.from, Some("a"));
-        check_eq!(options.iommu, "strict,verbose");
+        // All of them count, the last word about a thing.
+        let iommu = iommu::Options { verbose: true, flush: Flush::Deferred, ..iommu::Options::default() };
+        check_eq!(options.iommu, iommu);
         check_eq!(options.bench, Some("*"));
     }
 }
