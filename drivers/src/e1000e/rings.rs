@@ -16,7 +16,7 @@ use crate::{
     host::Host,
     net::{
         Checksum, FRAME_LIMIT_BYTES, Link,
-        rings::{Arrived, Rings},
+        rings::{Arrived, Awaited, Rings},
     },
     pci::{Device, Msix},
 };
@@ -270,10 +270,13 @@ impl Rings for Controller {
         }
     }
 
-    fn rearm(&mut self, room: bool) -> bool {
+    fn rearm(&mut self, awaited: Awaited) -> bool {
+        let mut causes = Cause::empty();
+        causes.set(Cause::RECEIVED, awaited.frames);
+        causes.set(Cause::SENT, awaited.room);
         // What has come meanwhile is raised by this.
-        self.registers.unmask(if room { Cause::RECEIVED | Cause::SENT } else { Cause::RECEIVED });
-        self.receive.peek(0).is_some_and(|(word, _)| descriptor::filled(word).is_some())
+        self.registers.unmask(causes);
+        awaited.frames && self.receive.peek(0).is_some_and(|(word, _)| descriptor::filled(word).is_some())
     }
 
     fn doorbells(&self) -> u64 {

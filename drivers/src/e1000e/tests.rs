@@ -116,6 +116,37 @@ fn a_full_ring_refuses_and_its_room_comes_back_with_an_event() {
     assert_eq!(device.set(|state| state.sent.len()), room);
 }
 
+/// The owner takes no frame that it might have to answer while there is no room for an answer.
+#[test]
+fn an_owner_without_room_is_woken_by_room_and_not_by_frames() {
+    let (_bench, device, mut net) = opened();
+    let event = net.event();
+    while net.room() > 0 {
+        let checksum = Checksum { start: 34, offset: (net.room() % 2) as u8 };
+        net.transmit(&frame(0), Some(checksum)).unwrap();
+    }
+    assert!(!net.rearm());
+    for number in 0..2 * DEPTH {
+        assert!(device.arrive(&frame(number)));
+        net.service();
+    }
+    while event.wait(0) {}
+    assert_eq!((net.room(), net.rearm(), event.wait(0)), (0, false, false), "it has nothing to do");
+    net.flush();
+    assert!(event.wait(0), "there is room");
+    net.service();
+    for number in 0..2 * DEPTH {
+        let next = receive(&mut *net).or_else(|| {
+            assert!(net.rearm(), "there are more");
+            net.service();
+            receive(&mut *net)
+        });
+        assert_eq!(next.as_deref(), Some(&frame(number)[..]));
+    }
+    while event.wait(0) {}
+    assert!(!net.rearm() && device.arrive(&frame(0)) && event.wait(0), "and of more it hears again");
+}
+
 #[test]
 fn a_controller_that_lies_about_a_length_is_reset_and_works_again() {
     let (_bench, device, mut net) = opened();

@@ -15,7 +15,7 @@ use iommu::{DmaDevice, dma::FaultCounts};
 use super::{
     Checksum, Counters, HEADER_BYTES, Link, NetDevice, NetInfo, NotQuiet, TransmitError,
     attention::Attention,
-    rings::{Arrived, Rings},
+    rings::{Arrived, Awaited, Rings},
 };
 use crate::{
     faults::Doubt,
@@ -298,8 +298,10 @@ impl<R: Rings> NetDevice for Engine<R> {
         self.phase == Phase::Running && {
             // What the owner has taken meanwhile is free again.
             self.rings.refill(self.faults);
-            let is_full = self.rings.room() == 0;
-            self.rings.rearm(is_full)
+            // An owner that takes no frames, for want of room to answer them, is not woken by more of them.
+            let frames = self.arrived.len() < self.arrived.capacity();
+            let room = self.rings.room() == 0;
+            self.rings.rearm(Awaited { frames, room })
         }
     }
 

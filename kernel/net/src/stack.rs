@@ -131,8 +131,16 @@ impl Stack {
         // What the steps have written is sent at once.
         self.interface.poll(instant(now_ns), &mut self.adapter, &mut self.sockets);
         self.adapter.device.flush();
-        let poll_at = self.interface.poll_at(instant(now_ns), &self.sockets);
-        due_ns.min(poll_at.map_or(u64::MAX, nanoseconds))
+        due_ns.min(self.poll_at_ns(now_ns))
+    }
+
+    /// When `smoltcp` has something to do. Without room it can send nothing, and all that it wants to send stays due: what is
+    /// waited for then is the device, which says when there is room again.
+    fn poll_at_ns(&mut self, now_ns: u64) -> u64 {
+        if self.adapter.device.room() == 0 {
+            return u64::MAX;
+        }
+        self.interface.poll_at(instant(now_ns), &self.sockets).map_or(u64::MAX, nanoseconds)
     }
 
     /// As it is now.

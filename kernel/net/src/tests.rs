@@ -32,13 +32,18 @@ struct Bench {
 }
 
 impl Bench {
-    /// An interface that has its address.
-    fn configured() -> Self {
+    /// An interface that has no address yet.
+    fn new() -> Self {
         let host: Arc<dyn Host> = Arc::new(TestHost);
         let (cable, other) = Cable::new();
         let stack = Stack::new(Box::new(cable), 42, 0).unwrap();
         let inbox = Inbox::new(&host).unwrap();
-        let mut bench = Self { host, stack, inbox, other, now_ns: 0 };
+        Self { host, stack, inbox, other, now_ns: 0 }
+    }
+
+    /// An interface that has its address.
+    fn configured() -> Self {
+        let mut bench = Self::new();
         bench.run(2 * SECOND_NS);
         let address = Address {
             own: "10.0.2.15/24".parse().unwrap(),
@@ -151,4 +156,24 @@ fn nobody_who_waits_is_no_reason_to_go_on() {
     bench.run(1000);
     bench.other.name_server = Some(packets::answer_with_alias);
     assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok(), "the query is free again");
+}
+
+/// Its thread would not sleep otherwise: what cannot be sent stays due.
+#[test]
+fn without_room_nothing_is_due_but_jobs_and_the_device() {
+    let mut bench = Bench::new();
+    bench.other.fill(true);
+    assert_eq!(bench.stack.turn(0, &bench.inbox), u64::MAX);
+    bench.other.fill(false);
+    bench.run(SECOND_NS);
+    assert!(bench.stack.status().address.is_some(), "room is made use of at once");
+
+    bench.other.name_server = Some(packets::answer_with_alias);
+    bench.other.fill(true);
+    let pending = bench.resolve("www.example.org");
+    let due_ns = bench.stack.turn(bench.now_ns, &bench.inbox);
+    assert_eq!(due_ns, bench.now_ns + 15 * SECOND_NS, "the job's own deadline");
+    bench.other.fill(false);
+    bench.run(SECOND_NS);
+    assert!(pending.wait(0).unwrap().is_ok());
 }

@@ -58,6 +58,8 @@ pub type NameServer = fn(&[u8]) -> Option<Vec<u8>>;
 struct Wire {
     to_host: VecDeque<Vec<u8>>,
     to_network: VecDeque<Vec<u8>>,
+    /// The interface's end takes nothing.
+    is_full: bool,
 }
 
 /// The interface's end.
@@ -103,6 +105,11 @@ impl CableEnd {
     pub fn deliver(&mut self, frame: &[u8]) {
         self.delivered.push(frame.to_vec());
         self.wire.lock().unwrap().to_host.push_back(frame.to_vec());
+    }
+
+    /// Has the interface's end take nothing more, or take frames again.
+    pub fn fill(&mut self, is_full: bool) {
+        self.wire.lock().unwrap().is_full = is_full;
     }
 
     fn response(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
@@ -228,11 +235,15 @@ impl NetDevice for Cable {
     }
 
     fn room(&self) -> usize {
-        usize::MAX
+        if self.0.lock().unwrap().is_full { 0 } else { usize::MAX }
     }
 
     fn transmit(&mut self, frame: &[u8], _checksum: Option<Checksum>) -> Result<(), TransmitError> {
-        self.0.lock().unwrap().to_network.push_back(frame.to_vec());
+        let mut wire = self.0.lock().unwrap();
+        if wire.is_full {
+            return Err(TransmitError::Full);
+        }
+        wire.to_network.push_back(frame.to_vec());
         Ok(())
     }
 
