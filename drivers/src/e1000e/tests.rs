@@ -231,6 +231,50 @@ fn shutting_down_gives_everything_back() {
 }
 
 #[test]
+fn a_controller_that_was_pulled_out_gives_everything_back() {
+    let (bench, device, mut net) = opened();
+    net.transmit(&frame(1), None).unwrap();
+    device.set(|state| state.is_gone = true);
+    let function = bench.dma.function();
+    bench.host.space.remove(function);
+    bench.iommu.functions_gone(&[function], |_| true).unwrap();
+    bench.host.advance(WATCH_INTERVAL_NS);
+    let before_ns = bench.as_host().now_ns();
+    net.service();
+    assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
+    assert_eq!(net.shut_down(), Ok(()));
+    assert_eq!(bench.as_host().now_ns(), before_ns, "nothing is waited for");
+    bench.await_live_mappings(0);
+    assert_eq!(bench.host.live_vectors(), 0);
+}
+
+#[test]
+fn a_controller_that_somebody_else_has_is_left_alone() {
+    type End = fn(Box<dyn NetDevice>);
+    let ends: [End; 3] = [
+        |mut net| net.reset(),
+        |net| assert_eq!(net.shut_down(), Ok(())),
+        |net| {
+            assert_eq!(net.counters().resets, 0);
+        },
+    ];
+    for end in ends {
+        let (bench, device, old) = opened();
+        bench.iommu.release(bench.dma.function(), |_| true).unwrap();
+        let dma = bench.iommu.claim(bench.dma.function()).unwrap();
+        let mut net = open(&bench.as_host(), dma).unwrap();
+        end(old);
+        assert!(bench.host.is_bus_master());
+        let event = net.event();
+        while event.wait(0) {}
+        net.rearm();
+        assert_works(&device, &mut *net);
+        assert!(event.wait(0), "its interrupts are still on");
+        assert_eq!(net.counters().resets, 0);
+    }
+}
+
+#[test]
 fn a_controller_that_does_not_become_quiet_keeps_its_memory() {
     for change in [(|state| state.restless = true) as fn(&mut crate::doubles::e1000e::State), |state| {
         state.hangs_in_reset = true
