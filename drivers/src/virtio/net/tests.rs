@@ -338,6 +338,34 @@ fn a_device_in_quarantine_is_not_restarted() {
     assert!(!bench.host.is_bus_master());
 }
 
+/// Nothing is sent without a cable, and nobody is to blame for that.
+#[test]
+fn a_device_without_a_cable_keeps_what_it_has_and_is_not_given_up() {
+    let (bench, device, mut net) = opened();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    net.transmit(&frame(0), None).unwrap();
+    net.flush();
+    device.change_link(0);
+    net.service();
+    assert_eq!((net.room(), net.transmit(&frame(1), None)), (0, Err(TransmitError::NoLink)));
+    for _ in 0..10 {
+        bench.host.advance(TRANSMIT_DEADLINE_NS + WATCH_INTERVAL_NS);
+        net.service();
+    }
+    assert_eq!((net.link(), net.counters().resets), (Link::Down, 0));
+    device.change_link(1);
+    net.service();
+    bench.host.advance(TRANSMIT_DEADLINE_NS);
+    net.service();
+    assert!(net.room() > 0);
+    assert_eq!(net.counters().resets, 0, "its time is counted anew");
+    bench.host.advance(WATCH_INTERVAL_NS);
+    net.service();
+    assert_eq!(net.counters().resets, 1);
+    device.set(|state| state.sent.clear());
+    assert_works(&device, &mut *net);
+}
+
 #[test]
 fn the_link_comes_and_goes() {
     let (_bench, device, mut net) = opened();
