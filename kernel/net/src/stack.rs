@@ -180,23 +180,23 @@ impl Stack {
     }
 
     fn follow_dhcp(&mut self) {
-        match self.sockets.get_mut::<dhcpv4::Socket<'_>>(self.dhcp).poll() {
-            None => {}
-            Some(dhcpv4::Event::Deconfigured) => self.address = None,
+        let address = match self.sockets.get_mut::<dhcpv4::Socket<'_>>(self.dhcp).poll() {
+            None => return,
+            Some(dhcpv4::Event::Deconfigured) => None,
             Some(dhcpv4::Event::Configured(config)) => {
                 let name_server = config.dns_servers.first().copied();
-                self.address = Some(Address { own: config.address, router: config.router, name_server });
+                Some(Address { own: config.address, router: config.router, name_server })
             }
+        };
+        if self.address != address {
+            self.address = address;
+            self.apply_address();
         }
-        self.apply_address();
     }
 
-    /// Makes `smoltcp` use what DHCP has said, if that has changed.
+    /// Makes `smoltcp` use what DHCP has said.
     fn apply_address(&mut self) {
         let own = self.address.map(|address| IpCidr::Ipv4(address.own));
-        if self.interface.ip_addrs().first().copied() == own {
-            return;
-        }
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
             // There is room for one.

@@ -47,8 +47,8 @@ impl Bench {
         bench.run(2 * SECOND_NS);
         let address = Address {
             own: "10.0.2.15/24".parse().unwrap(),
-            router: Some(Ipv4Address::new(10, 0, 2, 2)),
-            name_server: Some(Ipv4Address::new(10, 0, 2, 3)),
+            router: Some(packets::ROUTER),
+            name_server: Some(packets::NAME_SERVER),
         };
         assert_eq!(bench.stack.status().address, Some(address));
         bench
@@ -85,6 +85,22 @@ fn an_address_comes_by_dhcp_and_a_name_by_dns() {
     bench.other.name_server = Some(packets::answer_with_alias);
     let address = bench.result("www.example.org", SECOND_NS);
     assert_eq!(address, Some(Ok(Ipv4Address::new(192, 0, 2, 80))));
+}
+
+/// The interface keeps its address, and has another router and name server from the next renewal on.
+#[test]
+fn all_of_a_renewed_lease_is_applied() {
+    const HALF_A_LEASE_NS: u64 = 86_400 / 2 * SECOND_NS;
+    let mut bench = Bench::configured();
+    bench.other.name_server = Some(packets::answer_with_alias);
+    // On another network: the way there is by the router.
+    let [router, name_server] = [Ipv4Address::new(10, 0, 2, 9), Ipv4Address::new(192, 0, 2, 53)];
+    bench.other.leased = [router, name_server];
+    bench.run(HALF_A_LEASE_NS + SECOND_NS);
+    let address = bench.stack.status().address.unwrap();
+    assert_eq!((address.router, address.name_server), (Some(router), Some(name_server)));
+    assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok());
+    assert_eq!((bench.other.asked, bench.other.looked_for), (name_server, router));
 }
 
 #[test]
