@@ -1,7 +1,7 @@
 //! An interface against a network that answers with recorded packets.
 
-mod host;
-mod packets;
+pub mod host;
+pub mod packets;
 
 use alloc::{boxed::Box, sync::Arc};
 use std::string::ToString;
@@ -15,7 +15,7 @@ use self::{
 };
 use crate::{
     Address, Pending, ResolveError,
-    job::{Inbox, promise},
+    job::{Inbox, NoResult, promise},
     resolve::Resolve,
     stack::Stack,
 };
@@ -192,4 +192,17 @@ fn without_room_nothing_is_due_but_jobs_and_the_device() {
     bench.other.fill(false);
     bench.run(SECOND_NS);
     assert!(pending.wait(0).unwrap().is_ok());
+}
+
+#[test]
+fn who_waits_for_a_result_hears_that_it_never_comes() {
+    let host: Arc<dyn Host> = Arc::new(TestHost);
+    let (kept, pending) = promise(&host);
+    assert_eq!(pending.wait(0), Err(NoResult::TimedOut));
+    kept.keep(1);
+    drop(kept);
+    assert_eq!((pending.wait(0), pending.wait(0)), (Ok(1), Err(NoResult::Gone)));
+    let (dropped, pending) = promise::<u8>(&host);
+    drop(dropped);
+    assert_eq!((pending.wait(0), pending.wait(0)), (Err(NoResult::Gone), Err(NoResult::Gone)));
 }
