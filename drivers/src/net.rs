@@ -74,7 +74,7 @@ pub trait NetDevice: Send {
     /// its length. `None` if there is none, until `service` has been called again.
     fn receive(&mut self, frame: &mut [u8]) -> Option<usize>;
 
-    /// How many frames [`transmit`](Self::transmit) takes for certain.
+    /// How many frames [`transmit`](Self::transmit) takes for certain; none while the link is down.
     fn room(&self) -> usize;
 
     /// Queues a frame. The device is told of it by the next [`flush`](Self::flush).
@@ -162,6 +162,8 @@ pub enum TransmitError {
     },
     /// The device does not complete checksums, or this one lies outside of the frame.
     BadChecksum,
+    /// There is no network. What was queued before the link went down is sent when it is up again.
+    NoLink,
     /// The device is out of order for good.
     Gone,
 }
@@ -172,6 +174,7 @@ impl fmt::Display for TransmitError {
             Self::Full => f.write_str("the device's queue is full"),
             Self::BadLength { bytes } => write!(f, "{bytes} bytes are no frame"),
             Self::BadChecksum => f.write_str("a checksum that the device cannot complete"),
+            Self::NoLink => f.write_str("the link is down"),
             Self::Gone => f.write_str("the device is out of order"),
         }
     }

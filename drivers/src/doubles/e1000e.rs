@@ -69,6 +69,8 @@ pub struct State {
     pub restless: bool,
     /// It does not end its reset.
     pub hangs_in_reset: bool,
+    /// It was pulled out: it reads as all ones.
+    pub is_gone: bool,
     pub mac: [u8; 6],
     pub link: bool,
     /// What it has sent, with the checksum that it was to complete.
@@ -90,6 +92,7 @@ pub fn bench() -> (Bench, Arc<E1000e>) {
         behaviour: Behaviour::Honest,
         restless: false,
         hangs_in_reset: false,
+        is_gone: false,
         mac: ADDRESS,
         link: true,
         sent: vec![],
@@ -229,6 +232,9 @@ impl Registers for E1000e {
     fn read(&self, offset: usize, width: usize) -> u64 {
         assert_eq!(width, 4);
         let state = &mut *self.state.lock().unwrap();
+        if state.is_gone {
+            return u32::MAX.into();
+        }
         let [a, b, c, d, e, f] = state.mac;
         let value = match offset {
             STATUS => {
@@ -248,6 +254,7 @@ impl Registers for E1000e {
         assert_eq!(width, 4);
         let (state, value) = (&mut *self.state.lock().unwrap(), value as u32);
         match offset {
+            _ if state.is_gone => {}
             CONTROL => state.control(value),
             CAUSE => state.cause &= !value,
             MASK_SET => {

@@ -1,6 +1,6 @@
 //! Frames in the controller's rings.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 
 use iommu::{
     Coherent, DmaDevice, DmaError, FromDevice, Iova, ToDevice,
@@ -13,12 +13,12 @@ use super::{
     registers::{Cause, Registers},
 };
 use crate::{
-    host::Host,
     net::{
         Checksum, FRAME_LIMIT_BYTES, Link,
-        rings::{Arrived, Rings},
+        rings::{Arrived, Awaited, Rings},
     },
     pci::{Device, Msix},
+    quiet::is_taken_back,
 };
 
 /// Descriptors of a ring: a multiple of 8.
@@ -101,7 +101,7 @@ impl Ring<()> {
         msix: Msix,
     ) -> Result<Controller, DmaError> {
         Ok(Controller {
-            host: device.host().clone(),
+            dma: dma.clone(),
             registers,
             receive: Ring::new(dma)?,
             transmit: Ring::new(dma)?,
@@ -111,7 +111,7 @@ impl Ring<()> {
             context: None,
             in_pieces: false,
             doorbells: 0,
-            _msix: msix,
+            msix: Some(msix),
             device,
         })
     }
@@ -135,7 +135,7 @@ enum Queued {
 
 /// The controller and its rings.
 pub struct Controller {
-    host: Arc<dyn Host>,
+    dma: DmaDevice,
     registers: Registers,
     receive: Ring<Posted>,
     transmit: Ring<Queued>,
@@ -146,13 +146,32 @@ pub struct Controller {
     /// The last buffer that it filled does not end its frame.
     in_pieces: bool,
     doorbells: u64,
-    _msix: Msix,
+    /// There until it is dropped.
+    msix: Option<Msix>,
     device: Device,
 }
 
 impl Controller {
     pub fn receive_depth(&self) -> usize {
         SIZE - 1
+    }
+
+    fn reset(&self) -> Result<(), E1000eError> {
+        let host = &**self.device.host();
+        if is_taken_back(host, &self.dma) {
+            return Ok(());
+        }
+        self.registers.reset(host)
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if let Some(msix) = self.msix.take()
+            && self.dma.was_taken_back()
+        {
+            msix.abandon();
+        }
     }
 }
 
@@ -161,7 +180,7 @@ impl Rings for Controller {
     type Error = E1000eError;
 
     fn start(&mut self) -> Result<(), E1000eError> {
-        self.registers.reset(&*self.host)?;
+        self.reset()?;
         let bytes = SIZE as u32 * descriptor::BYTES;
         self.registers.receive.set(self.receive.iova().as_u64(), bytes);
         self.registers.transmit.set(self.transmit.iova().as_u64(), bytes);
@@ -173,7 +192,7 @@ impl Rings for Controller {
     }
 
     fn stop(&mut self) -> Result<(), E1000eError> {
-        self.registers.reset(&*self.host)
+        self.reset()
     }
 
     fn clear(&mut self) -> u64 {
@@ -270,10 +289,13 @@ impl Rings for Controller {
         }
     }
 
-    fn rearm(&mut self, room: bool) -> bool {
+    fn rearm(&mut self, awaited: Awaited) -> bool {
+        let mut causes = Cause::empty();
+        causes.set(Cause::RECEIVED, awaited.frames);
+        causes.set(Cause::SENT, awaited.room);
         // What has come meanwhile is raised by this.
-        self.registers.unmask(if room { Cause::RECEIVED | Cause::SENT } else { Cause::RECEIVED });
-        self.receive.peek(0).is_some_and(|(word, _)| descriptor::filled(word).is_some())
+        self.registers.unmask(causes);
+        awaited.frames && self.receive.peek(0).is_some_and(|(word, _)| descriptor::filled(word).is_some())
     }
 
     fn doorbells(&self) -> u64 {

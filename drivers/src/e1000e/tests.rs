@@ -116,6 +116,37 @@ fn a_full_ring_refuses_and_its_room_comes_back_with_an_event() {
     assert_eq!(device.set(|state| state.sent.len()), room);
 }
 
+/// The owner takes no frame that it might have to answer while there is no room for an answer.
+#[test]
+fn an_owner_without_room_is_woken_by_room_and_not_by_frames() {
+    let (_bench, device, mut net) = opened();
+    let event = net.event();
+    while net.room() > 0 {
+        let checksum = Checksum { start: 34, offset: (net.room() % 2) as u8 };
+        net.transmit(&frame(0), Some(checksum)).unwrap();
+    }
+    assert!(!net.rearm());
+    for number in 0..2 * DEPTH {
+        assert!(device.arrive(&frame(number)));
+        net.service();
+    }
+    while event.wait(0) {}
+    assert_eq!((net.room(), net.rearm(), event.wait(0)), (0, false, false), "it has nothing to do");
+    net.flush();
+    assert!(event.wait(0), "there is room");
+    net.service();
+    for number in 0..2 * DEPTH {
+        let next = receive(&mut *net).or_else(|| {
+            assert!(net.rearm(), "there are more");
+            net.service();
+            receive(&mut *net)
+        });
+        assert_eq!(next.as_deref(), Some(&frame(number)[..]));
+    }
+    while event.wait(0) {}
+    assert!(!net.rearm() && device.arrive(&frame(0)) && event.wait(0), "and of more it hears again");
+}
+
 #[test]
 fn a_controller_that_lies_about_a_length_is_reset_and_works_again() {
     let (_bench, device, mut net) = opened();
@@ -174,6 +205,34 @@ fn a_silent_controller_is_reset_and_what_it_had_is_lost() {
     assert_works(&device, &mut *net);
 }
 
+/// Nothing is sent without a cable, and nobody is to blame for that.
+#[test]
+fn a_controller_without_a_cable_keeps_what_it_has_and_is_not_given_up() {
+    let (bench, device, mut net) = opened();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    net.transmit(&frame(0), None).unwrap();
+    net.flush();
+    device.change_link(false);
+    net.service();
+    assert_eq!((net.room(), net.transmit(&frame(1), None)), (0, Err(TransmitError::NoLink)));
+    for _ in 0..10 {
+        bench.host.advance(TRANSMIT_DEADLINE_NS + WATCH_INTERVAL_NS);
+        net.service();
+    }
+    assert_eq!((net.link(), net.counters().resets), (Link::Down, 0));
+    device.change_link(true);
+    net.service();
+    bench.host.advance(TRANSMIT_DEADLINE_NS);
+    net.service();
+    assert!(net.room() > 0);
+    assert_eq!(net.counters().resets, 0, "its time is counted anew");
+    bench.host.advance(WATCH_INTERVAL_NS);
+    net.service();
+    assert_eq!(net.counters().resets, 1);
+    device.set(|state| state.sent.clear());
+    assert_works(&device, &mut *net);
+}
+
 #[test]
 fn the_link_comes_and_goes() {
     let (_bench, device, mut net) = opened();
@@ -197,6 +256,50 @@ fn shutting_down_gives_everything_back() {
     bench.await_live_mappings(0);
     assert_eq!(bench.host.live_vectors(), 0);
     assert_eq!(await_quiet(&bench.as_host(), bench.dma.function()), Ok(()));
+}
+
+#[test]
+fn a_controller_that_was_pulled_out_gives_everything_back() {
+    let (bench, device, mut net) = opened();
+    net.transmit(&frame(1), None).unwrap();
+    device.set(|state| state.is_gone = true);
+    let function = bench.dma.function();
+    bench.host.space.remove(function);
+    bench.iommu.functions_gone(&[function], |_| true).unwrap();
+    bench.host.advance(WATCH_INTERVAL_NS);
+    let before_ns = bench.as_host().now_ns();
+    net.service();
+    assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
+    assert_eq!(net.shut_down(), Ok(()));
+    assert_eq!(bench.as_host().now_ns(), before_ns, "nothing is waited for");
+    bench.await_live_mappings(0);
+    assert_eq!(bench.host.live_vectors(), 0);
+}
+
+#[test]
+fn a_controller_that_somebody_else_has_is_left_alone() {
+    type End = fn(Box<dyn NetDevice>);
+    let ends: [End; 3] = [
+        |mut net| net.reset(),
+        |net| assert_eq!(net.shut_down(), Ok(())),
+        |net| {
+            assert_eq!(net.counters().resets, 0);
+        },
+    ];
+    for end in ends {
+        let (bench, device, old) = opened();
+        bench.iommu.release(bench.dma.function(), |_| true).unwrap();
+        let dma = bench.iommu.claim(bench.dma.function()).unwrap();
+        let mut net = open(&bench.as_host(), dma).unwrap();
+        end(old);
+        assert!(bench.host.is_bus_master());
+        let event = net.event();
+        while event.wait(0) {}
+        net.rearm();
+        assert_works(&device, &mut *net);
+        assert!(event.wait(0), "its interrupts are still on");
+        assert_eq!(net.counters().resets, 0);
+    }
 }
 
 #[test]

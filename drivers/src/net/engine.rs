@@ -15,7 +15,7 @@ use iommu::{DmaDevice, dma::FaultCounts};
 use super::{
     Checksum, Counters, HEADER_BYTES, Link, NetDevice, NetInfo, NotQuiet, TransmitError,
     attention::Attention,
-    rings::{Arrived, Rings},
+    rings::{Arrived, Awaited, Rings},
 };
 use crate::{
     faults::Doubt,
@@ -67,6 +67,8 @@ pub struct Engine<R: Rings> {
     rings: Held<R>,
     phase: Phase,
     link: Link,
+    /// Since when the link has been as it is.
+    link_since_ns: u64,
     /// Frames that have arrived and that no fault makes doubtful. It never grows.
     arrived: VecDeque<Arrived>,
     /// At the last look.
@@ -95,6 +97,7 @@ impl<R: Rings> Engine<R> {
             rings: Held(Some(rings)),
             phase: Phase::Running,
             link: Link::Down,
+            link_since_ns: 0,
             arrived,
             fruitless_resets: 0,
             next_watch_ns: 0,
@@ -104,7 +107,7 @@ impl<R: Rings> Engine<R> {
         // Whatever fails drops the engine, which leaves the device quiet.
         engine.rings.start().map_err(EngineError::Rings)?;
         engine.rings.refill(engine.faults);
-        engine.link = engine.rings.link();
+        engine.look_at_link(host.now_ns());
         Ok(engine)
     }
 
@@ -168,11 +171,20 @@ impl<R: Rings> Engine<R> {
         if !self.rings.is_running() {
             return Err(Trouble::AskedForReset);
         }
-        self.link = self.rings.link();
-        if self.rings.has_unsent(now_ns.saturating_sub(TRANSMIT_DEADLINE_NS)) {
+        self.look_at_link(now_ns);
+        // What the device had when the link went down waits until it is up, and has all its time from then on.
+        let since_ns = now_ns.saturating_sub(TRANSMIT_DEADLINE_NS);
+        if self.link == Link::Up && self.link_since_ns < since_ns && self.rings.has_unsent(since_ns) {
             return Err(Trouble::Overdue);
         }
         Ok(())
+    }
+
+    fn look_at_link(&mut self, now_ns: u64) {
+        let link = self.rings.link();
+        if self.link != link {
+            (self.link, self.link_since_ns) = (link, now_ns);
+        }
     }
 
     /// Resets the device and starts it again.
@@ -192,6 +204,10 @@ impl<R: Rings> Engine<R> {
             // Starting it would turn bus mastering on.
             return self.seclude();
         }
+        if self.dma.was_taken_back() {
+            log::warn!("{} {function}: taken back", R::NAME);
+            return self.quieten(Phase::Gone);
+        }
         self.fruitless_resets += 1;
         if self.fruitless_resets > FRUITLESS_RESETS {
             log::error!("{} {function}: given up after {resets} resets", R::NAME);
@@ -202,7 +218,7 @@ impl<R: Rings> Engine<R> {
             return self.quieten(Phase::Gone);
         }
         self.rings.refill(self.faults);
-        self.link = self.rings.link();
+        self.look_at_link(self.host.now_ns());
     }
 
     /// The device is in quarantine: it is stopped, and not started again. After its release another driver does that.
@@ -227,7 +243,8 @@ impl<R: Rings> Engine<R> {
             }
         }
         self.faults = self.dma.fault_counts();
-        if self.phase != Phase::Running {
+        // What was taken back may be another driver's by now.
+        if self.phase != Phase::Running && !self.dma.was_taken_back() {
             self.rings.disconnect();
         }
     }
@@ -271,12 +288,15 @@ impl<R: Rings> NetDevice for Engine<R> {
     }
 
     fn room(&self) -> usize {
-        if self.phase == Phase::Running { self.rings.room() } else { 0 }
+        if self.phase == Phase::Running && self.link == Link::Up { self.rings.room() } else { 0 }
     }
 
     fn transmit(&mut self, frame: &[u8], checksum: Option<Checksum>) -> Result<(), TransmitError> {
         if self.phase != Phase::Running {
             return Err(TransmitError::Gone);
+        }
+        if self.link == Link::Down {
+            return Err(TransmitError::NoLink);
         }
         let bytes = frame.len();
         if !(HEADER_BYTES..=self.info.frame_bytes).contains(&bytes) {
@@ -298,8 +318,10 @@ impl<R: Rings> NetDevice for Engine<R> {
         self.phase == Phase::Running && {
             // What the owner has taken meanwhile is free again.
             self.rings.refill(self.faults);
-            let is_full = self.rings.room() == 0;
-            self.rings.rearm(is_full)
+            // An owner that takes no frames, for want of room to answer them, is not woken by more of them.
+            let frames = self.arrived.len() < self.arrived.capacity();
+            let room = self.rings.room() == 0;
+            self.rings.rearm(Awaited { frames, room })
         }
     }
 

@@ -71,12 +71,21 @@ pub trait Rings: Send + 'static {
     /// Tells the device of queued frames, if it wants to know.
     fn flush(&mut self);
 
-    /// Asks for an interrupt at the next frame that arrives, and, with `room`, the next that is sent. True if there has been
-    /// one meanwhile.
-    fn rearm(&mut self, room: bool) -> bool;
+    /// Asks for an interrupt at the next thing of those that are awaited. True if there has been one meanwhile, so that there
+    /// may be no interrupt for it.
+    fn rearm(&mut self, awaited: Awaited) -> bool;
 
     /// How often the device was told of something.
     fn doorbells(&self) -> u64;
+}
+
+/// What an interrupt is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Awaited {
+    /// The next frame that arrives.
+    pub frames: bool,
+    /// The next frame that is sent, which makes room.
+    pub room: bool,
 }
 
 /// A buffer that the device has filled.

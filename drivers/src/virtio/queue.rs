@@ -224,10 +224,9 @@ impl<M: RingMemory, T> SplitQueue<M, T> {
     /// Asks for an interrupt at the next chain that is finished. True if one has been meanwhile, for which there may be
     /// none.
     pub fn rearm(&mut self) -> bool {
-        if !self.event_index {
-            return false;
+        if self.event_index {
+            self.memory.set_used_event(self.used_index);
         }
-        self.memory.set_used_event(self.used_index);
         self.memory.used_index() != self.used_index
     }
 

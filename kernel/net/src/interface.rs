@@ -82,16 +82,7 @@ impl Interface {
         let (dma, wake) = (device.dma().clone(), device.event());
         let mut stack = Stack::new(device, seed, host.now_ns()).ok_or(StartError::OutOfMemory)?;
         stack.serve(|sockets| Server::new(HTTP_PORT, pages, sockets)).ok_or(StartError::OutOfMemory)?;
-        let shared = Arc::new(Shared {
-            host: host.clone(),
-            inbox: Inbox::new(host).ok_or(StartError::OutOfMemory)?,
-            wake,
-            status: Lock::new(host.clone(), stack.status()),
-            stop: AtomicBool::new(false),
-            reset: AtomicBool::new(false),
-            stopped: host.event(),
-            is_quiet: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(host, wake, &stack).ok_or(StartError::OutOfMemory)?);
         let thread = shared.clone();
         host.spawn("net", Box::new(move || thread.run(stack))).map_err(StartError::Spawn)?;
         Ok(Self { shared, dma })
@@ -188,6 +179,20 @@ impl Drop for Interface {
 const HTTP_PORT: u16 = 80;
 
 impl Shared {
+    /// `None` without memory.
+    fn new(host: &Arc<dyn Host>, wake: Arc<dyn Event>, stack: &Stack) -> Option<Self> {
+        Some(Self {
+            host: host.clone(),
+            inbox: Inbox::new(host)?,
+            wake,
+            status: Lock::new(host.clone(), stack.status()),
+            stop: AtomicBool::new(false),
+            reset: AtomicBool::new(false),
+            stopped: host.event(),
+            is_quiet: AtomicBool::new(false),
+        })
+    }
+
     fn run(&self, mut stack: Stack) {
         while !self.stop.load(Ordering::Acquire) {
             if self.reset.swap(false, Ordering::AcqRel) {
@@ -201,6 +206,47 @@ impl Shared {
         }
         let quiet = stack.adapter.device.shut_down().is_ok();
         self.is_quiet.store(quiet, Ordering::Release);
+        self.inbox.close();
         self.stopped.signal();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        job::{NoResult, Promise, Step},
+        stack::Net,
+        tests::{host::TestHost, packets::Cable},
+    };
+
+    /// A job that waits for nothing that comes.
+    struct Idle(#[expect(dead_code, reason = "dropped with the job")] Promise<()>);
+
+    impl Job for Idle {
+        fn step(&mut self, _net: &mut Net<'_>) -> Step {
+            Step::Wait { until_ns: u64::MAX }
+        }
+
+        fn end(&mut self, _net: &mut Net<'_>) {}
+    }
+
+    #[test]
+    fn jobs_end_with_their_thread() {
+        let host: Arc<dyn Host> = Arc::new(TestHost);
+        let mut stack = Stack::new(Box::new(Cable::new().0), 42, 0).unwrap();
+        let shared = Shared::new(&host, host.event(), &stack).unwrap();
+        let idle = || {
+            let (promise, pending) = job::promise(&host);
+            shared.inbox.put(Box::new(Idle(promise))).map(|()| pending)
+        };
+        let begun = idle().unwrap();
+        stack.turn(0, &shared.inbox);
+        let waiting = idle().unwrap();
+        assert_eq!([begun.wait(0), waiting.wait(0)], [Err(NoResult::TimedOut); 2]);
+        shared.stop.store(true, Ordering::Release);
+        shared.run(stack);
+        assert_eq!([begun.wait(0), waiting.wait(0)], [Err(NoResult::Gone); 2]);
+        assert_eq!(idle().err(), Some(Refused::ShutDown));
     }
 }

@@ -7,7 +7,7 @@ use alloc::{
 };
 use core::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use drivers::{
@@ -64,17 +64,25 @@ impl fmt::Display for Refused {
 
 impl core::error::Error for Refused {}
 
-/// There was no result in time.
+/// Why there is no result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TimedOut;
+pub enum NoResult {
+    /// It has not come in time.
+    TimedOut,
+    /// It never comes: the job has ended without one, or it was taken already.
+    Gone,
+}
 
-impl fmt::Display for TimedOut {
+impl fmt::Display for NoResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no result in time")
+        f.write_str(match self {
+            Self::TimedOut => "no result in time",
+            Self::Gone => "the interface has dropped the job",
+        })
     }
 }
 
-impl core::error::Error for TimedOut {}
+impl core::error::Error for NoResult {}
 
 /// A result that is still to come. Dropping it ends the job.
 pub struct Pending<T> {
@@ -85,16 +93,23 @@ struct Slot<T> {
     result: Lock<Option<T>>,
     arrived: Arc<dyn Event>,
     progress: AtomicU64,
+    /// Nobody leaves a result any more.
+    is_over: AtomicBool,
 }
 
 impl<T> Pending<T> {
     /// Waits for the result until `deadline_ns`.
     ///
     /// # Errors
-    /// It has not come.
-    pub fn wait(&self, deadline_ns: u64) -> Result<T, TimedOut> {
-        self.slot.arrived.wait(deadline_ns);
-        self.slot.result.lock().take().ok_or(TimedOut)
+    /// It has not come, or never will.
+    pub fn wait(&self, deadline_ns: u64) -> Result<T, NoResult> {
+        if !self.slot.is_over.load(Ordering::Acquire) {
+            self.slot.arrived.wait(deadline_ns);
+        }
+        // Looked at first: what was left before the end is there.
+        let is_over = self.slot.is_over.load(Ordering::Acquire);
+        let result = self.slot.result.lock().take();
+        result.ok_or(if is_over { NoResult::Gone } else { NoResult::TimedOut })
     }
 
     /// How far the job is, in its own measure: bytes.
@@ -111,9 +126,12 @@ pub struct Promise<T> {
 
 /// A result to come, and where it is left.
 pub fn promise<T>(host: &Arc<dyn Host>) -> (Promise<T>, Pending<T>) {
-    let slot =
-        Slot { result: Lock::new(host.clone(), None), arrived: host.event(), progress: AtomicU64::new(0) };
-    let slot = Arc::new(slot);
+    let slot = Arc::new(Slot {
+        result: Lock::new(host.clone(), None),
+        arrived: host.event(),
+        progress: AtomicU64::new(0),
+        is_over: AtomicBool::new(false),
+    });
     (Promise { slot: Arc::downgrade(&slot) }, Pending { slot })
 }
 
@@ -143,6 +161,7 @@ impl<T> Drop for Promise<T> {
     fn drop(&mut self) {
         // Who still waits finds out now.
         if let Some(slot) = self.slot.upgrade() {
+            slot.is_over.store(true, Ordering::Release);
             slot.arrived.signal();
         }
     }
@@ -150,7 +169,8 @@ impl<T> Drop for Promise<T> {
 
 /// Jobs on their way to the thread. It never grows.
 pub struct Inbox {
-    jobs: Lock<VecDeque<Box<dyn Job>>>,
+    /// `None` once it is closed.
+    jobs: Lock<Option<VecDeque<Box<dyn Job>>>>,
 }
 
 impl Inbox {
@@ -158,22 +178,30 @@ impl Inbox {
     pub fn new(host: &Arc<dyn Host>) -> Option<Self> {
         let mut jobs = VecDeque::new();
         jobs.try_reserve_exact(MOST_JOBS).ok()?;
-        Some(Self { jobs: Lock::new(host.clone(), jobs) })
+        Some(Self { jobs: Lock::new(host.clone(), Some(jobs)) })
     }
 
     /// Puts a job in.
     pub fn put(&self, job: Box<dyn Job>) -> Result<(), Refused> {
-        let mut jobs = self.jobs.lock();
-        if jobs.len() == MOST_JOBS {
-            drop(jobs);
-            return Err(Refused::Busy);
+        match &mut *self.jobs.lock() {
+            None => Err(Refused::ShutDown),
+            Some(jobs) if jobs.len() == MOST_JOBS => Err(Refused::Busy),
+            Some(jobs) => {
+                jobs.push_back(job);
+                Ok(())
+            }
         }
-        jobs.push_back(job);
-        Ok(())
     }
 
     /// The job that was put in first.
     pub fn take(&self) -> Option<Box<dyn Job>> {
-        self.jobs.lock().pop_front()
+        self.jobs.lock().as_mut()?.pop_front()
+    }
+
+    /// Takes no more jobs, and drops those that nobody has taken.
+    pub fn close(&self) {
+        // Not under the lock: whoever waits for them is woken.
+        let jobs = self.jobs.lock().take();
+        drop(jobs);
     }
 }

@@ -37,7 +37,7 @@ mod tests;
 pub use self::{
     fetch::{FetchError, Fetched, Sink},
     interface::{Interface, StartError},
-    job::{Pending, Refused, TimedOut},
+    job::{NoResult, Pending, Refused},
     ping::PingError,
     resolve::ResolveError,
     server::Pages,

@@ -131,8 +131,16 @@ impl Stack {
         // What the steps have written is sent at once.
         self.interface.poll(instant(now_ns), &mut self.adapter, &mut self.sockets);
         self.adapter.device.flush();
-        let poll_at = self.interface.poll_at(instant(now_ns), &self.sockets);
-        due_ns.min(poll_at.map_or(u64::MAX, nanoseconds))
+        due_ns.min(self.poll_at_ns(now_ns))
+    }
+
+    /// When `smoltcp` has something to do. Without room it can send nothing, and all that it wants to send stays due: what is
+    /// waited for then is the device, which says when there is room again.
+    fn poll_at_ns(&mut self, now_ns: u64) -> u64 {
+        if self.adapter.device.room() == 0 {
+            return u64::MAX;
+        }
+        self.interface.poll_at(instant(now_ns), &self.sockets).map_or(u64::MAX, nanoseconds)
     }
 
     /// As it is now.
@@ -172,23 +180,23 @@ impl Stack {
     }
 
     fn follow_dhcp(&mut self) {
-        match self.sockets.get_mut::<dhcpv4::Socket<'_>>(self.dhcp).poll() {
-            None => {}
-            Some(dhcpv4::Event::Deconfigured) => self.address = None,
+        let address = match self.sockets.get_mut::<dhcpv4::Socket<'_>>(self.dhcp).poll() {
+            None => return,
+            Some(dhcpv4::Event::Deconfigured) => None,
             Some(dhcpv4::Event::Configured(config)) => {
                 let name_server = config.dns_servers.first().copied();
-                self.address = Some(Address { own: config.address, router: config.router, name_server });
+                Some(Address { own: config.address, router: config.router, name_server })
             }
+        };
+        if self.address != address {
+            self.address = address;
+            self.apply_address();
         }
-        self.apply_address();
     }
 
-    /// Makes `smoltcp` use what DHCP has said, if that has changed.
+    /// Makes `smoltcp` use what DHCP has said.
     fn apply_address(&mut self) {
         let own = self.address.map(|address| IpCidr::Ipv4(address.own));
-        if self.interface.ip_addrs().first().copied() == own {
-            return;
-        }
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
             // There is room for one.

@@ -1,7 +1,7 @@
 //! An interface against a network that answers with recorded packets.
 
-mod host;
-mod packets;
+pub mod host;
+pub mod packets;
 
 use alloc::{boxed::Box, sync::Arc};
 use std::string::ToString;
@@ -15,7 +15,7 @@ use self::{
 };
 use crate::{
     Address, Pending, ResolveError,
-    job::{Inbox, promise},
+    job::{Inbox, NoResult, promise},
     resolve::Resolve,
     stack::Stack,
 };
@@ -32,18 +32,23 @@ struct Bench {
 }
 
 impl Bench {
-    /// An interface that has its address.
-    fn configured() -> Self {
+    /// An interface that has no address yet.
+    fn new() -> Self {
         let host: Arc<dyn Host> = Arc::new(TestHost);
         let (cable, other) = Cable::new();
         let stack = Stack::new(Box::new(cable), 42, 0).unwrap();
         let inbox = Inbox::new(&host).unwrap();
-        let mut bench = Self { host, stack, inbox, other, now_ns: 0 };
+        Self { host, stack, inbox, other, now_ns: 0 }
+    }
+
+    /// An interface that has its address.
+    fn configured() -> Self {
+        let mut bench = Self::new();
         bench.run(2 * SECOND_NS);
         let address = Address {
             own: "10.0.2.15/24".parse().unwrap(),
-            router: Some(Ipv4Address::new(10, 0, 2, 2)),
-            name_server: Some(Ipv4Address::new(10, 0, 2, 3)),
+            router: Some(packets::ROUTER),
+            name_server: Some(packets::NAME_SERVER),
         };
         assert_eq!(bench.stack.status().address, Some(address));
         bench
@@ -80,6 +85,22 @@ fn an_address_comes_by_dhcp_and_a_name_by_dns() {
     bench.other.name_server = Some(packets::answer_with_alias);
     let address = bench.result("www.example.org", SECOND_NS);
     assert_eq!(address, Some(Ok(Ipv4Address::new(192, 0, 2, 80))));
+}
+
+/// The interface keeps its address, and has another router and name server from the next renewal on.
+#[test]
+fn all_of_a_renewed_lease_is_applied() {
+    const HALF_A_LEASE_NS: u64 = 86_400 / 2 * SECOND_NS;
+    let mut bench = Bench::configured();
+    bench.other.name_server = Some(packets::answer_with_alias);
+    // On another network: the way there is by the router.
+    let [router, name_server] = [Ipv4Address::new(10, 0, 2, 9), Ipv4Address::new(192, 0, 2, 53)];
+    bench.other.leased = [router, name_server];
+    bench.run(HALF_A_LEASE_NS + SECOND_NS);
+    let address = bench.stack.status().address.unwrap();
+    assert_eq!((address.router, address.name_server), (Some(router), Some(name_server)));
+    assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok());
+    assert_eq!((bench.other.asked, bench.other.looked_for), (name_server, router));
 }
 
 #[test]
@@ -151,4 +172,37 @@ fn nobody_who_waits_is_no_reason_to_go_on() {
     bench.run(1000);
     bench.other.name_server = Some(packets::answer_with_alias);
     assert!(bench.result("www.example.org", SECOND_NS).unwrap().is_ok(), "the query is free again");
+}
+
+/// Its thread would not sleep otherwise: what cannot be sent stays due.
+#[test]
+fn without_room_nothing_is_due_but_jobs_and_the_device() {
+    let mut bench = Bench::new();
+    bench.other.fill(true);
+    assert_eq!(bench.stack.turn(0, &bench.inbox), u64::MAX);
+    bench.other.fill(false);
+    bench.run(SECOND_NS);
+    assert!(bench.stack.status().address.is_some(), "room is made use of at once");
+
+    bench.other.name_server = Some(packets::answer_with_alias);
+    bench.other.fill(true);
+    let pending = bench.resolve("www.example.org");
+    let due_ns = bench.stack.turn(bench.now_ns, &bench.inbox);
+    assert_eq!(due_ns, bench.now_ns + 15 * SECOND_NS, "the job's own deadline");
+    bench.other.fill(false);
+    bench.run(SECOND_NS);
+    assert!(pending.wait(0).unwrap().is_ok());
+}
+
+#[test]
+fn who_waits_for_a_result_hears_that_it_never_comes() {
+    let host: Arc<dyn Host> = Arc::new(TestHost);
+    let (kept, pending) = promise(&host);
+    assert_eq!(pending.wait(0), Err(NoResult::TimedOut));
+    kept.keep(1);
+    drop(kept);
+    assert_eq!((pending.wait(0), pending.wait(0)), (Ok(1), Err(NoResult::Gone)));
+    let (dropped, pending) = promise::<u8>(&host);
+    drop(dropped);
+    assert_eq!((pending.wait(0), pending.wait(0)), (Err(NoResult::Gone), Err(NoResult::Gone)));
 }

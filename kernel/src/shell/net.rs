@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use ::net::{Address, Interface, Ipv4Address, Pending, Refused, Sink, http::Url};
+use ::net::{Address, Interface, Ipv4Address, NoResult, Pending, Refused, Sink, http::Url};
 use drivers::net::{Counters, Link};
 
 use super::{Command, Shell, UsageError};
@@ -134,7 +134,8 @@ fn fetch(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
         Err(error) => println!("{error}"),
         Ok(job) => match follow(&job) {
             Err(error) => println!("{error}"),
-            Ok(fetched) => {
+            Ok(Err(error)) => println!("{error}"),
+            Ok(Ok(fetched)) => {
                 let took_ms = (clock::now_ns() - started_ns) / 1_000_000;
                 crate::demo::dump(&fetched.sink.text);
                 println!(
@@ -148,12 +149,13 @@ fn fetch(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
-/// Waits for a fetch and shows how far it is. It ends by itself when nothing comes any more.
-fn follow<S, E>(job: &Pending<Result<S, E>>) -> Result<S, E> {
+/// Waits for a fetch and shows how far it is. It ends by itself when nothing comes any more, and without a result when its
+/// interface is shut down.
+fn follow<T>(job: &Pending<T>) -> Result<T, NoResult> {
     loop {
-        if let Ok(result) = job.wait(clock::now_ns().saturating_add(PROGRESS_NS)) {
-            return result;
+        match job.wait(clock::now_ns().saturating_add(PROGRESS_NS)) {
+            Err(NoResult::TimedOut) => println!("  {} KiB so far", job.progress() / 1024),
+            result => return result,
         }
-        println!("  {} KiB so far", job.progress() / 1024);
     }
 }

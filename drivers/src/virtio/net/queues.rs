@@ -13,7 +13,7 @@ use super::{
 use crate::{
     net::{
         Checksum, Link,
-        rings::{Arrived, Rings as NetRings},
+        rings::{Arrived, Awaited, Rings as NetRings},
     },
     virtio::{Doorbell, QueueAddresses, Rings, Segment, SplitQueue, Transport, TransportError},
 };
@@ -210,9 +210,10 @@ impl NetRings for Queues {
         self.transmit.ring();
     }
 
-    fn rearm(&mut self, room: bool) -> bool {
-        let sent = room && self.transmit.split.rearm();
-        self.receive.split.rearm() || sent
+    fn rearm(&mut self, awaited: Awaited) -> bool {
+        let sent = awaited.room && self.transmit.split.rearm();
+        let arrived = awaited.frames && self.receive.split.rearm();
+        arrived || sent
     }
 
     fn doorbells(&self) -> u64 {

@@ -166,6 +166,36 @@ fn without_an_owner_that_reads_frames_the_device_runs_out_of_buffers() {
     assert_eq!(bench.iommu.live_mappings(), live, "nothing is mapped for a frame");
 }
 
+/// The owner takes no frame that it might have to answer while there is no room for an answer.
+#[test]
+fn an_owner_without_room_is_woken_by_room_and_not_by_frames() {
+    let (_bench, device, mut net) = opened();
+    let event = net.event();
+    for number in 0..DEPTH {
+        net.transmit(&frame(number), None).unwrap();
+    }
+    assert!(!net.rearm());
+    for number in 0..2 * DEPTH {
+        assert!(device.arrive(&frame(number)));
+        net.service();
+    }
+    while event.wait(0) {}
+    assert_eq!((net.room(), net.rearm(), event.wait(0)), (0, false, false), "it has nothing to do");
+    net.flush();
+    assert!(event.wait(0), "there is room");
+    net.service();
+    assert_eq!(net.room(), DEPTH);
+    for number in 0..2 * DEPTH {
+        let next = receive(&mut *net).or_else(|| {
+            assert!(net.rearm(), "there are more");
+            net.service();
+            receive(&mut *net)
+        });
+        assert_eq!(next.as_deref(), Some(&frame(number)[..]));
+    }
+    assert!(!net.rearm() && device.arrive(&frame(0)) && event.wait(0), "and of more it hears again");
+}
+
 #[test]
 fn a_device_that_lies_in_its_rings_is_reset_and_works_again() {
     let lies = [
@@ -306,6 +336,34 @@ fn a_device_in_quarantine_is_not_restarted() {
     net.reset();
     assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
     assert!(!bench.host.is_bus_master());
+}
+
+/// Nothing is sent without a cable, and nobody is to blame for that.
+#[test]
+fn a_device_without_a_cable_keeps_what_it_has_and_is_not_given_up() {
+    let (bench, device, mut net) = opened();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    net.transmit(&frame(0), None).unwrap();
+    net.flush();
+    device.change_link(0);
+    net.service();
+    assert_eq!((net.room(), net.transmit(&frame(1), None)), (0, Err(TransmitError::NoLink)));
+    for _ in 0..10 {
+        bench.host.advance(TRANSMIT_DEADLINE_NS + WATCH_INTERVAL_NS);
+        net.service();
+    }
+    assert_eq!((net.link(), net.counters().resets), (Link::Down, 0));
+    device.change_link(1);
+    net.service();
+    bench.host.advance(TRANSMIT_DEADLINE_NS);
+    net.service();
+    assert!(net.room() > 0);
+    assert_eq!(net.counters().resets, 0, "its time is counted anew");
+    bench.host.advance(WATCH_INTERVAL_NS);
+    net.service();
+    assert_eq!(net.counters().resets, 1);
+    device.set(|state| state.sent.clear());
+    assert_works(&device, &mut *net);
 }
 
 #[test]

@@ -14,6 +14,8 @@ use drivers::{
 };
 use iommu::DmaDevice;
 
+use smoltcp::wire::Ipv4Address;
+
 use super::host::Flag;
 
 /// A DHCP offer of QEMU's user network, as recorded.
@@ -50,6 +52,13 @@ pub const UNKNOWN: &str = "\
     000000000000076578616d706c65036f72670000010001\
     ";
 
+/// Router and name server of the recorded network.
+pub const ROUTER: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
+pub const NAME_SERVER: Ipv4Address = Ipv4Address::new(10, 0, 2, 3);
+
+/// Where they are in [`OFFER`] and [`ACK`].
+const LEASED_AT: [usize; 2] = [299, 305];
+
 /// What a name server makes of a query, if it answers.
 pub type NameServer = fn(&[u8]) -> Option<Vec<u8>>;
 
@@ -58,6 +67,8 @@ pub type NameServer = fn(&[u8]) -> Option<Vec<u8>>;
 struct Wire {
     to_host: VecDeque<Vec<u8>>,
     to_network: VecDeque<Vec<u8>>,
+    /// The interface's end takes nothing.
+    is_full: bool,
 }
 
 /// The interface's end.
@@ -68,6 +79,12 @@ pub struct CableEnd {
     wire: Arc<Mutex<Wire>>,
     /// What the name server answers; without one it knows no name.
     pub name_server: Option<NameServer>,
+    /// Router and name server, as leases say.
+    pub leased: [Ipv4Address; 2],
+    /// Who was asked for the last name.
+    pub asked: Ipv4Address,
+    /// Whose hardware address was asked for last.
+    pub looked_for: Ipv4Address,
     /// How many questions it was asked.
     pub questions: usize,
     /// All that was delivered.
@@ -77,7 +94,15 @@ pub struct CableEnd {
 impl Cable {
     pub fn new() -> (Self, CableEnd) {
         let wire = Arc::new(Mutex::new(Wire::default()));
-        let end = CableEnd { wire: wire.clone(), name_server: None, questions: 0, delivered: vec![] };
+        let end = CableEnd {
+            wire: wire.clone(),
+            name_server: None,
+            leased: [ROUTER, NAME_SERVER],
+            asked: Ipv4Address::UNSPECIFIED,
+            looked_for: Ipv4Address::UNSPECIFIED,
+            questions: 0,
+            delivered: vec![],
+        };
         (Self(wire), end)
     }
 }
@@ -85,6 +110,10 @@ impl Cable {
 fn bytes(hex: &str) -> Vec<u8> {
     let digit = |byte: u8| (byte as char).to_digit(16).unwrap() as u8;
     hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+}
+
+fn address(octets: &[u8]) -> Ipv4Address {
+    Ipv4Address::new(octets[0], octets[1], octets[2], octets[3])
 }
 
 impl CableEnd {
@@ -105,11 +134,21 @@ impl CableEnd {
         self.wire.lock().unwrap().to_host.push_back(frame.to_vec());
     }
 
+    /// Has the interface's end take nothing more, or take frames again.
+    pub fn fill(&mut self, is_full: bool) {
+        self.wire.lock().unwrap().is_full = is_full;
+    }
+
     fn response(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         match frame[12..14] {
-            // Only the name server is asked for.
-            [0x08, 0x06] => Some(bytes(ARP_REPLY)),
+            // Everybody has the address that was recorded.
+            [0x08, 0x06] => {
+                self.looked_for = address(&frame[38..42]);
+                let mut reply = bytes(ARP_REPLY);
+                reply[28..32].copy_from_slice(&frame[38..42]);
+                Some(reply)
+            }
             [0x08, 0x00] if frame[23] == 17 && port(36) == 67 => {
                 const REQUEST: [u8; 3] = [53, 1, 3];
                 let is_request = frame[282..].starts_with(&REQUEST);
@@ -117,22 +156,27 @@ impl CableEnd {
                 reply.resize(590, 0);
                 reply[40..42].fill(0);
                 reply[46..50].copy_from_slice(&frame[46..50]);
+                for (at, address) in LEASED_AT.into_iter().zip(self.leased) {
+                    reply[at..at + 4].copy_from_slice(&address.octets());
+                }
                 Some(reply)
             }
             [0x08, 0x00] if frame[23] == 17 && port(36) == 53 => {
                 self.questions += 1;
+                self.asked = address(&frame[30..34]);
                 let message = (self.name_server?)(&frame[42..])?;
-                Some(datagram(&frame[34..36], &message))
+                Some(datagram(self.asked, &frame[34..36], &message))
             }
             _ => None,
         }
     }
 }
 
-/// A datagram of the name server's, with the headers that were recorded.
-fn datagram(to_port: &[u8], message: &[u8]) -> Vec<u8> {
+/// A datagram of the name server's, which is at `from`, with the headers that were recorded.
+fn datagram(from: Ipv4Address, to_port: &[u8], message: &[u8]) -> Vec<u8> {
     let mut frame = bytes(UNKNOWN);
     frame.truncate(42);
+    frame[26..30].copy_from_slice(&from.octets());
     frame.extend_from_slice(message);
     let total = (frame.len() - 14) as u16;
     frame[16..18].copy_from_slice(&total.to_be_bytes());
@@ -228,11 +272,15 @@ impl NetDevice for Cable {
     }
 
     fn room(&self) -> usize {
-        usize::MAX
+        if self.0.lock().unwrap().is_full { 0 } else { usize::MAX }
     }
 
     fn transmit(&mut self, frame: &[u8], _checksum: Option<Checksum>) -> Result<(), TransmitError> {
-        self.0.lock().unwrap().to_network.push_back(frame.to_vec());
+        let mut wire = self.0.lock().unwrap();
+        if wire.is_full {
+            return Err(TransmitError::Full);
+        }
+        wire.to_network.push_back(frame.to_vec());
         Ok(())
     }
 
