@@ -86,13 +86,13 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     if boot.kvm {
         bail!("instructions are counted by QEMU's emulation; KVM cannot");
     }
+    let folder = workspace.lock("bench")?;
     let qemu = setup::require_build_and_boot(boot.qemu.as_deref(), boot.consent())?;
     let kernel = workspace.build_kernel(Build::Shipped)?;
-    let folder = workspace.scratch("bench")?;
     let guest = Guest {
         qemu: &qemu,
         kernels: &BTreeMap::from([(Build::Shipped, kernel)]),
-        folder: &folder,
+        folder: &folder.path,
         cmdline: &boot.cmdline,
         total: boot.time_limit.unwrap_or(TOTAL),
     };

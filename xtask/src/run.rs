@@ -113,16 +113,17 @@ impl Options {
     fn boot(&self) -> Result<Report> {
         let scenario = self.find_scenario()?;
         let workspace = Workspace::locate()?;
+        let folder = workspace.lock("run")?;
+        let folder = &folder.path;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let kernel = workspace.build_kernel(Build::Shipped)?;
-        let folder = workspace.scratch("run")?;
         let disk = folder.join("disk.img");
         if !disk::is_there(&disk) {
             disk::create(&disk)?;
         }
-        let logs = Logs::within(&folder);
+        let logs = Logs::within(folder);
         if scenario.reserves {
-            firmware::write(&folder)?;
+            firmware::write(folder)?;
         }
         let files = Files {
             kernel: &kernel,

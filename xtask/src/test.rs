@@ -105,6 +105,7 @@ impl Options {
 
     fn run(&self, scenarios: &[Scenario]) -> Result<Score> {
         let workspace = Workspace::locate()?;
+        let folder = workspace.lock("test")?;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let mut total = Score::default();
         if !self.no_host {
@@ -119,7 +120,7 @@ impl Options {
                     qemu: &qemu,
                     kernels: &kernels,
                     processor: self.boot.processor(),
-                    folder: &workspace.scratch("test")?,
+                    folder: &folder.path,
                     tests: self.tests.as_deref(),
                     cmdline: &self.boot.cmdline,
                     total: self.boot.time_limit.unwrap_or(TOTAL),
