@@ -25,7 +25,7 @@ use crate::workspace::{Build, Workspace};
 const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
 
 Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict:
-0 all well, 1 tests failed, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
+0 all well, 1 tests failed or none ran, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
 QEMU's own messages are in target/sluice/run/qemu.log.
 On a terminal a shell follows the tests (Ctrl-A X quits QEMU); otherwise the guest powers off.
 
@@ -58,11 +58,41 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
         }
         Read::Rest(arguments) => options.qemu_arguments = arguments,
     }
-    let report = options.boot()?;
+    let scenario = options.find_scenario()?;
+    let report = options.boot(scenario)?;
     comment(&report);
-    // A kernel that is to run no test has come to their end from the start.
-    let done = if options.tests.as_deref() == Some("none") { Some((0, 0)) } else { report.record.done };
-    Ok(ExitCode::from(exit_code(&report.ending, done)))
+    let tests = Tests::of(&options.command_line(scenario, false), report.record.done);
+    if tests == Tests::NoneRan {
+        eprintln!("\nxtask run: no test ran");
+    }
+    Ok(ExitCode::from(exit_code(&report.ending, tests)))
+}
+
+/// How far the guest's tests came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tests {
+    /// They are turned off.
+    Off,
+    Unfinished,
+    /// None fits what was asked for, or the machine lacks what they need.
+    NoneRan,
+    Passed,
+    Failed,
+}
+
+impl Tests {
+    /// Those of a kernel with these words. `done` are the guest's counts, if it came to the end of its tests.
+    fn of(words: &str, done: Option<(usize, usize)>) -> Tests {
+        // As the kernel has it, the last of several counts.
+        let glob = words.split_whitespace().filter_map(|word| word.strip_prefix("test=")).next_back();
+        match done {
+            _ if glob == Some("none") => Tests::Off,
+            None => Tests::Unfinished,
+            Some((0, 0)) => Tests::NoneRan,
+            Some((_, 0)) => Tests::Passed,
+            Some(_) => Tests::Failed,
+        }
+    }
 }
 
 /// What the console has not shown by itself.
@@ -83,18 +113,19 @@ fn comment(report: &Report) {
     }
 }
 
-/// The exit code for how the boot ended; `done` are the guest's counts, if it came to the end of its tests.
-fn exit_code(ending: &Ending, done: Option<(usize, usize)>) -> u8 {
-    match (ending, done) {
-        // Whoever quits QEMU at the shell has seen the tests end.
-        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Some((_, 0))) => 0,
-        (Ending::Guest(Verdict::Passed | Verdict::TestsFailed) | Ending::NoVerdict, Some(_)) => 1,
-        (Ending::Guest(Verdict::TestsFailed), None) => 1,
+/// The exit code for how the boot ended.
+fn exit_code(ending: &Ending, tests: Tests) -> u8 {
+    match (ending, tests) {
         (Ending::Guest(Verdict::Panicked), _) => 3,
         (Ending::Guest(Verdict::DeadlineMissed), _) => 4,
         (Ending::Overrun(_), _) => 5,
+        (Ending::Qemu(_), _) => 6,
+        (Ending::Guest(Verdict::TestsFailed), _) => 1,
+        // Whoever quits QEMU at the shell has seen the tests end.
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Tests::Passed | Tests::Off) => 0,
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Tests::Failed | Tests::NoneRan) => 1,
         // All well without the end of the tests is no verdict: they did not all run.
-        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, None) | (Ending::Qemu(_), _) => 6,
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Tests::Unfinished) => 6,
     }
 }
 
@@ -110,8 +141,7 @@ impl Options {
         Ok(true)
     }
 
-    fn boot(&self) -> Result<Report> {
-        let scenario = self.find_scenario()?;
+    fn boot(&self, scenario: &'static Scenario) -> Result<Report> {
         let workspace = Workspace::locate()?;
         let folder = workspace.lock("run")?;
         let folder = &folder.path;
@@ -211,22 +241,37 @@ mod tests {
 
     #[test]
     fn exit_codes_pass_the_verdict_on() {
-        let guest = |verdict, done| exit_code(&Ending::Guest(verdict), done);
-        assert_eq!(guest(Verdict::Passed, Some((3, 0))), 0);
-        assert_eq!(guest(Verdict::TestsFailed, Some((3, 1))), 1);
-        assert_eq!(guest(Verdict::Panicked, None), 3);
-        assert_eq!(guest(Verdict::DeadlineMissed, None), 4);
-        assert_eq!(exit_code(&Ending::Overrun(Overrun::Silent(SILENCE)), Some((3, 0))), 5);
-        assert_eq!(exit_code(&Ending::Qemu("exit status: 1".into()), None), 6);
+        let guest = |verdict, tests| exit_code(&Ending::Guest(verdict), tests);
+        assert_eq!(guest(Verdict::Passed, Tests::Passed), 0);
+        assert_eq!(guest(Verdict::TestsFailed, Tests::Failed), 1);
+        assert_eq!(guest(Verdict::TestsFailed, Tests::Unfinished), 1);
+        assert_eq!(guest(Verdict::Panicked, Tests::Unfinished), 3);
+        assert_eq!(guest(Verdict::DeadlineMissed, Tests::Unfinished), 4);
+        assert_eq!(exit_code(&Ending::Overrun(Overrun::Silent(SILENCE)), Tests::Passed), 5);
+        assert_eq!(exit_code(&Ending::Qemu("exit status: 1".into()), Tests::Unfinished), 6);
     }
 
     #[test]
     fn a_good_verdict_counts_only_when_the_tests_came_to_their_end() {
-        assert_eq!(exit_code(&Ending::Guest(Verdict::Passed), None), 6);
-        assert_eq!(exit_code(&Ending::Guest(Verdict::Passed), Some((3, 1))), 1);
-        assert_eq!(exit_code(&Ending::NoVerdict, None), 6);
-        assert_eq!(exit_code(&Ending::NoVerdict, Some((3, 0))), 0);
-        assert_eq!(exit_code(&Ending::NoVerdict, Some((3, 2))), 1);
+        for good in [Ending::Guest(Verdict::Passed), Ending::NoVerdict] {
+            assert_eq!(exit_code(&good, Tests::Passed), 0);
+            assert_eq!(exit_code(&good, Tests::Failed), 1);
+            assert_eq!(exit_code(&good, Tests::Unfinished), 6);
+        }
+    }
+
+    #[test]
+    fn that_no_test_ran_is_a_failure_unless_they_are_off() {
+        let code = |words, done| exit_code(&Ending::Guest(Verdict::Passed), Tests::of(words, done));
+        assert_eq!(code("exit test=typo::*", Some((0, 0))), 1);
+        assert_eq!(code("exit test=*", Some((0, 0))), 1);
+        assert_eq!(code("exit test=none test=typo::*", Some((0, 0))), 1);
+        assert_eq!(code("exit test=none", Some((0, 0))), 0);
+        // A kernel that is to run no test need not come to their end.
+        assert_eq!(code("exit test=* test=none", None), 0);
+        assert_eq!(code("exit test=*", Some((3, 0))), 0);
+        assert_eq!(code("exit test=*", Some((3, 1))), 1);
+        assert_eq!(code("exit test=*", None), 6);
     }
 
     #[test]
