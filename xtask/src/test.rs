@@ -157,6 +157,11 @@ impl Options {
             total.add(score);
         });
         summarise(playable.len(), &skipped, stage.qemu);
+        if playable.is_empty() {
+            // What host tests show is no substitute.
+            let reason = format!("none of those asked for can be run on QEMU {}", stage.qemu.version);
+            total.failures.push(("scenarios".to_string(), reason));
+        }
         if self.scenario.is_none() && skipped.is_empty() {
             total.failures.extend(seen.run_nowhere());
         }
@@ -263,7 +268,11 @@ fn list(scenarios: &[Scenario]) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::machine::Processor;
+    use crate::qemu::Version;
 
     #[test]
     fn a_test_that_no_machine_runs_is_a_failure() {
@@ -278,6 +287,25 @@ mod tests {
         assert_eq!(seen.run_nowhere().map(|(test, _)| test).collect::<Vec<_>>(), ["b"]);
         seen.enter(&matrix::all()[1], &outcome("b", "a"));
         assert_eq!(seen.run_nowhere().count(), 0);
+    }
+
+    #[test]
+    fn scenarios_none_of_which_can_be_run_are_a_failure() {
+        let qemu = Qemu { program: "/nonexistent/qemu".into(), version: Version(7, 2) };
+        let stage = Stage {
+            qemu: &qemu,
+            kernels: &BTreeMap::new(),
+            processor: Processor::Emulated,
+            folder: Path::new("/nonexistent"),
+            tests: None,
+            cmdline: "",
+            total: TOTAL,
+        };
+        let newer = Scenario { needs: &[Need::AtLeast(Version(10, 0))], ..Scenario::DEFAULT };
+        let mut total = Score { passed: 1361, failures: vec![] };
+        Options::default().run_scenarios(&[newer], &stage, &mut total).unwrap();
+        let reason = "none of those asked for can be run on QEMU 7.2".to_string();
+        assert_eq!(total, Score { passed: 1361, failures: vec![("scenarios".to_string(), reason)] });
     }
 
     #[test]
