@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lexopt::{Parser, ValueExt};
 
 use crate::boot::{self, Ending, Limits, Logs, Report, Verdict};
@@ -20,7 +20,7 @@ use crate::qemu::Qemu;
 use crate::scenario::Scenario;
 use crate::setup;
 use crate::symbols;
-use crate::workspace::{Build, Workspace};
+use crate::workspace::Workspace;
 
 const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
 
@@ -60,7 +60,7 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     }
     let scenario = options.find_scenario()?;
     let report = options.boot(scenario)?;
-    comment(&report);
+    eprint!("{}", remarks(&report, options.is_interactive()));
     let tests = Tests::of(&options.command_line(scenario, false), report.record.done);
     if tests == Tests::NoneRan {
         eprintln!("\nxtask run: no test ran");
@@ -96,21 +96,32 @@ impl Tests {
 }
 
 /// What the console has not shown by itself.
-fn comment(report: &Report) {
-    let quit_after_tests = report.ending == Ending::NoVerdict && report.record.done.is_some();
+fn remarks(report: &Report, interactive: bool) -> String {
+    let mut text = String::new();
+    let is_done = report.record.done.is_some();
+    let quit_after_tests = report.ending == Ending::NoVerdict && is_done;
     if !matches!(report.ending, Ending::Guest(_)) && !quit_after_tests {
-        eprintln!("\nxtask run: {}", report.ending);
+        text += &format!("\nxtask run: {}\n", report.ending);
+    }
+    // At the shell tests may be run once more, which the protocol does not know.
+    if !(interactive && is_done) {
+        for complaint in &report.record.complaints {
+            text += &format!("xtask run: control channel: {complaint}\n");
+        }
     }
     let shown: Vec<&str> = report.last_lines.iter().map(String::as_str).collect();
     match report.ending {
-        Ending::Overrun(_) | Ending::Qemu(_) => eprintln!("the last lines:\n    {}", shown.join("\n    ")),
+        Ending::Overrun(_) | Ending::Qemu(_) => {
+            text += &format!("the last lines:\n    {}\n", shown.join("\n    "));
+        }
         Ending::Guest(Verdict::Panicked | Verdict::DeadlineMissed) => {
             let frames: Vec<&str> =
                 shown.into_iter().filter(|line| line.trim_start().starts_with('#')).collect();
-            eprintln!("\nthe backtrace, by name:\n{}", frames.join("\n"));
+            text += &format!("\nthe backtrace, by name:\n{}\n", frames.join("\n"));
         }
         Ending::Guest(_) | Ending::NoVerdict => {}
     }
+    text
 }
 
 /// The exit code for how the boot ended.
@@ -146,7 +157,7 @@ impl Options {
         let folder = workspace.lock("run")?;
         let folder = &folder.path;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
-        let kernel = workspace.build_kernel(Build::Shipped)?;
+        let kernel = workspace.build_kernel(scenario.build)?;
         let disk = folder.join("disk.img");
         if !disk::is_there(&disk) {
             disk::create(&disk)?;
@@ -162,7 +173,7 @@ impl Options {
             console_log: &logs.console,
             control: &logs.control,
         };
-        let interactive = std::io::stdin().is_terminal() && !self.exit;
+        let interactive = self.is_interactive();
         let network = Network::start(scenario)?;
         for (number, port) in network.ports.iter().enumerate() {
             eprintln!("the guest's web server, by its interface net{number}: http://127.0.0.1:{port}/");
@@ -217,7 +228,17 @@ impl Options {
     fn find_scenario(&self) -> Result<&'static Scenario> {
         let name = self.scenario.as_deref().unwrap_or("default");
         let found = matrix::all().iter().find(|scenario| scenario.name == name);
-        found.with_context(|| format!("there is no scenario {name}; `cargo xtask test --list` shows them"))
+        let scenario = found
+            .with_context(|| format!("there is no scenario {name}; `cargo xtask test --list` shows them"))?;
+        if scenario.needs_somebody() {
+            bail!("{name} needs somebody at the machine, as `cargo xtask test --scenario {name}` has");
+        }
+        Ok(scenario)
+    }
+
+    /// Whether a shell follows the tests.
+    fn is_interactive(&self) -> bool {
+        std::io::stdin().is_terminal() && !self.exit
     }
 
     fn command_line(&self, scenario: &Scenario, interactive: bool) -> String {
@@ -238,6 +259,7 @@ fn shown_path(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::boot::Overrun;
+    use crate::control::Record;
 
     #[test]
     fn exit_codes_pass_the_verdict_on() {
@@ -272,6 +294,38 @@ mod tests {
         assert_eq!(code("exit test=*", Some((3, 0))), 0);
         assert_eq!(code("exit test=*", Some((3, 1))), 1);
         assert_eq!(code("exit test=*", None), 6);
+    }
+
+    #[test]
+    fn scenarios_in_which_somebody_does_something_are_left_to_the_tests() {
+        let find = |name: &str| {
+            Options { scenario: Some(name.into()), ..Options::default() }
+                .find_scenario()
+                .map(|found| found.name)
+        };
+        for name in ["hotplug", "standstill", "displays", "shell", "power-cut"] {
+            let problem = find(name).unwrap_err().to_string();
+            assert!(problem.contains(&format!("`cargo xtask test --scenario {name}`")), "{problem}");
+        }
+        for name in ["checked", "network", "selftest-panic"] {
+            assert_eq!(find(name).unwrap(), name);
+        }
+        assert!(find("nothing").is_err());
+        assert_eq!(Options::default().find_scenario().unwrap().name, "default");
+    }
+
+    #[test]
+    fn complaints_about_the_protocol_are_shown() {
+        let remarks_on = |lines: &[u8], interactive| {
+            let ending = Ending::Guest(Verdict::Passed);
+            let record = Record::read(lines);
+            remarks(&Report { ending, record, typed: vec![], last_lines: vec![] }, interactive)
+        };
+        let lines = b"begin a\nok a\nnonsense\ndone 1 0\n";
+        assert_eq!(remarks_on(lines, false), "xtask run: control channel: not an event: \"nonsense\"\n");
+        assert!(remarks_on(b"begin a\nnonsense\n", true).contains("nonsense"));
+        // Somebody has run a test at the shell.
+        assert_eq!(remarks_on(b"done 0 0\nbegin a\nok a\ndone 1 0\n", true), "");
     }
 
     #[test]
