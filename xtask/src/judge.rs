@@ -7,7 +7,7 @@ use crate::control::Verdict;
 use crate::glob;
 use crate::power_cut;
 use crate::scenario::{Expect, Scenario};
-use crate::session::Outcome;
+use crate::session::{CONTROL_CHANNEL, Outcome};
 
 /// A scenario's part of the total.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,6 +63,9 @@ pub fn judge(
         }
         Expect::Refusal(words) => {
             score.count("refuses to boot", refusal(words, outcome));
+            // That no test began is as it should be.
+            let complaints = outcome.checks.iter().filter(|(name, _)| name == CONTROL_CHANNEL);
+            complaints.for_each(|(name, verdict)| score.count(name, verdict.clone()));
             return score;
         }
     }

@@ -70,6 +70,7 @@ impl Stage<'_> {
         let is_off = report.ending == Ending::Guest(boot::Verdict::Passed);
         let verdict = if is_off { Ok(()) } else { Err(report.ending.to_string()) };
         outcome.checks.push(("the guest powers off".to_string(), verdict));
+        outcome.complain_of(&report.record.complaints);
         if outcome.checks.iter().all(|(_, verdict)| verdict.is_ok()) {
             fs::remove_file(disk_within(folder))?;
         } else {
@@ -295,6 +296,24 @@ mod tests {
         let outcome = play_script("stage-hang", script, &scenario);
         assert_eq!(outcome.tests[1], ("b".to_string(), Err("hung: silent for 1 s".to_string())));
         assert_eq!(outcome.broken_off[0].last_lines, ["in b"]);
+    }
+
+    #[test]
+    fn complaints_about_the_protocol_are_failures_whatever_is_expected() {
+        let script = "printf 'nonsense\\n' > $control; exit 33";
+        for (name, expect) in [
+            ("stage-tests", Scenario::DEFAULT.expect),
+            ("stage-session", Expect::Session),
+            ("stage-refusal", Expect::Refusal("no unit")),
+            ("stage-kept", Expect::PowerCut { keeps: true }),
+            ("stage-lost", Expect::PowerCut { keeps: false }),
+        ] {
+            let scenario = Scenario { expect, ..Scenario::DEFAULT };
+            let outcome = play_script(name, script, &scenario);
+            let score = judge(&scenario, "*", &outcome, None);
+            let told = score.failures.iter().any(|(_, reason)| reason.contains("not an event: "));
+            assert!(told, "{name}: {:?}", score.failures);
+        }
     }
 
     #[test]
