@@ -213,7 +213,7 @@ impl Options {
         let ports = &network.ports;
         let processor = self.boot.processor();
         let machine = Machine { scenario, processor, console, cmdline: &cmdline, ports, files };
-        let mut command = Command::new(&qemu.program);
+        let mut command = qemu.command();
         command.args(machine.arguments());
         if self.gdb {
             command.args(["-gdb", "tcp::1234", "-S"]);

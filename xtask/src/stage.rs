@@ -184,7 +184,7 @@ impl Stage<'_> {
 
     /// QEMU with nothing to read; the whole command line is written beside its logs, to repeat it by hand.
     fn command(&self, arguments: Vec<OsString>, folder: &Path) -> Result<Command> {
-        let mut command = Command::new(&self.qemu.program);
+        let mut command = self.qemu.command();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
         fs::write(folder.join("command"), shown(&command) + "\n")?;
         Ok(command)
