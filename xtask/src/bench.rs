@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use harness::glob;
 use lexopt::{Parser, ValueExt};
 
 use crate::boot::{Ending, Verdict};
 use crate::control::Measurement;
-use crate::glob;
 use crate::machine::Processor;
 use crate::matrix;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};

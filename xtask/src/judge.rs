@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use harness::glob;
+
 use crate::boot::{Ending, Verdict::Panicked};
 use crate::control::Verdict;
-use crate::glob;
 use crate::power_cut;
 use crate::scenario::{Expect, Scenario};
 use crate::session::{CONTROL_CHANNEL, Outcome};

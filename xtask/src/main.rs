@@ -14,7 +14,6 @@ mod control;
 mod disk;
 mod dmar;
 mod firmware;
-mod glob;
 mod hands;
 mod host_tests;
 mod judge;

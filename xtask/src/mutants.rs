@@ -12,9 +12,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use harness::glob;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::glob;
 use crate::workspace::Workspace;
 
 /// A mutation may turn a loop into an endless one. Tests that do not end in this time have noticed it.

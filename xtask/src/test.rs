@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use harness::glob;
 use lexopt::{Parser, ValueExt};
 
-use crate::glob;
 use crate::host_tests;
 use crate::judge::{Score, judge};
 use crate::matrix;
