@@ -17,6 +17,7 @@ mod firmware;
 mod hands;
 mod host_tests;
 mod judge;
+mod lacks;
 mod machine;
 mod matrix;
 mod mutants;
