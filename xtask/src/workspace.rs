@@ -34,7 +34,7 @@ impl Build {
 pub struct Workspace {
     pub root: PathBuf,
     pub target: PathBuf,
-    cargo: OsString,
+    pub cargo: OsString,
 }
 
 impl Workspace {
