@@ -223,7 +223,8 @@ impl Progress {
     }
 }
 
-/// A running QEMU, ended when dropped. Where nothing is dropped any more the system ends it ([`Qemu::command`](crate::qemu::Qemu::command)).
+/// A running QEMU, ended when dropped. Where nothing is dropped any more the system ends it
+/// ([`Qemu::command`](crate::qemu::Qemu::command)).
 struct Guest(Child);
 
 impl Guest {

@@ -258,8 +258,8 @@ mod tests {
         assert!(result.unwrap_err().to_string().contains("no screen"));
     }
 
-    /// A process that writes on and on, in QEMU's place, held for `ms`. How much more it had written after half a second
-    /// of that, and after it went on.
+    /// A process that writes on and on, in QEMU's place, held for `ms`. How much more it had written after half a
+    /// second of that, and after it went on.
     fn hold_writer(ms: u64, file: &Path) -> (u64, u64, Result<()>) {
         let mut writer = Command::new("sh");
         writer.args(["-c", "while :; do echo x >> $0; sleep 0.02; done"]).arg(file);

@@ -10,8 +10,10 @@ pub fn excuses(scenario: &Scenario, reason: &str) -> bool {
 
 const NOT_REMAPPED: &str = "interrupt remapping in use";
 
+type IsLacking = fn(&Scenario) -> bool;
+
 /// In the words of the tests that need it, and which machines lack it.
-const LACKS: &[(&str, fn(&Scenario) -> bool)] = &[
+const LACKS: &[(&str, IsLacking)] = &[
     ("devices to plug in", |scenario| scenario.devices.is_empty()),
     ("a device with virtual functions", |scenario| !has_device(scenario, "igb")),
     ("an NVMe controller with virtual functions", |scenario| {

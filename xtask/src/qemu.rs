@@ -31,8 +31,8 @@ impl Version {
     }
 }
 
-/// A command before another one's words: it becomes that one (`exec`), with the same process id, and the system kills it
-/// when its parent dies. It is part of util-linux, which Debian and Ubuntu always have.
+/// A command before another one's words: it becomes that one (`exec`), with the same process id, and the system kills
+/// it when its parent dies. It is part of util-linux, which Debian and Ubuntu always have.
 const SETPRIV: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
 
 /// Whether there is one that can do that.
@@ -64,8 +64,9 @@ impl Qemu {
         Ok(Some(Qemu { program: program.to_path_buf(), version }))
     }
 
-    /// Starts this QEMU. It is killed when the thread that started it ends, however that comes to pass: a guest that spins
-    /// would otherwise outlive an xtask that was killed, which drops nothing. QEMU 10.0 itself has no option for that.
+    /// Starts this QEMU. It is killed when the thread that started it ends, however that comes to pass: a guest that
+    /// spins would otherwise outlive an xtask that was killed, which drops nothing. QEMU 10.0 itself has no option for
+    /// that.
     pub fn command(&self) -> Command {
         if !*ENDS_WITH_US {
             return Command::new(&self.program);

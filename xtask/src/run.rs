@@ -24,8 +24,8 @@ use crate::workspace::Workspace;
 
 const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
 
-Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict:
-0 all well, 1 tests failed or none ran, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
+Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict: 0 all well, 1 tests failed
+or none ran, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
 QEMU's own messages are in target/sluice/run/qemu.log.
 On a terminal a shell follows the tests (Ctrl-A X quits QEMU); otherwise the guest powers off.
 

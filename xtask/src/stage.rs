@@ -96,8 +96,8 @@ impl Stage<'_> {
         Ok((report, checks))
     }
 
-    /// Runs QEMU with a fresh disk, which stays, and says what its visitors have seen. Of a boot whose power is cut there
-    /// is a log of what reached the disk. If one of its ports went to somebody else, others are drawn, once.
+    /// Runs QEMU with a fresh disk, which stays, and says what its visitors have seen. Of a boot whose power is cut
+    /// there is a log of what reached the disk. If one of its ports went to somebody else, others are drawn, once.
     pub fn run(
         &self,
         scenario: &Scenario,

@@ -125,8 +125,8 @@ impl Workspace {
         Ok(folder)
     }
 
-    /// A [`scratch`](Self::scratch) folder for this process alone, until it is dropped: a second boot there would remove
-    /// the files of the first. That another process has it is an error at once.
+    /// A [`scratch`](Self::scratch) folder for this process alone, until it is dropped: a second boot there would
+    /// remove the files of the first. That another process has it is an error at once.
     pub fn lock(&self, name: &str) -> Result<LockedFolder> {
         let path = self.scratch(name)?;
         let lock = path.join("lock");
