@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use harness::glob;
 use lexopt::{Parser, ValueExt};
 
 use crate::boot::{Ending, Verdict};
 use crate::control::Measurement;
-use crate::glob;
 use crate::machine::Processor;
 use crate::matrix;
 use crate::options::{self, BOOT_USAGE, BootOptions, Read};
@@ -86,13 +86,13 @@ fn in_guest(workspace: &Workspace, boot: &BootOptions, pattern: &str) -> Result<
     if boot.kvm {
         bail!("instructions are counted by QEMU's emulation; KVM cannot");
     }
+    let folder = workspace.lock("bench")?;
     let qemu = setup::require_build_and_boot(boot.qemu.as_deref(), boot.consent())?;
     let kernel = workspace.build_kernel(Build::Shipped)?;
-    let folder = workspace.scratch("bench")?;
     let guest = Guest {
         qemu: &qemu,
         kernels: &BTreeMap::from([(Build::Shipped, kernel)]),
-        folder: &folder,
+        folder: &folder.path,
         cmdline: &boot.cmdline,
         total: boot.time_limit.unwrap_or(TOTAL),
     };

@@ -149,7 +149,7 @@ pub fn watch(mut command: Command, logs: &Logs, limits: Option<Limits>) -> Resul
     let child = command.spawn().with_context(|| format!("cannot start `{}`", shown(&command)))?;
     let mut guest = Guest(child);
     let devices = limits.and_then(|limits| limits.hands);
-    let hands = devices.and_then(|devices| Hands::start(&mut guest.0, control.clone(), devices));
+    let hands = devices.map(|devices| Hands::start(&mut guest.0, control.clone(), devices)).transpose()?;
     let lines = limits.map_or(&[][..], |limits| limits.typed);
     let typist = if lines.is_empty() { None } else { Typist::start(&mut guest.0, console.clone(), lines) };
     let mut progress = Progress::new();
@@ -223,7 +223,8 @@ impl Progress {
     }
 }
 
-/// A running QEMU, ended when dropped.
+/// A running QEMU, ended when dropped. Where nothing is dropped any more the system ends it
+/// ([`Qemu::command`](crate::qemu::Qemu::command)).
 struct Guest(Child);
 
 impl Guest {

@@ -51,9 +51,14 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     }
     if !miri && mutants.is_none() {
         setup::require_kernel_target(consent)?;
-        good = run_all(&mut lints(&workspace));
+        good = lint(&workspace);
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Checks formatting and lints; true when there is nothing to say about them.
+pub fn lint(workspace: &Workspace) -> bool {
+    run_all(&mut lints(workspace))
 }
 
 fn lints(workspace: &Workspace) -> Vec<Command> {

@@ -10,8 +10,9 @@
 //! value KEY WORDS...                a result that the host compares (see `disk`)
 //! plug NAME                         the host shall plug the device of this name in (see `hands`)
 //! unplug NAME                       it shall ask for the device's removal
-//! look NAME PICTURE                 it shall look at the screen of the display of this name, and press a key when it has seen
-//!                                   this picture there; if that is 0, nothing of any (see `screen`)
+//! look NAME PICTURE                 it shall look at the screen of the display of this name, and press a key when it
+//!                                   has seen this picture there; if that is 0, nothing of any (see `screen`)
+//! hold MS                           it shall keep the machine from running for so many milliseconds, a minute at most
 //! bench NAME MIN MEDIAN MAX UNIT    a measurement
 //! done PASSED FAILED                the run is over, with the guest's own counts
 //! ```
@@ -273,6 +274,8 @@ mod tests {
             "unplug a b",
             "look a",
             "look a x",
+            "hold",
+            "hold -1",
             "done 1",
             "done x 0",
             "done -1 0",

@@ -1,11 +1,13 @@
-//! Hands at the machine: they plug devices in and out when the guest asks for it (`plug NAME`, `unplug NAME` on the control
-//! channel), keep QEMU from running for a while (`hold MS`), and press a key when they have seen what a display is to show (`look NAME PICTURE`), through QEMU's monitor protocol (QMP) on
-//! its standard input and output.
+//! Hands at the machine: they plug devices in and out when the guest asks for it (`plug NAME`, `unplug NAME` on the
+//! control channel), keep QEMU from running for a while (`hold MS`), and press a key when they have seen what a display
+//! is to show (`look NAME PICTURE`), through QEMU's monitor protocol (QMP) on its standard input and output.
 //!
-//! The guest sees what became of it by its slots, and by the key. What QEMU refuses, and what is not on a screen, is a complaint of the boot.
+//! The guest sees what became of it by its slots, and by the key. What QEMU refuses, and what is not on a screen, is a
+//! complaint of the boot.
 
 use std::io::{BufRead, BufReader, Write};
 use std::iter;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::sync::Arc;
@@ -13,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use crate::control::{Record, Request};
@@ -28,10 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a picture may take to be on the screen.
 const LOOK_PATIENCE: Duration = Duration::from_secs(100);
+/// How long a guest may have itself kept from running.
+const LONGEST_HOLD_MS: u64 = 60_000;
 
 /// What the hands have at hand.
 struct Tools<'a> {
-    qemu: Pid,
+    /// The process itself: its id may be another's as soon as somebody has waited for it.
+    qemu: BorrowedFd<'a>,
     devices: &'a [Device],
     /// Where a screen is dumped.
     dump: &'a Path,
@@ -55,14 +60,16 @@ pub struct Hands {
 }
 
 impl Hands {
-    /// Hands for `qemu`, whose monitor is on its standard input and output, if it is.
-    pub fn start(qemu: &mut Child, control: PathBuf, devices: &'static [Device]) -> Option<Hands> {
-        let (to, from) = (qemu.stdin.take()?, qemu.stdout.take()?);
+    /// Hands for `qemu`, whose monitor is on its standard input and output, and which nobody has waited for.
+    pub fn start(qemu: &mut Child, control: PathBuf, devices: &'static [Device]) -> Result<Hands> {
+        let pipes = qemu.stdin.take().zip(qemu.stdout.take());
+        let (to, from) = pipes.context("QEMU's monitor is out of the hands' reach")?;
         let monitor = Monitor { to, from: BufReader::new(from) };
+        let process = pidfd_open(Pid::from_child(qemu), PidfdFlags::empty()).context("pidfd_open")?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (pid, seen) = (Pid::from_child(qemu), stop.clone());
-        let thread = thread::spawn(move || serve(monitor, control, pid, devices, &seen));
-        Some(Hands { thread, stop })
+        let seen = stop.clone();
+        let thread = thread::spawn(move || serve(monitor, control, &process, devices, &seen));
+        Ok(Hands { thread, stop })
     }
 
     /// Ends the thread; QEMU has ended. Returns what went wrong.
@@ -75,7 +82,7 @@ impl Hands {
 fn serve(
     mut monitor: Monitor,
     control: PathBuf,
-    qemu: Pid,
+    qemu: &OwnedFd,
     devices: &'static [Device],
     stop: &AtomicBool,
 ) -> Vec<String> {
@@ -85,7 +92,7 @@ fn serve(
         complaints.extend((!stop.load(Ordering::Relaxed)).then(|| format!("QMP: {problem:#}")));
         return complaints;
     }
-    let tools = Tools { qemu, devices, dump: &control.with_file_name("screen.ppm") };
+    let tools = Tools { qemu: qemu.as_fd(), devices, dump: &control.with_file_name("screen.ppm") };
     let mut done = 0;
     while !stop.load(Ordering::Relaxed) {
         let bytes = std::fs::read(&control).unwrap_or_default();
@@ -146,11 +153,12 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
                 added
             }
             Request::Unplug(name) => self.execute("device_del", json!({ "id": named(name)?.name })),
-            // QEMU's own `stop` would stop the guest's clocks too. It is waited for later: no other process has its id.
+            // QEMU's own `stop` would stop the guest's clocks too.
             &Request::HoldStill(ms) => {
-                kill_process(tools.qemu, Signal::STOP)?;
+                ensure!(ms <= LONGEST_HOLD_MS, "at most {LONGEST_HOLD_MS} ms");
+                pidfd_send_signal(tools.qemu, Signal::STOP)?;
                 sleep(Duration::from_millis(ms));
-                Ok(kill_process(tools.qemu, Signal::CONT)?)
+                Ok(pidfd_send_signal(tools.qemu, Signal::CONT)?)
             }
             Request::Look { display, picture } => {
                 self.execute("screendump", json!({ "device": display, "filename": tools.dump }))?;
@@ -189,7 +197,10 @@ impl<To: Write, From: BufRead> Monitor<To, From> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+    use crate::workspace::Workspace;
 
     const DEVICES: &[Device] = &[
         Device { name: "edu", properties: r#""driver":"edu","bus":"slot""#, behind: &[] },
@@ -203,8 +214,9 @@ mod tests {
     /// What is sent for `request` to a monitor that says `answers`, and what comes of it.
     fn ask(request: &Request, answers: &str) -> (Vec<Value>, Result<()>) {
         let mut monitor = Monitor { to: Vec::new(), from: answers.as_bytes() };
-        let qemu = rustix::process::getpid();
-        let tools = Tools { qemu, devices: DEVICES, dump: Path::new("/nonexistent/screen.ppm") };
+        let this = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        let tools =
+            Tools { qemu: this.as_fd(), devices: DEVICES, dump: Path::new("/nonexistent/screen.ppm") };
         let result = monitor.carry_out(request, &tools);
         let sent = String::from_utf8(monitor.to).unwrap();
         (sent.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), result)
@@ -244,6 +256,50 @@ mod tests {
         let arguments = json!({ "device": "gpu", "filename": "/nonexistent/screen.ppm" });
         assert_eq!(sent, [json!({ "execute": "screendump", "arguments": arguments })]);
         assert!(result.unwrap_err().to_string().contains("no screen"));
+    }
+
+    /// A process that writes on and on, in QEMU's place, held for `ms`. How much more it had written after half a
+    /// second of that, and after it went on.
+    fn hold_writer(ms: u64, file: &Path) -> (u64, u64, Result<()>) {
+        let mut writer = Command::new("sh");
+        writer.args(["-c", "while :; do echo x >> $0; sleep 0.02; done"]).arg(file);
+        let mut writer = writer.spawn().unwrap();
+        let process = pidfd_open(Pid::from_child(&writer), PidfdFlags::empty()).unwrap();
+        let length = || std::fs::metadata(file).map_or(0, |metadata| metadata.len());
+        while length() == 0 {
+            sleep(POLL);
+        }
+        let meanwhile = thread::scope(|scope| {
+            let look = scope.spawn(|| {
+                sleep(Duration::from_millis(200));
+                let before = length();
+                sleep(Duration::from_millis(300));
+                length() - before
+            });
+            let tools = Tools { qemu: process.as_fd(), devices: &[], dump: file };
+            let mut monitor = Monitor { to: Vec::new(), from: &b""[..] };
+            let result = monitor.carry_out(&Request::HoldStill(ms), &tools);
+            (look.join().unwrap(), result)
+        });
+        let held = length();
+        sleep(Duration::from_millis(500));
+        let after = length() - held;
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        // A signal to who is gone goes nowhere, whoever has its number now.
+        assert!(pidfd_send_signal(&process, Signal::STOP).is_err());
+        std::fs::remove_file(file).unwrap();
+        (meanwhile.0, after, meanwhile.1)
+    }
+
+    #[test]
+    fn a_guest_is_held_for_as_long_as_it_says_but_not_for_ever() {
+        let folder = Workspace::locate().unwrap().scratch("unit-tests").unwrap();
+        let (meanwhile, after, result) = hold_writer(1000, &folder.join("held"));
+        result.unwrap();
+        assert!(meanwhile == 0 && after > 0, "{meanwhile}, {after}");
+        let (meanwhile, _, result) = hold_writer(LONGEST_HOLD_MS + 1, &folder.join("not-held"));
+        assert!(meanwhile > 0 && result.unwrap_err().to_string().contains("at most 60000 ms"));
     }
 
     #[test]

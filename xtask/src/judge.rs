@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use harness::glob;
+
 use crate::boot::{Ending, Verdict::Panicked};
 use crate::control::Verdict;
-use crate::glob;
+use crate::lacks;
 use crate::power_cut;
 use crate::scenario::{Expect, Scenario};
-use crate::session::Outcome;
+use crate::session::{CONTROL_CHANNEL, Outcome};
 
 /// A scenario's part of the total.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,27 +65,14 @@ pub fn judge(
         }
         Expect::Refusal(words) => {
             score.count("refuses to boot", refusal(words, outcome));
+            // That no test began is as it should be.
+            let complaints = outcome.checks.iter().filter(|(name, _)| name == CONTROL_CHANNEL);
+            complaints.for_each(|(name, verdict)| score.count(name, verdict.clone()));
             return score;
         }
     }
     for (name, reason) in &outcome.skipped {
-        let may_be_skipped = scenario.lacks.contains(&reason.as_str())
-            || reason == NOTHING_TO_PLUG && scenario.devices.is_empty()
-            || reason == NO_VIRTUAL_FUNCTIONS
-                && !scenario.qemu.iter().any(|argument| argument.starts_with("igb"))
-            || reason == NO_VIRTUAL_DISKS
-                && !scenario.qemu.iter().any(|argument| argument.contains("sriov_max_vfs"))
-            || reason == NOT_ALL_BRIDGES
-                && !scenario.qemu.iter().any(|argument| argument.starts_with("i82801b11"))
-            || reason == NO_DISPLAYS && !scenario.attended
-            || reason == UNATTENDED && !scenario.attended
-            || reason == NOT_CHECKED && !scenario.cmdline.contains(NOT_CHECKED)
-            || reason == NOT_TRUSTED && !scenario.cmdline.contains(NOT_TRUSTED)
-            || reason == NOT_SERVED && !scenario.cmdline.contains(NOT_SERVED)
-            || reason == SECOND_STAGE && !scenario.iommu.is_some_and(|unit| unit.contains("x-flts"))
-            || reason == NOTHING_RESERVED && !scenario.reserves
-            || reason == REMAPPED && !scenario.lacks.contains(&NOT_REMAPPED);
-        if !may_be_skipped {
+        if !lacks::excuses(scenario, reason) {
             score.count(name, Err(format!("was skipped: {reason}")));
         }
     }
@@ -160,32 +149,6 @@ fn others_ran(
         },
     }
 }
-
-/// What a machine lacks that no device is plugged into while it runs.
-const NOTHING_TO_PLUG: &str = "devices to plug in";
-/// What a machine lacks that has no network controller of the kind that QEMU has virtual functions for.
-const NO_VIRTUAL_FUNCTIONS: &str = "a device with virtual functions";
-/// What a machine lacks whose NVMe controllers have no virtual functions.
-const NO_VIRTUAL_DISKS: &str = "an NVMe controller with virtual functions";
-/// What a machine lacks that was not built of everything that can be between a device and the unit.
-const NOT_ALL_BRIDGES: &str = "bridges of all kinds";
-/// What it lacks where nobody keeps it from running.
-const UNATTENDED: &str = "somebody at the machine";
-/// What it lacks where nobody looks at screens.
-const NO_DISPLAYS: &str = "displays that are looked at";
-/// What it lacks when drivers are not checked.
-const NOT_CHECKED: &str = "iommu=debug";
-/// What it lacks when devices are not trusted.
-const NOT_TRUSTED: &str = "iommu=passthrough";
-/// What it lacks when its disk is driven by the kernel.
-const NOT_SERVED: &str = "disk=process";
-/// What it lacks where interrupts are remapped, and where they are not.
-const REMAPPED: &str = "interrupts that are not remapped";
-const NOT_REMAPPED: &str = "interrupt remapping in use";
-/// What it lacks where the unit's tables are not in the CPU's format.
-const SECOND_STAGE: &str = "first-stage tables";
-/// What it lacks with tables of QEMU's.
-const NOTHING_RESERVED: &str = "memory reserved for an edu device";
 
 #[cfg(test)]
 mod tests {

@@ -12,9 +12,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use harness::glob;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::glob;
 use crate::workspace::Workspace;
 
 /// A mutation may turn a loop into an endless one. Tests that do not end in this time have noticed it.
@@ -45,7 +45,8 @@ pub fn run(workspace: &Workspace, pattern: &str) -> Result<bool> {
     if mutations.is_empty() {
         bail!("{} holds no patch called {pattern}", folder.display());
     }
-    let copy = Copy::make(workspace)?;
+    let folder = workspace.lock("mutants")?;
+    let copy = Copy::make(workspace, &folder.path)?;
     let mut whole: BTreeMap<Vec<String>, Tests> = BTreeMap::new();
     let mut survivors = 0;
     for mutation in &mutations {
@@ -106,8 +107,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     /// Brings the copy up to date with the files that git knows or would take.
-    fn make(workspace: &Workspace) -> Result<Copy<'_>> {
-        let folder = workspace.scratch("mutants")?;
+    fn make<'a>(workspace: &'a Workspace, folder: &Path) -> Result<Copy<'a>> {
         let copy = Copy { workspace, tree: folder.join("tree"), target: folder.join("target") };
         let mut list = Command::new("git");
         list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])

@@ -43,7 +43,7 @@ fn tree(name: &str, patches: &[(&str, String)]) -> Workspace {
 }
 
 fn verdicts(workspace: &Workspace) -> Vec<Result<String, String>> {
-    let copy = Copy::make(workspace).unwrap();
+    let copy = Copy::make(workspace, &workspace.scratch("mutants").unwrap()).unwrap();
     let mutations = load(&workspace.root.join("testing/mutations")).unwrap();
     mutations.iter().map(|mutation| copy.try_mutation(mutation).unwrap()).collect()
 }

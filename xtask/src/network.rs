@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
+use crate::boot::{Ending, Report};
 use crate::control::{Record, Verdict};
 use crate::disk::hexadecimal;
 use crate::scenario::Scenario;
@@ -42,7 +43,7 @@ pub struct FileServer {
 impl FileServer {
     /// Starts one on a free port.
     pub fn start() -> Result<FileServer> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
+        let listener = listen()?;
         let address = listener.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -166,10 +167,20 @@ impl std::fmt::Display for Fetched {
     }
 }
 
-/// A port of the host's that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
-    Ok(listener.local_addr()?.port())
+/// A listener at a free port of the host's.
+fn listen() -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")
+}
+
+/// What QEMU says when it cannot listen at a port that is to lead to the guest.
+const PORT_TAKEN: &str = "ould not set up host forwarding rule";
+
+/// Whether that ended a boot before it began: QEMU listens only some time after a port was drawn, and somebody else may
+/// have been given it meanwhile.
+pub fn lost_a_port(report: &Report) -> bool {
+    matches!(report.ending, Ending::Qemu(_))
+        && report.record.last_begun().is_none()
+        && report.last_lines.iter().any(|line| line.contains(PORT_TAKEN))
 }
 
 /// What the host has for the network devices of one boot.
@@ -182,8 +193,11 @@ pub struct Network {
 impl Network {
     /// Starts what the scenario's machine needs.
     pub fn start(scenario: &Scenario) -> Result<Network> {
-        let ports = scenario.nics.iter().map(|_| free_port()).collect::<Result<_>>()?;
-        Ok(Network { files: FileServer::start()?, ports })
+        let files = FileServer::start()?;
+        // All are held until all are drawn: none is given out twice.
+        let held = scenario.nics.iter().map(|_| listen()).collect::<Result<Vec<_>>>()?;
+        let ports = held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<_>>()?;
+        Ok(Network { files, ports })
     }
 
     /// The kernel's words about it.
@@ -294,7 +308,34 @@ fn check_page(response: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::scenario::Nic;
+
+    #[test]
+    fn no_port_is_drawn_twice_and_all_are_free_afterwards() {
+        // So many that some would be, among all that there are.
+        let scenario = Scenario { nics: &[Nic::Virtio; 400], ..Scenario::DEFAULT };
+        let network = Network::start(&scenario).unwrap();
+        let different: BTreeSet<u16> = network.ports.iter().copied().chain([network.files.port()]).collect();
+        assert_eq!(different.len(), 401);
+        assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, network.ports[0])).is_ok());
+    }
+
+    #[test]
+    fn a_lost_port_is_told_from_other_ends() {
+        let report = |ending, lines: &[u8], said: &str| {
+            let (record, last_lines) = (Record::read(lines), vec![said.to_string()]);
+            Report { ending, record, typed: vec![], last_lines }
+        };
+        let failed = || Ending::Qemu("exit status: 1".into());
+        let said = "-netdev user,id=net0: Could not set up host forwarding rule 'tcp:127.0.0.1:4080-:80'";
+        assert!(lost_a_port(&report(failed(), b"", said)));
+        assert!(!lost_a_port(&report(failed(), b"begin a\n", said)));
+        assert!(!lost_a_port(&report(failed(), b"", "no such device")));
+        assert!(!lost_a_port(&report(Ending::NoVerdict, b"", said)));
+    }
 
     fn get(port: u16, path: &str) -> Vec<u8> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
@@ -342,7 +383,7 @@ mod tests {
     #[test]
     fn visitors_wait_until_they_may_come_and_notice_who_is_not_there() {
         let control = std::env::temp_dir().join(format!("sluice-visitors-{}", std::process::id()));
-        let port = free_port().unwrap();
+        let port = listen().unwrap().local_addr().unwrap().port();
         let visitors = Visitors { ports: &[port], count: 3 };
         assert!(visitors.visit(&control, &AtomicBool::new(true)).is_empty());
         std::fs::write(&control, "value serving 1\n").unwrap();

@@ -42,6 +42,7 @@ pub fn play(stage: &Stage, scenario: &Scenario, folder: &Path) -> Result<Outcome
             }
             _ => Err(format!("it did not come to the cut: {}", report.ending)),
         };
+        outcome.complain_of(&report.record.complaints);
         if report.ending != Ending::Overrun(Overrun::Cut) {
             let (ending, last_lines) = (report.ending, report.last_lines);
             outcome.broken_off.push(BrokenOff { boot, ending, last_lines });

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -30,6 +31,17 @@ impl Version {
     }
 }
 
+/// A command before another one's words: it becomes that one (`exec`), with the same process id, and the system kills
+/// it when its parent dies. It is part of util-linux, which Debian and Ubuntu always have.
+const SETPRIV: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
+
+/// Whether there is one that can do that.
+static ENDS_WITH_US: LazyLock<bool> = LazyLock::new(|| {
+    let mut command = Command::new(SETPRIV[0]);
+    command.args(&SETPRIV[1..]).arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+});
+
 pub struct Qemu {
     pub program: PathBuf,
     pub version: Version,
@@ -50,6 +62,18 @@ impl Qemu {
             bail!("{} is QEMU {version}; {OLDEST} or newer is needed", program.display());
         }
         Ok(Some(Qemu { program: program.to_path_buf(), version }))
+    }
+
+    /// Starts this QEMU. It is killed when the thread that started it ends, however that comes to pass: a guest that
+    /// spins would otherwise outlive an xtask that was killed, which drops nothing. QEMU 10.0 itself has no option for
+    /// that.
+    pub fn command(&self) -> Command {
+        if !*ENDS_WITH_US {
+            return Command::new(&self.program);
+        }
+        let mut command = Command::new(SETPRIV[0]);
+        command.args(&SETPRIV[1..]).arg(&self.program);
+        command
     }
 
     /// What the kernel has to be told of its IOMMU: blocked interrupts are recorded from 10.0 on, and the guest cannot
@@ -75,7 +99,27 @@ fn lists_property(listing: &str, property: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::thread;
+
     use super::*;
+
+    #[test]
+    fn a_qemu_ends_with_who_started_it() {
+        let start = || {
+            let qemu = Qemu { program: "sh".into(), version: OLDEST };
+            let mut command = qemu.command();
+            command.args(["-c", "echo up; exec sleep 60"]).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "up\n");
+            child
+        };
+        let mut orphan = thread::spawn(start).join().unwrap();
+        assert_eq!(orphan.wait().unwrap().signal(), Some(9));
+    }
 
     #[test]
     fn versions_of_distributions_and_of_own_builds() {

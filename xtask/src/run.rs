@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lexopt::{Parser, ValueExt};
 
 use crate::boot::{self, Ending, Limits, Logs, Report, Verdict};
@@ -20,12 +20,12 @@ use crate::qemu::Qemu;
 use crate::scenario::Scenario;
 use crate::setup;
 use crate::symbols;
-use crate::workspace::{Build, Workspace};
+use crate::workspace::Workspace;
 
 const USAGE: &str = "Usage: cargo xtask run [OPTIONS] [-- QEMU-ARGUMENTS]
 
-Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict:
-0 all well, 1 tests failed, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
+Builds the kernel, boots it in QEMU with its console here and ends with the guest's verdict: 0 all well, 1 tests failed
+or none ran, 3 panic, 4 a test's deadline, 5 hung or too slow, 6 no verdict; 2 xtask itself failed.
 QEMU's own messages are in target/sluice/run/qemu.log.
 On a terminal a shell follows the tests (Ctrl-A X quits QEMU); otherwise the guest powers off.
 
@@ -58,43 +58,85 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
         }
         Read::Rest(arguments) => options.qemu_arguments = arguments,
     }
-    let report = options.boot()?;
-    comment(&report);
-    // A kernel that is to run no test has come to their end from the start.
-    let done = if options.tests.as_deref() == Some("none") { Some((0, 0)) } else { report.record.done };
-    Ok(ExitCode::from(exit_code(&report.ending, done)))
+    let scenario = options.find_scenario()?;
+    let report = options.boot(scenario)?;
+    eprint!("{}", remarks(&report, options.is_interactive()));
+    let tests = Tests::of(&options.command_line(scenario, false), report.record.done);
+    if tests == Tests::NoneRan {
+        eprintln!("\nxtask run: no test ran");
+    }
+    Ok(ExitCode::from(exit_code(&report.ending, tests)))
+}
+
+/// How far the guest's tests came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tests {
+    /// They are turned off.
+    Off,
+    Unfinished,
+    /// None fits what was asked for, or the machine lacks what they need.
+    NoneRan,
+    Passed,
+    Failed,
+}
+
+impl Tests {
+    /// Those of a kernel with these words. `done` are the guest's counts, if it came to the end of its tests.
+    fn of(words: &str, done: Option<(usize, usize)>) -> Tests {
+        // As the kernel has it, the last of several counts.
+        let glob = words.split_whitespace().filter_map(|word| word.strip_prefix("test=")).next_back();
+        match done {
+            _ if glob == Some("none") => Tests::Off,
+            None => Tests::Unfinished,
+            Some((0, 0)) => Tests::NoneRan,
+            Some((_, 0)) => Tests::Passed,
+            Some(_) => Tests::Failed,
+        }
+    }
 }
 
 /// What the console has not shown by itself.
-fn comment(report: &Report) {
-    let quit_after_tests = report.ending == Ending::NoVerdict && report.record.done.is_some();
+fn remarks(report: &Report, interactive: bool) -> String {
+    let mut text = String::new();
+    let is_done = report.record.done.is_some();
+    let quit_after_tests = report.ending == Ending::NoVerdict && is_done;
     if !matches!(report.ending, Ending::Guest(_)) && !quit_after_tests {
-        eprintln!("\nxtask run: {}", report.ending);
+        text += &format!("\nxtask run: {}\n", report.ending);
+    }
+    // At the shell tests may be run once more, which the protocol does not know.
+    if !(interactive && is_done) {
+        for complaint in &report.record.complaints {
+            text += &format!("xtask run: control channel: {complaint}\n");
+        }
     }
     let shown: Vec<&str> = report.last_lines.iter().map(String::as_str).collect();
     match report.ending {
-        Ending::Overrun(_) | Ending::Qemu(_) => eprintln!("the last lines:\n    {}", shown.join("\n    ")),
+        Ending::Overrun(_) | Ending::Qemu(_) => {
+            text += &format!("the last lines:\n    {}\n", shown.join("\n    "));
+        }
         Ending::Guest(Verdict::Panicked | Verdict::DeadlineMissed) => {
             let frames: Vec<&str> =
                 shown.into_iter().filter(|line| line.trim_start().starts_with('#')).collect();
-            eprintln!("\nthe backtrace, by name:\n{}", frames.join("\n"));
+            text += &format!("\nthe backtrace, by name:\n{}\n", frames.join("\n"));
         }
         Ending::Guest(_) | Ending::NoVerdict => {}
     }
+    text
 }
 
-/// The exit code for how the boot ended; `done` are the guest's counts, if it came to the end of its tests.
-fn exit_code(ending: &Ending, done: Option<(usize, usize)>) -> u8 {
-    match (ending, done) {
-        // Whoever quits QEMU at the shell has seen the tests end.
-        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Some((_, 0))) => 0,
-        (Ending::Guest(Verdict::Passed | Verdict::TestsFailed) | Ending::NoVerdict, Some(_)) => 1,
-        (Ending::Guest(Verdict::TestsFailed), None) => 1,
+/// The exit code for how the boot ended.
+fn exit_code(ending: &Ending, tests: Tests) -> u8 {
+    match (ending, tests) {
         (Ending::Guest(Verdict::Panicked), _) => 3,
         (Ending::Guest(Verdict::DeadlineMissed), _) => 4,
         (Ending::Overrun(_), _) => 5,
+        (Ending::Qemu(_), _) => 6,
+        (Ending::Guest(Verdict::TestsFailed), _) => 1,
+        // Whoever quits QEMU at the shell has seen the tests end.
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Tests::Passed | Tests::Off) => 0,
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Tests::Failed | Tests::NoneRan) => 1,
         // All well without the end of the tests is no verdict: they did not all run.
-        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, None) | (Ending::Qemu(_), _) => 6,
+        (Ending::Guest(Verdict::Passed) | Ending::NoVerdict, Tests::Unfinished) => 6,
     }
 }
 
@@ -110,19 +152,19 @@ impl Options {
         Ok(true)
     }
 
-    fn boot(&self) -> Result<Report> {
-        let scenario = self.find_scenario()?;
+    fn boot(&self, scenario: &'static Scenario) -> Result<Report> {
         let workspace = Workspace::locate()?;
+        let folder = workspace.lock("run")?;
+        let folder = &folder.path;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
-        let kernel = workspace.build_kernel(Build::Shipped)?;
-        let folder = workspace.scratch("run")?;
+        let kernel = workspace.build_kernel(scenario.build)?;
         let disk = folder.join("disk.img");
         if !disk::is_there(&disk) {
             disk::create(&disk)?;
         }
-        let logs = Logs::within(&folder);
+        let logs = Logs::within(folder);
         if scenario.reserves {
-            firmware::write(&folder)?;
+            firmware::write(folder)?;
         }
         let files = Files {
             kernel: &kernel,
@@ -131,7 +173,7 @@ impl Options {
             console_log: &logs.console,
             control: &logs.control,
         };
-        let interactive = std::io::stdin().is_terminal() && !self.exit;
+        let interactive = self.is_interactive();
         let network = Network::start(scenario)?;
         for (number, port) in network.ports.iter().enumerate() {
             eprintln!("the guest's web server, by its interface net{number}: http://127.0.0.1:{port}/");
@@ -171,7 +213,7 @@ impl Options {
         let ports = &network.ports;
         let processor = self.boot.processor();
         let machine = Machine { scenario, processor, console, cmdline: &cmdline, ports, files };
-        let mut command = Command::new(&qemu.program);
+        let mut command = qemu.command();
         command.args(machine.arguments());
         if self.gdb {
             command.args(["-gdb", "tcp::1234", "-S"]);
@@ -186,7 +228,17 @@ impl Options {
     fn find_scenario(&self) -> Result<&'static Scenario> {
         let name = self.scenario.as_deref().unwrap_or("default");
         let found = matrix::all().iter().find(|scenario| scenario.name == name);
-        found.with_context(|| format!("there is no scenario {name}; `cargo xtask test --list` shows them"))
+        let scenario = found
+            .with_context(|| format!("there is no scenario {name}; `cargo xtask test --list` shows them"))?;
+        if scenario.needs_somebody() {
+            bail!("{name} needs somebody at the machine, as `cargo xtask test --scenario {name}` has");
+        }
+        Ok(scenario)
+    }
+
+    /// Whether a shell follows the tests.
+    fn is_interactive(&self) -> bool {
+        std::io::stdin().is_terminal() && !self.exit
     }
 
     fn command_line(&self, scenario: &Scenario, interactive: bool) -> String {
@@ -207,25 +259,73 @@ fn shown_path(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::boot::Overrun;
+    use crate::control::Record;
 
     #[test]
     fn exit_codes_pass_the_verdict_on() {
-        let guest = |verdict, done| exit_code(&Ending::Guest(verdict), done);
-        assert_eq!(guest(Verdict::Passed, Some((3, 0))), 0);
-        assert_eq!(guest(Verdict::TestsFailed, Some((3, 1))), 1);
-        assert_eq!(guest(Verdict::Panicked, None), 3);
-        assert_eq!(guest(Verdict::DeadlineMissed, None), 4);
-        assert_eq!(exit_code(&Ending::Overrun(Overrun::Silent(SILENCE)), Some((3, 0))), 5);
-        assert_eq!(exit_code(&Ending::Qemu("exit status: 1".into()), None), 6);
+        let guest = |verdict, tests| exit_code(&Ending::Guest(verdict), tests);
+        assert_eq!(guest(Verdict::Passed, Tests::Passed), 0);
+        assert_eq!(guest(Verdict::TestsFailed, Tests::Failed), 1);
+        assert_eq!(guest(Verdict::TestsFailed, Tests::Unfinished), 1);
+        assert_eq!(guest(Verdict::Panicked, Tests::Unfinished), 3);
+        assert_eq!(guest(Verdict::DeadlineMissed, Tests::Unfinished), 4);
+        assert_eq!(exit_code(&Ending::Overrun(Overrun::Silent(SILENCE)), Tests::Passed), 5);
+        assert_eq!(exit_code(&Ending::Qemu("exit status: 1".into()), Tests::Unfinished), 6);
     }
 
     #[test]
     fn a_good_verdict_counts_only_when_the_tests_came_to_their_end() {
-        assert_eq!(exit_code(&Ending::Guest(Verdict::Passed), None), 6);
-        assert_eq!(exit_code(&Ending::Guest(Verdict::Passed), Some((3, 1))), 1);
-        assert_eq!(exit_code(&Ending::NoVerdict, None), 6);
-        assert_eq!(exit_code(&Ending::NoVerdict, Some((3, 0))), 0);
-        assert_eq!(exit_code(&Ending::NoVerdict, Some((3, 2))), 1);
+        for good in [Ending::Guest(Verdict::Passed), Ending::NoVerdict] {
+            assert_eq!(exit_code(&good, Tests::Passed), 0);
+            assert_eq!(exit_code(&good, Tests::Failed), 1);
+            assert_eq!(exit_code(&good, Tests::Unfinished), 6);
+        }
+    }
+
+    #[test]
+    fn that_no_test_ran_is_a_failure_unless_they_are_off() {
+        let code = |words, done| exit_code(&Ending::Guest(Verdict::Passed), Tests::of(words, done));
+        assert_eq!(code("exit test=typo::*", Some((0, 0))), 1);
+        assert_eq!(code("exit test=*", Some((0, 0))), 1);
+        assert_eq!(code("exit test=none test=typo::*", Some((0, 0))), 1);
+        assert_eq!(code("exit test=none", Some((0, 0))), 0);
+        // A kernel that is to run no test need not come to their end.
+        assert_eq!(code("exit test=* test=none", None), 0);
+        assert_eq!(code("exit test=*", Some((3, 0))), 0);
+        assert_eq!(code("exit test=*", Some((3, 1))), 1);
+        assert_eq!(code("exit test=*", None), 6);
+    }
+
+    #[test]
+    fn scenarios_in_which_somebody_does_something_are_left_to_the_tests() {
+        let find = |name: &str| {
+            Options { scenario: Some(name.into()), ..Options::default() }
+                .find_scenario()
+                .map(|found| found.name)
+        };
+        for name in ["hotplug", "standstill", "displays", "shell", "power-cut"] {
+            let problem = find(name).unwrap_err().to_string();
+            assert!(problem.contains(&format!("`cargo xtask test --scenario {name}`")), "{problem}");
+        }
+        for name in ["checked", "network", "selftest-panic"] {
+            assert_eq!(find(name).unwrap(), name);
+        }
+        assert!(find("nothing").is_err());
+        assert_eq!(Options::default().find_scenario().unwrap().name, "default");
+    }
+
+    #[test]
+    fn complaints_about_the_protocol_are_shown() {
+        let remarks_on = |lines: &[u8], interactive| {
+            let ending = Ending::Guest(Verdict::Passed);
+            let record = Record::read(lines);
+            remarks(&Report { ending, record, typed: vec![], last_lines: vec![] }, interactive)
+        };
+        let lines = b"begin a\nok a\nnonsense\ndone 1 0\n";
+        assert_eq!(remarks_on(lines, false), "xtask run: control channel: not an event: \"nonsense\"\n");
+        assert!(remarks_on(b"begin a\nnonsense\n", true).contains("nonsense"));
+        // Somebody has run a test at the shell.
+        assert_eq!(remarks_on(b"done 0 0\nbegin a\nok a\ndone 1 0\n", true), "");
     }
 
     #[test]

@@ -148,6 +148,11 @@ impl Scenario {
         self.attended || !self.devices.is_empty()
     }
 
+    /// Whether somebody does something to the machine: plugs, looks, types, or cuts its power.
+    pub fn needs_somebody(&self) -> bool {
+        self.has_hands() || !self.typed.is_empty() || matches!(self.expect, Expect::PowerCut { .. })
+    }
+
     /// Why this QEMU on this host cannot run the scenario, if it cannot.
     pub fn obstacle(&self, qemu: &Qemu, host_memory_mib: u64) -> Result<Option<Obstacle>> {
         for &need in self.needs {

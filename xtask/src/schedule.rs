@@ -17,6 +17,22 @@ struct State {
     used_mib: u64,
 }
 
+/// A task that runs, until this is dropped: who waits for its memory gets it even if it panics.
+struct Running<'a> {
+    state: &'a Mutex<State>,
+    changed: &'a Condvar,
+    mib: u64,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.running -= 1;
+        state.used_mib -= self.mib;
+        self.changed.notify_all();
+    }
+}
+
 /// Runs `run(i)` for each task, which needs `tasks[i]` MiB, and calls `show(i, result)` in the order of the tasks.
 ///
 /// A task that needs more than there is runs alone.
@@ -34,12 +50,9 @@ pub fn in_order<T: Send>(
             let (sender, state, changed, run) = (sender.clone(), &state, &changed, &run);
             scope.spawn(move || {
                 while let Some(task) = begin(state, changed, tasks, capacity.memory_mib) {
+                    let _running = Running { state, changed, mib: tasks[task] };
                     // The receiver outlives this scope: sending cannot fail.
                     let _ = sender.send((task, run(task)));
-                    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-                    state.running -= 1;
-                    state.used_mib -= tasks[task];
-                    changed.notify_all();
                 }
             });
         }
@@ -86,6 +99,7 @@ fn meminfo_mib(text: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{self, AssertUnwindSafe};
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     use std::time::Duration;
 
@@ -119,6 +133,25 @@ mod tests {
         let mut finished = 0;
         in_order(&tasks, Capacity { jobs: 3, memory_mib: 100 }, busy, |_, ()| finished += 1);
         assert_eq!(finished, tasks.len());
+    }
+
+    #[test]
+    fn a_task_that_panics_lets_the_others_go_on() {
+        let (sender, over) = mpsc::channel();
+        thread::spawn(move || {
+            let ran = AtomicUsize::new(0);
+            let first_panics = |task: usize| {
+                // The other worker waits for the memory by then.
+                thread::sleep(Duration::from_millis(100));
+                assert!(task > 0, "as the test wants it");
+                ran.fetch_add(1, Ordering::SeqCst);
+            };
+            let capacity = Capacity { jobs: 2, memory_mib: 100 };
+            let in_order = || in_order(&[60; 3], capacity, first_panics, |_, ()| {});
+            let result = panic::catch_unwind(AssertUnwindSafe(in_order));
+            let _ = sender.send((result.is_err(), ran.into_inner()));
+        });
+        assert_eq!(over.recv_timeout(Duration::from_secs(20)), Ok((true, 2)));
     }
 
     #[test]

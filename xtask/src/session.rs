@@ -12,6 +12,9 @@ use crate::control::Verdict;
 /// More boots than this: the kernel is broken, not a test.
 const MOST_BOOTS: usize = 25;
 
+/// What is checked of every boot: that the guest keeps to the protocol of the control channel.
+pub const CONTROL_CHANNEL: &str = "control channel";
+
 /// What came of a scenario.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -66,9 +69,7 @@ impl Outcome {
             }
             _ => None,
         };
-        for complaint in &record.complaints {
-            self.complain("control channel", complaint.clone());
-        }
+        self.complain_of(&record.complaints);
         if let Some(reason) = backwards {
             self.complain("order of tests", reason);
             return None;
@@ -102,6 +103,13 @@ impl Outcome {
             self.complain("boot", format!("no test began: {ending}"));
         }
         last
+    }
+
+    /// Counts what was wrong with a boot's control channel as failed.
+    pub fn complain_of(&mut self, complaints: &[String]) {
+        for complaint in complaints {
+            self.complain(CONTROL_CHANNEL, complaint.clone());
+        }
     }
 
     fn complain(&mut self, what: &str, reason: String) {

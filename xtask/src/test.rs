@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use harness::glob;
 use lexopt::{Parser, ValueExt};
 
-use crate::glob;
+use crate::check;
 use crate::host_tests;
 use crate::judge::{Score, judge};
 use crate::matrix;
@@ -29,6 +30,7 @@ The last line is the total, `N passed, N failed`; the exit code is 0 when someth
   --scenario GLOB     only these machines
   --test GLOB         only these in-kernel tests; then nothing is required to be among them
   --no-host           no host tests
+  --check             formatting and lints besides, as `cargo xtask check`: what they find counts as one failed
   --jobs N            machines at once (2, as far as memory goes)
   --list              list the machines and what they need
 ";
@@ -44,6 +46,7 @@ struct Options {
     scenario: Option<String>,
     tests: Option<String>,
     no_host: bool,
+    check: bool,
     list: bool,
     jobs: Option<usize>,
 }
@@ -75,6 +78,7 @@ impl Options {
             "scenario" => self.scenario = Some(parser.value()?.string()?),
             "test" => self.tests = Some(parser.value()?.string()?),
             "no-host" => self.no_host = true,
+            "check" => self.check = true,
             "list" => self.list = true,
             "jobs" => self.jobs = Some(parser.value()?.parse()?),
             _ => return self.boot.take(name, parser),
@@ -105,8 +109,10 @@ impl Options {
 
     fn run(&self, scenarios: &[Scenario]) -> Result<Score> {
         let workspace = Workspace::locate()?;
+        let folder = workspace.lock("test")?;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let mut total = Score::default();
+        self.check(&workspace, &mut total);
         if !self.no_host {
             println!("host tests");
             let score = host_tests::run(&workspace)?;
@@ -119,7 +125,7 @@ impl Options {
                     qemu: &qemu,
                     kernels: &kernels,
                     processor: self.boot.processor(),
-                    folder: &workspace.scratch("test")?,
+                    folder: &folder.path,
                     tests: self.tests.as_deref(),
                     cmdline: &self.boot.cmdline,
                     total: self.boot.time_limit.unwrap_or(TOTAL),
@@ -132,6 +138,12 @@ impl Options {
             println!("FAILED {name}: {reason}");
         }
         Ok(total)
+    }
+
+    fn check(&self, workspace: &Workspace, total: &mut Score) {
+        if self.check && !check::lint(workspace) {
+            total.failures.push(("formatting or lints".to_string(), "see above".to_string()));
+        }
     }
 
     fn run_scenarios(&self, scenarios: &[Scenario], stage: &Stage, total: &mut Score) -> Result<()> {
@@ -156,6 +168,11 @@ impl Options {
             total.add(score);
         });
         summarise(playable.len(), &skipped, stage.qemu);
+        if playable.is_empty() {
+            // What host tests show is no substitute.
+            let reason = format!("none of those asked for can be run on QEMU {}", stage.qemu.version);
+            total.failures.push(("scenarios".to_string(), reason));
+        }
         if self.scenario.is_none() && skipped.is_empty() {
             total.failures.extend(seen.run_nowhere());
         }
@@ -262,7 +279,11 @@ fn list(scenarios: &[Scenario]) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::machine::Processor;
+    use crate::qemu::Version;
 
     #[test]
     fn a_test_that_no_machine_runs_is_a_failure() {
@@ -277,6 +298,36 @@ mod tests {
         assert_eq!(seen.run_nowhere().map(|(test, _)| test).collect::<Vec<_>>(), ["b"]);
         seen.enter(&matrix::all()[1], &outcome("b", "a"));
         assert_eq!(seen.run_nowhere().count(), 0);
+    }
+
+    #[test]
+    fn a_check_that_fails_is_one_failure() {
+        let workspace = Workspace { cargo: "false".into(), ..Workspace::locate().unwrap() };
+        let failures = |check| {
+            let mut total = Score::default();
+            Options { check, ..Options::default() }.check(&workspace, &mut total);
+            total.failures.len()
+        };
+        assert_eq!((failures(false), failures(true)), (0, 1));
+    }
+
+    #[test]
+    fn scenarios_none_of_which_can_be_run_are_a_failure() {
+        let qemu = Qemu { program: "/nonexistent/qemu".into(), version: Version(7, 2) };
+        let stage = Stage {
+            qemu: &qemu,
+            kernels: &BTreeMap::new(),
+            processor: Processor::Emulated,
+            folder: Path::new("/nonexistent"),
+            tests: None,
+            cmdline: "",
+            total: TOTAL,
+        };
+        let newer = Scenario { needs: &[Need::AtLeast(Version(10, 0))], ..Scenario::DEFAULT };
+        let mut total = Score { passed: 1361, failures: vec![] };
+        Options::default().run_scenarios(&[newer], &stage, &mut total).unwrap();
+        let reason = "none of those asked for can be run on QEMU 7.2".to_string();
+        assert_eq!(total, Score { passed: 1361, failures: vec![("scenarios".to_string(), reason)] });
     }
 
     #[test]

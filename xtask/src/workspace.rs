@@ -1,7 +1,7 @@
 //! Where things are, and the calls of cargo.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,7 +34,7 @@ impl Build {
 pub struct Workspace {
     pub root: PathBuf,
     pub target: PathBuf,
-    cargo: OsString,
+    pub cargo: OsString,
 }
 
 impl Workspace {
@@ -124,6 +124,29 @@ impl Workspace {
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }
+
+    /// A [`scratch`](Self::scratch) folder for this process alone, until it is dropped: a second boot there would
+    /// remove the files of the first. That another process has it is an error at once.
+    pub fn lock(&self, name: &str) -> Result<LockedFolder> {
+        let path = self.scratch(name)?;
+        let lock = path.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&lock);
+        let file = file.with_context(|| format!("cannot open {}", lock.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(LockedFolder { path, _lock: file }),
+            Err(TryLockError::WouldBlock) => bail!("another xtask uses {}", path.display()),
+            Err(TryLockError::Error(problem)) => {
+                Err(problem).with_context(|| format!("cannot lock {}", lock.display()))
+            }
+        }
+    }
+}
+
+/// A folder that no other xtask uses.
+pub struct LockedFolder {
+    pub path: PathBuf,
+    /// The system unlocks what is closed, however the process ends.
+    _lock: File,
 }
 
 /// The command as one would type it.
@@ -165,6 +188,18 @@ mod tests {
         assert_eq!(shown(&command), r"qemu -append 'exit test=a*' 'it'\''s' '' -M q35,acpi=off");
         assert_eq!(shown(Command::new("/toolchain/bin/cargo").arg("fmt")), "cargo fmt");
         assert_eq!(shown(&Command::new("/own/qemu")), "/own/qemu");
+    }
+
+    #[test]
+    fn a_folder_is_used_by_one_at_a_time() {
+        let workspace = Workspace::locate().unwrap();
+        let (name, other) = ("unit-tests/locked", "unit-tests/locked-by-nobody");
+        let first = workspace.lock(name).unwrap();
+        let problem = workspace.lock(name).err().expect("one too many").to_string();
+        assert!(problem.contains("another xtask uses") && problem.ends_with(name), "{problem}");
+        assert!(workspace.lock(other).is_ok());
+        drop(first);
+        assert!(workspace.lock(name).is_ok());
     }
 
     #[test]

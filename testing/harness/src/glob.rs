@@ -1,7 +1,8 @@
-//! Name patterns: `*` is any text, `?` any one character.
+//! Name patterns: `*` is any text, `?` any one character. The host reads them with the same code.
 
 /// Whether `pattern` matches all of `name`.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut at, mut next) = (0, 0);
     // Where to go on if what follows the last star does not fit: the star then takes one character more.

@@ -13,7 +13,7 @@ extern crate std;
 mod bench;
 mod case;
 mod context;
-mod glob;
+pub mod glob;
 mod registry;
 mod runner;
 
