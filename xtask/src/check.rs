@@ -51,14 +51,9 @@ pub fn main(mut parser: Parser) -> Result<ExitCode> {
     }
     if !miri && mutants.is_none() {
         setup::require_kernel_target(consent)?;
-        good = lint(&workspace);
+        good = run_all(&mut lints(&workspace));
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Checks formatting and lints; true when there is nothing to say about them.
-pub fn lint(workspace: &Workspace) -> bool {
-    run_all(&mut lints(workspace))
 }
 
 fn lints(workspace: &Workspace) -> Vec<Command> {

@@ -9,7 +9,6 @@ use anyhow::{Result, bail};
 use harness::glob;
 use lexopt::{Parser, ValueExt};
 
-use crate::check;
 use crate::host_tests;
 use crate::judge::{Score, judge};
 use crate::matrix;
@@ -30,7 +29,6 @@ The last line is the total, `N passed, N failed`; the exit code is 0 when someth
   --scenario GLOB     only these machines
   --test GLOB         only these in-kernel tests; then nothing is required to be among them
   --no-host           no host tests
-  --check             formatting and lints besides, as `cargo xtask check`: what they find counts as one failed
   --jobs N            machines at once (2, as far as memory goes)
   --list              list the machines and what they need
 ";
@@ -46,7 +44,6 @@ struct Options {
     scenario: Option<String>,
     tests: Option<String>,
     no_host: bool,
-    check: bool,
     list: bool,
     jobs: Option<usize>,
 }
@@ -78,7 +75,6 @@ impl Options {
             "scenario" => self.scenario = Some(parser.value()?.string()?),
             "test" => self.tests = Some(parser.value()?.string()?),
             "no-host" => self.no_host = true,
-            "check" => self.check = true,
             "list" => self.list = true,
             "jobs" => self.jobs = Some(parser.value()?.parse()?),
             _ => return self.boot.take(name, parser),
@@ -112,7 +108,6 @@ impl Options {
         let folder = workspace.lock("test")?;
         let qemu = setup::require_build_and_boot(self.boot.qemu.as_deref(), self.boot.consent())?;
         let mut total = Score::default();
-        self.check(&workspace, &mut total);
         if !self.no_host {
             println!("host tests");
             let score = host_tests::run(&workspace)?;
@@ -138,12 +133,6 @@ impl Options {
             println!("FAILED {name}: {reason}");
         }
         Ok(total)
-    }
-
-    fn check(&self, workspace: &Workspace, total: &mut Score) {
-        if self.check && !check::lint(workspace) {
-            total.failures.push(("formatting or lints".to_string(), "see above".to_string()));
-        }
     }
 
     fn run_scenarios(&self, scenarios: &[Scenario], stage: &Stage, total: &mut Score) -> Result<()> {
@@ -298,17 +287,6 @@ mod tests {
         assert_eq!(seen.run_nowhere().map(|(test, _)| test).collect::<Vec<_>>(), ["b"]);
         seen.enter(&matrix::all()[1], &outcome("b", "a"));
         assert_eq!(seen.run_nowhere().count(), 0);
-    }
-
-    #[test]
-    fn a_check_that_fails_is_one_failure() {
-        let workspace = Workspace { cargo: "false".into(), ..Workspace::locate().unwrap() };
-        let failures = |check| {
-            let mut total = Score::default();
-            Options { check, ..Options::default() }.check(&workspace, &mut total);
-            total.failures.len()
-        };
-        assert_eq!((failures(false), failures(true)), (0, 1));
     }
 
     #[test]

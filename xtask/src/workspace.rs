@@ -34,7 +34,7 @@ impl Build {
 pub struct Workspace {
     pub root: PathBuf,
     pub target: PathBuf,
-    pub cargo: OsString,
+    cargo: OsString,
 }
 
 impl Workspace {
