@@ -207,7 +207,7 @@ impl Options {
     ) -> Command {
         // Nobody comes by himself.
         let network_words = network.words(&Scenario { visitors: 0, ..scenario.clone() });
-        let words = [&self.command_line(scenario, interactive), qemu.words(), &network_words];
+        let words = [&network_words, qemu.words(), &self.command_line(scenario, interactive)];
         let cmdline = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         let console = if interactive { Console::Terminal } else { Console::Output };
         let ports = &network.ports;

@@ -130,7 +130,7 @@ impl Stage<'_> {
             firmware::write(folder).with_context(|| format!("cannot write to {}", folder.display()))?;
         }
         let network = Network::start(scenario)?;
-        let cmdline = [self.command_line(scenario, after), network.words(scenario)].join(" ");
+        let cmdline = self.command_line(scenario, after, &network.words(scenario));
         let kernel = self.kernels.get(&scenario.build).context("the kernel was not built for this")?;
         let files = Files {
             kernel,
@@ -143,7 +143,7 @@ impl Stage<'_> {
             scenario,
             processor: self.processor,
             console: if scenario.typed.is_empty() { Console::Silent } else { Console::Typed },
-            cmdline: cmdline.trim_end(),
+            cmdline: &cmdline,
             ports: &network.ports,
             files,
         };
@@ -169,7 +169,8 @@ impl Stage<'_> {
         Ok((report, checks))
     }
 
-    fn command_line(&self, scenario: &Scenario, after: Option<&str>) -> String {
+    /// The user's own words come last, and win.
+    fn command_line(&self, scenario: &Scenario, after: Option<&str>, network: &str) -> String {
         let mut words = vec![format!("test={}", self.tests(scenario))];
         if scenario.typed.is_empty() {
             words.insert(0, "exit".to_string());
@@ -177,7 +178,7 @@ impl Stage<'_> {
         words.extend(after.map(|name| format!("test-after={name}")));
         // A disk without a medium is one whose speed may be measured.
         words.extend(scenario.hollow.then(|| "disk=hollow".to_string()));
-        words.extend([scenario.cmdline, self.qemu.words(), self.cmdline].map(String::from));
+        words.extend([network, scenario.cmdline, self.qemu.words(), self.cmdline].map(String::from));
         words.retain(|word| !word.is_empty());
         words.join(" ")
     }
@@ -291,8 +292,8 @@ mod tests {
     #[test]
     fn a_guest_that_crashes_is_booted_again_with_the_next_test() {
         let script = "case $words in\n\
-             'exit test=* selftest=panic lacks=interrupt-faults log=warn '*) printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
-             'exit test=* test-after=b selftest=panic lacks=interrupt-faults log=warn '*) printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
+             'exit test=* net-port='*' selftest=panic lacks=interrupt-faults log=warn') printf 'begin a\\nok a\\nbegin b\\n' > $control; exit 37;;\n\
+             'exit test=* test-after=b net-port='*' selftest=panic lacks=interrupt-faults log=warn') printf 'begin c\\nok c\\ndone 1 0\\n' > $control; exit 33;;\n\
              esac; exit 1";
         let scenario =
             Scenario { cmdline: "selftest=panic", expect: Expect::TheseFail(&["b"]), ..Scenario::DEFAULT };
