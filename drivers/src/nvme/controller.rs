@@ -21,8 +21,10 @@ use crate::{
     quiet::is_taken_back,
 };
 
-/// Entries of the admin queues; a controller has room for at least 2.
+/// Entries of the admin queues, if the controller has room for as many.
 const ADMIN_ENTRIES: u16 = 32;
+/// Least entries of a queue, which is full with one of them free.
+const LEAST_ENTRIES: u32 = 2;
 /// Queue and MSI-X entry of the admin queue.
 const ADMIN: u16 = 0;
 
@@ -69,7 +71,11 @@ impl Controller {
         let bar = device.map_bar(0)?;
         let registers = Registers::at(&bar)?;
         let capabilities = Capabilities(registers.capabilities.read());
-        if capabilities.0 == u64::MAX || !capabilities.has_nvm_commands() || !capabilities.has_4k_pages() {
+        let is_usable = capabilities.0 != u64::MAX
+            && capabilities.has_nvm_commands()
+            && capabilities.has_4k_pages()
+            && capabilities.queue_limit() >= LEAST_ENTRIES;
+        if !is_usable {
             return Err(NvmeError::Unsupported { capabilities: capabilities.0 });
         }
         let doorbells = Doorbells::at(&bar, capabilities, ADMIN)?;

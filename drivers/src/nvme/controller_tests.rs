@@ -147,8 +147,9 @@ fn a_controller_that_does_not_become_ready_is_refused() {
 #[test]
 fn capabilities_that_cannot_be_used_are_refused() {
     let (bench, device) = bench();
-    // Nothing answers; no NVM commands; pages of 8 KiB at least.
-    for capabilities in [u64::MAX, CAPABILITIES & !(1 << 37), CAPABILITIES | 1 << 48] {
+    // Nothing answers; no NVM commands; pages of 8 KiB at least; queues of one entry.
+    for capabilities in [u64::MAX, CAPABILITIES & !(1 << 37), CAPABILITIES | 1 << 48, CAPABILITIES & !0xffff]
+    {
         device.set(|state| state.capabilities = capabilities);
         assert_eq!(open_error(&bench), NvmeError::Unsupported { capabilities });
     }
