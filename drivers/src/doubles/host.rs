@@ -33,11 +33,19 @@ const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
 /// How long a test waits for something that should happen at once.
 const HANG: Duration = Duration::from_secs(60);
 
+/// How long each wait takes in a storm of interrupts, and how many of them no deadline allows.
+const STORMY_WAIT_NS: u64 = 1_000_000;
+const STORMY_WAITS_MAX: usize = 100_000;
+
 /// Virtual time, and everybody who waits for it or for an event.
 #[derive(Default)]
 struct Clock {
     now_ns: Mutex<u64>,
     changed: Condvar,
+    /// Every event is signalled whenever somebody waits for it.
+    storms: AtomicBool,
+    /// Waits in the storm.
+    stormy_waits: AtomicUsize,
 }
 
 /// What each vector signals, while it is in use.
@@ -153,6 +161,11 @@ impl TestHost {
         self.clock.changed.notify_all();
     }
 
+    /// From now on every event is signalled again and again.
+    pub fn begin_storm(&self) {
+        self.clock.storms.store(true, Ordering::Relaxed);
+    }
+
     /// Delivers a message that a device has sent.
     pub fn deliver(&self, message: MsiMessage) {
         assert_eq!(message.address, MESSAGE_ADDRESS, "a message to nowhere");
@@ -185,6 +198,12 @@ impl Event for TestEvent {
 
     fn wait(&self, deadline_ns: u64) -> bool {
         let mut now_ns = self.clock.now_ns.lock().unwrap();
+        if self.clock.storms.load(Ordering::Relaxed) {
+            let waits = self.clock.stormy_waits.fetch_add(1, Ordering::Relaxed);
+            assert!(waits < STORMY_WAITS_MAX, "the deadline is not looked at");
+            *now_ns += STORMY_WAIT_NS;
+            return true;
+        }
         loop {
             if self.signalled.swap(false, Ordering::AcqRel) {
                 return true;

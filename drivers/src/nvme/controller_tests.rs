@@ -97,6 +97,14 @@ fn a_command_that_is_never_finished_times_out() {
     assert_eq!(bench.iommu.live_mappings(), live);
 }
 
+#[test]
+fn interrupts_without_end_gain_a_controller_no_time() {
+    let (bench, device, mut controller) = open();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    bench.host.begin_storm();
+    assert_eq!(controller.identify(), Err(NvmeError::TimedOut));
+}
+
 /// What is left of a flood in the queues does not meet the commands after it.
 #[test]
 fn a_flood_that_ends_early_leaves_nothing_in_the_queues() {
