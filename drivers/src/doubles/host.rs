@@ -199,9 +199,10 @@ impl Event for TestEvent {
     fn wait(&self, deadline_ns: u64) -> bool {
         let mut now_ns = self.clock.now_ns.lock().unwrap();
         if self.clock.storms.load(Ordering::Relaxed) {
+            *now_ns += STORMY_WAIT_NS;
+            drop(now_ns);
             let waits = self.clock.stormy_waits.fetch_add(1, Ordering::Relaxed);
             assert!(waits < STORMY_WAITS_MAX, "the deadline is not looked at");
-            *now_ns += STORMY_WAIT_NS;
             return true;
         }
         loop {

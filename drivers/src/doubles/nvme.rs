@@ -70,6 +70,8 @@ pub struct State {
     pub capabilities: u64,
     /// CMBSZ.
     pub memory_size: u32,
+    /// How long each admin command takes.
+    pub admin_ns: u64,
     /// It does not become ready.
     pub lame: bool,
     /// It does not become quiet.
@@ -149,6 +151,7 @@ pub fn bench_of(function: FakeFunction) -> (Bench, Arc<Nvme>) {
         claims_to_abort: false,
         capabilities: CAPABILITIES,
         memory_size: 0,
+        admin_ns: 0,
         lame: false,
         restless: false,
         commands: 0,
@@ -251,6 +254,9 @@ impl Nvme {
     }
 
     fn administer(&self, state: &mut State, command: &[u8; 64]) -> Outcome {
+        if let Some(host) = self.host.upgrade() {
+            host.advance(state.admin_ns);
+        }
         let prp = u64::from_le_bytes(command[24..32].try_into().unwrap());
         let dword = |at: usize| u32::from_le_bytes(command[4 * at..4 * at + 4].try_into().unwrap());
         let (low, high) = (dword(10) as u16, (dword(10) >> 16) as u16);

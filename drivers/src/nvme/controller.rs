@@ -29,9 +29,9 @@ const LEAST_ENTRIES: u32 = 2;
 const ADMIN: u16 = 0;
 
 /// Least time that a controller is given to become ready or quiet.
-const READY_DEADLINE_NS: u64 = 1_000_000_000;
-/// How long an admin command may take.
-const COMMAND_DEADLINE_NS: u64 = 5_000_000_000;
+pub(super) const READY_DEADLINE_NS: u64 = 1_000_000_000;
+/// How long an admin command may take, and a shutdown.
+pub(super) const COMMAND_DEADLINE_NS: u64 = 5_000_000_000;
 
 /// An NVMe controller with its admin queue.
 ///
@@ -195,22 +195,43 @@ impl Controller {
 
     /// Does one admin command. If the controller does not answer, or answers nonsense, it is reset.
     pub(super) fn execute(&mut self, command: Command) -> Result<Finished<()>, NvmeError> {
+        self.execute_by(command, self.deadline_ns(COMMAND_DEADLINE_NS))
+    }
+
+    /// The same, with what is left until `deadline_ns`.
+    pub(super) fn execute_by(
+        &mut self,
+        command: Command,
+        deadline_ns: u64,
+    ) -> Result<Finished<()>, NvmeError> {
+        let finished = self.ask(command, deadline_ns);
+        if let Err(error) = finished
+            && error != NvmeError::Gone
+        {
+            self.reset_after(error)?;
+        }
+        finished
+    }
+
+    /// Has the controller do one admin command until `deadline_ns`. After an error it may still have it, and has to be turned off.
+    pub(super) fn ask(&mut self, command: Command, deadline_ns: u64) -> Result<Finished<()>, NvmeError> {
+        if self.host.now_ns() >= deadline_ns {
+            return Err(NvmeError::TimedOut);
+        }
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
         // One at a time, so there is room.
         admin.submit(command, ()).map_err(|()| NvmeError::Gone)?;
         self.doorbells.submission_tail.write(admin.tail().into());
-        match self.await_completion() {
-            Ok(finished) => Ok(finished),
-            Err(error) => {
-                self.reset_after(error)?;
-                Err(error)
-            }
-        }
+        self.await_completion(deadline_ns)
     }
 
-    pub(super) fn await_completion(&mut self) -> Result<Finished<()>, NvmeError> {
+    /// The time in `ns` nanoseconds.
+    pub(super) fn deadline_ns(&self, ns: u64) -> u64 {
+        self.host.now_ns().saturating_add(ns)
+    }
+
+    pub(super) fn await_completion(&mut self, deadline_ns: u64) -> Result<Finished<()>, NvmeError> {
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
-        let deadline_ns = self.host.now_ns().saturating_add(COMMAND_DEADLINE_NS);
         loop {
             if let Some(finished) = admin.take_finished()? {
                 self.doorbells.completion_head.write(admin.head().into());
@@ -252,7 +273,7 @@ impl Controller {
     /// Has the controller write to its medium what it holds back, and waits for that.
     pub(super) fn shut_down(&self) {
         self.registers.configuration.write(CONFIGURATION_ON | SHUT_DOWN);
-        let deadline_ns = self.host.now_ns().saturating_add(COMMAND_DEADLINE_NS);
+        let deadline_ns = self.deadline_ns(COMMAND_DEADLINE_NS);
         loop {
             let raw = self.registers.status.read();
             if ControllerStatus::from_bits_retain(raw).contains(ControllerStatus::SHUT_DOWN) {
@@ -307,7 +328,7 @@ impl Controller {
 
     fn await_ready(&self, wanted: bool) -> Result<(), NvmeError> {
         let allowed_ns = self.capabilities.ready_ns().max(READY_DEADLINE_NS);
-        let deadline_ns = self.host.now_ns().saturating_add(allowed_ns);
+        let deadline_ns = self.deadline_ns(allowed_ns);
         loop {
             let raw = self.registers.status.read();
             let status = ControllerStatus::from_bits_retain(raw);

@@ -414,6 +414,20 @@ fn shutting_down_gives_everything_back() {
     assert_works(&bench, &reopen(&bench));
 }
 
+/// Each command within its own deadline, and all of them far beyond any for the end.
+#[test]
+fn a_controller_that_is_slow_with_each_queue_is_turned_off_in_time() {
+    let (bench, device, disk) = open_on(3);
+    device.set(|state| (state.io, state.admin_ns) = (Behaviour::Silent, 4_900_000_000));
+    let completions = submit_reads(&bench, &disk, 4);
+    assert_eq!(disk.shut_down(), Ok(()));
+    for done in collect(&completions, 4) {
+        assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
+    }
+    assert_eq!(device.set(|state| (state.deleted, state.shutdowns)), (3, 0));
+    assert!(!bench.host.is_bus_master());
+}
+
 #[test]
 fn what_is_no_disk_is_refused() {
     type Change = fn(&mut crate::doubles::nvme::State);
