@@ -62,7 +62,7 @@ pub struct State<Q> {
 pub enum Phase {
     Running,
     Resetting,
-    /// Reset for good.
+    /// Reset for good, or taken back.
     Gone,
     /// Out of order, and it may still reach what it has been given.
     NotQuiet,
@@ -319,15 +319,14 @@ impl<Q: Queue> BlockDevice for Engine<Q> {
         shared.stop.store(true, Ordering::Release);
         shared.attention.wake();
         let deadline_ns = shared.host.now_ns().saturating_add(SHUTDOWN_DEADLINE_NS);
-        let ended = shared.stopped.wait(deadline_ns);
-        // For whoever else waits.
-        if ended {
-            shared.stopped.signal();
+        if !shared.stopped.wait(deadline_ns) {
+            return Err(NotQuiet::Driver);
         }
-        if ended && matches!(shared.phase(), Phase::Gone | Phase::Quarantined) {
-            Ok(())
-        } else {
-            Err(NotQuiet)
+        // For whoever else waits.
+        shared.stopped.signal();
+        match shared.phase() {
+            Phase::Gone | Phase::Quarantined => Ok(()),
+            Phase::Running | Phase::Resetting | Phase::NotQuiet => Err(NotQuiet::Device),
         }
     }
 }

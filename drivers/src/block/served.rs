@@ -335,7 +335,7 @@ impl BlockDevice for Served {
         self.server.end();
         let deadline_ns = self.host.now_ns().saturating_add(SHUTDOWN_DEADLINE_NS);
         if !self.ended.wait(deadline_ns) {
-            return Err(NotQuiet);
+            return Err(NotQuiet::Driver);
         }
         // For whoever else waits.
         self.ended.signal();

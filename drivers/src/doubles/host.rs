@@ -76,6 +76,7 @@ pub struct Bench {
     /// The function, as the thing that does DMA.
     pub requester: vtd_model::Device,
     machine: Arc<Machine>,
+    register_writes: Arc<AtomicUsize>,
 }
 
 impl Bench {
@@ -114,12 +115,32 @@ impl Bench {
             yields: AtomicUsize::new(0),
         });
         let requester = machine.device(address);
-        Self { host, iommu, dma, requester, machine }
+        Self { host, iommu, dma, requester, machine, register_writes: Arc::default() }
     }
 
     /// Makes `device` answer behind BAR 0.
     pub fn plug(&self, device: Arc<dyn Registers>) {
-        *self.host.device.lock().unwrap() = Some(device);
+        let writes = self.register_writes.clone();
+        *self.host.device.lock().unwrap() = Some(Arc::new(Counting { device, writes }));
+    }
+
+    /// Takes the function from its driver, resets it, with its registers by `reset`, and gives it to the next one.
+    pub fn pass_on(&self, reset: impl Fn()) -> DmaDevice {
+        const COMMAND: u16 = 0x04;
+        const BUS_MASTER: u32 = 4;
+        let function = self.dma.function();
+        let is_quiet = |_| {
+            reset();
+            self.host.space.change32(function, COMMAND, BUS_MASTER, 0);
+            true
+        };
+        self.iommu.release(function, is_quiet).unwrap();
+        self.iommu.claim(function).unwrap()
+    }
+
+    /// How often anybody has written to the function's registers, and to its configuration space.
+    pub fn writes(&self) -> (usize, usize) {
+        (self.register_writes.load(Ordering::Relaxed), self.host.space.writes.lock().unwrap().len())
     }
 
     /// The host as drivers see it.
@@ -142,6 +163,23 @@ impl Drop for Bench {
             let complaints = self.machine.take_complaints();
             assert!(complaints.is_empty(), "{complaints:#?}");
         }
+    }
+}
+
+/// Registers whose writes are counted.
+struct Counting {
+    device: Arc<dyn Registers>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl Registers for Counting {
+    fn read(&self, offset: usize, width: usize) -> u64 {
+        self.device.read(offset, width)
+    }
+
+    fn write(&self, offset: usize, width: usize, value: u64) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.device.write(offset, width, value);
     }
 }
 

@@ -1,7 +1,10 @@
 //! An NVMe controller in software with an admin queue and I/O queues, honest or not.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::{
     sync::{Arc, Mutex, Weak},
+    thread,
+    time::Duration,
     vec,
     vec::Vec,
 };
@@ -56,6 +59,8 @@ pub struct Nvme {
     state: Mutex<State>,
     requester: vtd_model::Device,
     host: Weak<TestHost>,
+    /// Whoever reads its status waits.
+    pub stalls: AtomicBool,
 }
 
 pub struct State {
@@ -173,7 +178,8 @@ pub fn bench_of(function: FakeFunction) -> (Bench, Arc<Nvme>) {
         table: [0; 4 * PAIRS],
     };
     let host = Arc::downgrade(&bench.host);
-    let device = Arc::new(Nvme { state: Mutex::new(state), requester: bench.requester.clone(), host });
+    let (state, stalls) = (Mutex::new(state), AtomicBool::new(false));
+    let device = Arc::new(Nvme { state, requester: bench.requester.clone(), host, stalls });
     bench.plug(device.clone());
     (bench, device)
 }
@@ -427,6 +433,9 @@ impl Nvme {
 
 impl Registers for Nvme {
     fn read(&self, offset: usize, width: usize) -> u64 {
+        while offset == 0x1c && self.stalls.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(1));
+        }
         let state = self.state.lock().unwrap();
         match (offset, width) {
             (0x00, 8) => state.capabilities,

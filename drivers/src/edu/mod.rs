@@ -4,8 +4,7 @@
 //! nothing about whether the IOMMU let it. A transfer takes 100 ms from its start and reads or writes memory only at
 //! the end of them.
 //!
-//! The driver has no memory of its own for the device, so it takes no DMA handle: what the device can reach is up to
-//! who has claimed it, if anybody has.
+//! The driver has no memory of its own for the device: what that can reach is up to who has claimed it, if anybody has.
 
 mod error;
 mod registers;
@@ -14,7 +13,7 @@ mod tests;
 
 use alloc::{boxed::Box, sync::Arc};
 
-use iommu::{Iova, PciAddress};
+use iommu::{DmaDevice, Iova, PciAddress};
 
 pub use self::error::EduError;
 use self::registers::{Registers, STATUS_COMPUTING, command};
@@ -49,7 +48,7 @@ pub const INTERRUPT_TRANSFER: u32 = 0x100;
 
 /// An `edu` device in use.
 ///
-/// Dropping it takes bus mastering away, which ends what the device could do to memory.
+/// Dropping it takes bus mastering away, which ends what the device could do to memory, unless it was taken back before.
 pub struct Edu {
     host: Arc<dyn Host>,
     device: Device,
@@ -88,12 +87,14 @@ pub struct Transfer {
 }
 
 impl Edu {
-    /// Takes `function`, an `edu`, into use, with its interrupt, and lets it master the bus.
+    /// Takes `dma`'s function, an `edu`, into use, with its interrupt, and lets it master the bus. Once it was taken back it is left
+    /// alone.
     ///
     /// # Errors
     /// It is none, or has no usable registers or interrupt.
-    pub fn open(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
-        let mut edu = Self::open_polled(host, function)?;
+    pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice) -> Result<Self, EduError> {
+        let device = Device::open(host.clone(), dma.function()).ok_or(EduError::Absent)?;
+        let mut edu = Self::on(host, device.held_by(dma))?;
         edu.use_own_interrupt()?;
         Ok(edu)
     }
@@ -103,7 +104,10 @@ impl Edu {
     /// # Errors
     /// It is none, or has no usable registers.
     pub fn open_polled(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
-        let device = Device::open(host.clone(), function).ok_or(EduError::Absent)?;
+        Self::on(host, Device::open(host.clone(), function).ok_or(EduError::Absent)?)
+    }
+
+    fn on(host: &Arc<dyn Host>, device: Device) -> Result<Self, EduError> {
         let registers = Registers::at(&device.map_bar(0)?)?;
         let identification = registers.identification.read();
         if identification & 0xffff != IDENTIFICATION {

@@ -37,9 +37,24 @@ const TRANSFER: Transfer = Transfer { way: Way::FromMemory, iova: Iova::new(0x10
 #[test]
 fn interrupts_without_end_gain_a_transfer_no_time() {
     let bench = bench();
-    let mut edu = Edu::open(&bench.as_host(), bench.dma.function()).unwrap();
+    let mut edu = Edu::open(&bench.as_host(), &bench.dma).unwrap();
     edu.start(TRANSFER).unwrap();
     bench.host.begin_storm();
     assert_eq!(edu.finish(), Err(EduError::TimedOut));
     assert!(!bench.host.is_bus_master());
+}
+
+/// Another driver has it by then, with bus mastering and its interrupt on.
+#[test]
+fn a_device_that_is_anothers_by_now_is_left_alone() {
+    let bench = bench();
+    let old = Edu::open(&bench.as_host(), &bench.dma).unwrap();
+    let dma = bench.pass_on(|| ());
+    let new = Edu::open(&bench.as_host(), &dma).unwrap();
+    let before = bench.writes();
+    drop(old);
+    assert_eq!((bench.writes(), bench.host.live_vectors()), (before, 1));
+    drop(new);
+    assert!(!bench.host.is_bus_master());
+    assert_eq!(bench.host.live_vectors(), 0);
 }

@@ -67,7 +67,7 @@ impl Controller {
     /// # Errors
     /// It is none, or something it needs is not to be had. It is left without bus mastering.
     pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Self, NvmeError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(NvmeError::Absent)?;
+        let device = Device::open(host.clone(), dma.function()).ok_or(NvmeError::Absent)?.held_by(&dma);
         let bar = device.map_bar(0)?;
         let registers = Registers::at(&bar)?;
         let capabilities = Capabilities(registers.capabilities.read());
@@ -218,6 +218,9 @@ impl Controller {
         if self.host.now_ns() >= deadline_ns {
             return Err(NvmeError::TimedOut);
         }
+        if self.device.was_taken_back() {
+            return Err(NvmeError::Gone);
+        }
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
         // One at a time, so there is room.
         admin.submit(command, ()).map_err(|()| NvmeError::Gone)?;
@@ -233,6 +236,9 @@ impl Controller {
     pub(super) fn await_completion(&mut self, deadline_ns: u64) -> Result<Finished<()>, NvmeError> {
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
         loop {
+            if self.device.was_taken_back() {
+                return Err(NvmeError::Gone);
+            }
             if let Some(finished) = admin.take_finished()? {
                 self.doorbells.completion_head.write(admin.head().into());
                 return Ok(finished);
@@ -261,11 +267,12 @@ impl Controller {
         self.turn_on(admin)
     }
 
-    /// Whether the controller works: it is on, not broken, and answers.
+    /// Whether the controller works, and for this driver: it is on, not broken, and answers.
     pub(super) fn is_running(&self) -> bool {
         let raw = self.registers.status.read();
         let status = ControllerStatus::from_bits_retain(raw);
-        raw != u32::MAX
+        !self.device.was_taken_back()
+            && raw != u32::MAX
             && status.contains(ControllerStatus::READY)
             && !status.contains(ControllerStatus::FATAL)
     }
@@ -308,14 +315,20 @@ impl Controller {
     /// Turns off a controller in quarantine. It reaches nothing, and what was mapped for it stays where it is until its
     /// release, so that its queues can be let go of whether it becomes quiet by itself or not.
     pub(super) fn cut_off(&mut self) -> Result<(), NvmeError> {
-        self.registers.configuration.write(0);
-        let quiet = self.await_ready(false);
+        let mut quiet = Ok(());
+        if !self.device.was_taken_back() {
+            self.registers.configuration.write(0);
+            quiet = self.await_ready(false);
+        }
         drop(self.admin.take());
         quiet
     }
 
-    /// Gives the controller, which is off, its admin queue and turns it on.
+    /// Gives the controller, which is off, its admin queue and turns it on, unless it is another driver's by now.
     fn turn_on(&mut self, admin: QueuePair<Queues, ()>) -> Result<(), NvmeError> {
+        if self.device.was_taken_back() {
+            return Err(NvmeError::Gone);
+        }
         let [submission, completion] = admin.memory().addresses();
         self.registers.admin_attributes.write(admin_attributes(admin.size()));
         self.registers.admin_submission.write(submission.as_u64());

@@ -80,7 +80,7 @@ pub enum NvmeError {
     Reset(ResetError),
     /// No thread.
     Spawn(SpawnError),
-    /// It could not be made to work again after an error.
+    /// It could not be made to work again after an error, or was taken from its driver.
     Gone,
 }
 
