@@ -105,6 +105,20 @@ fn interrupts_without_end_gain_a_controller_no_time() {
     assert_eq!(controller.identify(), Err(NvmeError::TimedOut));
 }
 
+/// Whatever is asked of it.
+#[test]
+fn a_controller_that_is_anothers_by_now_is_not_started() {
+    let (bench, device, mut controller) = open();
+    let _dma = bench.pass_on(|| device.set(|state| state.reset()));
+    let before = bench.writes();
+    assert_eq!(controller.write_at(Iova::new(0x77_7000)), Err(NvmeError::Gone));
+    assert_eq!(controller.restart(), Err(NvmeError::Gone));
+    assert_eq!((controller.is_running(), controller.cut_off()), (false, Ok(())));
+    drop(controller);
+    assert_eq!((bench.writes(), bench.host.live_vectors()), (before, 0));
+    bench.await_live_mappings(0);
+}
+
 /// What is left of a flood in the queues does not meet the commands after it.
 #[test]
 fn a_flood_that_ends_early_leaves_nothing_in_the_queues() {
