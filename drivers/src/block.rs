@@ -101,8 +101,8 @@ pub trait BlockDevice: Send + Sync {
     /// See [`NotQuiet`].
     fn shut_down(&self) -> Result<(), NotQuiet>;
 
-    /// As [`shut_down`](Self::shut_down), however long the driver takes: each of its waits for the device has a deadline. When this
-    /// returns no thread of its touches the device any more, so that another driver may have it.
+    /// As [`shut_down`](Self::shut_down), however long the driver takes: each of its waits for the device has a
+    /// deadline. When this returns no thread of its touches the device any more, so that another driver may have it.
     ///
     /// # Errors
     /// [`NotQuiet::Device`].

@@ -38,9 +38,9 @@ use crate::{
 /// How long a device may have a request.
 pub const REQUEST_DEADLINE_NS: u64 = 10_000_000_000;
 
-/// How long [`BlockDevice::shut_down`] waits for the driver's threads, which themselves wait for the device: longer than it takes to
-/// stop one. A device that is just being reset may take longer, and so may an NVMe controller that says so, up to two minutes: then
-/// the caller learns that the driver has not ended, and can ask again.
+/// How long [`BlockDevice::shut_down`] waits for the driver's threads, which themselves wait for the device: longer
+/// than it takes to stop one. A device that is just being reset may take longer, and so may an NVMe controller that
+/// says so, up to two minutes: then the caller learns that the driver has not ended, and can ask again.
 pub const SHUTDOWN_DEADLINE_NS: u64 = 20_000_000_000;
 
 /// A queue, and the event that its interrupt signals.

@@ -185,8 +185,8 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         self.hardware.disconnect();
     }
 
-    /// The device is being taken back. It reaches nothing from here on, and nothing is asked of it: what it has fails, with the
-    /// buffers, when it is quiet. It may be another driver's then.
+    /// The device is being taken back. It reaches nothing from here on, and nothing is asked of it: what it has fails,
+    /// with the buffers, when it is quiet. It may be another driver's then.
     fn leave(&mut self) {
         let shared = &self.shared;
         shared.enter(Phase::Gone);

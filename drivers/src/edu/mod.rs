@@ -48,7 +48,8 @@ pub const INTERRUPT_TRANSFER: u32 = 0x100;
 
 /// An `edu` device in use.
 ///
-/// Dropping it takes bus mastering away, which ends what the device could do to memory, unless it was taken back before.
+/// Dropping it takes bus mastering away, which ends what the device could do to memory, unless it was taken back
+/// before.
 pub struct Edu {
     host: Arc<dyn Host>,
     device: Device,
@@ -87,8 +88,8 @@ pub struct Transfer {
 }
 
 impl Edu {
-    /// Takes `dma`'s function, an `edu`, into use, with its interrupt, and lets it master the bus. Once it was taken back it is left
-    /// alone.
+    /// Takes `dma`'s function, an `edu`, into use, with its interrupt, and lets it master the bus. Once it was taken
+    /// back it is left alone.
     ///
     /// # Errors
     /// It is none, or has no usable registers or interrupt.

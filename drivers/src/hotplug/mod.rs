@@ -44,8 +44,8 @@ pub trait Drivers: Send + Sync {
 
     /// Ends the driver of `function`, if there is one. Unless `is_gone`, the device still works, and can be shut down.
     ///
-    /// It is another driver's soon after this returns, so that this one's must not touch it any more by then, however long that
-    /// takes.
+    /// It is another driver's soon after this returns, so that this one's must not touch it any more by then, however
+    /// long that takes.
     fn unbind(&self, function: PciAddress, is_gone: bool);
 }
 

@@ -213,7 +213,8 @@ impl Controller {
         finished
     }
 
-    /// Has the controller do one admin command until `deadline_ns`. After an error it may still have it, and has to be turned off.
+    /// Has the controller do one admin command until `deadline_ns`. After an error it may still have it, and has to be
+    /// turned off.
     pub(super) fn ask(&mut self, command: Command, deadline_ns: u64) -> Result<Finished<()>, NvmeError> {
         if self.host.now_ns() >= deadline_ns {
             return Err(NvmeError::TimedOut);

@@ -57,8 +57,8 @@ impl Controller {
         Ok(())
     }
 
-    /// Has the controller end what is in `pairs`, one way or the other, and forget their queues. If it does not, which is false, it
-    /// may still be about to: it has to be turned off.
+    /// Has the controller end what is in `pairs`, one way or the other, and forget their queues. If it does not, which
+    /// is false, it may still be about to: it has to be turned off.
     pub fn delete_pairs(&mut self, pairs: &[PairPlace]) -> bool {
         let deadline_ns = self.deadline_ns(QUEUES_DEADLINE_NS);
         let mut does = |command| self.ask(command, deadline_ns).and_then(result_of).is_ok();

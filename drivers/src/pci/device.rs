@@ -40,18 +40,19 @@ impl Device {
         Some(Self { known_bars: function.bars, ..Self::open(host, function.address)? })
     }
 
-    /// The function in the hands of who has `dma`. Once it was taken from him, he can neither let it master the bus nor keep it from
-    /// that, and its interrupts are let go of without touching it.
+    /// The function in the hands of who has `dma`. Once it was taken from him, he can neither let it master the bus nor
+    /// keep it from that, and its interrupts are let go of without touching it.
     #[must_use]
     pub fn held_by(self, dma: &DmaDevice) -> Self {
         Self { hold: Some(dma.clone()), ..self }
     }
 
-    /// Whether the function was taken from its driver, who asks, and may be another's: its registers and its configuration space are
-    /// none of his business any more.
+    /// Whether the function was taken from its driver, who asks, and may be another's: its registers and its
+    /// configuration space are none of his business any more.
     ///
-    /// It could also be taken between this look and what he does after it. Nobody else gets it then, because who releases a
-    /// function that works waits for the end of its driver before that ([`Drivers::unbind`](crate::hotplug::Drivers::unbind)).
+    /// It could also be taken between this look and what he does after it. Nobody else gets it then, because who
+    /// releases a function that works waits for the end of its driver before that
+    /// ([`Drivers::unbind`](crate::hotplug::Drivers::unbind)).
     #[must_use]
     pub fn was_taken_back(&self) -> bool {
         self.hold.as_ref().is_some_and(DmaDevice::was_taken_back)

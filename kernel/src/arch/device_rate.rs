@@ -1,9 +1,9 @@
 //! How often devices may interrupt a CPU.
 //!
-//! Nothing keeps a device from raising an interrupt that is its own again and again, and a CPU that takes each of them gets to
-//! nothing else. So past a rate the last one stays in service until the timer's next interrupt. Until then the local APIC keeps
-//! back what has the same or a lower priority, which the timer has not, and remembers of each vector that it came: no interrupt is
-//! lost.
+//! Nothing keeps a device from raising an interrupt that is its own again and again, and a CPU that takes each of them
+//! gets to nothing else. So past a rate the last one stays in service until the timer's next interrupt. Until then the
+//! local APIC keeps back what has the same or a lower priority, which the timer has not, and remembers of each vector
+//! that it came: no interrupt is lost.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -12,8 +12,8 @@ use core::sync::atomic::{
 
 use super::clock;
 
-/// Interrupts of all devices in a window, which makes 100,000 a second. A handler takes a microsecond or two, so a storm leaves
-/// most of the CPU to others; a device that has done more than that is heard of it once a window.
+/// Interrupts of all devices in a window, which makes 100,000 a second. A handler takes a microsecond or two, so a
+/// storm leaves most of the CPU to others; a device that has done more than that is heard of it once a window.
 pub const BURST: u32 = 100;
 pub const WINDOW_NS: u64 = clock::NS_PER_MS;
 

@@ -178,8 +178,8 @@ fn run_handler(vector: u8) -> bool {
     }
 }
 
-/// Whether devices interrupt `cpu`, which is this one, too often, so that it acknowledges `vector` with its timer's next
-/// interrupt.
+/// Whether devices interrupt `cpu`, which is this one, too often, so that it acknowledges `vector` with its timer's
+/// next interrupt.
 fn is_put_off(cpu: &Cpu, vector: u8) -> bool {
     let now_ns = clock::now_ns();
     let is_put_off = cpu.device_rate.enter(vector, now_ns);

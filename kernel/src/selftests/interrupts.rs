@@ -120,8 +120,8 @@ test! {
 }
 
 test! {
-    /// A device that raises its interrupt again whenever it was handled: whoever runs on that CPU gets on, the interrupt comes
-    /// no more often than it may, and still comes afterwards.
+    /// A device that raises its interrupt again whenever it was handled: whoever runs on that CPU gets on, the
+    /// interrupt comes no more often than it may, and still comes afterwards.
     fn an_interrupt_without_end_leaves_the_cpu_to_others(context) {
         const WINDOWS: u64 = 200;
         let goes_on = Arc::new(AtomicBool::new(true));
