@@ -98,8 +98,24 @@ pub trait BlockDevice: Send + Sync {
     /// and the queues go with the last handle.
     ///
     /// # Errors
-    /// The device did not become quiet: what it had stays pinned.
+    /// See [`NotQuiet`].
     fn shut_down(&self) -> Result<(), NotQuiet>;
+
+    /// As [`shut_down`](Self::shut_down), however long the driver takes: each of its waits for the device has a
+    /// deadline. When this returns no thread of its touches the device any more, so that another driver may have it.
+    ///
+    /// # Errors
+    /// [`NotQuiet::Device`].
+    fn end(&self) -> Result<(), NotQuiet> {
+        loop {
+            match self.shut_down() {
+                Err(NotQuiet::Driver) => {
+                    log::warn!("{}: its driver has not ended yet", self.dma().function());
+                }
+                ended => return ended,
+            }
+        }
+    }
 }
 
 /// What a block device is like.

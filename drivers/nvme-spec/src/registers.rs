@@ -21,7 +21,8 @@ pub mod offset {
 pub struct Capabilities(pub u64);
 
 impl Capabilities {
-    /// Most entries that a queue may have: 2 to 65,536.
+    /// Most entries that a queue may have: 2 to 65,536, or 1 of a controller that says so, with which there are no
+    /// queues.
     #[must_use]
     pub const fn queue_limit(self) -> u32 {
         (self.0 as u32 & 0xffff) + 1

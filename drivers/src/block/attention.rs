@@ -18,6 +18,8 @@ pub struct Attention {
     pub broken: AtomicBool,
     /// It is in quarantine, for good as far as this driver is concerned.
     pub quarantined: AtomicBool,
+    /// It is being taken back, and will be another's.
+    pub taken: AtomicBool,
 }
 
 impl Attention {
@@ -30,6 +32,7 @@ impl Attention {
             reset: none(),
             broken: none(),
             quarantined: none(),
+            taken: none(),
         })
     }
 
@@ -44,13 +47,13 @@ impl Attention {
         self.wake.signal();
     }
 
-    /// Raises `quarantined` when `dma`'s device is put in quarantine.
+    /// Raises `quarantined` when `dma`'s device is put in quarantine, and `taken` when it is being taken back.
     pub(super) fn watch(self: &Arc<Self>, dma: &DmaDevice) {
         let attention = self.clone();
-        dma.on_incident(Arc::new(move |incident| {
-            if incident == Incident::Quarantined {
-                attention.raise(&attention.quarantined);
-            }
+        dma.on_incident(Arc::new(move |incident| match incident {
+            Incident::Quarantined => attention.raise(&attention.quarantined),
+            Incident::Released | Incident::Removed => attention.raise(&attention.taken),
+            _ => {}
         }));
     }
 }

@@ -38,8 +38,10 @@ use crate::{
 /// How long a device may have a request.
 pub const REQUEST_DEADLINE_NS: u64 = 10_000_000_000;
 
-/// How long [`BlockDevice::shut_down`] waits for the driver's threads, which themselves wait for the device.
-const SHUTDOWN_DEADLINE_NS: u64 = 20_000_000_000;
+/// How long [`BlockDevice::shut_down`] waits for the driver's threads, which themselves wait for the device: longer
+/// than it takes to stop one. A device that is just being reset may take longer, and so may an NVMe controller that
+/// says so, up to two minutes: then the caller learns that the driver has not ended, and can ask again.
+pub const SHUTDOWN_DEADLINE_NS: u64 = 20_000_000_000;
 
 /// A queue, and the event that its interrupt signals.
 pub struct Channel<Q> {
@@ -60,7 +62,7 @@ pub struct State<Q> {
 pub enum Phase {
     Running,
     Resetting,
-    /// Reset for good.
+    /// Reset for good, or taken back.
     Gone,
     /// Out of order, and it may still reach what it has been given.
     NotQuiet,
@@ -317,15 +319,14 @@ impl<Q: Queue> BlockDevice for Engine<Q> {
         shared.stop.store(true, Ordering::Release);
         shared.attention.wake();
         let deadline_ns = shared.host.now_ns().saturating_add(SHUTDOWN_DEADLINE_NS);
-        let ended = shared.stopped.wait(deadline_ns);
-        // For whoever else waits.
-        if ended {
-            shared.stopped.signal();
+        if !shared.stopped.wait(deadline_ns) {
+            return Err(NotQuiet::Driver);
         }
-        if ended && matches!(shared.phase(), Phase::Gone | Phase::Quarantined) {
-            Ok(())
-        } else {
-            Err(NotQuiet)
+        // For whoever else waits.
+        shared.stopped.signal();
+        match shared.phase() {
+            Phase::Gone | Phase::Quarantined => Ok(()),
+            Phase::Running | Phase::Resetting | Phase::NotQuiet => Err(NotQuiet::Device),
         }
     }
 }

@@ -138,13 +138,21 @@ impl fmt::Display for TransferError {
 
 impl core::error::Error for TransferError {}
 
-/// A device did not become quiet; what it had stays pinned.
+/// Why a device that was shut down may still reach what it had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NotQuiet;
+pub enum NotQuiet {
+    /// It did not become quiet; what it had stays pinned. Its driver has ended.
+    Device,
+    /// Its driver has not ended in time, and may go on with it.
+    Driver,
+}
 
 impl fmt::Display for NotQuiet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the device did not become quiet; its memory stays pinned")
+        f.write_str(match self {
+            Self::Device => "the device did not become quiet; its memory stays pinned",
+            Self::Driver => "the device's driver does not end",
+        })
     }
 }
 

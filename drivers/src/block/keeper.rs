@@ -19,6 +19,10 @@ const WATCH_INTERVAL_NS: u64 = 1_000_000_000;
 /// How long a device may take to end a request that it was asked to abort.
 const ABORT_DEADLINE_NS: u64 = 2_000_000_000;
 
+/// How long it may take to take a device back, and how often it is looked whether it has been.
+const RELEASE_DEADLINE_NS: u64 = 10_000_000_000;
+const RELEASE_LOOK_NS: u64 = 10_000_000;
+
 /// Resets in a row, with no request done in between, after which a device is given up.
 const FRUITLESS_RESETS: u32 = 4;
 
@@ -68,6 +72,10 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         let attention = &self.shared.attention;
         if self.shared.phase() == Phase::Running && attention.quarantined.load(Ordering::Acquire) {
             self.seclude();
+            return Ok(());
+        }
+        if self.shared.phase() == Phase::Running && attention.taken.load(Ordering::Acquire) {
+            self.leave();
             return Ok(());
         }
         if attention.broken.swap(false, Ordering::AcqRel) {
@@ -143,6 +151,9 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
             // Starting it would turn bus mastering on.
             return self.seclude();
         }
+        if self.shared.attention.taken.load(Ordering::Acquire) {
+            return self.leave();
+        }
         if self.shared.fruitless_resets.fetch_add(1, Ordering::Relaxed) >= FRUITLESS_RESETS {
             log::error!("{} {function}: given up after {resets} resets", H::NAME);
             self.shared.enter(Phase::Gone);
@@ -172,6 +183,23 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
             log::warn!("{} {function}: {error}", H::NAME);
         }
         self.hardware.disconnect();
+    }
+
+    /// The device is being taken back. It reaches nothing from here on, and nothing is asked of it: what it has fails,
+    /// with the buffers, when it is quiet. It may be another driver's then.
+    fn leave(&mut self) {
+        let shared = &self.shared;
+        shared.enter(Phase::Gone);
+        let deadline_ns = shared.host.now_ns().saturating_add(RELEASE_DEADLINE_NS);
+        while !shared.dma.was_taken_back() {
+            let now_ns = shared.host.now_ns();
+            if shared.attention.quarantined.load(Ordering::Acquire) || now_ns >= deadline_ns {
+                return self.seclude();
+            }
+            shared.attention.wait(now_ns.saturating_add(RELEASE_LOOK_NS));
+        }
+        log::warn!("{} {}: taken back, its requests fail", H::NAME, shared.dma.function());
+        self.take_back(|flight| flight.finish(Err(BlockError::Gone)));
     }
 
     /// Makes the device quiet and fails what it has. The phase is `next` afterwards if it is quiet, which is returned.

@@ -116,8 +116,8 @@ struct State {
     /// How often everything failed, and with what last.
     failures: u64,
     failed_with: BlockError,
-    /// The keeper waits for no deadline.
-    keeper_idles: bool,
+    /// When the keeper looks again, unless it is woken.
+    next_look_ns: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -128,6 +128,15 @@ enum Phase {
         deadline_ns: u64,
     },
     Gone,
+}
+
+impl State {
+    /// Whether the keeper has to be woken for a request that is due at `deadline_ns`.
+    fn brings_forward(&mut self, deadline_ns: u64) -> bool {
+        let is_earlier = deadline_ns < self.next_look_ns;
+        self.next_look_ns = self.next_look_ns.min(deadline_ns);
+        is_earlier
+    }
 }
 
 impl Served {
@@ -150,8 +159,9 @@ impl Served {
             drop(state);
             return pending.finish(Err(error));
         }
+        // The keeper may have looked while the request was not in the list, and wait for the next one's deadline.
+        let wakes = state.brings_forward(pending.deadline_ns);
         state.pending.push(pending);
-        let wakes = core::mem::take(&mut state.keeper_idles);
         drop(state);
         if wakes {
             self.look.signal();
@@ -175,7 +185,7 @@ impl Served {
         let (id, faults) = (state.last_id, FaultCounts::default());
         let failures = state.failures;
         state.pending.push(Pending { id, failures, work, promise, deadline_ns, faults, is_taken: false });
-        let wakes = core::mem::take(&mut state.keeper_idles);
+        let wakes = state.brings_forward(deadline_ns);
         drop(state);
         if wakes {
             self.look.signal();
@@ -235,8 +245,8 @@ impl Served {
             Phase::Resetting { deadline_ns } => Some(deadline_ns),
             Phase::Gone => return None,
         };
-        state.keeper_idles = next_ns.is_none();
-        Some(next_ns.unwrap_or(u64::MAX))
+        state.next_look_ns = next_ns.unwrap_or(u64::MAX);
+        Some(state.next_look_ns)
     }
 
     /// A server that is late is none any more.
@@ -325,7 +335,7 @@ impl BlockDevice for Served {
         self.server.end();
         let deadline_ns = self.host.now_ns().saturating_add(SHUTDOWN_DEADLINE_NS);
         if !self.ended.wait(deadline_ns) {
-            return Err(NotQuiet);
+            return Err(NotQuiet::Driver);
         }
         // For whoever else waits.
         self.ended.signal();

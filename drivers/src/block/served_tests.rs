@@ -169,6 +169,26 @@ fn a_server_that_does_not_answer_is_ended() {
     assert_eq!(stage.submit(3, Operation::Flush), Err(Reason::Gone));
 }
 
+/// The oldest request is with the server's thread when the keeper looks which one is due first.
+#[test]
+fn a_request_whose_data_move_while_the_keeper_looks_is_due_all_the_same() {
+    let mut stage = Stage::new();
+    stage.submit(1, Operation::Write(transfer(0))).unwrap();
+    stage.bench.host.advance(REQUEST_DEADLINE_NS / 2);
+    stage.submit(2, Operation::Write(transfer(0))).unwrap();
+    let (served, host) = (stage.service.0.clone(), stage.bench.host.clone());
+    let taken = stage.service.take(|order, _| {
+        assert_eq!(order.id, 1);
+        served.look.signal();
+        await_true(|| served.state.lock().next_look_ns > host.now_ns() + REQUEST_DEADLINE_NS / 2);
+        Ok::<(), ()>(())
+    });
+    assert_eq!(taken, Ok(true));
+    stage.bench.host.advance(REQUEST_DEADLINE_NS / 2);
+    let calls = stage.calls.clone();
+    await_true(|| calls.ended.load(Ordering::Relaxed) == 1);
+}
+
 #[test]
 fn a_reset_fails_everything_and_ends_with_a_new_start() {
     let mut stage = Stage::new();

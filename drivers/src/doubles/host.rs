@@ -33,11 +33,19 @@ const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
 /// How long a test waits for something that should happen at once.
 const HANG: Duration = Duration::from_secs(60);
 
+/// How long each wait takes in a storm of interrupts, and how many of them no deadline allows.
+const STORMY_WAIT_NS: u64 = 1_000_000;
+const STORMY_WAITS_MAX: usize = 100_000;
+
 /// Virtual time, and everybody who waits for it or for an event.
 #[derive(Default)]
 struct Clock {
     now_ns: Mutex<u64>,
     changed: Condvar,
+    /// Every event is signalled whenever somebody waits for it.
+    storms: AtomicBool,
+    /// Waits in the storm.
+    stormy_waits: AtomicUsize,
 }
 
 /// What each vector signals, while it is in use.
@@ -68,6 +76,7 @@ pub struct Bench {
     /// The function, as the thing that does DMA.
     pub requester: vtd_model::Device,
     machine: Arc<Machine>,
+    register_writes: Arc<AtomicUsize>,
 }
 
 impl Bench {
@@ -106,12 +115,32 @@ impl Bench {
             yields: AtomicUsize::new(0),
         });
         let requester = machine.device(address);
-        Self { host, iommu, dma, requester, machine }
+        Self { host, iommu, dma, requester, machine, register_writes: Arc::default() }
     }
 
     /// Makes `device` answer behind BAR 0.
     pub fn plug(&self, device: Arc<dyn Registers>) {
-        *self.host.device.lock().unwrap() = Some(device);
+        let writes = self.register_writes.clone();
+        *self.host.device.lock().unwrap() = Some(Arc::new(Counting { device, writes }));
+    }
+
+    /// Takes the function from its driver, resets it, with its registers by `reset`, and gives it to the next one.
+    pub fn pass_on(&self, reset: impl Fn()) -> DmaDevice {
+        const COMMAND: u16 = 0x04;
+        const BUS_MASTER: u32 = 4;
+        let function = self.dma.function();
+        let is_quiet = |_| {
+            reset();
+            self.host.space.change32(function, COMMAND, BUS_MASTER, 0);
+            true
+        };
+        self.iommu.release(function, is_quiet).unwrap();
+        self.iommu.claim(function).unwrap()
+    }
+
+    /// How often anybody has written to the function's registers, and to its configuration space.
+    pub fn writes(&self) -> (usize, usize) {
+        (self.register_writes.load(Ordering::Relaxed), self.host.space.writes.lock().unwrap().len())
     }
 
     /// The host as drivers see it.
@@ -137,6 +166,23 @@ impl Drop for Bench {
     }
 }
 
+/// Registers whose writes are counted.
+struct Counting {
+    device: Arc<dyn Registers>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl Registers for Counting {
+    fn read(&self, offset: usize, width: usize) -> u64 {
+        self.device.read(offset, width)
+    }
+
+    fn write(&self, offset: usize, width: usize, value: u64) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.device.write(offset, width, value);
+    }
+}
+
 /// Waits for what another thread is about to do.
 pub fn await_true(mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
@@ -151,6 +197,11 @@ impl TestHost {
     pub fn advance(&self, ns: u64) {
         *self.clock.now_ns.lock().unwrap() += ns;
         self.clock.changed.notify_all();
+    }
+
+    /// From now on every event is signalled again and again.
+    pub fn begin_storm(&self) {
+        self.clock.storms.store(true, Ordering::Relaxed);
     }
 
     /// Delivers a message that a device has sent.
@@ -185,6 +236,13 @@ impl Event for TestEvent {
 
     fn wait(&self, deadline_ns: u64) -> bool {
         let mut now_ns = self.clock.now_ns.lock().unwrap();
+        if self.clock.storms.load(Ordering::Relaxed) {
+            *now_ns += STORMY_WAIT_NS;
+            drop(now_ns);
+            let waits = self.clock.stormy_waits.fetch_add(1, Ordering::Relaxed);
+            assert!(waits < STORMY_WAITS_MAX, "the deadline is not looked at");
+            return true;
+        }
         loop {
             if self.signalled.swap(false, Ordering::AcqRel) {
                 return true;

@@ -1,7 +1,10 @@
 //! An NVMe controller in software with an admin queue and I/O queues, honest or not.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::{
     sync::{Arc, Mutex, Weak},
+    thread,
+    time::Duration,
     vec,
     vec::Vec,
 };
@@ -56,6 +59,8 @@ pub struct Nvme {
     state: Mutex<State>,
     requester: vtd_model::Device,
     host: Weak<TestHost>,
+    /// Whoever reads its status waits.
+    pub stalls: AtomicBool,
 }
 
 pub struct State {
@@ -70,6 +75,8 @@ pub struct State {
     pub capabilities: u64,
     /// CMBSZ.
     pub memory_size: u32,
+    /// How long each admin command takes.
+    pub admin_ns: u64,
     /// It does not become ready.
     pub lame: bool,
     /// It does not become quiet.
@@ -149,6 +156,7 @@ pub fn bench_of(function: FakeFunction) -> (Bench, Arc<Nvme>) {
         claims_to_abort: false,
         capabilities: CAPABILITIES,
         memory_size: 0,
+        admin_ns: 0,
         lame: false,
         restless: false,
         commands: 0,
@@ -170,7 +178,8 @@ pub fn bench_of(function: FakeFunction) -> (Bench, Arc<Nvme>) {
         table: [0; 4 * PAIRS],
     };
     let host = Arc::downgrade(&bench.host);
-    let device = Arc::new(Nvme { state: Mutex::new(state), requester: bench.requester.clone(), host });
+    let (state, stalls) = (Mutex::new(state), AtomicBool::new(false));
+    let device = Arc::new(Nvme { state, requester: bench.requester.clone(), host, stalls });
     bench.plug(device.clone());
     (bench, device)
 }
@@ -251,6 +260,9 @@ impl Nvme {
     }
 
     fn administer(&self, state: &mut State, command: &[u8; 64]) -> Outcome {
+        if let Some(host) = self.host.upgrade() {
+            host.advance(state.admin_ns);
+        }
         let prp = u64::from_le_bytes(command[24..32].try_into().unwrap());
         let dword = |at: usize| u32::from_le_bytes(command[4 * at..4 * at + 4].try_into().unwrap());
         let (low, high) = (dword(10) as u16, (dword(10) >> 16) as u16);
@@ -421,6 +433,9 @@ impl Nvme {
 
 impl Registers for Nvme {
     fn read(&self, offset: usize, width: usize) -> u64 {
+        while offset == 0x1c && self.stalls.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(1));
+        }
         let state = self.state.lock().unwrap();
         match (offset, width) {
             (0x00, 8) => state.capabilities,

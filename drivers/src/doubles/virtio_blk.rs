@@ -104,6 +104,13 @@ pub fn bench_with(function: FakeFunction) -> (Bench, Arc<VirtioBlk>) {
     (bench, device)
 }
 
+impl State {
+    /// The function is reset.
+    pub fn reset(&mut self) {
+        self.registers = DeviceRegisters::default();
+    }
+}
+
 impl VirtioBlk {
     /// Changes the device.
     pub fn set<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {

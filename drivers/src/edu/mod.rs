@@ -4,15 +4,16 @@
 //! nothing about whether the IOMMU let it. A transfer takes 100 ms from its start and reads or writes memory only at
 //! the end of them.
 //!
-//! The driver has no memory of its own for the device, so it takes no DMA handle: what the device can reach is up to
-//! who has claimed it, if anybody has.
+//! The driver has no memory of its own for the device: what that can reach is up to who has claimed it, if anybody has.
 
 mod error;
 mod registers;
+#[cfg(test)]
+mod tests;
 
 use alloc::{boxed::Box, sync::Arc};
 
-use iommu::{Iova, PciAddress};
+use iommu::{DmaDevice, Iova, PciAddress};
 
 pub use self::error::EduError;
 use self::registers::{Registers, STATUS_COMPUTING, command};
@@ -47,7 +48,8 @@ pub const INTERRUPT_TRANSFER: u32 = 0x100;
 
 /// An `edu` device in use.
 ///
-/// Dropping it takes bus mastering away, which ends what the device could do to memory.
+/// Dropping it takes bus mastering away, which ends what the device could do to memory, unless it was taken back
+/// before.
 pub struct Edu {
     host: Arc<dyn Host>,
     device: Device,
@@ -86,12 +88,14 @@ pub struct Transfer {
 }
 
 impl Edu {
-    /// Takes `function`, an `edu`, into use, with its interrupt, and lets it master the bus.
+    /// Takes `dma`'s function, an `edu`, into use, with its interrupt, and lets it master the bus. Once it was taken
+    /// back it is left alone.
     ///
     /// # Errors
     /// It is none, or has no usable registers or interrupt.
-    pub fn open(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
-        let mut edu = Self::open_polled(host, function)?;
+    pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice) -> Result<Self, EduError> {
+        let device = Device::open(host.clone(), dma.function()).ok_or(EduError::Absent)?;
+        let mut edu = Self::on(host, device.held_by(dma))?;
         edu.use_own_interrupt()?;
         Ok(edu)
     }
@@ -101,7 +105,10 @@ impl Edu {
     /// # Errors
     /// It is none, or has no usable registers.
     pub fn open_polled(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
-        let device = Device::open(host.clone(), function).ok_or(EduError::Absent)?;
+        Self::on(host, Device::open(host.clone(), function).ok_or(EduError::Absent)?)
+    }
+
+    fn on(host: &Arc<dyn Host>, device: Device) -> Result<Self, EduError> {
         let registers = Registers::at(&device.map_bar(0)?)?;
         let identification = registers.identification.read();
         if identification & 0xffff != IDENTIFICATION {
@@ -266,12 +273,12 @@ impl Edu {
     }
 
     fn await_end(&self, arrived: &dyn Event, deadline_ns: u64) -> Result<(), EduError> {
-        // Any interrupt but the one at the end finds the device running.
+        // Any interrupt but the one at the end finds the device running. Interrupts without end gain it no time.
         loop {
             match (arrived.wait(deadline_ns), self.is_running()) {
                 (true, false) => return Ok(()),
-                (true, true) => {}
-                (false, true) => return Err(self.timed_out()),
+                (true, true) if self.host.now_ns() < deadline_ns => {}
+                (_, true) => return Err(self.timed_out()),
                 (false, false) => return Err(EduError::NoInterrupt),
             }
         }

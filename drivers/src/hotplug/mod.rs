@@ -43,6 +43,9 @@ pub trait Drivers: Send + Sync {
     fn bind(&self, function: &Function);
 
     /// Ends the driver of `function`, if there is one. Unless `is_gone`, the device still works, and can be shut down.
+    ///
+    /// It is another driver's soon after this returns, so that this one's must not touch it any more by then, however
+    /// long that takes.
     fn unbind(&self, function: PciAddress, is_gone: bool);
 }
 

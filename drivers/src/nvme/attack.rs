@@ -3,7 +3,7 @@
 
 use iommu::Iova;
 
-use super::{Command, Controller, NvmeError, Status};
+use super::{Command, Controller, NvmeError, Status, controller::COMMAND_DEADLINE_NS};
 
 impl Controller {
     /// Has the controller write its Identify page, 4 KiB, to `iova`, an address of the caller's choice at the start of
@@ -45,7 +45,7 @@ impl Controller {
                 sent += 1;
             }
             self.doorbells.submission_tail.write(admin.tail().into());
-            match self.await_completion() {
+            match self.await_completion(self.deadline_ns(COMMAND_DEADLINE_NS)) {
                 Ok(_) => done += 1,
                 Err(error) => {
                     self.reset_after(error)?;

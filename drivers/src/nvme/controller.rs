@@ -21,15 +21,17 @@ use crate::{
     quiet::is_taken_back,
 };
 
-/// Entries of the admin queues; a controller has room for at least 2.
+/// Entries of the admin queues, if the controller has room for as many.
 const ADMIN_ENTRIES: u16 = 32;
+/// Least entries of a queue, which is full with one of them free.
+const LEAST_ENTRIES: u32 = 2;
 /// Queue and MSI-X entry of the admin queue.
 const ADMIN: u16 = 0;
 
 /// Least time that a controller is given to become ready or quiet.
-const READY_DEADLINE_NS: u64 = 1_000_000_000;
-/// How long an admin command may take.
-const COMMAND_DEADLINE_NS: u64 = 5_000_000_000;
+pub(super) const READY_DEADLINE_NS: u64 = 1_000_000_000;
+/// How long an admin command may take, and a shutdown.
+pub(super) const COMMAND_DEADLINE_NS: u64 = 5_000_000_000;
 
 /// An NVMe controller with its admin queue.
 ///
@@ -65,11 +67,15 @@ impl Controller {
     /// # Errors
     /// It is none, or something it needs is not to be had. It is left without bus mastering.
     pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Self, NvmeError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(NvmeError::Absent)?;
+        let device = Device::open(host.clone(), dma.function()).ok_or(NvmeError::Absent)?.held_by(&dma);
         let bar = device.map_bar(0)?;
         let registers = Registers::at(&bar)?;
         let capabilities = Capabilities(registers.capabilities.read());
-        if capabilities.0 == u64::MAX || !capabilities.has_nvm_commands() || !capabilities.has_4k_pages() {
+        let is_usable = capabilities.0 != u64::MAX
+            && capabilities.has_nvm_commands()
+            && capabilities.has_4k_pages()
+            && capabilities.queue_limit() >= LEAST_ENTRIES;
+        if !is_usable {
             return Err(NvmeError::Unsupported { capabilities: capabilities.0 });
         }
         let doorbells = Doorbells::at(&bar, capabilities, ADMIN)?;
@@ -189,30 +195,60 @@ impl Controller {
 
     /// Does one admin command. If the controller does not answer, or answers nonsense, it is reset.
     pub(super) fn execute(&mut self, command: Command) -> Result<Finished<()>, NvmeError> {
+        self.execute_by(command, self.deadline_ns(COMMAND_DEADLINE_NS))
+    }
+
+    /// The same, with what is left until `deadline_ns`.
+    pub(super) fn execute_by(
+        &mut self,
+        command: Command,
+        deadline_ns: u64,
+    ) -> Result<Finished<()>, NvmeError> {
+        let finished = self.ask(command, deadline_ns);
+        if let Err(error) = finished
+            && error != NvmeError::Gone
+        {
+            self.reset_after(error)?;
+        }
+        finished
+    }
+
+    /// Has the controller do one admin command until `deadline_ns`. After an error it may still have it, and has to be
+    /// turned off.
+    pub(super) fn ask(&mut self, command: Command, deadline_ns: u64) -> Result<Finished<()>, NvmeError> {
+        if self.host.now_ns() >= deadline_ns {
+            return Err(NvmeError::TimedOut);
+        }
+        if self.device.was_taken_back() {
+            return Err(NvmeError::Gone);
+        }
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
         // One at a time, so there is room.
         admin.submit(command, ()).map_err(|()| NvmeError::Gone)?;
         self.doorbells.submission_tail.write(admin.tail().into());
-        match self.await_completion() {
-            Ok(finished) => Ok(finished),
-            Err(error) => {
-                self.reset_after(error)?;
-                Err(error)
-            }
-        }
+        self.await_completion(deadline_ns)
     }
 
-    pub(super) fn await_completion(&mut self) -> Result<Finished<()>, NvmeError> {
+    /// The time in `ns` nanoseconds.
+    pub(super) fn deadline_ns(&self, ns: u64) -> u64 {
+        self.host.now_ns().saturating_add(ns)
+    }
+
+    pub(super) fn await_completion(&mut self, deadline_ns: u64) -> Result<Finished<()>, NvmeError> {
         let admin = self.admin.as_mut().ok_or(NvmeError::Gone)?;
-        let deadline_ns = self.host.now_ns().saturating_add(COMMAND_DEADLINE_NS);
         loop {
+            if self.device.was_taken_back() {
+                return Err(NvmeError::Gone);
+            }
             if let Some(finished) = admin.take_finished()? {
                 self.doorbells.completion_head.write(admin.head().into());
                 return Ok(finished);
             }
-            if !self.finished.wait(deadline_ns) && self.host.now_ns() >= deadline_ns {
+            // In every round: a controller that goes on interrupting for nothing has no more time than a silent one.
+            if self.host.now_ns() >= deadline_ns {
                 return Err(NvmeError::TimedOut);
             }
+            self.finished.wait(deadline_ns);
         }
     }
 
@@ -232,11 +268,12 @@ impl Controller {
         self.turn_on(admin)
     }
 
-    /// Whether the controller works: it is on, not broken, and answers.
+    /// Whether the controller works, and for this driver: it is on, not broken, and answers.
     pub(super) fn is_running(&self) -> bool {
         let raw = self.registers.status.read();
         let status = ControllerStatus::from_bits_retain(raw);
-        raw != u32::MAX
+        !self.device.was_taken_back()
+            && raw != u32::MAX
             && status.contains(ControllerStatus::READY)
             && !status.contains(ControllerStatus::FATAL)
     }
@@ -244,7 +281,7 @@ impl Controller {
     /// Has the controller write to its medium what it holds back, and waits for that.
     pub(super) fn shut_down(&self) {
         self.registers.configuration.write(CONFIGURATION_ON | SHUT_DOWN);
-        let deadline_ns = self.host.now_ns().saturating_add(COMMAND_DEADLINE_NS);
+        let deadline_ns = self.deadline_ns(COMMAND_DEADLINE_NS);
         loop {
             let raw = self.registers.status.read();
             if ControllerStatus::from_bits_retain(raw).contains(ControllerStatus::SHUT_DOWN) {
@@ -279,14 +316,20 @@ impl Controller {
     /// Turns off a controller in quarantine. It reaches nothing, and what was mapped for it stays where it is until its
     /// release, so that its queues can be let go of whether it becomes quiet by itself or not.
     pub(super) fn cut_off(&mut self) -> Result<(), NvmeError> {
-        self.registers.configuration.write(0);
-        let quiet = self.await_ready(false);
+        let mut quiet = Ok(());
+        if !self.device.was_taken_back() {
+            self.registers.configuration.write(0);
+            quiet = self.await_ready(false);
+        }
         drop(self.admin.take());
         quiet
     }
 
-    /// Gives the controller, which is off, its admin queue and turns it on.
+    /// Gives the controller, which is off, its admin queue and turns it on, unless it is another driver's by now.
     fn turn_on(&mut self, admin: QueuePair<Queues, ()>) -> Result<(), NvmeError> {
+        if self.device.was_taken_back() {
+            return Err(NvmeError::Gone);
+        }
         let [submission, completion] = admin.memory().addresses();
         self.registers.admin_attributes.write(admin_attributes(admin.size()));
         self.registers.admin_submission.write(submission.as_u64());
@@ -299,7 +342,7 @@ impl Controller {
 
     fn await_ready(&self, wanted: bool) -> Result<(), NvmeError> {
         let allowed_ns = self.capabilities.ready_ns().max(READY_DEADLINE_NS);
-        let deadline_ns = self.host.now_ns().saturating_add(allowed_ns);
+        let deadline_ns = self.deadline_ns(allowed_ns);
         loop {
             let raw = self.registers.status.read();
             let status = ControllerStatus::from_bits_retain(raw);

@@ -97,6 +97,28 @@ fn a_command_that_is_never_finished_times_out() {
     assert_eq!(bench.iommu.live_mappings(), live);
 }
 
+#[test]
+fn interrupts_without_end_gain_a_controller_no_time() {
+    let (bench, device, mut controller) = open();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    bench.host.begin_storm();
+    assert_eq!(controller.identify(), Err(NvmeError::TimedOut));
+}
+
+/// Whatever is asked of it.
+#[test]
+fn a_controller_that_is_anothers_by_now_is_not_started() {
+    let (bench, device, mut controller) = open();
+    let _dma = bench.pass_on(|| device.set(|state| state.reset()));
+    let before = bench.writes();
+    assert_eq!(controller.write_at(Iova::new(0x77_7000)), Err(NvmeError::Gone));
+    assert_eq!(controller.restart(), Err(NvmeError::Gone));
+    assert_eq!((controller.is_running(), controller.cut_off()), (false, Ok(())));
+    drop(controller);
+    assert_eq!((bench.writes(), bench.host.live_vectors()), (before, 0));
+    bench.await_live_mappings(0);
+}
+
 /// What is left of a flood in the queues does not meet the commands after it.
 #[test]
 fn a_flood_that_ends_early_leaves_nothing_in_the_queues() {
@@ -147,8 +169,9 @@ fn a_controller_that_does_not_become_ready_is_refused() {
 #[test]
 fn capabilities_that_cannot_be_used_are_refused() {
     let (bench, device) = bench();
-    // Nothing answers; no NVM commands; pages of 8 KiB at least.
-    for capabilities in [u64::MAX, CAPABILITIES & !(1 << 37), CAPABILITIES | 1 << 48] {
+    // Nothing answers; no NVM commands; pages of 8 KiB at least; queues of one entry.
+    for capabilities in [u64::MAX, CAPABILITIES & !(1 << 37), CAPABILITIES | 1 << 48, CAPABILITIES & !0xffff]
+    {
         device.set(|state| state.capabilities = capabilities);
         assert_eq!(open_error(&bench), NvmeError::Unsupported { capabilities });
     }

@@ -5,12 +5,17 @@ use alloc::{sync::Arc, vec::Vec};
 use iommu::DmaDevice;
 use nvme_spec::{LIST_ENTRIES, Namespace, blocks_per_request};
 
-use super::{Controller, NvmeError, QueuePair, Queues, requests::RequestQueue, setup::PairPlace};
+use super::{
+    Controller, NvmeError, QueuePair, Queues,
+    controller::{COMMAND_DEADLINE_NS, READY_DEADLINE_NS},
+    requests::RequestQueue,
+    setup::{PairPlace, QUEUES_DEADLINE_NS},
+};
 use crate::{
     block::{
         BlockDevice, BlockInfo,
         attention::Attention,
-        engine::{Engine, Setup},
+        engine::{Engine, SHUTDOWN_DEADLINE_NS, Setup},
         hardware::{Hardware, Stop},
     },
     host::{Event, Host},
@@ -18,6 +23,9 @@ use crate::{
 
 /// Most entries of an I/O queue that the driver makes use of.
 const ENTRIES_LIMIT: u32 = 128;
+
+/// Whoever shuts a disk down sees it stop, unless the controller says that it needs longer to become quiet.
+const _: () = assert!(QUEUES_DEADLINE_NS + COMMAND_DEADLINE_NS + READY_DEADLINE_NS < SHUTDOWN_DEADLINE_NS);
 
 /// Takes `dma`'s function, an NVMe controller with a namespace, into use.
 ///
@@ -102,7 +110,7 @@ impl Hardware for NvmeDisk {
         if given < wanted {
             return Err(NvmeError::TooFewQueues { wanted, given });
         }
-        self.pairs.iter().try_for_each(|&place| self.controller.create_pair(place))
+        self.controller.create_pairs(&self.pairs)
     }
 
     fn is_running(&self) -> bool {
@@ -118,8 +126,7 @@ impl Hardware for NvmeDisk {
             return self.controller.cut_off();
         }
         // A controller that works ends what it has by itself, queue by queue, rather than in the middle of it.
-        let ended = self.controller.is_running()
-            && self.pairs.iter().all(|&place| self.controller.delete_pair(place));
+        let ended = self.controller.is_running() && self.controller.delete_pairs(&self.pairs);
         if ended && how == Stop::ForGood {
             self.controller.shut_down();
         }

@@ -338,7 +338,7 @@ fn a_controller_that_does_not_become_quiet_keeps_its_memory() {
     bench.iommu.reap();
     assert_eq!(bench.iommu.live_mappings(), live, "what it had stays mapped");
     assert!(!bench.host.is_bus_master());
-    assert_eq!(disk.shut_down(), Err(NotQuiet));
+    assert_eq!(disk.shut_down(), Err(NotQuiet::Device));
     drop(disk);
     std::thread::sleep(Duration::from_millis(50));
     bench.iommu.reap();
@@ -412,6 +412,88 @@ fn shutting_down_gives_everything_back() {
     assert!(!bench.host.is_bus_master());
     device.set(|state| state.io = Behaviour::Honest);
     assert_works(&bench, &reopen(&bench));
+}
+
+/// The first driver waits for the controller, which does not answer it, until another one has it.
+#[test]
+fn a_controller_that_is_anothers_by_now_is_left_alone() {
+    let (bench, device, old) = open();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    let had = device.set(|state| state.commands);
+    old.reset();
+    await_true(|| device.set(|state| state.commands) > had);
+    let dma = bench.pass_on(|| device.set(|state| state.reset()));
+    device.set(|state| state.behaviour = Behaviour::Honest);
+    let new = open_disk(&bench.as_host(), dma).unwrap();
+    let before = bench.writes();
+    let ending = std::thread::spawn(move || old.end());
+    await_true(|| {
+        bench.host.advance(REQUEST_DEADLINE_NS / 1000);
+        ending.is_finished()
+    });
+    assert_eq!(ending.join().unwrap(), Ok(()));
+    assert_eq!((bench.writes(), bench.host.live_vectors()), (before, 2));
+    assert_works(&bench, &new);
+    assert_eq!((new.resets(), new.shut_down()), (0, Ok(())));
+    drop(new);
+    bench.await_live_mappings(0);
+}
+
+/// Without being asked for anything, and without a look at the controller, which works for another one.
+#[test]
+fn who_loses_a_controller_gives_back_what_it_had() {
+    let (bench, device, old) = open();
+    device.set(|state| state.io = Behaviour::Silent);
+    let completions = submit_reads(&bench, &old, 3);
+    let dma = bench.pass_on(|| device.set(|state| state.reset()));
+    device.set(|state| state.io = Behaviour::Honest);
+    let new = open_disk(&bench.as_host(), dma).unwrap();
+    let before = bench.writes();
+    for done in collect_late(&bench, &completions, 3) {
+        assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
+    }
+    let flush = Request { tag: 0, operation: Operation::Flush };
+    assert_eq!(old.submit(flush, &completions).unwrap_err().reason, Reason::Gone);
+    assert_eq!((old.shut_down(), bench.writes()), (Ok(()), before));
+    assert_works(&bench, &new);
+}
+
+#[test]
+fn the_end_of_a_driver_is_waited_for_however_long_it_takes() {
+    let (bench, device, disk) = open();
+    device.stalls.store(true, Ordering::Relaxed);
+    let until = |disk: Disk, end: fn(&dyn BlockDevice) -> Result<(), NotQuiet>| {
+        std::thread::spawn(move || end(&*disk))
+    };
+    let asked = until(disk.clone(), |disk| disk.shut_down());
+    await_true(|| {
+        bench.host.advance(REQUEST_DEADLINE_NS);
+        asked.is_finished()
+    });
+    assert_eq!(asked.join().unwrap(), Err(NotQuiet::Driver));
+    let ending = until(disk, |disk| disk.end());
+    for _ in 0..10 {
+        bench.host.advance(10 * REQUEST_DEADLINE_NS);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(!ending.is_finished());
+    }
+    device.stalls.store(false, Ordering::Relaxed);
+    assert_eq!(ending.join().unwrap(), Ok(()));
+    assert_eq!(bench.host.live_vectors(), 0);
+}
+
+/// Each command within its own deadline, and all of them far beyond any for the end.
+#[test]
+fn a_controller_that_is_slow_with_each_queue_is_turned_off_in_time() {
+    let (bench, device, disk) = open_on(3);
+    device.set(|state| (state.io, state.admin_ns) = (Behaviour::Silent, 4_900_000_000));
+    let completions = submit_reads(&bench, &disk, 4);
+    assert_eq!(disk.shut_down(), Ok(()));
+    for done in collect(&completions, 4) {
+        assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
+    }
+    assert_eq!(device.set(|state| (state.deleted, state.shutdowns)), (3, 0));
+    assert!(!bench.host.is_bus_master());
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub enum NvmeError {
     Bar(BarError),
     /// Its registers do not fit into their BAR.
     Outside(OutsideWindow),
-    /// It lacks the NVM command set or pages of 4 KiB.
+    /// It lacks the NVM command set, pages of 4 KiB, or room for a queue.
     Unsupported {
         /// What its capabilities register reads.
         capabilities: u64,
@@ -80,7 +80,7 @@ pub enum NvmeError {
     Reset(ResetError),
     /// No thread.
     Spawn(SpawnError),
-    /// It could not be made to work again after an error.
+    /// It could not be made to work again after an error, or was taken from its driver.
     Gone,
 }
 
@@ -91,7 +91,7 @@ impl fmt::Display for NvmeError {
             Self::Bar(error) => error.fmt(f),
             Self::Outside(error) => error.fmt(f),
             Self::Unsupported { capabilities } => {
-                write!(f, "no NVM commands or no 4 KiB pages: capabilities {capabilities:#x}")
+                write!(f, "no NVM commands, 4 KiB pages or queues: capabilities {capabilities:#x}")
             }
             Self::NotReady { wanted, status } => {
                 write!(f, "not {} in time: status {status:#x}", if *wanted { "ready" } else { "quiet" })

@@ -4,7 +4,10 @@ use iommu::Iova;
 
 use nvme_spec::{Command, IDENTIFY_BYTES, Namespace, NamespaceError, bytes_at};
 
-use super::{Controller, NvmeError};
+use super::{Controller, NvmeError, queue::Finished};
+
+/// How long the controller may take to make all its I/O queues, or to forget them, however many there are.
+pub const QUEUES_DEADLINE_NS: u64 = 10_000_000_000;
 
 /// Where an I/O queue pair is. Its MSI-X entry has its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,18 +45,27 @@ impl Controller {
         Ok(given.min(wanted))
     }
 
-    /// Makes the queues of a pair known to the controller.
-    pub fn create_pair(&mut self, place: PairPlace) -> Result<(), NvmeError> {
-        let PairPlace { id, size, submission, completion } = place;
-        self.do_admin(Command::create_completion_queue(id, size, completion.as_u64(), id))?;
-        self.do_admin(Command::create_submission_queue(id, size, submission.as_u64()))?;
+    /// Makes the queues of `pairs` known to the controller.
+    pub fn create_pairs(&mut self, pairs: &[PairPlace]) -> Result<(), NvmeError> {
+        let deadline_ns = self.deadline_ns(QUEUES_DEADLINE_NS);
+        for &PairPlace { id, size, submission, completion } in pairs {
+            let create = Command::create_completion_queue(id, size, completion.as_u64(), id);
+            result_of(self.execute_by(create, deadline_ns)?)?;
+            let create = Command::create_submission_queue(id, size, submission.as_u64());
+            result_of(self.execute_by(create, deadline_ns)?)?;
+        }
         Ok(())
     }
 
-    /// Has the controller end what is in a pair, one way or the other, and forget its queues. False if it does not.
-    pub fn delete_pair(&mut self, place: PairPlace) -> bool {
-        self.do_admin(Command::delete_submission_queue(place.id)).is_ok()
-            && self.do_admin(Command::delete_completion_queue(place.id)).is_ok()
+    /// Has the controller end what is in `pairs`, one way or the other, and forget their queues. If it does not, which
+    /// is false, it may still be about to: it has to be turned off.
+    pub fn delete_pairs(&mut self, pairs: &[PairPlace]) -> bool {
+        let deadline_ns = self.deadline_ns(QUEUES_DEADLINE_NS);
+        let mut does = |command| self.ask(command, deadline_ns).and_then(result_of).is_ok();
+        pairs.iter().all(|place| {
+            does(Command::delete_submission_queue(place.id))
+                && does(Command::delete_completion_queue(place.id))
+        })
     }
 
     /// Asks the controller to end command `id` of submission queue `queue`. True if it says that it has.
@@ -63,11 +75,11 @@ impl Controller {
 
     /// Does an admin command and returns its result. An error status is an error.
     pub(super) fn do_admin(&mut self, command: Command) -> Result<u32, NvmeError> {
-        let finished = self.execute(command)?;
-        if finished.status.is_success() {
-            Ok(finished.result)
-        } else {
-            Err(NvmeError::Status(finished.status))
-        }
+        result_of(self.execute(command)?)
     }
+}
+
+fn result_of(finished: Finished<()>) -> Result<u32, NvmeError> {
+    let Finished { status, result, .. } = finished;
+    if status.is_success() { Ok(result) } else { Err(NvmeError::Status(status)) }
 }

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use iommu::PciAddress;
+use iommu::{DmaDevice, PciAddress};
 
 use super::{
     bar::{Bar, BarError, Bars},
@@ -22,6 +22,8 @@ pub struct Device {
     layout: Layout,
     /// Where its registers are known to be.
     known_bars: Option<Bars>,
+    /// By what its driver has it, if it is known.
+    hold: Option<DmaDevice>,
 }
 
 impl Device {
@@ -29,13 +31,31 @@ impl Device {
     pub fn open(host: Arc<dyn Host>, function: PciAddress) -> Option<Self> {
         let config = Config::new(&*host, function);
         let layout = config.is_present().then(|| Layout::read(config))?;
-        Some(Self { host, function, layout, known_bars: None })
+        Some(Self { host, function, layout, known_bars: None, hold: None })
     }
 
     /// Opens `function`, whose registers are where they were when it was [measured](Function::measure). Those of a virtual one, which
     /// read as zeros, are known in no other way. `None` if nothing answers there.
     pub fn open_found(host: Arc<dyn Host>, function: &Function) -> Option<Self> {
         Some(Self { known_bars: function.bars, ..Self::open(host, function.address)? })
+    }
+
+    /// The function in the hands of who has `dma`. Once it was taken from him, he can neither let it master the bus nor
+    /// keep it from that, and its interrupts are let go of without touching it.
+    #[must_use]
+    pub fn held_by(self, dma: &DmaDevice) -> Self {
+        Self { hold: Some(dma.clone()), ..self }
+    }
+
+    /// Whether the function was taken from its driver, who asks, and may be another's: its registers and its
+    /// configuration space are none of his business any more.
+    ///
+    /// It could also be taken between this look and what he does after it. Nobody else gets it then, because who
+    /// releases a function that works waits for the end of its driver before that
+    /// ([`Drivers::unbind`](crate::hotplug::Drivers::unbind)).
+    #[must_use]
+    pub fn was_taken_back(&self) -> bool {
+        self.hold.as_ref().is_some_and(DmaDevice::was_taken_back)
     }
 
     /// The host that the function is reached through.
@@ -106,11 +126,15 @@ impl Device {
 
     /// Lets the function send requests: DMA and message-signalled interrupts. Its pin interrupt is turned off.
     pub fn enable_bus_master(&self) {
-        self.config().change_command(command::BUS_MASTER | command::INTX_DISABLE, 0);
+        if !self.was_taken_back() {
+            self.config().change_command(command::BUS_MASTER | command::INTX_DISABLE, 0);
+        }
     }
 
     /// Stops the function from sending requests.
     pub fn disable_bus_master(&self) {
-        self.config().change_command(0, command::BUS_MASTER);
+        if !self.was_taken_back() {
+            self.config().change_command(0, command::BUS_MASTER);
+        }
     }
 }

@@ -152,7 +152,7 @@ impl Msi {
 
 impl Drop for Msi {
     fn drop(&mut self) {
-        if self.abandoned {
+        if self.abandoned || self.device.was_taken_back() {
             return;
         }
         let config = self.device.config();

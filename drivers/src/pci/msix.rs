@@ -243,7 +243,7 @@ impl Msix {
 
 impl Drop for Msix {
     fn drop(&mut self) {
-        if self.abandoned {
+        if self.abandoned || self.device.was_taken_back() {
             return;
         }
         let config = self.device.config();

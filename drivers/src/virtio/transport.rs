@@ -89,6 +89,8 @@ pub enum TransportError {
     NoVector(u16),
     /// MSI-X is unusable.
     Msix(MsixError),
+    /// It was taken from its driver.
+    Gone,
 }
 
 impl fmt::Display for TransportError {
@@ -109,6 +111,7 @@ impl fmt::Display for TransportError {
             Self::NoQueue(queue) => write!(f, "there is no queue {queue}"),
             Self::NoVector(entry) => write!(f, "MSI-X entry {entry} was not accepted"),
             Self::Msix(error) => error.fmt(f),
+            Self::Gone => f.write_str("it was taken back"),
         }
     }
 }
@@ -170,7 +173,7 @@ impl Transport {
     /// # Errors
     /// It is no modern virtio device, its registers are unusable, or it does not become quiet.
     pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice) -> Result<Self, TransportError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(TransportError::Absent)?;
+        let device = Device::open(host.clone(), dma.function()).ok_or(TransportError::Absent)?.held_by(dma);
         let windows = Windows::find(&device)?;
         let common = Common::at(&windows.common)?;
         let msix = Msix::open(&device)?;
@@ -228,8 +231,11 @@ impl Transport {
     /// Comes after a reset.
     ///
     /// # Errors
-    /// A required feature is not offered, or the device refuses the set.
+    /// A required feature is not offered, or the device refuses the set; or it was taken from its driver.
     pub fn negotiate(&self, wanted: u64) -> Result<u64, TransportError> {
+        if self.device.was_taken_back() {
+            return Err(TransportError::Gone);
+        }
         let status = &self.common.status;
         status.write(Status::ACKNOWLEDGE.bits());
         status.write((Status::ACKNOWLEDGE | Status::DRIVER).bits());
@@ -315,17 +321,22 @@ impl Transport {
         Ok(Doorbell { register, queue })
     }
 
-    /// Lets the device run.
+    /// Lets the device run, unless it is another driver's by now.
     pub fn start(&self) {
+        if self.device.was_taken_back() {
+            return;
+        }
         self.device.enable_bus_master();
         let running = Status::ACKNOWLEDGE | Status::DRIVER | Status::FEATURES_OK | Status::DRIVER_OK;
         self.common.status.write(running.bits());
     }
 
-    /// Whether the device runs: it asks for no reset, was not given up, and still answers.
+    /// Whether the device runs, and for this driver: it asks for no reset, was not given up, and still answers.
     pub fn is_running(&self) -> bool {
         let status = self.status();
-        status.contains(Status::DRIVER_OK) && !status.intersects(Status::NEEDS_RESET | Status::FAILED)
+        !self.device.was_taken_back()
+            && status.contains(Status::DRIVER_OK)
+            && !status.intersects(Status::NEEDS_RESET | Status::FAILED)
     }
 
     fn status(&self) -> Status {

@@ -1,4 +1,5 @@
-//! Errors of the local APICs: counted in the interrupt, reported by a thread.
+//! Errors of the local APICs: counted in the interrupt, reported by a thread, as is the first pause of a CPU that
+//! devices interrupt too often.
 //!
 //! A device can bring them about, and where interrupts are not remapped it can raise their vector, as often as it likes.
 //! So one that has no error behind it is just a vector that nobody asked for, and what is reported has its budget.
@@ -9,7 +10,7 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Relaxed},
 };
 
-use super::clock;
+use super::{clock, device_rate};
 use crate::threads::{self, Event, SpawnError};
 
 /// Between two lines in the log.
@@ -29,6 +30,11 @@ pub fn record(errors: u32) {
     }
 }
 
+/// There may be something to report. Callable in an interrupt.
+pub fn wake() {
+    HAPPENED.signal();
+}
+
 /// How many error interrupts had an error behind them.
 pub fn count() -> u64 {
     COUNT.load(Relaxed)
@@ -45,6 +51,11 @@ pub fn start_reports() -> Result<(), SpawnError> {
 fn report_for_ever() {
     loop {
         HAPPENED.wait(u64::MAX);
+        if let Some(vector) = device_rate::take_unreported() {
+            log::warn!(
+                "devices interrupt too often, last by vector {vector:#x}: each CPU pauses when they do"
+            );
+        }
         let bits = BITS.swap(0, AcqRel);
         if bits != 0 {
             log::warn!("local APIC error {bits:#x}, {} so far", count());

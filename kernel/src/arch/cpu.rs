@@ -17,7 +17,7 @@ use x86::{
     time::rdtsc,
 };
 
-use super::gdt::Descriptors;
+use super::{device_rate::DeviceRate, gdt::Descriptors};
 use crate::threads::Thread;
 
 fn time_stamp() -> u64 {
@@ -70,6 +70,7 @@ pub struct Cpu {
     /// Ticks of the time-stamp counter that it had nothing to do in, and since when it has had nothing to do, or 0.
     idle_ticks: AtomicU64,
     idle_since: AtomicU64,
+    pub(super) device_rate: DeviceRate,
     /// It was told to stop, and did.
     pub stopped: AtomicBool,
     /// Where it was then.
@@ -103,6 +104,7 @@ impl Cpu {
             switches: AtomicU64::new(0),
             idle_ticks: AtomicU64::new(0),
             idle_since: AtomicU64::new(0),
+            device_rate: DeviceRate::new(),
             stopped: AtomicBool::new(false),
             stopped_at: [const { AtomicU64::new(0) }; 2],
             descriptors: UnsafeCell::new(Descriptors::new()),

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use x86::{io::inb, irq::NONMASKABLE_INTERRUPT_VECTOR};
 
-use super::{apic, apic_errors, cpu::Cpu, idt::VECTORS};
+use super::{apic, apic_errors, clock, cpu::Cpu, device_rate, idt::VECTORS};
 use crate::{
     smp,
     sync::{IrqMutex, Rank},
@@ -32,8 +32,13 @@ pub const SPURIOUS: u8 = 0xff;
 /// What to do when a vector arrives: runs with interrupts off, must not block or allocate.
 pub type Handler = Box<dyn Fn() + Send + Sync>;
 
-static HANDLERS: [IrqMutex<Option<Handler>>; VECTORS] =
-    [const { IrqMutex::new(Rank::Handler, None) }; VECTORS];
+/// A handler, and whether its vector is a device's, which may be raised too often.
+struct Slot {
+    handler: Handler,
+    is_of_device: bool,
+}
+
+static HANDLERS: [IrqMutex<Option<Slot>>; VECTORS] = [const { IrqMutex::new(Rank::Handler, None) }; VECTORS];
 static ARRIVED: [AtomicU64; VECTORS] = [const { AtomicU64::new(0) }; VECTORS];
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
@@ -53,8 +58,8 @@ impl Vector {
 impl Drop for Vector {
     fn drop(&mut self) {
         // Out of the lock first: dropping a handler may free memory, whose locks come later.
-        let handler = HANDLERS[usize::from(self.0)].lock().take();
-        drop(handler);
+        let slot = HANDLERS[usize::from(self.0)].lock().take();
+        drop(slot);
     }
 }
 
@@ -63,10 +68,19 @@ impl Drop for Vector {
 /// The handler runs in the interrupt, under a lock of its vector: it must be short, and must not block, allocate or
 /// free, nor allocate vectors.
 pub fn allocate(handler: Handler) -> Option<Vector> {
+    put(Slot { handler, is_of_device: false })
+}
+
+/// As [`allocate`], for a device: one that raises the vector too often is [heard of less often](device_rate).
+pub fn allocate_for_device(handler: Handler) -> Option<Vector> {
+    put(Slot { handler, is_of_device: true })
+}
+
+fn put(new: Slot) -> Option<Vector> {
     for vector in DYNAMIC {
         let mut slot = HANDLERS[usize::from(vector)].lock();
         if slot.is_none() {
-            *slot = Some(handler);
+            *slot = Some(new);
             return Some(Vector(vector));
         }
     }
@@ -96,6 +110,7 @@ pub(super) fn dispatch(vector: u8) {
     cpu.end_idle();
     cpu.enter_interrupt();
     ARRIVED[usize::from(vector)].fetch_add(1, Relaxed);
+    let mut is_of_device = false;
     match vector {
         TIMER => threads::timer_interrupt(),
         RESCHEDULE => cpu.request_reschedule(),
@@ -105,11 +120,15 @@ pub(super) fn dispatch(vector: u8) {
             0 => count_unexpected(),
             errors => apic_errors::record(errors),
         },
-        vector => run_handler(vector),
+        vector => is_of_device = run_handler(vector),
     }
     // An `int` instruction raises a vector without the APIC: acknowledging it would acknowledge another interrupt.
-    if apic::in_service(vector) {
+    if apic::in_service(vector) && !(is_of_device && is_put_off(cpu, vector)) {
         apic::acknowledge();
+    }
+    if vector == TIMER {
+        // Nothing else is in service by now.
+        (0..cpu.device_rate.take_in_service()).for_each(|_| apic::acknowledge());
     }
     cpu.leave_interrupt();
     if cpu.take_reschedule() {
@@ -145,11 +164,30 @@ pub(super) fn is_stray_nmi() -> bool {
     stray
 }
 
-fn run_handler(vector: u8) {
+/// Returns whether the vector is a device's.
+fn run_handler(vector: u8) -> bool {
     match &*HANDLERS[usize::from(vector)].lock() {
-        Some(handler) => handler(),
-        None => count_unexpected(),
+        Some(Slot { handler, is_of_device }) => {
+            handler();
+            *is_of_device
+        }
+        None => {
+            count_unexpected();
+            false
+        }
     }
+}
+
+/// Whether devices interrupt `cpu`, which is this one, too often, so that it acknowledges `vector` with its timer's
+/// next interrupt.
+fn is_put_off(cpu: &Cpu, vector: u8) -> bool {
+    let now_ns = clock::now_ns();
+    let is_put_off = cpu.device_rate.enter(vector, now_ns);
+    if is_put_off {
+        threads::arm_timer_at(now_ns.saturating_add(device_rate::WINDOW_NS));
+        apic_errors::wake();
+    }
+    is_put_off
 }
 
 fn count_unexpected() {

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod clock;
 pub mod context;
 mod cpu;
+pub mod device_rate;
 mod exit;
 pub mod gdt;
 pub mod idt;

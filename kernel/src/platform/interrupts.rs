@@ -56,7 +56,7 @@ impl DriverInterrupt {
     /// An interrupt that `function`, and nobody else, makes `handler` run by.
     pub fn new(iommu: &Iommu, function: PciAddress, handler: Handler) -> Result<Self, InterruptError> {
         let interrupts = iommu.message_interrupts(MessageSource::Function(function), 1)?;
-        let vector = interrupts::allocate(handler).ok_or(InterruptError::NoVector)?;
+        let vector = interrupts::allocate_for_device(handler).ok_or(InterruptError::NoVector)?;
         let message = MsiMessage { address: 0, data: 0 };
         let mut interrupt = Self { message, interrupts: Some(interrupts), vector: Some(vector) };
         send_to_next(|cpu| interrupt.send_to(cpu))?;

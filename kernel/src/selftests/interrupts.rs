@@ -1,14 +1,14 @@
 //! Vectors: all are survived, handlers come and go.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use harness::{Failure, check, check_eq, test};
 use iommu::{dump::InterruptReport, interrupts::Sender};
 use suites::{Machine, reports};
 
 use crate::{
-    arch::{apic, apic_errors, clock, interrupts},
+    arch::{apic, apic_errors, clock, device_rate, interrupts},
     console,
     shell::input,
     threads,
@@ -116,6 +116,41 @@ test! {
             core::hint::spin_loop();
         }
         check_eq!(count.load(Ordering::SeqCst), 100, "the handler is gone");
+    }
+}
+
+test! {
+    /// A device that raises its interrupt again whenever it was handled: whoever runs on that CPU gets on, the
+    /// interrupt comes no more often than it may, and still comes afterwards.
+    fn an_interrupt_without_end_leaves_the_cpu_to_others(context) {
+        const WINDOWS: u64 = 200;
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let number = Arc::new(AtomicU8::new(0));
+        let handler = {
+            let (goes_on, number) = (goes_on.clone(), number.clone());
+            Box::new(move || {
+                if goes_on.load(Ordering::SeqCst) {
+                    apic::send_to_self(number.load(Ordering::SeqCst));
+                }
+            })
+        };
+        let vector = interrupts::allocate_for_device(handler);
+        let vector = vector.ok_or(harness::failure!("no vector is free"))?;
+        number.store(vector.number(), Ordering::SeqCst);
+        let (before, pauses) = (interrupts::arrived(vector.number()), device_rate::pauses());
+        let start_ns = context.now_ns();
+        send_to_self(vector.number());
+        while context.now_ns() < start_ns + WINDOWS * device_rate::WINDOW_NS {
+            core::hint::spin_loop();
+        }
+        let came = interrupts::arrived(vector.number()) - before;
+        let windows = (context.now_ns() - start_ns) / device_rate::WINDOW_NS + 1;
+        goes_on.store(false, Ordering::SeqCst);
+        // Each interrupt of the timer lets one through that is too many.
+        check!(came < windows * u64::from(device_rate::BURST + 20), "{came} in {windows} windows");
+        check!(device_rate::pauses() > pauses, "it was never too much");
+        threads::sleep_until(context.now_ns() + 5 * device_rate::WINDOW_NS);
+        raise(context, vector.number(), 2 * u64::from(device_rate::BURST))?;
     }
 }
 

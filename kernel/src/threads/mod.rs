@@ -11,8 +11,8 @@ mod thread;
 mod wait;
 
 pub use scheduler::{
-    SpawnError, clear_watchdog, current_name, idle, init, name_on, preempt, running_on, set_watchdog,
-    sleep_until, spawn, spawn_on, timer_interrupt, yield_now,
+    SpawnError, arm_timer_at, clear_watchdog, current_name, idle, init, name_on, preempt, running_on,
+    set_watchdog, sleep_until, spawn, spawn_on, timer_interrupt, yield_now,
 };
 pub use thread::{JoinHandle, Thread};
 pub use wait::{Event, WaitQueue};

@@ -304,24 +304,24 @@ impl Scheduler {
             && self.sleep_timer.is_none_or(|(_, armed)| first < armed)
         {
             self.sleep_timer = Some((this, first));
-            arm_at(first);
+            arm_timer_at(first);
         }
         if !self.ready.is_empty_for(this) {
-            arm_at(clock::now_ns() + SLICE_NS);
+            arm_timer_at(clock::now_ns() + SLICE_NS);
         }
         self.arm_watchdog();
         if Cpu::current().timer_armed_ns.load(Relaxed) == u64::MAX {
-            arm_at(clock::now_ns() + clock::PULSE_NS);
+            arm_timer_at(clock::now_ns() + clock::PULSE_NS);
         }
     }
 
     fn arm_watchdog(&self) {
-        arm_at(WATCHDOG_NS.load(Relaxed));
+        arm_timer_at(WATCHDOG_NS.load(Relaxed));
     }
 }
 
-/// Makes the timer of this CPU fire at `deadline_ns`, if it would not do so before.
-fn arm_at(deadline_ns: u64) {
+/// Makes the timer of this CPU fire at `deadline_ns`, if it would not do so before. Called with interrupts off.
+pub fn arm_timer_at(deadline_ns: u64) {
     let cpu = Cpu::current();
     if deadline_ns < cpu.timer_armed_ns.load(Relaxed) {
         cpu.timer_armed_ns.store(deadline_ns, Relaxed);

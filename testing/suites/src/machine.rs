@@ -346,7 +346,7 @@ impl Deref for Machine {
 
 fn claim_edu(parts: &Parts, function: PciAddress) -> Result<ClaimedEdu, String> {
     let dma = parts.iommu.claim(function).map_err(|error| format!("{error}"))?;
-    let device = Edu::open(&parts.host, function).map_err(|error| format!("{function}: {error}"))?;
+    let device = Edu::open(&parts.host, &dma).map_err(|error| format!("{function}: {error}"))?;
     Ok(ClaimedEdu { device, dma })
 }
 

@@ -71,7 +71,7 @@ impl Plugged {
             keep(&self.disks, disk);
         } else if function.id == edu::ID {
             let dma = self.iommu.claim(address).map_err(|error| describe(&error))?;
-            let device = Edu::open(&self.host, address).map_err(|error| describe(&error))?;
+            let device = Edu::open(&self.host, &dma).map_err(|error| describe(&error))?;
             keep(&self.edus, ClaimedEdu { device, dma });
         } else {
             return Ok(false);
@@ -93,9 +93,9 @@ impl Drivers for Plugged {
         }
         let disk = take(&self.disks, |disk| disk.dma().function() == function);
         if let Some(disk) = disk
-            && disk.shut_down().is_err()
+            && let Err(error) = disk.end()
         {
-            log::warn!("{function}: the disk's driver does not end");
+            log::warn!("{function}: {error}");
         }
         drop(take(&self.edus, |edu| edu.dma.function() == function));
     }

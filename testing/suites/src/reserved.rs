@@ -21,7 +21,7 @@ fn mapped(machine: &Machine, function: PciAddress) -> Vec<(u64, u64, u64)> {
 
 fn claim(machine: &Machine, function: PciAddress) -> Result<ClaimedEdu, Failure> {
     let dma = machine.iommu.claim(function)?;
-    Ok(ClaimedEdu { device: Edu::open(&machine.host, function)?, dma })
+    Ok(ClaimedEdu { device: Edu::open(&machine.host, &dma)?, dma })
 }
 
 test! {

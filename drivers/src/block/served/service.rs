@@ -46,7 +46,7 @@ impl Service {
             last_id: 0,
             failures: 0,
             failed_with: BlockError::Gone,
-            keeper_idles: false,
+            next_look_ns: u64::MAX,
         };
         let served = Arc::new(Served {
             host: host.clone(),

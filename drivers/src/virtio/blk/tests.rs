@@ -16,7 +16,7 @@ use crate::{
         Bench,
         virtio_blk::{self, Behaviour, DISCARD, EVENT_INDEX, INDIRECT, QUEUES, SECTORS, VirtioBlk, bench},
     },
-    virtio::TransportError,
+    virtio::{Transport, TransportError},
 };
 
 const SECTOR: usize = 512;
@@ -357,7 +357,7 @@ fn a_device_that_does_not_become_quiet_keeps_its_memory() {
     assert!(!bench.host.is_bus_master());
     let rejected = disk.submit(Request { tag: 0, operation: read(0, 1) }, &completions).unwrap_err();
     assert_eq!(rejected.reason, Reason::Gone);
-    assert_eq!(disk.shut_down(), Err(NotQuiet));
+    assert_eq!(disk.shut_down(), Err(NotQuiet::Device));
     bench.iommu.reap();
     assert_eq!(bench.iommu.live_mappings(), live, "nor does it go with the driver");
 }
@@ -381,6 +381,42 @@ fn a_device_that_never_works_is_given_up() {
     assert!(run(&bench, &disk, read(0, 1)).is_err());
     assert_eq!((disk.resets(), device.set(|state| state.requests)), (before, requests));
     assert_eq!(disk.shut_down(), Ok(()));
+}
+
+/// Whatever the first driver is asked for.
+#[test]
+fn a_device_that_is_anothers_by_now_is_left_alone() {
+    let (bench, device, old) = open();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    let completions = submit_reads(&bench, &old, 3);
+    let dma = bench.pass_on(|| device.set(|state| state.reset()));
+    device.set(|state| state.behaviour = Behaviour::Honest);
+    let new = open_disk(&bench.as_host(), dma).unwrap();
+    let before = bench.writes();
+    old.reset();
+    let ending = std::thread::spawn(move || old.end());
+    crate::doubles::await_true(|| {
+        bench.host.advance(REQUEST_DEADLINE_NS / 1000);
+        ending.is_finished()
+    });
+    assert_eq!(ending.join().unwrap(), Ok(()));
+    assert!(collect(&completions, 3).iter().all(|done| done.result.is_err() && done.buffer.is_some()));
+    assert_eq!((bench.writes(), bench.host.live_vectors()), (before, 2));
+    assert_works(&bench, &new);
+    assert_eq!((new.resets(), new.shut_down()), (0, Ok(())));
+}
+
+#[test]
+fn a_transport_of_a_device_that_is_anothers_by_now_changes_nothing() {
+    let (bench, device) = bench();
+    let transport = Transport::open(&bench.as_host(), &bench.dma).unwrap();
+    let _dma = bench.pass_on(|| device.set(|state| state.reset()));
+    let before = bench.writes();
+    assert_eq!(transport.negotiate(0), Err(TransportError::Gone));
+    transport.start();
+    assert!(!transport.is_running());
+    drop(transport);
+    assert_eq!(bench.writes(), before);
 }
 
 #[test]
