@@ -17,7 +17,7 @@ use crate::{
     host::{Event, Host, Interrupt, InterruptError, InterruptState, SpawnError},
     mmio::{Mmio, trap::Registers},
     pci::{
-        ConfigSpace,
+        Claims, Config, ConfigSpace, Device, Function,
         fake::{FakeFunction, FakeSpace},
     },
 };
@@ -112,6 +112,26 @@ impl Bench {
     /// Makes `device` answer behind BAR 0.
     pub fn plug(&self, device: Arc<dyn Registers>) {
         *self.host.device.lock().unwrap() = Some(device);
+    }
+
+    /// The function as it is found now, with registers that are nobody else's.
+    pub fn function(&self) -> Function {
+        self.settled(&Claims::new())
+    }
+
+    /// The same where others have what `claims` says.
+    pub fn settled(&self, claims: &Claims) -> Function {
+        let found = Function::read(Config::new(&self.host.space, self.dma.function()), None);
+        let mut found = [found.expect("it answers")];
+        found[0].measure(&self.host.space);
+        claims.settle(&self.host.space, &mut found, 0);
+        let [function] = found;
+        function
+    }
+
+    /// The function in the hands of a driver.
+    pub fn device(&self) -> Device {
+        Device::open(self.as_host(), &self.function()).expect("it answers")
     }
 
     /// The host as drivers see it.

@@ -28,6 +28,7 @@ use crate::{
     host::{Event, Host},
     lock::Lock,
     pci::{Apertures, Claims, Function, Misplaced, PortType},
+    quiet::is_quiet,
 };
 
 /// How long somebody else may be changing what is behind a port.
@@ -109,6 +110,18 @@ impl Hotplug {
         }
     }
 
+    /// The function at `address` as things are now. Takes no memory.
+    #[must_use]
+    pub fn function(&self, address: PciAddress) -> Option<Function> {
+        self.functions.lock().iter().find(|function| function.address == address).cloned()
+    }
+
+    /// Whether `function`, of the isolation group `group`, could be made quiet; the log says why not. Takes no memory.
+    /// For [`Iommu::release`].
+    pub fn is_quiet(&self, group: &[PciAddress], function: PciAddress) -> bool {
+        is_quiet(&self.host, self.function(function).as_slice(), group, function)
+    }
+
     /// What addresses others than functions have.
     pub fn claims(&self) -> &Claims {
         &self.claims
@@ -130,15 +143,16 @@ impl Hotplug {
         Ok(room)
     }
 
-    /// Adds what has appeared, for which `room` was made in the same turn.
-    fn enter(&self, new: &[Function], mut room: Vec<Function>, _turn: &Turn<'_>) {
+    /// Adds what has appeared, for which `room` was made in the same turn, and settles which registers of it drivers may map.
+    fn enter(&self, new: &mut [Function], mut room: Vec<Function>, _turn: &Turn<'_>) {
         // Only whoever has the turn changes the list.
-        let mut functions = self.functions.lock();
-        room.extend(functions.iter().cloned());
+        room.extend(self.functions.lock().iter().cloned());
+        let first = room.len();
         room.extend_from_slice(new);
+        self.claims.settle(&*self.host, &mut room, first);
+        new.clone_from_slice(&room[first..]);
         room.sort_unstable_by_key(|function| function.address);
-        let before = core::mem::replace(&mut *functions, room);
-        drop(functions);
+        let before = core::mem::replace(&mut *self.functions.lock(), room);
         drop(before);
     }
 

@@ -154,7 +154,7 @@ impl Port {
         if secondary <= function.address.bus || subordinate < secondary {
             return Ok(None);
         }
-        let Some(slot) = Slot::open(host, function.address) else { return Ok(None) };
+        let Some(slot) = Slot::open(host, function) else { return Ok(None) };
         let buses = BusRange { segment: function.address.segment, first: secondary, last: subordinate };
         let mut occupants = Vec::new();
         for behind in functions.iter().filter(|function| is_on(buses, function.address)) {
@@ -302,7 +302,7 @@ impl Port {
         let room = hotplug.room(found.len(), &turn)?;
         hotplug.iommu.functions_appeared(&list)?;
         self.occupants.extend(found.iter().map(|function| Occupant::read(host, function.address)));
-        hotplug.enter(&found, room, &turn);
+        hotplug.enter(&mut found, room, &turn);
         drop(turn);
         found.iter().for_each(|function| hotplug.drivers.bind(function));
         Ok(meanwhile)
@@ -339,8 +339,11 @@ impl Port {
         let mut is_quiet = |function: PciAddress| {
             let is_off = off.succeed(|| slot.power_off().is_ok() && slot.has_power_controller());
             let is_behind = functions.contains(&function);
+            let quieten = |function: &Function| {
+                quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
+            };
             is_behind && (is_off || !slot.is_occupied())
-                || quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
+                || hotplug.function(function).is_some_and(|found| quieten(&found))
         };
         hotplug.take_out(&functions, &mut is_quiet, turn)?;
         self.occupants.clear();

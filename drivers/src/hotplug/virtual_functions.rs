@@ -17,7 +17,7 @@ use super::{Attempts, BUSY_DEADLINE_NS, Hotplug, Turn};
 use crate::{
     nvme::{self, NvmeError, Primary},
     pci::{Function, Sriov, SriovError},
-    quiet::{Target, is_quiet, quieten},
+    quiet::{Target, quieten},
 };
 
 /// Most physical functions that are claimed here at a time.
@@ -160,7 +160,7 @@ impl Hotplug {
 
     fn prepare(&self, dma: DmaDevice, physical: &Function) -> Result<Option<Primary>, VirtualError> {
         let is_nvme = physical.class == nvme::CLASS;
-        Ok(if is_nvme { Some(Primary::open(&self.host, dma)?) } else { None })
+        Ok(if is_nvme { Some(Primary::open(&self.host, dma, physical)?) } else { None })
     }
 
     fn turn_on(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
@@ -207,9 +207,11 @@ impl Hotplug {
         self.virtual_functions(physical, &mut functions)?;
         let mut off = Attempts::new();
         let mut is_quiet = |function: PciAddress| {
-            let target = Target { function, bridge: owner.parent, group: &functions };
+            let quieten = |function: &Function| {
+                quieten(&self.host, Target { function, bridge: owner.parent, group: &functions }).is_ok()
+            };
             functions.contains(&function) && off.succeed(|| sriov.disable().is_ok())
-                || quieten(&self.host, target).is_ok()
+                || self.function(function).is_some_and(|found| quieten(&found))
         };
         self.take_out(&functions, &mut is_quiet, &turn)?;
         // Nobody may have had them, so that nobody asked; or each was made quiet by itself, and they are still on.
@@ -266,13 +268,13 @@ impl Hotplug {
         let Owned { dma, primary, .. } = owned;
         drop(primary);
         let function = dma.function();
-        let (host, functions) = (&self.host, self.functions());
+        let host = &self.host;
         let Ok(group) = self.iommu.group(function) else {
             return log::warn!("pci: no memory to give {function} back");
         };
         let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
         loop {
-            match dma.release(|member| is_quiet(host, &functions, &group, member)) {
+            match dma.release(|member| self.is_quiet(&group, member)) {
                 Ok(()) | Err(ReleaseError::Over { .. }) => return,
                 Err(ReleaseError::Busy { .. }) if host.now_ns() < deadline_ns => host.relax(),
                 Err(error) => return log::warn!("pci: {function}: {error}"),

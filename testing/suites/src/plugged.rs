@@ -71,7 +71,7 @@ impl Plugged {
             keep(&self.disks, disk);
         } else if function.id == edu::ID {
             let dma = self.iommu.claim(address).map_err(|error| describe(&error))?;
-            let device = Edu::open(&self.host, address).map_err(|error| describe(&error))?;
+            let device = Edu::open(&self.host, function).map_err(|error| describe(&error))?;
             keep(&self.edus, ClaimedEdu { device, dma });
         } else {
             return Ok(false);

@@ -43,7 +43,7 @@ fn parent(machine: &Machine, function: PciAddress) -> Option<PciAddress> {
 fn claim(machine: &Machine, function: &Function) -> Result<Claimed, Failure> {
     let address = function.address;
     let dma = machine.iommu.claim(address)?;
-    let opened = Device::open_found(machine.host.clone(), function);
+    let opened = Device::open(machine.host.clone(), function);
     let device = opened.ok_or_else(|| failure!("{address} does not answer"))?;
     let mut msix = Msix::open(&device)?;
     msix.set(0, machine.host.allocate_interrupt(address, machine.host.event())?)?;
@@ -143,13 +143,10 @@ test! {
         let machine = Machine::of(context)?;
         let (physical, _) = physical(machine)?;
         let group = [physical];
-        let reset = || {
-            let target = Target { function: physical, bridge: parent(machine, physical), group: &group };
-            quieten(&machine.host, target)
-        };
+        let found = machine.function(physical)?;
+        let reset = || quieten(&machine.host, Target { function: found, bridge: found.parent, group: &group });
         for _ in 0..2 {
-            let found = machine.hotplug.enable_virtual(physical, COUNT)?;
-            let with = found[0].address;
+            let with = machine.hotplug.enable_virtual(physical, COUNT)?[0].address;
             check_eq!(reset(), Err(NotQuiet::Reset(ResetError::Shared { with })));
             let config = Config::new(&*machine.host, with);
             check!(config.is_present(), "it is gone all the same");
@@ -169,7 +166,8 @@ test! {
         let machine = Machine::of(context)?;
         let (physical, _) = physical(machine)?;
         let port = parent(machine, physical).ok_or_else(|| failure!("it is in no slot"))?;
-        let slot = Slot::open(&machine.host, port).ok_or_else(|| failure!("{port} has no slot"))?;
+        let slot = machine.hotplug.function(port).and_then(|port| Slot::open(&machine.host, &port));
+        let slot = slot.ok_or_else(|| failure!("{port} has no slot"))?;
         let before = balance(machine);
         let interrupts = reports::interrupts(&machine.iommu).len();
         let found = machine.hotplug.enable_virtual(physical, COUNT)?;

@@ -23,7 +23,7 @@ const SECTOR: usize = 512;
 
 fn open() -> (Bench, Arc<VirtioBlk>, Arc<dyn BlockDevice>) {
     let (bench, device) = bench();
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, disk)
 }
 
@@ -122,7 +122,7 @@ fn open_capable(cpus: usize) -> (Bench, Arc<VirtioBlk>, Arc<dyn BlockDevice>) {
     let (bench, device) = bench();
     bench.host.cpus.store(cpus, Ordering::Relaxed);
     device.set(|state| state.offered |= QUEUES | DISCARD | INDIRECT | EVENT_INDEX);
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, disk)
 }
 
@@ -209,7 +209,7 @@ fn deallocated_blocks_are_named_to_the_device() {
 fn without_a_flush_request_a_flush_is_done_at_once() {
     let (bench, device) = bench();
     device.set(|state| state.offered &= !(1 << 9));
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     run(&bench, &disk, Operation::Flush).unwrap();
     assert_eq!(device.set(|state| state.requests), 0);
 }
@@ -386,7 +386,7 @@ fn a_device_that_never_works_is_given_up() {
 #[test]
 fn shutting_down_gives_everything_back() {
     let (bench, device) = bench();
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     device.set(|state| state.behaviour = Behaviour::Silent);
     let completions = submit_reads(&bench, &disk, 4);
     assert_eq!(disk.shut_down(), Ok(()));
@@ -399,12 +399,12 @@ fn shutting_down_gives_everything_back() {
     assert!(!bench.host.is_bus_master());
     // The function can be used again.
     device.set(|state| state.behaviour = Behaviour::Honest);
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     assert_works(&bench, &disk);
 }
 
 fn open_error(dma: DmaDevice, bench: &Bench) -> DiskError {
-    open_disk(&bench.as_host(), dma).err().expect("it cannot be opened")
+    open_disk(&bench.as_host(), dma, &bench.function()).err().expect("it cannot be opened")
 }
 
 #[test]
