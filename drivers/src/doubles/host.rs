@@ -109,6 +109,11 @@ impl Bench {
         Self { host, iommu, dma, requester, machine }
     }
 
+    /// Makes the unit carry out no invalidation, or all of them again.
+    pub fn stall_invalidations(&self, is_stalled: bool) {
+        self.machine.misbehave(0, |unit| unit.queue_stalled = is_stalled);
+    }
+
     /// Makes `device` answer behind BAR 0.
     pub fn plug(&self, device: Arc<dyn Registers>) {
         *self.host.device.lock().unwrap() = Some(device);
@@ -178,6 +183,11 @@ impl TestHost {
         assert_eq!(message.address, MESSAGE_ADDRESS, "a message to nowhere");
         let event = self.vectors.lock().unwrap()[message.data as usize].clone();
         event.expect("a message after its vector was freed").signal();
+    }
+
+    /// Raises every interrupt that is in use.
+    pub fn signal_all(&self) {
+        self.vectors.lock().unwrap().iter().flatten().for_each(|event| event.signal());
     }
 
     /// Vectors in use.

@@ -84,8 +84,15 @@ impl Hotplug {
             changing: AtomicBool::new(false),
             owned: Lock::new(host.clone(), [const { None }; OWNED_MAX]),
         });
-        let mut server =
-            Server { hotplug: hotplug.clone(), ports: Vec::new(), looked_at: Vec::new(), apertures, event };
+        let mut server = Server {
+            hotplug: hotplug.clone(),
+            ports: Vec::new(),
+            looked_at: Vec::new(),
+            apertures,
+            event,
+            unserved: 0,
+            is_running: false,
+        };
         server.open_ports(&hotplug.functions());
         if !server.ports.is_empty()
             && let Err(error) = host.spawn("hotplug", Box::new(move || server.run()))
@@ -239,10 +246,15 @@ struct Server {
     looked_at: Vec<PciAddress>,
     apertures: Apertures,
     event: Arc<dyn Event>,
+    /// How many slots of what was plugged in could not be served: bridges, or what calls itself one, may come and go for ever.
+    unserved: u64,
+    /// What comes from now on was not there from the start.
+    is_running: bool,
 }
 
 impl Server {
     fn run(mut self) {
+        self.is_running = true;
         loop {
             let (mut until_ns, mut is_done) = (u64::MAX, true);
             // What is plugged in may have slots of its own: they are at the end.
@@ -252,10 +264,11 @@ impl Server {
                 let has_changed = match self.hotplug.turn() {
                     Some(turn) => port.serve(&self.hotplug, &mut self.apertures, turn),
                     None => {
-                        until_ns = self.hotplug.host.now_ns().saturating_add(RETRY_NS);
+                        until_ns = until_ns.min(self.hotplug.host.now_ns().saturating_add(RETRY_NS));
                         false
                     }
                 };
+                until_ns = until_ns.min(port.due_ns());
                 if has_changed {
                     self.catch_up(address);
                     is_done = false;
@@ -297,7 +310,12 @@ impl Server {
             match Port::open(&self.hotplug.host, function, functions, &self.event) {
                 Ok(Some(port)) => self.ports.push(port),
                 Ok(None) => {}
-                Err(error) => log::warn!("pci: the slot of {} is not served: {error}", function.address),
+                Err(error) => {
+                    self.unserved += u64::from(self.is_running);
+                    if !self.is_running || self.unserved.is_power_of_two() {
+                        log::warn!("pci: the slot of {} is not served: {error}", function.address);
+                    }
+                }
             }
         }
     }
