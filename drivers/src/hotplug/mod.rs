@@ -68,12 +68,13 @@ impl Hotplug {
     pub fn start(
         host: &Arc<dyn Host>,
         iommu: &Iommu,
-        functions: Vec<Function>,
+        mut functions: Vec<Function>,
         apertures: Apertures,
         claims: Claims,
         drivers: Arc<dyn Drivers>,
     ) -> Arc<Self> {
         let event = host.event();
+        functions.sort_unstable_by_key(|function| function.address);
         let functions = Lock::new(host.clone(), functions);
         let hotplug = Arc::new(Self {
             host: host.clone(),
@@ -93,7 +94,7 @@ impl Hotplug {
             unserved: 0,
             is_running: false,
         };
-        server.open_ports(&hotplug.functions());
+        server.open_ports();
         if !server.ports.is_empty()
             && let Err(error) = host.spawn("hotplug", Box::new(move || server.run()))
         {
@@ -103,24 +104,41 @@ impl Hotplug {
     }
 
     /// Every function as things are now, sorted by address.
-    #[must_use]
-    pub fn functions(&self) -> Vec<Function> {
+    ///
+    /// # Errors
+    /// No memory for the list.
+    pub fn functions(&self) -> Result<Vec<Function>, TryReserveError> {
         // The copy is made outside of the lock, which is held with interrupts off: what has changed meanwhile shows.
         loop {
             let count = self.functions.lock().len();
-            let mut copy = Vec::with_capacity(count);
+            let mut copy = Vec::new();
+            copy.try_reserve_exact(count)?;
             let functions = self.functions.lock();
             if functions.len() <= copy.capacity() {
                 copy.extend(functions.iter().cloned());
-                return copy;
+                return Ok(copy);
             }
         }
+    }
+
+    /// Every function, sorted by address, each as it is when its turn comes. Takes no memory.
+    pub fn each(&self) -> impl Iterator<Item = Function> {
+        let mut last = None;
+        core::iter::from_fn(move || {
+            let functions = self.functions.lock();
+            let index = functions.partition_point(|function| Some(function.address) <= last);
+            let next = functions.get(index).cloned()?;
+            last = Some(next.address);
+            Some(next)
+        })
     }
 
     /// The function at `address` as things are now. Takes no memory.
     #[must_use]
     pub fn function(&self, address: PciAddress) -> Option<Function> {
-        self.functions.lock().iter().find(|function| function.address == address).cloned()
+        let functions = self.functions.lock();
+        let index = functions.binary_search_by_key(&address, |function| function.address).ok()?;
+        functions.get(index).cloned()
     }
 
     /// Whether `function`, of the isolation group `group`, could be made quiet; the log says why not. Takes no memory.
@@ -286,20 +304,21 @@ impl Server {
     /// After the port at `served`: slots that went with what they were on are given up, and those that came are served. What
     /// happens while a port gets another interrupt raises none: so all of them have to be looked at once more.
     fn catch_up(&mut self, served: PciAddress) {
-        let functions = self.hotplug.functions();
-        let is_there = |address| functions.iter().any(|function| function.address == address);
+        let hotplug = &self.hotplug;
+        let is_there = |address| hotplug.function(address).is_some();
         self.ports.retain(|port| is_there(port.address()));
         self.looked_at.retain(|&address| is_there(address));
         for port in &mut self.ports {
-            port.follow(&*self.hotplug.host, &functions, served);
-            port.renew_interrupt(&self.hotplug.host, &self.event);
+            port.follow(hotplug, served);
+            port.renew_interrupt(&hotplug.host, &self.event);
         }
-        self.open_ports(&functions);
+        self.open_ports();
     }
 
-    /// Serves the slots of ports among `functions` that have not been looked at.
-    fn open_ports(&mut self, functions: &[Function]) {
-        for function in functions.iter().filter(|function| is_port(function)) {
+    /// Serves the slots of ports that have not been looked at.
+    fn open_ports(&mut self) {
+        let hotplug = self.hotplug.clone();
+        for function in hotplug.each().filter(is_port) {
             if self.looked_at.contains(&function.address) {
                 continue;
             }
@@ -307,7 +326,7 @@ impl Server {
                 return log::warn!("pci: no memory for the slot of {}", function.address);
             }
             self.looked_at.push(function.address);
-            match Port::open(&self.hotplug.host, function, functions, &self.event) {
+            match Port::open(&hotplug, &function, &self.event) {
                 Ok(Some(port)) => self.ports.push(port),
                 Ok(None) => {}
                 Err(error) => {

@@ -172,13 +172,13 @@ impl PortInterrupt {
 }
 
 impl Port {
-    /// The port that `function` is, if it has a slot; `functions` are all that there are. Changes signal `event`.
+    /// The port that `function` is, if it has a slot. Changes signal `event`.
     pub fn open(
-        host: &Arc<dyn Host>,
+        hotplug: &Hotplug,
         function: &Function,
-        functions: &[Function],
         event: &Arc<dyn Event>,
     ) -> Result<Option<Self>, PortError> {
+        let host = &hotplug.host;
         let Some(Bridge { secondary, subordinate }) = function.bridge() else { return Ok(None) };
         if secondary <= function.address.bus || subordinate < secondary {
             return Ok(None);
@@ -186,7 +186,7 @@ impl Port {
         let Some(slot) = Slot::open(host, function) else { return Ok(None) };
         let buses = BusRange { segment: function.address.segment, first: secondary, last: subordinate };
         let mut occupants = Vec::new();
-        for behind in functions.iter().filter(|function| is_on(buses, function.address)) {
+        for behind in hotplug.each().filter(|function| is_on(buses, function.address)) {
             occupants.try_reserve(1)?;
             occupants.push(Occupant::read(&**host, behind.address));
         }
@@ -221,12 +221,12 @@ impl Port {
     }
 
     /// Takes in what has changed in the slot because `other`, a port that may be behind this one, was served: what came and went
-    /// there, and the windows of `other`. `functions` are all that there are now.
-    pub fn follow(&mut self, host: &dyn Host, functions: &[Function], other: PciAddress) {
-        let is_there = |occupant: &Occupant| functions.iter().any(|now| now.address == occupant.function);
-        self.occupants.retain(is_there);
+    /// there, and the windows of `other`.
+    pub fn follow(&mut self, hotplug: &Hotplug, other: PciAddress) {
+        let host = &*hotplug.host;
+        self.occupants.retain(|occupant| hotplug.function(occupant.function).is_some());
         let buses = self.buses;
-        for function in functions.iter().filter(|function| is_on(buses, function.address)) {
+        for function in hotplug.each().filter(|function| is_on(buses, function.address)) {
             let known = self.occupants.iter().position(|occupant| occupant.function == function.address);
             match known {
                 Some(index) if function.address == other => {
@@ -346,7 +346,7 @@ impl Port {
         match self.parent {
             None => assign(host, port, &found, apertures)?,
             Some(parent) => {
-                assign(host, port, &found, &mut Apertures::left_by(host, parent, &hotplug.functions())?)?;
+                assign(host, port, &found, &mut Apertures::left_by(host, parent, &hotplug.functions()?)?)?;
             }
         }
         place_virtual(host, &mut found, &mut Apertures::nothing());

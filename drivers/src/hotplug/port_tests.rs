@@ -131,7 +131,7 @@ impl Machine {
 
     fn open(&self) -> Port {
         let event = self.bench.as_host().event();
-        Port::open(&self.bench.as_host(), &self.port, &[], &event).expect("it works").expect("a slot")
+        Port::open(&self.hotplug, &self.port, &event).expect("it works").expect("a slot")
     }
 
     fn serve(&self, port: &mut Port) -> bool {

@@ -109,8 +109,7 @@ impl Hotplug {
     /// # Errors
     /// See [`VirtualError`]. It has none then, as far as [`Sriov::enable`] and [`Sriov::disable`] can tell.
     pub fn enable_virtual(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
-        let known = self.functions();
-        let function = find(&known, physical)?;
+        let function = &self.known(physical)?;
         if self.sriov(function)?.is_on() {
             // Which is refused.
             return self.turn_on(physical, count);
@@ -165,8 +164,9 @@ impl Hotplug {
 
     fn turn_on(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
         let turn = self.turn().ok_or(VirtualError::Busy)?;
-        let known = self.functions();
-        let sriov = self.sriov(find(&known, physical)?)?;
+        let known = self.functions()?;
+        let owner = self.known(physical)?;
+        let sriov = self.sriov(&owner)?;
         let mut found = sriov.enable(count, &known)?;
         self.introduce(&mut found, &turn).inspect_err(|_| {
             if let Err(error) = sriov.disable() {
@@ -175,6 +175,10 @@ impl Hotplug {
         })?;
         log::info!("pci: {physical} has {count} virtual functions");
         Ok(found)
+    }
+
+    fn known(&self, function: PciAddress) -> Result<Function, VirtualError> {
+        self.function(function).ok_or(VirtualError::Unknown { function })
     }
 
     fn sriov<'a>(&'a self, physical: &'a Function) -> Result<Sriov<'a>, VirtualError> {
@@ -200,9 +204,8 @@ impl Hotplug {
         if self.with_owned(physical, |owned| owned.is_starting) == Some(true) {
             return Err(VirtualError::Busy);
         }
-        let known = self.functions();
-        let owner = find(&known, physical)?;
-        let sriov = self.sriov(owner)?;
+        let owner = self.known(physical)?;
+        let sriov = self.sriov(&owner)?;
         let mut functions = Vec::new();
         self.virtual_functions(physical, &mut functions)?;
         let mut off = Attempts::new();
@@ -288,8 +291,7 @@ impl Hotplug {
         physical: PciAddress,
         list: &mut Vec<PciAddress>,
     ) -> Result<(), TryReserveError> {
-        let known = self.functions();
-        for function in known.iter().filter(|function| function.physical == Some(physical)) {
+        for function in self.each().filter(|function| function.physical == Some(physical)) {
             list.try_reserve(1)?;
             list.push(function.address);
         }
@@ -307,10 +309,6 @@ impl Hotplug {
         self.enter(found, room, turn);
         Ok(())
     }
-}
-
-fn find(known: &[Function], function: PciAddress) -> Result<&Function, VirtualError> {
-    known.iter().find(|known| known.address == function).ok_or(VirtualError::Unknown { function })
 }
 
 #[cfg(test)]

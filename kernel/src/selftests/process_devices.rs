@@ -207,7 +207,7 @@ test! {
         check!(matches!(edu.giver.give(edu.function), Err(GiveError::Claim(_))), "it was given twice");
         let has_neighbours =
             |function: PciAddress| edu.machine.iommu.group(function).is_ok_and(|group| group.len() > 1);
-        let functions = edu.machine.hotplug.functions();
+        let functions = edu.machine.hotplug.functions()?;
         let shared = functions.iter().find(|found| has_neighbours(found.address));
         let shared = shared.ok_or(failure!("every function is alone in its group"))?.address;
         check!(matches!(edu.giver.give(shared), Err(GiveError::NotAlone { .. })), "{shared} was given");
@@ -346,7 +346,7 @@ test! {
         let nvme = machine.nvme_as_any_device()?;
         let function = nvme.dma().function();
         machine.release(function)?;
-        let mut known = machine.hotplug.functions();
+        let mut known = machine.hotplug.functions()?;
         known.retain(|known| known.address == function);
         let bars = known.first().and_then(|known| known.bars).ok_or(failure!("{function} was not measured"))?;
         let bar = bars[0].ok_or(failure!("{function} has no registers"))?;
@@ -383,7 +383,7 @@ test! {
         }
         check_eq!(kinds, (true, true, true), "memory, configuration space, a unit");
         let (mut own, mut others) = (0, 0);
-        for function in &hotplug.functions() {
+        for function in hotplug.each() {
             let bars = function.bars.ok_or(failure!("{} was not measured", function.address))?;
             let is_placed = |bar: &&Bar| bar.kind != BarKind::Port && bar.base != 0;
             for bar in bars.iter().flatten().filter(is_placed) {
@@ -409,7 +409,7 @@ test! {
         let edu = Edu::of(context)?;
         let (host, hotplug) = (&edu.machine.host, &edu.machine.hotplug);
         let unit = reports::units(&edu.machine.iommu).first().map(|unit| unit.base.as_u64());
-        let mut functions = hotplug.functions();
+        let mut functions = hotplug.functions()?;
         let unsettled = functions.iter().find(|found| found.places.is_none());
         check!(unsettled.is_none(), "nobody has compared the registers of {unsettled:?}");
         let index = functions.iter().position(|found| found.address == edu.function).ok_or(failure!("no edu"))?;

@@ -23,7 +23,7 @@ const IN_FLIGHT: u64 = 4;
 
 /// The slot that things are plugged into: the one hot-plug port without anything behind it.
 fn empty_slot(machine: &Machine) -> Result<Slot, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let is_empty = |port: &&Function| !functions.iter().any(|other| other.parent == Some(port.address));
     let mut ports = functions.iter().filter(is_empty);
     let slot = ports.find_map(|port| Slot::open(&machine.host, port));
@@ -37,12 +37,11 @@ fn await_function(machine: &Machine, slot: &Slot) -> Result<Function, Failure> {
 }
 
 fn behind(machine: &Machine, slot: &Slot) -> Option<Function> {
-    machine.hotplug.functions().into_iter().find(|function| function.parent == Some(slot.port()))
+    machine.hotplug.each().find(|function| function.parent == Some(slot.port()))
 }
 
 fn await_nothing(machine: &Machine, slot: &Slot) -> Result<(), Failure> {
-    let is_empty =
-        || !machine.hotplug.functions().iter().any(|function| function.parent == Some(slot.port()));
+    let is_empty = || !machine.hotplug.each().any(|function| function.parent == Some(slot.port()));
     wait(machine, "an empty slot", || is_empty() && !slot.is_occupied())
 }
 
@@ -238,5 +237,19 @@ test! {
             context.unplug("large");
             await_nothing(machine, &slot)?;
         }
+    }
+}
+
+test! {
+    /// Without memory a list of all functions is refused, and each is found all the same, as by the thread that serves slots.
+    fn without_memory_functions_are_found_one_by_one(context) {
+        let machine = Machine::of(context)?;
+        let known = machine.hotplug.functions()?.len();
+        let exhausted = machine.memory.exhaust();
+        let (list, found) = (machine.hotplug.functions().map(drop), machine.hotplug.each().count());
+        drop(exhausted);
+        // A shorter one is had from what the heap has already.
+        check!(list.is_err() || known * size_of::<Function>() < mm::PAGE_BYTES as usize, "there was memory");
+        check_eq!(found, known);
     }
 }

@@ -58,7 +58,7 @@ test! {
 
 /// The port on a root bus that `slot` is behind.
 fn root(machine: &Machine, slot: &Slot) -> Result<Slot, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let parent = |&function: &PciAddress| functions.iter().find(|found| found.address == function)?.parent;
     let top = core::iter::successors(Some(slot.port()), parent).take(functions.len()).last();
     let above = top.and_then(|top| Slot::open(&machine.host, &machine.hotplug.function(top)?));
@@ -67,7 +67,7 @@ fn root(machine: &Machine, slot: &Slot) -> Result<Slot, Failure> {
 
 /// How many bridges are between `function` and the port of `slot`.
 fn bridges_between(machine: &Machine, function: PciAddress, slot: &Slot) -> Result<usize, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let parent = |&function: &PciAddress| functions.iter().find(|found| found.address == function)?.parent;
     let above = core::iter::successors(parent(&function), parent);
     above

@@ -56,7 +56,7 @@ impl Registers {
 }
 
 fn physical(machine: &Machine) -> Result<Function, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let has_virtual = |function: &Function| Sriov::open(&*machine.host, function).is_some();
     functions.into_iter().find(has_virtual).ok_or_else(|| failure!("nothing has virtual functions"))
 }
