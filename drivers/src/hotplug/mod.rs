@@ -168,7 +168,8 @@ impl Hotplug {
         Ok(room)
     }
 
-    /// Adds what has appeared, for which `room` was made in the same turn, and settles which registers of it drivers may map.
+    /// Adds what has appeared, for which `room` was made in the same turn, and settles which registers of it drivers
+    /// may map.
     fn enter(&self, new: &mut [Function], mut room: Vec<Function>, _turn: &Turn<'_>) {
         // Only whoever has the turn changes the list.
         room.extend(self.functions.lock().iter().cloned());
@@ -264,7 +265,8 @@ struct Server {
     looked_at: Vec<PciAddress>,
     apertures: Apertures,
     event: Arc<dyn Event>,
-    /// How many slots of what was plugged in could not be served: bridges, or what calls itself one, may come and go for ever.
+    /// How many slots of what was plugged in could not be served: bridges, or what calls itself one, may come and go
+    /// for ever.
     unserved: u64,
     /// What comes from now on was not there from the start.
     is_running: bool,

@@ -29,7 +29,8 @@ pub(super) struct Port {
     /// Empty if nothing is in use in the slot.
     occupants: Vec<Occupant>,
     interrupt: PortInterrupt,
-    /// When it is tried again to take back what is gone, after that has failed. What is in the slot is nobody's meanwhile.
+    /// When it is tried again to take back what is gone, after that has failed. What is in the slot is nobody's
+    /// meanwhile.
     retry_lost_ns: Option<u64>,
     said: Said,
 }
@@ -44,7 +45,8 @@ struct Said {
     no_interrupt: u64,
 }
 
-/// Counts something that happens, and returns how often it has, if that is to be said: the first time, the second, the fourth.
+/// Counts something that happens, and returns how often it has, if that is to be said: the first time, the second,
+/// the fourth.
 fn count(times: &mut u64) -> Option<u64> {
     *times += 1;
     Some(*times).filter(|times| times.is_power_of_two())
@@ -267,8 +269,8 @@ impl Port {
         true
     }
 
-    /// Takes back what is gone, and has drivers take what is in its place. If it cannot be taken back, that is said once, and tried
-    /// again later.
+    /// Takes back what is gone, and has drivers take what is in its place. If it cannot be taken back, that is said
+    /// once, and tried again later.
     fn replace(&mut self, hotplug: &Hotplug, apertures: &mut Apertures, turn: Turn<'_>) {
         let result = self.lose(hotplug, turn);
         let had_failed = self.retry_lost_ns.take().is_some();

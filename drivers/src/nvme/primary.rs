@@ -29,8 +29,8 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// Takes `function`, whose DMA handle is `dma`, into use, which has no virtual functions now. What it shares with secondary controllers it leaves to
-    /// them.
+    /// Takes `function`, whose DMA handle is `dma`, into use, which has no virtual functions now. What it shares with
+    /// secondary controllers it leaves to them.
     ///
     /// # Errors
     /// It has none, or something it needs is not to be had. It is left without bus mastering.

@@ -15,8 +15,8 @@ use crate::{host::Host, mmio::Mmio};
 /// Longest BAR that is mapped: far more than any register set, far less than address space.
 const BAR_LIMIT_BYTES: u64 = 64 << 20;
 
-/// A function that a driver has claimed, as it was found. What it says of itself later changes nothing: it is not asked again who
-/// it is, nor where its registers are.
+/// A function that a driver has claimed, as it was found. What it says of itself later changes nothing: it is not
+/// asked again who it is, nor where its registers are.
 #[derive(Clone)]
 pub struct Device {
     host: Arc<dyn Host>,

@@ -164,7 +164,8 @@ fn reset(host: &dyn Host, common: &Common) -> Result<(), TransportError> {
 }
 
 impl Transport {
-    /// Opens `function`, whose DMA handle is `dma`, resets it, and turns MSI-X on with no entry in use. It cannot master the bus yet.
+    /// Opens `function`, whose DMA handle is `dma`, resets it, and turns MSI-X on with no entry in use. It cannot
+    /// master the bus yet.
     ///
     /// # Errors
     /// It is no modern virtio device, its registers are unusable, or it does not become quiet.

@@ -402,8 +402,8 @@ test! {
 }
 
 test! {
-    /// A driver of the kernel's does not map what its device says to have and somebody else has. What every device has was compared
-    /// when it was found.
+    /// A driver of the kernel's does not map what its device says to have and somebody else has. What every device
+    /// has was compared when it was found.
     lacks = lacks::idle_remapped_edu,
     fn registers_of_others_are_not_for_the_kernels_drivers(context) {
         let edu = Edu::of(context)?;

@@ -241,7 +241,8 @@ test! {
 }
 
 test! {
-    /// Without memory a list of all functions is refused, and each is found all the same, as by the thread that serves slots.
+    /// Without memory a list of all functions is refused, and each is found all the same, as by the thread that
+    /// serves slots.
     fn without_memory_functions_are_found_one_by_one(context) {
         let machine = Machine::of(context)?;
         let known = machine.hotplug.functions()?.len();

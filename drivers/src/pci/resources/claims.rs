@@ -1,9 +1,10 @@
 //! Who has which physical addresses.
 //!
 //! A function says itself where its registers are, and may lie. Bridges are believed: what is behind one is in its windows, or
-//! cannot be reached. So before registers are mapped for anybody, a driver of the kernel's or a process, they are compared with the
-//! windows of the bridge above, and with all that anybody else has: what the host knows of from firmware and itself
-//! ([`Claims::add`]), and what the other functions decode. Where two functions say that they are in one place, neither is believed.
+//! cannot be reached. So before registers are mapped for anybody, a driver of the kernel's or a process, they are
+//! compared with the windows of the bridge above, and with all that anybody else has: what the host knows of from
+//! firmware and itself ([`Claims::add`]), and what the other functions decode. Where two functions say that they are
+//! in one place, neither is believed.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::{fmt, iter};
@@ -137,8 +138,8 @@ impl fmt::Display for Misplaced {
 
 impl core::error::Error for Misplaced {}
 
-/// The BARs of a function, each with whoever may answer there instead. They are made by [`Claims::settle`] alone, so that nothing is
-/// mapped that was not compared.
+/// The BARs of a function, each with whoever may answer there instead. They are made by [`Claims::settle`] alone, so
+/// that nothing is mapped that was not compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Places([Option<Result<Bar, Misplaced>>; BARS as usize]);
 
@@ -217,8 +218,9 @@ impl Claims {
         (!is_memory).then(|| PhysRange::new(start, last - first + 1))
     }
 
-    /// Settles which registers drivers may map of `functions` from number `first` on, which nobody drives yet: those that were
-    /// [measured](Function::measure) where nobody else can answer. Comes when all claims and functions are known. Takes no memory.
+    /// Settles which registers drivers may map of `functions` from number `first` on, which nobody drives yet: those
+    /// that were [measured](Function::measure) where nobody else can answer. Comes when all claims and functions are
+    /// known. Takes no memory.
     pub fn settle<C: ConfigSpace + ?Sized>(&self, space: &C, functions: &mut [Function], first: usize) {
         for index in first..functions.len() {
             functions[index].places = self.places(space, functions, &functions[index]);

@@ -198,7 +198,8 @@ fn settled(functions: &[Function], function: PciAddress) -> Option<Claimant> {
     }
 }
 
-/// A device that lies when it is measured is refused its registers, and so is everybody in whose place it says that it is.
+/// A device that lies when it is measured is refused its registers, and so is everybody in whose place it says that
+/// it is.
 #[test]
 fn what_is_settled_is_nobody_elses() {
     let (space, mut functions) = machine();
