@@ -50,8 +50,8 @@ impl From<ResetError> for NotQuiet {
 /// A function to be made quiet, and what is around it.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
-    /// The function.
-    pub function: PciAddress,
+    /// The function, as it was found: what it says of itself now is not asked.
+    pub function: &'a Function,
     /// The bridge right above it; `None` on a root bus.
     pub bridge: Option<PciAddress>,
     /// The functions of its isolation group, itself included: a reset may take these with it, and no others.
@@ -97,8 +97,11 @@ pub fn is_quiet(
     function: PciAddress,
 ) -> bool {
     let found = functions.iter().find(|found| found.address == function);
-    let target = Target { function, bridge: found.and_then(|found| found.parent), group };
-    quieten(host, target).inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
+    let result = match found {
+        Some(found) => quieten(host, Target { function: found, bridge: found.parent, group }),
+        None => Err(ResetError::Absent.into()),
+    };
+    result.inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
 }
 
 /// Whether `dma`'s function was taken from its driver, who asks: then it is quiet, and there is nothing left to ask it. A
@@ -123,13 +126,11 @@ fn by_power(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Resul
     Ok(reset_by_power(&**host, device.function())?)
 }
 
-fn by_its_own(host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {
+fn by_its_own(_host: &Arc<dyn Host>, device: &Device, _target: Target<'_>) -> Result<(), NotQuiet> {
     match device.id() {
-        id if id == edu::ID => edu::await_quiet(host, device.function()).map_err(NotQuiet::Edu),
-        id if id.vendor == virtio::VENDOR => {
-            virtio::await_quiet(host, device.function()).map_err(NotQuiet::Virtio)
-        }
-        id if id == e1000e::ID => e1000e::await_quiet(host, device.function()).map_err(NotQuiet::E1000e),
+        id if id == edu::ID => edu::await_quiet(device).map_err(NotQuiet::Edu),
+        id if id.vendor == virtio::VENDOR => virtio::await_quiet(device).map_err(NotQuiet::Virtio),
+        id if id == e1000e::ID => e1000e::await_quiet(device).map_err(NotQuiet::E1000e),
         _ => Err(ResetError::NoMethod.into()),
     }
 }

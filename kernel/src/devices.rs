@@ -82,6 +82,7 @@ pub fn start(
     functions.iter_mut().for_each(|function| function.measure(&*host));
     let iommu = start_iommu(kernel, tables, &functions, &claims, words.iommu)?;
     add_units(&mut claims, &iommu).map_err(|_| DevicesError::OutOfMemory)?;
+    claims.settle(&*host, &mut functions, 0);
     let is_served = |function: &Function| words.served_disk && function.class == nvme::CLASS;
     let disks = open_disks(&host, &iommu, &functions, &is_served);
     let interfaces = open_interfaces(&host, &iommu, &functions)?;

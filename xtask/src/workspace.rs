@@ -133,7 +133,7 @@ impl Workspace {
         let file = File::options().create(true).truncate(false).write(true).open(&lock);
         let file = file.with_context(|| format!("cannot open {}", lock.display()))?;
         match file.try_lock() {
-            Ok(()) => Ok(LockedFolder { path, _lock: file }),
+            Ok(()) => Ok(LockedFolder { path, lock: file }),
             Err(TryLockError::WouldBlock) => bail!("another xtask uses {}", path.display()),
             Err(TryLockError::Error(problem)) => {
                 Err(problem).with_context(|| format!("cannot lock {}", lock.display()))
@@ -146,7 +146,14 @@ impl Workspace {
 pub struct LockedFolder {
     pub path: PathBuf,
     /// The system unlocks what is closed, however the process ends.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for LockedFolder {
+    fn drop(&mut self) {
+        // A child that another thread is about to start has it open for a moment as well.
+        let _ = self.lock.unlock();
+    }
 }
 
 /// The command as one would type it.

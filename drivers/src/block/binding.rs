@@ -52,9 +52,9 @@ pub fn open(
     function: &Function,
 ) -> Result<Arc<dyn BlockDevice>, OpenError> {
     if blk::IDS.contains(&function.id) {
-        blk::open(host, dma).map_err(OpenError::Virtio)
+        blk::open(host, dma, function).map_err(OpenError::Virtio)
     } else if function.class == nvme::CLASS {
-        nvme::open(host, dma).map_err(OpenError::Nvme)
+        nvme::open(host, dma, function).map_err(OpenError::Nvme)
     } else {
         Err(OpenError::NoDriver)
     }

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     block::{Completion, Transfer},
     doubles::{Bench, await_true},
-    pci::{Device, fake::FakeFunction},
+    pci::fake::FakeFunction,
 };
 
 #[derive(Default)]
@@ -263,7 +263,7 @@ fn what_has_failed_is_nobodys_before_its_caller_knows() {
 #[test]
 fn a_blocked_access_spoils_a_request_whatever_the_server_says() {
     let mut stage = Stage::new();
-    Device::open(stage.bench.as_host(), stage.bench.dma.function()).unwrap().enable_bus_master();
+    stage.bench.device().enable_bus_master();
     stage.submit(1, Operation::Read(transfer(0))).unwrap();
     let id = stage.take().unwrap();
     assert!(stage.bench.requester.write(0x1234_5000, &[1]).is_err());

@@ -17,7 +17,7 @@ use crate::{
     host::{Event, Host, Interrupt, InterruptError, InterruptState, SpawnError},
     mmio::{Mmio, trap::Registers},
     pci::{
-        ConfigSpace,
+        Claims, Config, ConfigSpace, Device, Function,
         fake::{FakeFunction, FakeSpace},
     },
 };
@@ -118,6 +118,11 @@ impl Bench {
         Self { host, iommu, dma, requester, machine, register_writes: Arc::default() }
     }
 
+    /// Makes the unit carry out no invalidation, or all of them again.
+    pub fn stall_invalidations(&self, is_stalled: bool) {
+        self.machine.misbehave(0, |unit| unit.queue_stalled = is_stalled);
+    }
+
     /// Makes `device` answer behind BAR 0.
     pub fn plug(&self, device: Arc<dyn Registers>) {
         let writes = self.register_writes.clone();
@@ -141,6 +146,26 @@ impl Bench {
     /// How often anybody has written to the function's registers, and to its configuration space.
     pub fn writes(&self) -> (usize, usize) {
         (self.register_writes.load(Ordering::Relaxed), self.host.space.writes.lock().unwrap().len())
+    }
+
+    /// The function as it is found now, with registers that are nobody else's.
+    pub fn function(&self) -> Function {
+        self.settled(&Claims::new())
+    }
+
+    /// The same where others have what `claims` says.
+    pub fn settled(&self, claims: &Claims) -> Function {
+        let found = Function::read(Config::new(&self.host.space, self.dma.function()), None);
+        let mut found = [found.expect("it answers")];
+        found[0].measure(&self.host.space);
+        claims.settle(&self.host.space, &mut found, 0);
+        let [function] = found;
+        function
+    }
+
+    /// The function in the hands of a driver.
+    pub fn device(&self) -> Device {
+        Device::open(self.as_host(), &self.function()).expect("it answers")
     }
 
     /// The host as drivers see it.
@@ -209,6 +234,11 @@ impl TestHost {
         assert_eq!(message.address, MESSAGE_ADDRESS, "a message to nowhere");
         let event = self.vectors.lock().unwrap()[message.data as usize].clone();
         event.expect("a message after its vector was freed").signal();
+    }
+
+    /// Raises every interrupt that is in use.
+    pub fn signal_all(&self) {
+        self.vectors.lock().unwrap().iter().flatten().for_each(|event| event.signal());
     }
 
     /// Vectors in use.

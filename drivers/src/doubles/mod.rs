@@ -12,4 +12,4 @@ mod virtio;
 pub mod virtio_blk;
 pub mod virtio_net;
 
-pub use host::{Bench, await_true};
+pub use host::{BAR, BAR_BYTES, Bench, await_true};

@@ -12,7 +12,7 @@ mod tests;
 
 use alloc::{boxed::Box, sync::Arc};
 
-use iommu::{DmaDevice, PciAddress};
+use iommu::DmaDevice;
 
 pub use self::error::E1000eError;
 use self::{registers::Registers, rings::Ring};
@@ -24,7 +24,7 @@ use crate::{
         engine::{Engine, Setup},
         rings::Rings as _,
     },
-    pci::{Device, Id, Msix},
+    pci::{Device, Function, Id, Msix},
 };
 
 /// What the controller is called.
@@ -34,12 +34,16 @@ pub const ID: Id = Id { vendor: 0x8086, device: 0x10d3 };
 const FRAMES_ENTRY: u16 = 0;
 const OTHER_ENTRY: u16 = 1;
 
-/// Takes `dma`'s function, such a controller, into use.
+/// Takes `function`, whose DMA handle is `dma`, such a controller, into use.
 ///
 /// # Errors
 /// It is none, or something it needs is not to be had. It is left without bus mastering.
-pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Box<dyn NetDevice>, E1000eError> {
-    let device = Device::open(host.clone(), dma.function()).ok_or(E1000eError::Absent)?;
+pub fn open(
+    host: &Arc<dyn Host>,
+    dma: DmaDevice,
+    function: &Function,
+) -> Result<Box<dyn NetDevice>, E1000eError> {
+    let device = Device::open(host.clone(), function).ok_or(E1000eError::Absent)?.held_by(&dma);
     let registers = Registers::at(&device.map_bar(0)?)?;
     registers.reset(&**host)?;
     let mac = registers.mac().ok_or(E1000eError::NoMac)?;
@@ -61,12 +65,11 @@ pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Box<dyn NetDevice>, 
     Ok(Box::new(Engine::start(host, Setup { dma, info, wake, attention, rings })?))
 }
 
-/// Makes `function`, such a controller that no driver uses, quiet. It is left without bus mastering.
+/// Makes `device`, such a controller that no driver uses, quiet. It is left without bus mastering.
 ///
 /// # Errors
 /// Its registers are unusable, or it did not say that it is quiet in time.
-pub fn await_quiet(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), E1000eError> {
-    let device = Device::open(host.clone(), function).ok_or(E1000eError::Absent)?;
+pub fn await_quiet(device: &Device) -> Result<(), E1000eError> {
     device.disable_bus_master();
-    Registers::at(&device.map_bar(0)?)?.reset(&**host)
+    Registers::at(&device.map_bar(0)?)?.reset(&**device.host())
 }

@@ -111,7 +111,7 @@ impl Ring<()> {
             context: None,
             in_pieces: false,
             doorbells: 0,
-            msix: Some(msix),
+            _msix: msix,
             device,
         })
     }
@@ -146,8 +146,7 @@ pub struct Controller {
     /// The last buffer that it filled does not end its frame.
     in_pieces: bool,
     doorbells: u64,
-    /// There until it is dropped.
-    msix: Option<Msix>,
+    _msix: Msix,
     device: Device,
 }
 
@@ -162,16 +161,6 @@ impl Controller {
             return Ok(());
         }
         self.registers.reset(host)
-    }
-}
-
-impl Drop for Controller {
-    fn drop(&mut self) {
-        if let Some(msix) = self.msix.take()
-            && self.dma.was_taken_back()
-        {
-            msix.abandon();
-        }
     }
 }
 

@@ -20,7 +20,7 @@ const DEPTH: usize = 255;
 
 fn opened() -> (Bench, Arc<E1000e>, Box<dyn NetDevice>) {
     let (bench, device) = bench();
-    let net = open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, net)
 }
 
@@ -79,7 +79,10 @@ fn the_controller_says_who_it_is_unless_it_makes_no_sense() {
     for mac in [[0; 6], [0xff; 6]] {
         let (bench, device) = bench();
         device.set(|state| state.mac = mac);
-        assert_eq!(open(&bench.as_host(), bench.dma.clone()).err(), Some(E1000eError::NoMac));
+        assert_eq!(
+            open(&bench.as_host(), bench.dma.clone(), &bench.function()).err(),
+            Some(E1000eError::NoMac)
+        );
         assert!(!bench.host.is_bus_master());
     }
 }
@@ -255,7 +258,7 @@ fn shutting_down_gives_everything_back() {
     assert!(!bench.host.is_bus_master());
     bench.await_live_mappings(0);
     assert_eq!(bench.host.live_vectors(), 0);
-    assert_eq!(await_quiet(&bench.as_host(), bench.dma.function()), Ok(()));
+    assert_eq!(await_quiet(&bench.device()), Ok(()));
 }
 
 #[test]
@@ -290,7 +293,7 @@ fn a_controller_that_somebody_else_has_is_left_alone() {
         let (bench, device, old) = opened();
         bench.iommu.release(bench.dma.function(), |_| true).unwrap();
         let dma = bench.iommu.claim(bench.dma.function()).unwrap();
-        let mut net = open(&bench.as_host(), dma).unwrap();
+        let mut net = open(&bench.as_host(), dma, &bench.function()).unwrap();
         end(old);
         assert!(bench.host.is_bus_master());
         let event = net.event();
@@ -312,10 +315,7 @@ fn a_controller_that_does_not_become_quiet_keeps_its_memory() {
         device.set(change);
         assert_eq!(net.shut_down(), Err(NotQuiet));
         assert!(!bench.host.is_bus_master());
-        assert!(matches!(
-            await_quiet(&bench.as_host(), bench.dma.function()),
-            Err(E1000eError::NotQuiet { .. })
-        ));
+        assert!(matches!(await_quiet(&bench.device()), Err(E1000eError::NotQuiet { .. })));
         bench.iommu.reap();
         assert_eq!(bench.iommu.live_mappings(), live, "rings and pools stay");
     }

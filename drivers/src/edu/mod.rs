@@ -19,7 +19,7 @@ pub use self::error::EduError;
 use self::registers::{Registers, STATUS_COMPUTING, command};
 use crate::{
     host::{Event, Host, Interrupt},
-    pci::{Device, Id, Msi},
+    pci::{Device, Function, Id, Msi},
 };
 
 /// The device's id.
@@ -93,8 +93,8 @@ impl Edu {
     ///
     /// # Errors
     /// It is none, or has no usable registers or interrupt.
-    pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice) -> Result<Self, EduError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(EduError::Absent)?;
+    pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice, function: &Function) -> Result<Self, EduError> {
+        let device = Device::open(host.clone(), function).ok_or(EduError::Absent)?;
         let mut edu = Self::on(host, device.held_by(dma))?;
         edu.use_own_interrupt()?;
         Ok(edu)
@@ -104,7 +104,7 @@ impl Edu {
     ///
     /// # Errors
     /// It is none, or has no usable registers.
-    pub fn open_polled(host: &Arc<dyn Host>, function: PciAddress) -> Result<Self, EduError> {
+    pub fn open_polled(host: &Arc<dyn Host>, function: &Function) -> Result<Self, EduError> {
         Self::on(host, Device::open(host.clone(), function).ok_or(EduError::Absent)?)
     }
 
@@ -315,13 +315,13 @@ impl Edu {
     }
 }
 
-/// Waits until `function`, an `edu`, has no transfer running. It has no reset, and once its transfer has ended, with bus
+/// Waits until `device`, an `edu`, has no transfer running. It has no reset, and once its transfer has ended, with bus
 /// mastering off, it starts no other.
 ///
 /// # Errors
 /// It is none, or its transfer did not end in time.
-pub fn await_quiet(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), EduError> {
-    let device = Device::open(host.clone(), function).ok_or(EduError::Absent)?;
+pub fn await_quiet(device: &Device) -> Result<(), EduError> {
+    let (host, device) = (device.host().clone(), device.clone());
     device.disable_bus_master();
     let registers = Registers::at(&device.map_bar(0)?)?;
     let edu = Edu { host: host.clone(), device, registers, interrupt: None, started: true };

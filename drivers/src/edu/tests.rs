@@ -37,7 +37,7 @@ const TRANSFER: Transfer = Transfer { way: Way::FromMemory, iova: Iova::new(0x10
 #[test]
 fn interrupts_without_end_gain_a_transfer_no_time() {
     let bench = bench();
-    let mut edu = Edu::open(&bench.as_host(), &bench.dma).unwrap();
+    let mut edu = Edu::open(&bench.as_host(), &bench.dma, &bench.function()).unwrap();
     edu.start(TRANSFER).unwrap();
     bench.host.begin_storm();
     assert_eq!(edu.finish(), Err(EduError::TimedOut));
@@ -48,9 +48,9 @@ fn interrupts_without_end_gain_a_transfer_no_time() {
 #[test]
 fn a_device_that_is_anothers_by_now_is_left_alone() {
     let bench = bench();
-    let old = Edu::open(&bench.as_host(), &bench.dma).unwrap();
+    let old = Edu::open(&bench.as_host(), &bench.dma, &bench.function()).unwrap();
     let dma = bench.pass_on(|| ());
-    let new = Edu::open(&bench.as_host(), &dma).unwrap();
+    let new = Edu::open(&bench.as_host(), &dma, &bench.function()).unwrap();
     let before = bench.writes();
     drop(old);
     assert_eq!((bench.writes(), bench.host.live_vectors()), (before, 1));

@@ -28,6 +28,7 @@ use crate::{
     host::{Event, Host},
     lock::Lock,
     pci::{Apertures, Claims, Function, Misplaced, PortType},
+    quiet::is_quiet,
 };
 
 /// How long somebody else may be changing what is behind a port.
@@ -70,12 +71,13 @@ impl Hotplug {
     pub fn start(
         host: &Arc<dyn Host>,
         iommu: &Iommu,
-        functions: Vec<Function>,
+        mut functions: Vec<Function>,
         apertures: Apertures,
         claims: Claims,
         drivers: Arc<dyn Drivers>,
     ) -> Arc<Self> {
         let event = host.event();
+        functions.sort_unstable_by_key(|function| function.address);
         let functions = Lock::new(host.clone(), functions);
         let hotplug = Arc::new(Self {
             host: host.clone(),
@@ -86,9 +88,16 @@ impl Hotplug {
             changing: AtomicBool::new(false),
             owned: Lock::new(host.clone(), [const { None }; OWNED_MAX]),
         });
-        let mut server =
-            Server { hotplug: hotplug.clone(), ports: Vec::new(), looked_at: Vec::new(), apertures, event };
-        server.open_ports(&hotplug.functions());
+        let mut server = Server {
+            hotplug: hotplug.clone(),
+            ports: Vec::new(),
+            looked_at: Vec::new(),
+            apertures,
+            event,
+            unserved: 0,
+            is_running: false,
+        };
+        server.open_ports();
         if !server.ports.is_empty()
             && let Err(error) = host.spawn("hotplug", Box::new(move || server.run()))
         {
@@ -98,18 +107,47 @@ impl Hotplug {
     }
 
     /// Every function as things are now, sorted by address.
-    #[must_use]
-    pub fn functions(&self) -> Vec<Function> {
+    ///
+    /// # Errors
+    /// No memory for the list.
+    pub fn functions(&self) -> Result<Vec<Function>, TryReserveError> {
         // The copy is made outside of the lock, which is held with interrupts off: what has changed meanwhile shows.
         loop {
             let count = self.functions.lock().len();
-            let mut copy = Vec::with_capacity(count);
+            let mut copy = Vec::new();
+            copy.try_reserve_exact(count)?;
             let functions = self.functions.lock();
             if functions.len() <= copy.capacity() {
                 copy.extend(functions.iter().cloned());
-                return copy;
+                return Ok(copy);
             }
         }
+    }
+
+    /// Every function, sorted by address, each as it is when its turn comes. Takes no memory.
+    pub fn each(&self) -> impl Iterator<Item = Function> {
+        let mut last = None;
+        core::iter::from_fn(move || {
+            let functions = self.functions.lock();
+            let index = functions.partition_point(|function| Some(function.address) <= last);
+            let next = functions.get(index).cloned()?;
+            last = Some(next.address);
+            Some(next)
+        })
+    }
+
+    /// The function at `address` as things are now. Takes no memory.
+    #[must_use]
+    pub fn function(&self, address: PciAddress) -> Option<Function> {
+        let functions = self.functions.lock();
+        let index = functions.binary_search_by_key(&address, |function| function.address).ok()?;
+        functions.get(index).cloned()
+    }
+
+    /// Whether `function`, of the isolation group `group`, could be made quiet; the log says why not. Takes no memory.
+    /// For [`Iommu::release`].
+    pub fn is_quiet(&self, group: &[PciAddress], function: PciAddress) -> bool {
+        is_quiet(&self.host, self.function(function).as_slice(), group, function)
     }
 
     /// What addresses others than functions have.
@@ -133,15 +171,17 @@ impl Hotplug {
         Ok(room)
     }
 
-    /// Adds what has appeared, for which `room` was made in the same turn.
-    fn enter(&self, new: &[Function], mut room: Vec<Function>, _turn: &Turn<'_>) {
+    /// Adds what has appeared, for which `room` was made in the same turn, and settles which registers of it drivers
+    /// may map.
+    fn enter(&self, new: &mut [Function], mut room: Vec<Function>, _turn: &Turn<'_>) {
         // Only whoever has the turn changes the list.
-        let mut functions = self.functions.lock();
-        room.extend(functions.iter().cloned());
+        room.extend(self.functions.lock().iter().cloned());
+        let first = room.len();
         room.extend_from_slice(new);
+        self.claims.settle(&*self.host, &mut room, first);
+        new.clone_from_slice(&room[first..]);
         room.sort_unstable_by_key(|function| function.address);
-        let before = core::mem::replace(&mut *functions, room);
-        drop(functions);
+        let before = core::mem::replace(&mut *self.functions.lock(), room);
         drop(before);
     }
 
@@ -228,10 +268,16 @@ struct Server {
     looked_at: Vec<PciAddress>,
     apertures: Apertures,
     event: Arc<dyn Event>,
+    /// How many slots of what was plugged in could not be served: bridges, or what calls itself one, may come and go
+    /// for ever.
+    unserved: u64,
+    /// What comes from now on was not there from the start.
+    is_running: bool,
 }
 
 impl Server {
     fn run(mut self) {
+        self.is_running = true;
         loop {
             let (mut until_ns, mut is_done) = (u64::MAX, true);
             // What is plugged in may have slots of its own: they are at the end.
@@ -241,10 +287,11 @@ impl Server {
                 let has_changed = match self.hotplug.turn() {
                     Some(turn) => port.serve(&self.hotplug, &mut self.apertures, turn),
                     None => {
-                        until_ns = self.hotplug.host.now_ns().saturating_add(RETRY_NS);
+                        until_ns = until_ns.min(self.hotplug.host.now_ns().saturating_add(RETRY_NS));
                         false
                     }
                 };
+                until_ns = until_ns.min(port.due_ns());
                 if has_changed {
                     self.catch_up(address);
                     is_done = false;
@@ -262,20 +309,21 @@ impl Server {
     /// After the port at `served`: slots that went with what they were on are given up, and those that came are served. What
     /// happens while a port gets another interrupt raises none: so all of them have to be looked at once more.
     fn catch_up(&mut self, served: PciAddress) {
-        let functions = self.hotplug.functions();
-        let is_there = |address| functions.iter().any(|function| function.address == address);
+        let hotplug = &self.hotplug;
+        let is_there = |address| hotplug.function(address).is_some();
         self.ports.retain(|port| is_there(port.address()));
         self.looked_at.retain(|&address| is_there(address));
         for port in &mut self.ports {
-            port.follow(&*self.hotplug.host, &functions, served);
-            port.renew_interrupt(&self.hotplug.host, &self.event);
+            port.follow(hotplug, served);
+            port.renew_interrupt(&hotplug.host, &self.event);
         }
-        self.open_ports(&functions);
+        self.open_ports();
     }
 
-    /// Serves the slots of ports among `functions` that have not been looked at.
-    fn open_ports(&mut self, functions: &[Function]) {
-        for function in functions.iter().filter(|function| is_port(function)) {
+    /// Serves the slots of ports that have not been looked at.
+    fn open_ports(&mut self) {
+        let hotplug = self.hotplug.clone();
+        for function in hotplug.each().filter(is_port) {
             if self.looked_at.contains(&function.address) {
                 continue;
             }
@@ -283,10 +331,15 @@ impl Server {
                 return log::warn!("pci: no memory for the slot of {}", function.address);
             }
             self.looked_at.push(function.address);
-            match Port::open(&self.hotplug.host, function, functions, &self.event) {
+            match Port::open(&hotplug, &function, &self.event) {
                 Ok(Some(port)) => self.ports.push(port),
                 Ok(None) => {}
-                Err(error) => log::warn!("pci: the slot of {} is not served: {error}", function.address),
+                Err(error) => {
+                    self.unserved += u64::from(self.is_running);
+                    if !self.is_running || self.unserved.is_power_of_two() {
+                        log::warn!("pci: the slot of {} is not served: {error}", function.address);
+                    }
+                }
             }
         }
     }

@@ -17,6 +17,8 @@ use crate::{
 
 /// How long what is in the slot may take to come back from a reset.
 const RESET_DEADLINE_NS: u64 = 2_000_000_000;
+/// After what time it is tried again to take back what is gone. Each attempt may take some deadlines.
+pub(super) const RETRY_LOST_NS: u64 = 10_000_000_000;
 
 /// A port with a slot.
 pub(super) struct Port {
@@ -27,6 +29,35 @@ pub(super) struct Port {
     /// Empty if nothing is in use in the slot.
     occupants: Vec<Occupant>,
     interrupt: PortInterrupt,
+    /// When it is tried again to take back what is gone, after that has failed. What is in the slot is nobody's
+    /// meanwhile.
+    retry_lost_ns: Option<u64>,
+    said: Said,
+}
+
+/// How often there was something to say of a slot, by what it was. A device that comes and goes for ever fills no log.
+#[derive(Default)]
+struct Said {
+    plugged_in: u64,
+    gone: u64,
+    taken_out: u64,
+    failed: u64,
+    no_interrupt: u64,
+}
+
+/// Counts something that happens, and returns how often it has, if that is to be said: the first time, the second,
+/// the fourth.
+fn count(times: &mut u64) -> Option<u64> {
+    *times += 1;
+    Some(*times).filter(|times| times.is_power_of_two())
+}
+
+/// What has become of what is in a slot.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    PluggedIn,
+    Gone,
+    TakenOut,
 }
 
 /// The port's interrupt, on while it lives.
@@ -143,21 +174,21 @@ impl PortInterrupt {
 }
 
 impl Port {
-    /// The port that `function` is, if it has a slot; `functions` are all that there are. Changes signal `event`.
+    /// The port that `function` is, if it has a slot. Changes signal `event`.
     pub fn open(
-        host: &Arc<dyn Host>,
+        hotplug: &Hotplug,
         function: &Function,
-        functions: &[Function],
         event: &Arc<dyn Event>,
     ) -> Result<Option<Self>, PortError> {
+        let host = &hotplug.host;
         let Some(Bridge { secondary, subordinate }) = function.bridge() else { return Ok(None) };
         if secondary <= function.address.bus || subordinate < secondary {
             return Ok(None);
         }
-        let Some(slot) = Slot::open(host, function.address) else { return Ok(None) };
+        let Some(slot) = Slot::open(host, function) else { return Ok(None) };
         let buses = BusRange { segment: function.address.segment, first: secondary, last: subordinate };
         let mut occupants = Vec::new();
-        for behind in functions.iter().filter(|function| is_on(buses, function.address)) {
+        for behind in hotplug.each().filter(|function| is_on(buses, function.address)) {
             occupants.try_reserve(1)?;
             occupants.push(Occupant::read(&**host, behind.address));
         }
@@ -168,7 +199,8 @@ impl Port {
         let interrupt = PortInterrupt::enable(host, &slot, event)?;
         slot.device().enable_bus_master();
         slot.enable_events(true)?;
-        Ok(Some(Self { slot, buses, parent: function.parent, occupants, interrupt }))
+        let (parent, said) = (function.parent, Said::default());
+        Ok(Some(Self { slot, buses, parent, occupants, interrupt, retry_lost_ns: None, said }))
     }
 
     /// The port's address.
@@ -176,20 +208,27 @@ impl Port {
         self.slot.port()
     }
 
+    /// When it has to be [served](Self::serve) at the latest, whatever happens.
+    pub fn due_ns(&self) -> u64 {
+        self.retry_lost_ns.unwrap_or(u64::MAX)
+    }
+
     /// Takes a new interrupt for the port: where its group is that of what is behind it, the last one is gone with that.
     pub fn renew_interrupt(&mut self, host: &Arc<dyn Host>, event: &Arc<dyn Event>) {
-        if let Err(error) = self.interrupt.renew(host, &self.slot, event) {
+        if let Err(error) = self.interrupt.renew(host, &self.slot, event)
+            && count(&mut self.said.no_interrupt).is_some()
+        {
             log::warn!("pci: the slot of {} has no interrupt: {error}", self.address());
         }
     }
 
     /// Takes in what has changed in the slot because `other`, a port that may be behind this one, was served: what came and went
-    /// there, and the windows of `other`. `functions` are all that there are now.
-    pub fn follow(&mut self, host: &dyn Host, functions: &[Function], other: PciAddress) {
-        let is_there = |occupant: &Occupant| functions.iter().any(|now| now.address == occupant.function);
-        self.occupants.retain(is_there);
+    /// there, and the windows of `other`.
+    pub fn follow(&mut self, hotplug: &Hotplug, other: PciAddress) {
+        let host = &*hotplug.host;
+        self.occupants.retain(|occupant| hotplug.function(occupant.function).is_some());
         let buses = self.buses;
-        for function in functions.iter().filter(|function| is_on(buses, function.address)) {
+        for function in hotplug.each().filter(|function| is_on(buses, function.address)) {
             let known = self.occupants.iter().position(|occupant| occupant.function == function.address);
             match known {
                 Some(index) if function.address == other => {
@@ -208,28 +247,46 @@ impl Port {
     pub fn serve(&mut self, hotplug: &Hotplug, apertures: &mut Apertures, turn: Turn<'_>) -> bool {
         let changes = self.slot.take_changes();
         let is_occupied = self.slot.is_occupied();
-        let port = self.slot.port();
         if self.occupants.is_empty() {
             if !is_occupied || !changes.button && !changes.occupant {
                 return false;
             }
             self.welcome(hotplug, apertures, turn);
-        } else if !is_occupied || changes.occupant && !self.is_as_it_was(hotplug) {
-            report(port, "is gone", self.lose(hotplug, turn));
-            // Something else may be in its place.
-            if is_occupied && self.occupants.is_empty() {
-                match hotplug.turn() {
-                    Some(turn) => self.welcome(hotplug, apertures, turn),
-                    None => report(port, "", Err(PortError::Busy)),
-                }
+        } else if let Some(retry_ns) = self.retry_lost_ns {
+            if hotplug.host.now_ns() < retry_ns {
+                return false;
             }
+            self.replace(hotplug, apertures, turn);
+        } else if !is_occupied || changes.occupant && !self.is_as_it_was(hotplug) {
+            self.replace(hotplug, apertures, turn);
         } else if changes.button {
             drop(turn);
-            report(port, "was taken out", self.let_go(hotplug));
+            let result = self.let_go(hotplug);
+            self.report(Fate::TakenOut, result);
         } else {
             return false;
         }
         true
+    }
+
+    /// Takes back what is gone, and has drivers take what is in its place. If it cannot be taken back, that is said
+    /// once, and tried again later.
+    fn replace(&mut self, hotplug: &Hotplug, apertures: &mut Apertures, turn: Turn<'_>) {
+        let result = self.lose(hotplug, turn);
+        let had_failed = self.retry_lost_ns.take().is_some();
+        if result.is_err() {
+            self.retry_lost_ns = Some(hotplug.host.now_ns().saturating_add(RETRY_LOST_NS));
+            if had_failed {
+                return;
+            }
+        }
+        self.report(Fate::Gone, result);
+        if self.occupants.is_empty() && self.slot.is_occupied() {
+            match hotplug.turn() {
+                Some(turn) => self.welcome(hotplug, apertures, turn),
+                None => self.report(Fate::PluggedIn, Err(PortError::Busy)),
+            }
+        }
     }
 
     /// Has drivers take what is in the slot, unless somebody wants it back meanwhile.
@@ -240,9 +297,10 @@ impl Port {
             let _ = self.slot.power_off();
         }
         let is_pressed_again = matches!(result, Ok(Changes { button: true, .. }));
-        report(self.slot.port(), "was plugged in", result.map(drop));
+        self.report(Fate::PluggedIn, result.map(drop));
         if is_pressed_again {
-            report(self.slot.port(), "was taken out", self.let_go(hotplug));
+            let result = self.let_go(hotplug);
+            self.report(Fate::TakenOut, result);
         }
     }
 
@@ -290,7 +348,7 @@ impl Port {
         match self.parent {
             None => assign(host, port, &found, apertures)?,
             Some(parent) => {
-                assign(host, port, &found, &mut Apertures::left_by(host, parent, &hotplug.functions())?)?;
+                assign(host, port, &found, &mut Apertures::left_by(host, parent, &hotplug.functions()?)?)?;
             }
         }
         place_virtual(host, &mut found, &mut Apertures::nothing());
@@ -302,7 +360,7 @@ impl Port {
         let room = hotplug.room(found.len(), &turn)?;
         hotplug.iommu.functions_appeared(&list)?;
         self.occupants.extend(found.iter().map(|function| Occupant::read(host, function.address)));
-        hotplug.enter(&found, room, &turn);
+        hotplug.enter(&mut found, room, &turn);
         drop(turn);
         found.iter().for_each(|function| hotplug.drivers.bind(function));
         Ok(meanwhile)
@@ -339,8 +397,11 @@ impl Port {
         let mut is_quiet = |function: PciAddress| {
             let is_off = off.succeed(|| slot.power_off().is_ok() && slot.has_power_controller());
             let is_behind = functions.contains(&function);
+            let quieten = |function: &Function| {
+                quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
+            };
             is_behind && (is_off || !slot.is_occupied())
-                || quieten(host, Target { function, bridge: Some(slot.port()), group: &functions }).is_ok()
+                || hotplug.function(function).is_some_and(|found| quieten(&found))
         };
         hotplug.take_out(&functions, &mut is_quiet, turn)?;
         self.occupants.clear();
@@ -348,15 +409,29 @@ impl Port {
     }
 }
 
-fn is_on(buses: BusRange, PciAddress { segment, bus, .. }: PciAddress) -> bool {
-    segment == buses.segment && (buses.first..=buses.last).contains(&bus)
+impl Port {
+    /// Says what has become of what is in the slot, as often as [`count`] lets it.
+    fn report(&mut self, fate: Fate, result: Result<(), PortError>) {
+        let port = self.slot.port();
+        let (times, what) = match (result, fate) {
+            (Err(error), _) => {
+                if let Some(times) = count(&mut self.said.failed) {
+                    log::warn!("pci: behind {port}: {error} ({times} failures so far)");
+                }
+                return;
+            }
+            (Ok(()), Fate::PluggedIn) => (&mut self.said.plugged_in, "was plugged in"),
+            (Ok(()), Fate::Gone) => (&mut self.said.gone, "is gone"),
+            (Ok(()), Fate::TakenOut) => (&mut self.said.taken_out, "was taken out"),
+        };
+        if let Some(times) = count(times) {
+            log::info!("pci: what is behind {port} {what} ({times} times so far)");
+        }
+    }
 }
 
-fn report(port: PciAddress, what: &str, result: Result<(), PortError>) {
-    match result {
-        Ok(()) => log::info!("pci: what is behind {port} {what}"),
-        Err(error) => log::warn!("pci: behind {port}: {error}"),
-    }
+fn is_on(buses: BusRange, PciAddress { segment, bus, .. }: PciAddress) -> bool {
+    segment == buses.segment && (buses.first..=buses.last).contains(&bus)
 }
 
 impl Occupant {
@@ -366,3 +441,7 @@ impl Occupant {
         Self { function, registers: core::array::from_fn(|index| config.read32(BARS + 4 * index as u16)) }
     }
 }
+
+#[cfg(test)]
+#[path = "port_tests.rs"]
+mod tests;

@@ -17,7 +17,7 @@ use super::{Attempts, BUSY_DEADLINE_NS, Hotplug, Turn};
 use crate::{
     nvme::{self, NvmeError, Primary},
     pci::{Function, Sriov, SriovError},
-    quiet::{Target, is_quiet, quieten},
+    quiet::{Target, quieten},
 };
 
 /// Most physical functions that are claimed here at a time.
@@ -109,8 +109,7 @@ impl Hotplug {
     /// # Errors
     /// See [`VirtualError`]. It has none then, as far as [`Sriov::enable`] and [`Sriov::disable`] can tell.
     pub fn enable_virtual(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
-        let known = self.functions();
-        let function = find(&known, physical)?;
+        let function = &self.known(physical)?;
         if self.sriov(function)?.is_on() {
             // Which is refused.
             return self.turn_on(physical, count);
@@ -160,13 +159,14 @@ impl Hotplug {
 
     fn prepare(&self, dma: DmaDevice, physical: &Function) -> Result<Option<Primary>, VirtualError> {
         let is_nvme = physical.class == nvme::CLASS;
-        Ok(if is_nvme { Some(Primary::open(&self.host, dma)?) } else { None })
+        Ok(if is_nvme { Some(Primary::open(&self.host, dma, physical)?) } else { None })
     }
 
     fn turn_on(&self, physical: PciAddress, count: u16) -> Result<Vec<Function>, VirtualError> {
         let turn = self.turn().ok_or(VirtualError::Busy)?;
-        let known = self.functions();
-        let sriov = self.sriov(find(&known, physical)?)?;
+        let known = self.functions()?;
+        let owner = self.known(physical)?;
+        let sriov = self.sriov(&owner)?;
         let mut found = sriov.enable(count, &known)?;
         self.introduce(&mut found, &turn).inspect_err(|_| {
             if let Err(error) = sriov.disable() {
@@ -175,6 +175,10 @@ impl Hotplug {
         })?;
         log::info!("pci: {physical} has {count} virtual functions");
         Ok(found)
+    }
+
+    fn known(&self, function: PciAddress) -> Result<Function, VirtualError> {
+        self.function(function).ok_or(VirtualError::Unknown { function })
     }
 
     fn sriov<'a>(&'a self, physical: &'a Function) -> Result<Sriov<'a>, VirtualError> {
@@ -200,16 +204,17 @@ impl Hotplug {
         if self.with_owned(physical, |owned| owned.is_starting) == Some(true) {
             return Err(VirtualError::Busy);
         }
-        let known = self.functions();
-        let owner = find(&known, physical)?;
-        let sriov = self.sriov(owner)?;
+        let owner = self.known(physical)?;
+        let sriov = self.sriov(&owner)?;
         let mut functions = Vec::new();
         self.virtual_functions(physical, &mut functions)?;
         let mut off = Attempts::new();
         let mut is_quiet = |function: PciAddress| {
-            let target = Target { function, bridge: owner.parent, group: &functions };
+            let quieten = |function: &Function| {
+                quieten(&self.host, Target { function, bridge: owner.parent, group: &functions }).is_ok()
+            };
             functions.contains(&function) && off.succeed(|| sriov.disable().is_ok())
-                || quieten(&self.host, target).is_ok()
+                || self.function(function).is_some_and(|found| quieten(&found))
         };
         self.take_out(&functions, &mut is_quiet, &turn)?;
         // Nobody may have had them, so that nobody asked; or each was made quiet by itself, and they are still on.
@@ -266,13 +271,13 @@ impl Hotplug {
         let Owned { dma, primary, .. } = owned;
         drop(primary);
         let function = dma.function();
-        let (host, functions) = (&self.host, self.functions());
+        let host = &self.host;
         let Ok(group) = self.iommu.group(function) else {
             return log::warn!("pci: no memory to give {function} back");
         };
         let deadline_ns = host.now_ns().saturating_add(BUSY_DEADLINE_NS);
         loop {
-            match dma.release(|member| is_quiet(host, &functions, &group, member)) {
+            match dma.release(|member| self.is_quiet(&group, member)) {
                 Ok(()) | Err(ReleaseError::Over { .. }) => return,
                 Err(ReleaseError::Busy { .. }) if host.now_ns() < deadline_ns => host.relax(),
                 Err(error) => return log::warn!("pci: {function}: {error}"),
@@ -286,8 +291,7 @@ impl Hotplug {
         physical: PciAddress,
         list: &mut Vec<PciAddress>,
     ) -> Result<(), TryReserveError> {
-        let known = self.functions();
-        for function in known.iter().filter(|function| function.physical == Some(physical)) {
+        for function in self.each().filter(|function| function.physical == Some(physical)) {
             list.try_reserve(1)?;
             list.push(function.address);
         }
@@ -305,10 +309,6 @@ impl Hotplug {
         self.enter(found, room, turn);
         Ok(())
     }
-}
-
-fn find(known: &[Function], function: PciAddress) -> Result<&Function, VirtualError> {
-    known.iter().find(|known| known.address == function).ok_or(VirtualError::Unknown { function })
 }
 
 #[cfg(test)]

@@ -11,23 +11,23 @@ use crate::host::Event;
 pub struct Attention {
     wake: Arc<dyn Event>,
     wanted: AtomicBool,
-    /// It is in quarantine, for good as far as this driver is concerned.
-    quarantined: AtomicBool,
+    /// It is in quarantine, or somebody takes it away: for good as far as this driver is concerned.
+    taken: AtomicBool,
 }
 
 impl Attention {
     /// The device wants none.
     pub fn new(wake: &Arc<dyn Event>) -> Arc<Self> {
         let none = || AtomicBool::new(false);
-        Arc::new(Self { wake: wake.clone(), wanted: none(), quarantined: none() })
+        Arc::new(Self { wake: wake.clone(), wanted: none(), taken: none() })
     }
 
-    /// Raises `quarantined` when `dma`'s device is put in quarantine.
+    /// Raises `taken` when `dma`'s device is put in quarantine or taken away.
     pub fn watch(self: &Arc<Self>, dma: &DmaDevice) {
         let attention = self.clone();
         dma.on_incident(Arc::new(move |incident| {
-            if incident == Incident::Quarantined {
-                attention.quarantined.store(true, Ordering::Release);
+            if let Incident::Quarantined | Incident::Released | Incident::Removed = incident {
+                attention.taken.store(true, Ordering::Release);
                 attention.wake.signal();
             }
         }));
@@ -38,9 +38,9 @@ impl Attention {
         self.wanted.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether it was put in quarantine.
-    pub fn is_quarantined(&self) -> bool {
-        self.quarantined.load(Ordering::Acquire)
+    /// Whether it was put in quarantine or taken away.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire)
     }
 }
 

@@ -52,9 +52,9 @@ pub fn open(
     function: &Function,
 ) -> Result<Box<dyn NetDevice>, OpenError> {
     if net::IDS.contains(&function.id) {
-        net::open(host, dma).map_err(OpenError::Virtio)
+        net::open(host, dma, function).map_err(OpenError::Virtio)
     } else if function.id == e1000e::ID {
-        e1000e::open(host, dma).map_err(OpenError::E1000e)
+        e1000e::open(host, dma, function).map_err(OpenError::E1000e)
     } else {
         Err(OpenError::NoDriver)
     }

@@ -200,7 +200,7 @@ impl<R: Rings> Engine<R> {
         if self.phase != Phase::Running {
             return;
         }
-        if self.attention.is_quarantined() {
+        if self.attention.is_taken() {
             // Starting it would turn bus mastering on.
             return self.seclude();
         }
@@ -221,9 +221,10 @@ impl<R: Rings> Engine<R> {
         self.look_at_link(self.host.now_ns());
     }
 
-    /// The device is in quarantine: it is stopped, and not started again. After its release another driver does that.
+    /// The device is in quarantine, or taken away: it is stopped, and not started again. After its release another driver does
+    /// that.
     fn seclude(&mut self) {
-        log::warn!("{} {}: in quarantine, and stopped", R::NAME, self.dma.function());
+        log::warn!("{} {}: in quarantine or taken away, and stopped", R::NAME, self.dma.function());
         self.quieten(Phase::Gone);
     }
 
@@ -271,7 +272,7 @@ impl<R: Rings> NetDevice for Engine<R> {
         if self.phase != Phase::Running {
             return;
         }
-        if self.attention.is_quarantined() {
+        if self.attention.is_taken() {
             self.seclude();
         } else if let Err(cause) = self.turn() {
             self.recover(cause);

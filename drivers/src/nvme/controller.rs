@@ -17,7 +17,7 @@ use super::{
 use crate::{
     host::{Event, Host},
     mmio::Mmio,
-    pci::{Device, Msix, MsixError},
+    pci::{Device, Function, Msix, MsixError},
     quiet::is_taken_back,
 };
 
@@ -62,12 +62,12 @@ pub fn has_memory(device: &Device) -> Result<bool, NvmeError> {
 }
 
 impl Controller {
-    /// Takes `dma`'s function, an NVMe controller, into use.
+    /// Takes `function`, whose DMA handle is `dma`, an NVMe controller, into use.
     ///
     /// # Errors
     /// It is none, or something it needs is not to be had. It is left without bus mastering.
-    pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Self, NvmeError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(NvmeError::Absent)?.held_by(&dma);
+    pub fn open(host: &Arc<dyn Host>, dma: DmaDevice, function: &Function) -> Result<Self, NvmeError> {
+        let device = Device::open(host.clone(), function).ok_or(NvmeError::Absent)?.held_by(&dma);
         let bar = device.map_bar(0)?;
         let registers = Registers::at(&bar)?;
         let capabilities = Capabilities(registers.capabilities.read());

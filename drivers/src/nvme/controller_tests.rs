@@ -8,22 +8,21 @@ use super::{
     super::{NvmeError, PairError},
     Controller, has_memory,
 };
-use crate::{
-    doubles::{
-        Bench,
-        nvme::{Behaviour, CAPABILITIES, Nvme, bench},
-    },
-    pci::Device,
+use crate::doubles::{
+    Bench,
+    nvme::{Behaviour, CAPABILITIES, Nvme, bench},
 };
 
 fn open() -> (Bench, Arc<Nvme>, Controller) {
     let (bench, device) = bench();
-    let controller = Controller::open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let controller = Controller::open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, controller)
 }
 
 fn open_error(bench: &Bench) -> NvmeError {
-    Controller::open(&bench.as_host(), bench.dma.clone()).err().expect("it cannot be opened")
+    Controller::open(&bench.as_host(), bench.dma.clone(), &bench.function())
+        .err()
+        .expect("it cannot be opened")
 }
 
 #[test]
@@ -185,7 +184,7 @@ fn capabilities_that_cannot_be_used_are_refused() {
 fn a_controller_with_the_smallest_queues_works() {
     let (bench, device) = bench();
     device.set(|state| state.capabilities = CAPABILITIES & !0xffff | 1);
-    let mut controller = Controller::open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let mut controller = Controller::open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     for _ in 0..5 {
         controller.identify().unwrap();
     }
@@ -195,7 +194,7 @@ fn a_controller_with_the_smallest_queues_works() {
 #[test]
 fn a_controller_with_memory_of_its_own_is_known() {
     let (bench, device) = bench();
-    let opened = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+    let opened = bench.device();
     assert_eq!(has_memory(&opened), Ok(false));
     for (capabilities, memory_size) in [
         (CAPABILITIES | 1 << 57, 0),

@@ -19,6 +19,7 @@ use crate::{
         hardware::{Hardware, Stop},
     },
     host::{Event, Host},
+    pci::Function,
 };
 
 /// Most entries of an I/O queue that the driver makes use of.
@@ -27,12 +28,16 @@ const ENTRIES_LIMIT: u32 = 128;
 /// Whoever shuts a disk down sees it stop, unless the controller says that it needs longer to become quiet.
 const _: () = assert!(QUEUES_DEADLINE_NS + COMMAND_DEADLINE_NS + READY_DEADLINE_NS < SHUTDOWN_DEADLINE_NS);
 
-/// Takes `dma`'s function, an NVMe controller with a namespace, into use.
+/// Takes `function`, whose DMA handle is `dma`, an NVMe controller with a namespace, into use.
 ///
 /// # Errors
 /// It is none, has none, or something it needs is not to be had. It is left without bus mastering.
-pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Arc<dyn BlockDevice>, NvmeError> {
-    let mut controller = Controller::open(host, dma.clone())?;
+pub fn open(
+    host: &Arc<dyn Host>,
+    dma: DmaDevice,
+    function: &Function,
+) -> Result<Arc<dyn BlockDevice>, NvmeError> {
+    let mut controller = Controller::open(host, dma.clone(), function)?;
     let identity = controller.identify()?;
     if !identity.takes_plain_entries() {
         return Err(NvmeError::Entries);

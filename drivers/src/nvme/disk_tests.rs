@@ -28,7 +28,7 @@ fn open() -> (Bench, Arc<Nvme>, Disk) {
 fn open_on(cpus: usize) -> (Bench, Arc<Nvme>, Disk) {
     let (bench, device) = bench();
     bench.host.cpus.store(cpus, Ordering::Relaxed);
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, disk)
 }
 
@@ -148,7 +148,7 @@ fn each_cpu_has_a_queue_pair_as_far_as_there_are_any() {
         let (bench, device) = bench();
         bench.host.cpus.store(cpus, Ordering::Relaxed);
         device.set(|state| state.pairs = given);
-        let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+        let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
         assert_eq!((disk.queues(), disk.depth()), (pairs, 63 * pairs), "{cpus} CPUs, {given} pairs");
         assert_eq!(bench.host.live_vectors(), 1 + pairs);
         for cpu in 0..cpus {
@@ -166,7 +166,7 @@ fn each_cpu_has_a_queue_pair_as_far_as_there_are_any() {
 fn without_a_volatile_cache_a_flush_is_done_at_once() {
     let (bench, device) = bench();
     device.set(|state| state.identity[525] = 0);
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     run(&bench, &disk, Operation::Flush).unwrap();
     assert_eq!(device.set(|state| (state.flushes, state.by_queue)), (0, [0; 3]));
 }
@@ -192,7 +192,7 @@ fn deallocated_blocks_are_named_to_the_controller() {
 
 fn reopen(bench: &Bench) -> Disk {
     await_true(|| bench.host.live_vectors() == 0);
-    open_disk(&bench.as_host(), bench.dma.clone()).unwrap()
+    open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap()
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn requests_of_a_controller_in_quarantine_fail_at_once() {
         // The queues too, of one that did not become quiet by itself as well.
         bench.await_live_mappings(0);
         let dma = bench.iommu.claim(bench.dma.function()).unwrap();
-        assert_works(&bench, &open_disk(&bench.as_host(), dma).unwrap());
+        assert_works(&bench, &open_disk(&bench.as_host(), dma, &bench.function()).unwrap());
     }
 }
 
@@ -424,7 +424,7 @@ fn a_controller_that_is_anothers_by_now_is_left_alone() {
     await_true(|| device.set(|state| state.commands) > had);
     let dma = bench.pass_on(|| device.set(|state| state.reset()));
     device.set(|state| state.behaviour = Behaviour::Honest);
-    let new = open_disk(&bench.as_host(), dma).unwrap();
+    let new = open_disk(&bench.as_host(), dma, &bench.function()).unwrap();
     let before = bench.writes();
     let ending = std::thread::spawn(move || old.end());
     await_true(|| {
@@ -447,7 +447,7 @@ fn who_loses_a_controller_gives_back_what_it_had() {
     let completions = submit_reads(&bench, &old, 3);
     let dma = bench.pass_on(|| device.set(|state| state.reset()));
     device.set(|state| state.io = Behaviour::Honest);
-    let new = open_disk(&bench.as_host(), dma).unwrap();
+    let new = open_disk(&bench.as_host(), dma, &bench.function()).unwrap();
     let before = bench.writes();
     for done in collect_late(&bench, &completions, 3) {
         assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
@@ -510,7 +510,7 @@ fn what_is_no_disk_is_refused() {
     for (change, error) in cases {
         let (bench, device) = bench();
         device.set(change);
-        assert_eq!(open_disk(&bench.as_host(), bench.dma.clone()).err(), Some(error));
+        assert_eq!(open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).err(), Some(error));
         assert!(!bench.host.is_bus_master());
         bench.await_live_mappings(0);
         assert_eq!(bench.host.live_vectors(), 0);

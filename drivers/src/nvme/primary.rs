@@ -11,7 +11,10 @@ use iommu::{DmaDevice, PageBuffer, ToDevice};
 use nvme_spec::{Command, IDENTIFY_BYTES, Resource, controllers, flexible, namespaces, secondaries};
 
 use super::{Controller, NvmeError};
-use crate::{host::Host, pci::reset_function};
+use crate::{
+    host::Host,
+    pci::{Function, reset_function},
+};
 
 /// Least queue pairs of a secondary controller: for admin commands, and for requests. As many interrupts go with them.
 const LEAST: u16 = 2;
@@ -26,13 +29,13 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// Takes `dma`'s function into use, which has no virtual functions now. What it shares with secondary controllers it leaves to
-    /// them.
+    /// Takes `function`, whose DMA handle is `dma`, into use, which has no virtual functions now. What it shares with
+    /// secondary controllers it leaves to them.
     ///
     /// # Errors
     /// It has none, or something it needs is not to be had. It is left without bus mastering.
-    pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Self, NvmeError> {
-        let mut controller = Controller::open(host, dma.clone())?;
+    pub fn open(host: &Arc<dyn Host>, dma: DmaDevice, function: &Function) -> Result<Self, NvmeError> {
+        let mut controller = Controller::open(host, dma.clone(), function)?;
         let identity = controller.identify()?;
         if !identity.manages_secondaries() {
             return Err(NvmeError::NoSecondaries);
@@ -47,7 +50,7 @@ impl Primary {
             // Only a reset of the function makes that so.
             drop(controller);
             reset_function(&**host, dma.function())?;
-            controller = Controller::open(host, dma)?;
+            controller = Controller::open(host, dma, function)?;
         }
         Ok(Self { controller, manages_namespaces: identity.manages_namespaces() })
     }

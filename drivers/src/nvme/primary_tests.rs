@@ -40,7 +40,7 @@ fn primary(capabilities: u32) -> (Bench, Arc<Nvme>) {
 }
 
 fn open(bench: &Bench) -> Result<Primary, NvmeError> {
-    Primary::open(&bench.as_host(), bench.dma.clone())
+    Primary::open(&bench.as_host(), bench.dma.clone(), &bench.function())
 }
 
 #[test]

@@ -7,6 +7,7 @@ use mm::PhysAddr;
 use super::{
     config::{Config, ConfigSpace, command, offset},
     function::Layout,
+    resources::Misplaced,
 };
 
 /// Most base address registers of a function.
@@ -84,6 +85,13 @@ pub enum BarError {
         /// Its length.
         bytes: u64,
     },
+    /// Somebody else may answer there, or nobody has compared it with what others have.
+    Misplaced {
+        /// Index of the register.
+        index: u8,
+        /// What is in the way.
+        why: Misplaced,
+    },
 }
 
 impl fmt::Display for BarError {
@@ -99,6 +107,7 @@ impl fmt::Display for BarError {
             Self::NotMapped { index, base, bytes } => {
                 write!(f, "BAR {index}, {bytes:#x} bytes at {base:#x}, could not be mapped")
             }
+            Self::Misplaced { index, why } => write!(f, "BAR {index}: {why}"),
         }
     }
 }
@@ -118,7 +127,7 @@ impl Bar {
     ///
     /// # Errors
     /// There is no such register, or what it reads makes no sense.
-    pub fn read<C: ConfigSpace + ?Sized>(
+    pub(super) fn read<C: ConfigSpace + ?Sized>(
         config: Config<'_, C>,
         layout: Layout,
         index: u8,
@@ -135,7 +144,10 @@ impl Bar {
     }
 
     /// All BARs of a function that make sense, those in ports included.
-    pub fn all<C: ConfigSpace + ?Sized>(config: Config<'_, C>, layout: Layout) -> impl Iterator<Item = Self> {
+    pub(super) fn all<C: ConfigSpace + ?Sized>(
+        config: Config<'_, C>,
+        layout: Layout,
+    ) -> impl Iterator<Item = Self> {
         // The upper half of a wide one is none.
         let mut next = 0;
         core::iter::from_fn(move || {

@@ -5,39 +5,37 @@ use alloc::sync::Arc;
 use iommu::{DmaDevice, PciAddress};
 
 use super::{
-    bar::{Bar, BarError, Bars},
-    config::{Config, command, offset},
+    bar::{Bar, BarError},
+    config::{Config, command},
     function::{Class, Function, Id, Layout},
+    resources::{Misplaced, Places},
 };
 use crate::{host::Host, mmio::Mmio};
 
 /// Longest BAR that is mapped: far more than any register set, far less than address space.
 const BAR_LIMIT_BYTES: u64 = 64 << 20;
 
-/// A function that a driver has claimed.
+/// A function that a driver has claimed, as it was found. What it says of itself later changes nothing: it is not
+/// asked again who it is, nor where its registers are.
 #[derive(Clone)]
 pub struct Device {
     host: Arc<dyn Host>,
     function: PciAddress,
+    id: Id,
+    class: Class,
     layout: Layout,
-    /// Where its registers are known to be.
-    known_bars: Option<Bars>,
+    places: Option<Places>,
     /// By what its driver has it, if it is known.
     hold: Option<DmaDevice>,
 }
 
 impl Device {
-    /// Opens `function`; `None` if nothing answers there.
-    pub fn open(host: Arc<dyn Host>, function: PciAddress) -> Option<Self> {
-        let config = Config::new(&*host, function);
-        let layout = config.is_present().then(|| Layout::read(config))?;
-        Some(Self { host, function, layout, known_bars: None, hold: None })
-    }
-
-    /// Opens `function`, whose registers are where they were when it was [measured](Function::measure). Those of a virtual one, which
-    /// read as zeros, are known in no other way. `None` if nothing answers there.
-    pub fn open_found(host: Arc<dyn Host>, function: &Function) -> Option<Self> {
-        Some(Self { known_bars: function.bars, ..Self::open(host, function.address)? })
+    /// Opens `function`; `None` if nothing answers there any more. Its registers can be mapped if it was
+    /// [settled](super::Claims::settle) that they are nobody else's.
+    pub fn open(host: Arc<dyn Host>, function: &Function) -> Option<Self> {
+        let &Function { address, id, class, layout, places, .. } = function;
+        let is_present = Config::new(&*host, address).is_present();
+        is_present.then_some(Self { host, function: address, id, class, layout, places, hold: None })
     }
 
     /// The function in the hands of who has `dma`. Once it was taken from him, he can neither let it master the bus nor
@@ -80,33 +78,27 @@ impl Device {
 
     /// Vendor and device id.
     pub fn id(&self) -> Id {
-        let id = self.config().read32(offset::ID);
-        Id { vendor: id as u16, device: (id >> 16) as u16 }
+        self.id
     }
 
     /// What it does.
     pub fn class(&self) -> Class {
-        Class::of(self.config().read32(offset::CLASS_REVISION))
+        self.class
     }
 
-    /// Decodes and sizes a BAR (see [`Bar::read`]), unless it is known where it is.
+    /// A BAR, as it was when the function was [measured](Function::measure).
     ///
     /// # Errors
-    /// There is no such register, or what it reads makes no sense.
+    /// There was no such register that made sense, or somebody else may answer there.
     pub fn bar(&self, index: u8) -> Result<Bar, BarError> {
-        if let Some(bars) = &self.known_bars {
-            return bars
-                .get(usize::from(index))
-                .ok_or(BarError::NoSuchBar(index))?
-                .ok_or(BarError::Absent(index));
-        }
-        Bar::read(self.config(), self.layout, index)
+        let unknown = Misplaced::Unknown { function: self.function };
+        self.places.as_ref().ok_or(BarError::Misplaced { index, why: unknown })?.bar(index)
     }
 
     /// Maps a memory BAR and turns memory decoding on.
     ///
     /// # Errors
-    /// It is no usable memory BAR, is longer than 64 MiB, or the host cannot map it.
+    /// It is no usable memory BAR, is longer than 64 MiB, may be somebody else's, or the host cannot map it.
     pub fn map_bar(&self, index: u8) -> Result<Mmio, BarError> {
         let bar = self.bar(index)?;
         let (base, bytes) = bar.memory()?;

@@ -11,6 +11,7 @@ use super::{
     bar::{Bar, Bars},
     config::{Config, ConfigSpace, offset},
     express::PortType,
+    resources::Places,
 };
 
 /// One PCI function as enumeration found it.
@@ -40,6 +41,8 @@ pub struct Function {
     pub physical: Option<PciAddress>,
     /// Its registers, as they were when it was [measured](Self::measure); of a virtual function, as its physical one has them.
     pub bars: Option<Bars>,
+    /// The same, compared with what others have, once that was [settled](super::Claims::settle): what drivers may map.
+    pub places: Option<Places>,
     /// Of a physical function: the registers of the first virtual function, which those of the others follow, once they have
     /// addresses.
     pub virtual_bars: Option<Bars>,
@@ -127,6 +130,7 @@ impl Function {
             parent,
             physical: None,
             bars: None,
+            places: None,
             virtual_bars: None,
             virtual_room: 0,
         })
@@ -149,6 +153,7 @@ impl Function {
             phantom_bits: config.phantom_bits(),
             physical: Some(self.address),
             bars: Some(bars),
+            places: None,
             virtual_bars: None,
             virtual_room: 0,
             ..self.clone()
@@ -181,6 +186,7 @@ impl Function {
             bars[usize::from(bar.index)] = Some(bar);
         }
         self.bars = Some(bars);
+        self.places = None;
     }
 
     /// What the IOMMU has to know of the function.

@@ -38,7 +38,7 @@ fn with_msi(control: u32) -> (Bench, Device) {
     let function = function.with(0x40, 0x05 | control << 16).writable(0x40, 0x0071_0000);
     let function = function.writable(0x44, !3).writable(0x48, !0).writable(0x4c, 0xffff);
     let bench = Bench::new(function);
-    let device = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+    let device = bench.device();
     (bench, device)
 }
 
@@ -111,7 +111,7 @@ fn a_message_that_does_not_fit_is_refused() {
 #[test]
 fn a_function_without_msi_has_none() {
     let bench = Bench::new(FakeFunction::new(0x11e8_1234, 0, 0));
-    let device = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+    let device = bench.device();
     assert_eq!(Msi::enable(&device, message(REMAPPED, 0)).err(), Some(MsiError::NoCapability));
     assert!(matches!(Msix::open(&device), Err(MsixError::NoCapability)));
 }
@@ -136,7 +136,7 @@ fn with_table() -> (Bench, Device, Arc<Table>) {
     let bench = Bench::new(function.with(0x40, 0x0002_0011).writable(0x40, 0xc000_0000));
     let table = Arc::new(Table([const { AtomicU32::new(0xdead_bee0) }; 12]));
     bench.plug(table.clone());
-    let device = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+    let device = bench.device();
     (bench, device, table)
 }
 

@@ -179,7 +179,7 @@ mod tests {
             function = function.with(0x40, 0x11 | control).with(0x44, table).with(0x48, pending);
         }
         let bench = Bench::new(function);
-        let device = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+        let device = bench.device();
         Lendable::of(&device, INDEX)
     }
 
@@ -237,7 +237,7 @@ mod tests {
             function = function.with(0x40, 0x11).with(0x44, tables).with(0x48, tables);
         }
         let bench = Bench::new(function);
-        let device = Device::open(bench.as_host(), bench.dma.function()).unwrap();
+        let device = bench.device();
         Lendable::of(&device, INDEX).unwrap().contents
     }
 

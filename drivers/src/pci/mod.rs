@@ -11,6 +11,8 @@ mod bar;
 mod capability;
 mod config;
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod enumerate;
 mod express;
 #[cfg(test)]
@@ -40,7 +42,7 @@ pub use msix::{Msix, MsixError};
 pub use names::{class_name, device_name};
 pub use reset::{ResetError, reset_bus, reset_by_power, reset_function};
 pub use resources::{
-    Apertures, Claim, Claimant, Claims, Misplaced, Ranges, ResourceError, Window, assign,
+    Apertures, Claim, Claimant, Claims, Misplaced, Places, Ranges, ResourceError, Window, assign,
     assign_unconfigured, number_buses, number_unconfigured, place_virtual, unconfigure,
 };
 pub use slot::{Changes, Slot, SlotError};

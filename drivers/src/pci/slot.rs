@@ -12,6 +12,7 @@ use super::{
     capability::id,
     config::{Config, ConfigSpace},
     device::Device,
+    function::Function,
 };
 use crate::host::Host;
 
@@ -124,7 +125,7 @@ pub(super) fn has_slot<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> bool {
 
 impl Slot {
     /// The slot of `port`, if it has one of that kind.
-    pub fn open(host: &Arc<dyn Host>, port: PciAddress) -> Option<Self> {
+    pub fn open(host: &Arc<dyn Host>, port: &Function) -> Option<Self> {
         let device = Device::open(host.clone(), port)?;
         let (express, capabilities) = capabilities(device.config())?;
         Some(Self { device, express, capabilities })

@@ -9,8 +9,9 @@ use std::{
 use super::*;
 use crate::{
     doubles::Bench,
+    mmio::trap::Registers,
     pci::{
-        ConfigSpace,
+        ConfigSpace, Msix,
         fake::{FakeFunction, FakeFunctions, Write},
     },
 };
@@ -45,7 +46,7 @@ fn bench(port: FakeFunction) -> (Bench, Slot) {
     let bench = Bench::new(port);
     bench.host.space.react(obey);
     bench.host.space.writes.lock().unwrap().clear();
-    let slot = Slot::open(&bench.as_host(), bench.dma.function()).expect("a slot");
+    let slot = Slot::open(&bench.as_host(), &bench.function()).expect("a slot");
     (bench, slot)
 }
 
@@ -82,13 +83,13 @@ fn a_link_that_does_not_come_up_costs_the_power() {
 #[test]
 fn a_command_that_is_not_completed_is_an_error() {
     let bench = Bench::new(port(CAPABLE, bits::LINK_ACTIVE));
-    let slot = Slot::open(&bench.as_host(), bench.dma.function()).expect("a slot");
+    let slot = Slot::open(&bench.as_host(), &bench.function()).expect("a slot");
     let start = bench.as_host().now_ns();
     assert_eq!(slot.enable_events(true), Err(SlotError::NoCompletion));
     assert!(bench.as_host().now_ns() - start >= DEADLINE_NS);
     // A port that never says so is not waited for.
     let bench = Bench::new(port(CAPABLE | bits::NO_COMMAND_COMPLETED, bits::LINK_ACTIVE));
-    let slot = Slot::open(&bench.as_host(), bench.dma.function()).expect("a slot");
+    let slot = Slot::open(&bench.as_host(), &bench.function()).expect("a slot");
     assert_eq!(slot.enable_events(true), Ok(()));
 }
 
@@ -140,16 +141,46 @@ fn a_change_that_joins_others_is_not_left_for_an_interrupt_that_will_not_come() 
     }
 }
 
+/// Registers of a port that nobody looks at.
+struct Silent;
+
+impl Registers for Silent {
+    fn read(&self, _offset: usize, _width: usize) -> u64 {
+        0
+    }
+
+    fn write(&self, _offset: usize, _width: usize, _value: u64) {}
+}
+
+/// What is behind the port may be in use already when its slot is opened.
+#[test]
+fn a_port_passes_everything_on_while_its_slot_is_opened() {
+    const COMMAND: u16 = 0x04;
+    const BAR: u16 = 0x10;
+    const MEMORY: u32 = 2;
+    const MSIX: u16 = 0x80;
+    let port = port(CAPABLE, bits::LINK_ACTIVE).with(EXPRESS, 0x0142_0010 | u32::from(MSIX) << 8);
+    let bench = Bench::new(port.with(MSIX, 0x11).writable(MSIX, 0xc000_0000));
+    bench.plug(Arc::new(Silent));
+    let found = bench.function();
+    bench.host.space.writes.lock().unwrap().clear();
+    let slot = Slot::open(&bench.as_host(), &found).expect("a slot");
+    let _msix = Msix::open(slot.device()).expect("its interrupts");
+    let writes = bench.host.space.writes.lock().unwrap();
+    let disturbs = |&&(_, at, value): &&Write| at == BAR || at == COMMAND && value & MEMORY == 0;
+    assert_eq!(writes.iter().find(disturbs), None);
+    assert!(writes.iter().any(|&(_, at, _)| at == MSIX), "nothing was opened");
+}
+
 #[test]
 fn a_port_without_hot_plug_or_that_is_gone_has_no_slot() {
-    let host = |port| {
+    let is_none = |port| {
         let bench = Bench::new(port);
-        (bench.as_host(), bench.dma.function())
+        Slot::open(&bench.as_host(), &bench.function()).is_none()
     };
-    let is_none = |(host, function): (Arc<dyn Host>, PciAddress)| Slot::open(&host, function).is_none();
-    assert!(is_none(host(port(bits::POWER_CONTROLLER, 0))));
-    assert!(is_none(host(port(CAPABLE, 0).with(EXPRESS, 0x0042_0010))), "no slot is implemented");
-    assert!(is_none(host(FakeFunction::new(0x000c_1b36, 0x0604_0000, 1))));
+    assert!(is_none(port(bits::POWER_CONTROLLER, 0)));
+    assert!(is_none(port(CAPABLE, 0).with(EXPRESS, 0x0042_0010)), "no slot is implemented");
+    assert!(is_none(FakeFunction::new(0x000c_1b36, 0x0604_0000, 1)));
     let (bench, slot) = bench(port(CAPABLE, bits::LINK_ACTIVE));
     bench.host.space.remove(bench.dma.function());
     assert_eq!((slot.power_off(), slot.is_occupied()), (Err(SlotError::Gone), false));

@@ -300,7 +300,7 @@ fn a_reset_that_would_end_virtual_functions_of_others_is_refused() {
     let (bench, found) = turned_on();
     let host = bench.as_host();
     let quieten =
-        |group: &[PciAddress]| quieten(&host, Target { function: PHYSICAL, bridge: Some(PORT), group });
+        |group: &[PciAddress]| quieten(&host, Target { function: &found[0], bridge: Some(PORT), group });
     let shared = |with| Err(NotQuiet::Reset(ResetError::Shared { with }));
     bench.host.space.writes.lock().unwrap().clear();
     assert_eq!(quieten(&[PHYSICAL]), shared(at(4, 0, 2)));

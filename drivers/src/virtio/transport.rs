@@ -3,13 +3,13 @@
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 
-use iommu::{DmaDevice, Iova, PciAddress};
+use iommu::{DmaDevice, Iova};
 
 use super::registers::{Common, Status, WindowError, Windows};
 use crate::{
     host::{Event, Host, Interrupt, InterruptError},
     mmio::{Mmio, OutsideWindow, Register, WriteOnly},
-    pci::{Device, Msix, MsixError},
+    pci::{Device, Function, Msix, MsixError},
     quiet::is_taken_back,
 };
 
@@ -142,14 +142,13 @@ impl From<InterruptError> for TransportError {
     }
 }
 
-/// Makes `function`, a virtio device that no driver uses, quiet. It is left without bus mastering.
+/// Makes `device`, a virtio device that no driver uses, quiet. It is left without bus mastering.
 ///
 /// # Errors
 /// It has no modern interface, or did not say that it is quiet in time.
-pub fn await_quiet(host: &Arc<dyn Host>, function: PciAddress) -> Result<(), TransportError> {
-    let device = Device::open(host.clone(), function).ok_or(TransportError::Absent)?;
+pub fn await_quiet(device: &Device) -> Result<(), TransportError> {
     device.disable_bus_master();
-    reset(&**host, &Common::at(&Windows::find(&device)?.common)?)
+    reset(&**device.host(), &Common::at(&Windows::find(device)?.common)?)
 }
 
 fn reset(host: &dyn Host, common: &Common) -> Result<(), TransportError> {
@@ -168,12 +167,13 @@ fn reset(host: &dyn Host, common: &Common) -> Result<(), TransportError> {
 }
 
 impl Transport {
-    /// Opens `dma`'s function, resets it, and turns MSI-X on with no entry in use. It cannot master the bus yet.
+    /// Opens `function`, whose DMA handle is `dma`, resets it, and turns MSI-X on with no entry in use. It cannot
+    /// master the bus yet.
     ///
     /// # Errors
     /// It is no modern virtio device, its registers are unusable, or it does not become quiet.
-    pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice) -> Result<Self, TransportError> {
-        let device = Device::open(host.clone(), dma.function()).ok_or(TransportError::Absent)?.held_by(dma);
+    pub fn open(host: &Arc<dyn Host>, dma: &DmaDevice, function: &Function) -> Result<Self, TransportError> {
+        let device = Device::open(host.clone(), function).ok_or(TransportError::Absent)?.held_by(dma);
         let windows = Windows::find(&device)?;
         let common = Common::at(&windows.common)?;
         let msix = Msix::open(&device)?;

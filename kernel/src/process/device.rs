@@ -22,8 +22,8 @@ use abi::{DeviceAccess, Error};
 use drivers::{
     block::served::Service,
     host::{self, Event},
-    pci::{Device, Lendable, Msi, MsiError, Msix, MsixError},
-    quiet::{self, Target},
+    pci::{Device, Function, Lendable, Msi, MsiError, Msix, MsixError},
+    quiet,
 };
 use iommu::{
     DmaDevice, DmaDomain, Iova, PciAddress, ReleaseError,
@@ -56,8 +56,8 @@ pub struct Given {
     dma: DmaDevice,
     fate: Arc<Fate>,
     device: Device,
-    /// The bridge right above it.
-    bridge: Option<PciAddress>,
+    /// The function as it was found.
+    found: Function,
     interrupts: Interrupts,
     lines: [Arc<Line>; INTERRUPTS_MAX],
     shares: [Option<Share>; SHARES_MAX],
@@ -367,9 +367,7 @@ impl Given {
 impl Given {
     /// Whether its function could be made quiet. Takes no memory.
     fn is_quiet(&self, function: PciAddress) -> bool {
-        let target = Target { function, bridge: self.bridge, group: &[function] };
-        let result = quiet::quieten(&self.giver.host, target);
-        result.inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
+        quiet::is_quiet(&self.giver.host, core::slice::from_ref(&self.found), &[function], function)
     }
 
     /// Has the function taken from its process, unless somebody has done so before: it may be another's by now.

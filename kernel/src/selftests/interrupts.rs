@@ -174,7 +174,7 @@ test! {
     /// an entry that lets the I/O APIC in and no PCI function.
     fn the_serial_line_interrupts_by_an_entry_of_its_own(context) {
         let machine = Machine::of(context)?;
-        let functions = machine.hotplug.functions();
+        let functions = machine.hotplug.functions()?;
         let is_of_no_function = |entry: &InterruptReport| match entry.sender {
             Some(Sender::Function(source)) => !functions.iter().any(|f| f.address.source_id() == source),
             _ => false,

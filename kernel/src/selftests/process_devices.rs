@@ -4,9 +4,9 @@ use alloc::{sync::Arc, vec, vec::Vec};
 
 use attacker::{Attack, LEFT, REFUSED};
 use drivers::{
+    edu,
     hotplug::{Drivers, Hotplug},
-    pci::{Apertures, Bar, BarKind, Claimant, Claims, Device, Function, Misplaced},
-    quiet,
+    pci::{Apertures, Bar, BarError, BarKind, Claimant, Claims, Device, Function, Misplaced},
 };
 use harness::{Context, Failure, check, check_eq, failure, test};
 use iommu::{ClaimError, PciAddress, dump::DomainKind};
@@ -207,7 +207,7 @@ test! {
         check!(matches!(edu.giver.give(edu.function), Err(GiveError::Claim(_))), "it was given twice");
         let has_neighbours =
             |function: PciAddress| edu.machine.iommu.group(function).is_ok_and(|group| group.len() > 1);
-        let functions = edu.machine.hotplug.functions();
+        let functions = edu.machine.hotplug.functions()?;
         let shared = functions.iter().find(|found| has_neighbours(found.address));
         let shared = shared.ok_or(failure!("every function is alone in its group"))?.address;
         check!(matches!(edu.giver.give(shared), Err(GiveError::NotAlone { .. })), "{shared} was given");
@@ -215,7 +215,7 @@ test! {
         check!(matches!(edu.giver.give(absent), Err(GiveError::Absent)), "nothing was given");
         let giver = &edu.giver;
         let is_lone = |function| edu.machine.iommu.group(function).is_ok_and(|group| group.len() == 1);
-        let open = |found| Device::open_found(giver.host.clone(), found);
+        let open = |found| Device::open(giver.host.clone(), found);
         let is_bridge = |found| open(found).is_some_and(|device| device.is_bridge());
         let bridge = functions.iter().find(|found| is_lone(found.address) && is_bridge(found));
         let bridge = bridge.ok_or(failure!("no bridge is alone in its group"))?.address;
@@ -266,11 +266,10 @@ test! {
         let process = edu.start(Attack::EduWritesForEver)?;
         threads::sleep_until(context.now_ns() + 30 * NS_PER_MS);
         check_eq!(process.wait(0), None);
-        let functions = edu.machine.hotplug.functions();
         let is_quiet = |member| {
             // The process has been told, and asks for the device again and again.
             threads::sleep_until(clock::now_ns() + 300 * NS_PER_MS);
-            quiet::is_quiet(&edu.giver.host, &functions, &[edu.function], member)
+            edu.machine.hotplug.is_quiet(&[edu.function], member)
         };
         edu.machine.iommu.release(edu.function, is_quiet)?;
         edu.expect_loss(&process)?;
@@ -347,7 +346,7 @@ test! {
         let nvme = machine.nvme_as_any_device()?;
         let function = nvme.dma().function();
         machine.release(function)?;
-        let mut known = machine.hotplug.functions();
+        let mut known = machine.hotplug.functions()?;
         known.retain(|known| known.address == function);
         let bars = known.first().and_then(|known| known.bars).ok_or(failure!("{function} was not measured"))?;
         let bar = bars[0].ok_or(failure!("{function} has no registers"))?;
@@ -384,7 +383,7 @@ test! {
         }
         check_eq!(kinds, (true, true, true), "memory, configuration space, a unit");
         let (mut own, mut others) = (0, 0);
-        for function in &hotplug.functions() {
+        for function in hotplug.each() {
             let bars = function.bars.ok_or(failure!("{} was not measured", function.address))?;
             let is_placed = |bar: &&Bar| bar.kind != BarKind::Port && bar.base != 0;
             for bar in bars.iter().flatten().filter(is_placed) {
@@ -399,6 +398,32 @@ test! {
             }
         }
         check!(own > 0 && others > 1, "{own} BARs of its own, {others} of others");
+    }
+}
+
+test! {
+    /// A driver of the kernel's does not map what its device says to have and somebody else has. What every device
+    /// has was compared when it was found.
+    lacks = lacks::idle_remapped_edu,
+    fn registers_of_others_are_not_for_the_kernels_drivers(context) {
+        let edu = Edu::of(context)?;
+        let (host, hotplug) = (&edu.machine.host, &edu.machine.hotplug);
+        let unit = reports::units(&edu.machine.iommu).first().map(|unit| unit.base.as_u64());
+        let mut functions = hotplug.functions()?;
+        let unsettled = functions.iter().find(|found| found.places.is_none());
+        check!(unsettled.is_none(), "nobody has compared the registers of {unsettled:?}");
+        let index = functions.iter().position(|found| found.address == edu.function).ok_or(failure!("no edu"))?;
+        drop(edu::Edu::open_polled(host, &functions[index])?);
+        let bar = functions[index].bars.as_mut().and_then(|bars| bars[0].as_mut()).ok_or(failure!("no registers"))?;
+        bar.base = unit.ok_or(failure!("no unit"))?;
+        // Until it is compared it counts for nothing, and then it is refused.
+        drop(edu::Edu::open_polled(host, &functions[index])?);
+        hotplug.claims().settle(&**host, &mut functions, 0);
+        let (before, opened) = (memory::window_bytes(), edu::Edu::open_polled(host, &functions[index]).err());
+        let Some(edu::EduError::Bar(BarError::Misplaced { index: 0, why: Misplaced::Taken { .. } })) = opened else {
+            return Err(failure!("it was opened: {opened:?}"));
+        };
+        check_eq!(memory::window_bytes(), before);
     }
 }
 

@@ -3,10 +3,7 @@
 use alloc::vec::Vec;
 
 use attacker::{Attack, DIRECT_MAP, LEFT};
-use drivers::{
-    edu::{self, Transfer, Way},
-    quiet,
-};
+use drivers::edu::{self, Transfer, Way};
 use harness::{Context, Failure, check, check_eq, failure, test};
 use iommu::{DmaDevice, DmaDomain, Iova, PageBuffer, dump::DomainKind};
 use mm::PAGE_BYTES;
@@ -38,10 +35,9 @@ impl<'a> Shared<'a> {
         let function = machine.idle_edu().ok_or(failure!("no edu"))?;
         let mut space = Space::new(PAGES).ok_or(failure!("no memory"))?;
         let domain = space.share_with(&machine.iommu, function).map_err(|error| failure!("{error:?}"))?;
-        let functions = machine.hotplug.functions();
-        let is_quiet = |member| quiet::is_quiet(&machine.host, &functions, &[function], member);
+        let is_quiet = |member| machine.hotplug.is_quiet(&[function], member);
         let dma = machine.iommu.assign(function, &domain, is_quiet)?;
-        let edu = edu::Edu::open_polled(&machine.host, function)?;
+        let edu = edu::Edu::open_polled(&machine.host, machine.function(function)?)?;
         Ok(Self { machine, space, edu, dma, domain })
     }
 

@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use core::{mem::ManuallyDrop, ptr::NonNull};
 
-use drivers::quiet;
 use harness::{Bencher, Failure, bench, failure};
 use iommu::{Bidirectional, DmaDevice, Mapping, PageBuffer};
 use mm::{PAGE_BYTES, PhysRange, table::x86::X86Access};
@@ -55,8 +54,7 @@ impl Pair {
         if !table.add_domain(domain.clone()) {
             return Err(failure!("no memory"));
         }
-        let functions = machine.hotplug.functions();
-        let is_quiet = |member| quiet::is_quiet(&machine.host, &functions, &[function], member);
+        let is_quiet = |member| machine.hotplug.is_quiet(&[function], member);
         let device = machine.iommu.assign(function, domain.domain(), is_quiet)?;
         let mut pair = Self { table, device, neighbour: Neighbour::None };
         let page = ManuallyDrop::new(page()?);

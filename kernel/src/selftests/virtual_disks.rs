@@ -42,7 +42,7 @@ struct Virtual<'a> {
 
 /// The controller that can have virtual functions.
 fn physical(machine: &Machine) -> Result<PciAddress, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let is_one = |function: &&Function| {
         function.class == nvme::CLASS && Sriov::open(&*machine.host, function).is_some()
     };

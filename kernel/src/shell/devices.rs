@@ -26,8 +26,8 @@ pub(super) static COMMANDS: &[Command] = &[
 
 fn lspci(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     let [] = arguments else { return Err(UsageError) };
-    for function in &shell.machine.hotplug.functions() {
-        let name = name_of(function);
+    for function in shell.machine.hotplug.each() {
+        let name = name_of(&function);
         println!("{}  {:04x}:{:04x}  {name}", function.address, function.id.vendor, function.id.device);
     }
     Ok(())

@@ -72,8 +72,7 @@ fn name_of(function: &Function) -> &'static str {
 impl Shell<'_> {
     /// The function that is written like that, with its segment or without.
     fn find(&self, name: &str) -> Option<PciAddress> {
-        let functions = self.machine.hotplug.functions();
-        let mut addresses = functions.iter().map(|function| function.address);
+        let mut addresses = self.machine.hotplug.each().map(|function| function.address);
         addresses.find(|address| {
             let text = alloc::format!("{address}");
             text == name || text.strip_prefix("0000:") == Some(name)
@@ -82,12 +81,7 @@ impl Shell<'_> {
 
     /// What the function at `address` is; nothing if none was found there.
     fn name_of(&self, address: PciAddress) -> &'static str {
-        self.machine
-            .hotplug
-            .functions()
-            .iter()
-            .find(|function| function.address == address)
-            .map_or("", name_of)
+        self.machine.hotplug.function(address).map_or("", |function| name_of(&function))
     }
 
     /// Reads lines and runs them, for ever; `exit` ends the machine.

@@ -30,7 +30,7 @@ impl<'a> Idle<'a> {
     /// Gives it to the owner of `domain`.
     fn assign(&self, domain: &DmaDomain) -> Result<ClaimedEdu, Failure> {
         let dma = self.machine.assign(self.function, domain)?;
-        let device = Edu::open(&self.machine.host, &dma)?;
+        let device = Edu::open(&self.machine.host, &dma, self.machine.function(self.function)?)?;
         Ok(ClaimedEdu { device, dma })
     }
 

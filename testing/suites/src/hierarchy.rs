@@ -16,7 +16,7 @@ test! {
     /// it lies in its windows.
     fn what_is_behind_a_bridge_is_within_it(context) {
         let machine = Machine::of(context)?;
-        let functions = machine.hotplug.functions();
+        let functions = machine.hotplug.functions()?;
         let of = |address| functions.iter().find(|function| function.address == address);
         let buses = |function: &Function| match function.layout {
             Layout::Bridge(Bridge { secondary, subordinate }) => Some((secondary, subordinate)),

@@ -8,7 +8,7 @@ use drivers::{
     pci::{Function, Slot},
 };
 use harness::{Context, Failure, check, check_eq, failure, test};
-use iommu::{ClaimError, DmaError, FromDevice, PageBuffer, PciAddress};
+use iommu::{ClaimError, DmaError, FromDevice, PageBuffer};
 
 use crate::{
     edu::BYTES,
@@ -23,29 +23,25 @@ const IN_FLIGHT: u64 = 4;
 
 /// The slot that things are plugged into: the one hot-plug port without anything behind it.
 fn empty_slot(machine: &Machine) -> Result<Slot, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let is_empty = |port: &&Function| !functions.iter().any(|other| other.parent == Some(port.address));
     let mut ports = functions.iter().filter(is_empty);
-    let slot = ports.find_map(|port| Slot::open(&machine.host, port.address));
+    let slot = ports.find_map(|port| Slot::open(&machine.host, port));
     slot.ok_or_else(|| failure!("no slot is empty"))
 }
 
 /// Waits until there is a function behind `slot`, and its driver has started.
-fn await_function(machine: &Machine, slot: &Slot) -> Result<PciAddress, Failure> {
-    let behind = || {
-        let functions = machine.hotplug.functions();
-        functions
-            .iter()
-            .find(|function| function.parent == Some(slot.port()))
-            .map(|function| function.address)
-    };
-    wait(machine, "a function in the slot", || behind().is_some())?;
-    behind().ok_or_else(|| failure!("it is gone again"))
+fn await_function(machine: &Machine, slot: &Slot) -> Result<Function, Failure> {
+    wait(machine, "a function in the slot", || behind(machine, slot).is_some())?;
+    behind(machine, slot).ok_or_else(|| failure!("it is gone again"))
+}
+
+fn behind(machine: &Machine, slot: &Slot) -> Option<Function> {
+    machine.hotplug.each().find(|function| function.parent == Some(slot.port()))
 }
 
 fn await_nothing(machine: &Machine, slot: &Slot) -> Result<(), Failure> {
-    let is_empty =
-        || !machine.hotplug.functions().iter().any(|function| function.parent == Some(slot.port()));
+    let is_empty = || !machine.hotplug.each().any(|function| function.parent == Some(slot.port()));
     wait(machine, "an empty slot", || is_empty() && !slot.is_occupied())
 }
 
@@ -140,13 +136,13 @@ test! {
         let before = balance(machine);
         for seed in 1..=2 {
             let mut edu = plug_edu(context, machine, &slot, "edu")?;
-            let function = edu.dma.function();
+            let function = behind(machine, &slot).ok_or_else(|| failure!("it is gone again"))?;
             edu.load(seed)?;
             let mapping = edu.dma.dma_map(pattern::pages(1, 20)?, FromDevice)?;
             edu.device.start(drivers::edu::Transfer { way: edu::Way::ToMemory, iova: mapping.iova(), offset: 0, bytes: BYTES })?;
             slot.power_off()?;
             await_nothing(machine, &slot)?;
-            check!(Edu::open_polled(&machine.host, function).is_err(), "it is still there");
+            check!(Edu::open_polled(&machine.host, &function).is_err(), "it is still there");
             check!(edu.dma.was_taken_back(), "its driver still has it");
             pattern::expect(&mapping.unmap()?, 20, "the page that was to be written")?;
             drop(edu);
@@ -231,7 +227,7 @@ test! {
         for _ in 0..2 {
             context.plug("large");
             let function = await_function(machine, &slot)?;
-            let device = drivers::pci::Device::open(machine.host.clone(), function);
+            let device = drivers::pci::Device::open(machine.host.clone(), &function);
             let device = device.ok_or_else(|| failure!("it does not answer"))?;
             let bar = device.bar(2)?;
             check_eq!(bar.bytes, LARGE);
@@ -241,5 +237,20 @@ test! {
             context.unplug("large");
             await_nothing(machine, &slot)?;
         }
+    }
+}
+
+test! {
+    /// Without memory a list of all functions is refused, and each is found all the same, as by the thread that
+    /// serves slots.
+    fn without_memory_functions_are_found_one_by_one(context) {
+        let machine = Machine::of(context)?;
+        let known = machine.hotplug.functions()?.len();
+        let exhausted = machine.memory.exhaust();
+        let (list, found) = (machine.hotplug.functions().map(drop), machine.hotplug.each().count());
+        drop(exhausted);
+        // A shorter one is had from what the heap has already.
+        check!(list.is_err() || known * size_of::<Function>() < mm::PAGE_BYTES as usize, "there was memory");
+        check_eq!(found, known);
     }
 }

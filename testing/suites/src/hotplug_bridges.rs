@@ -37,7 +37,8 @@ test! {
             check_eq!(bridges_between(machine, edu.dma.function(), slot)?, 2);
             let ClaimedEdu { device, dma } = edu;
             drop(device);
-            Ok(ClaimedEdu { device: Edu::open_polled(&machine.host, dma.function())?, dma })
+            let found = machine.hotplug.function(dma.function()).ok_or_else(|| failure!("it is gone"))?;
+            Ok(ClaimedEdu { device: Edu::open_polled(&machine.host, &found)?, dma })
         })?;
     }
 }
@@ -57,16 +58,16 @@ test! {
 
 /// The port on a root bus that `slot` is behind.
 fn root(machine: &Machine, slot: &Slot) -> Result<Slot, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let parent = |&function: &PciAddress| functions.iter().find(|found| found.address == function)?.parent;
     let top = core::iter::successors(Some(slot.port()), parent).take(functions.len()).last();
-    let above = top.and_then(|top| Slot::open(&machine.host, top));
+    let above = top.and_then(|top| Slot::open(&machine.host, &machine.hotplug.function(top)?));
     above.ok_or_else(|| failure!("{} is behind no other slot", slot.port()))
 }
 
 /// How many bridges are between `function` and the port of `slot`.
 fn bridges_between(machine: &Machine, function: PciAddress, slot: &Slot) -> Result<usize, Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let parent = |&function: &PciAddress| functions.iter().find(|found| found.address == function)?.parent;
     let above = core::iter::successors(parent(&function), parent);
     above

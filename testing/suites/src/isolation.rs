@@ -134,7 +134,7 @@ test! {
         let owner = machine.edu(0)?;
         let page = machine.fresh_page();
         let mapping = owner.dma.dma_map_at(pattern::pages(1, 9)?, Bidirectional, page)?;
-        let mut attacker = Edu::open_polled(&machine.host, function)?;
+        let mut attacker = Edu::open_polled(&machine.host, machine.function(function)?)?;
         attacker.transfer(Transfer { way: Way::ToMemory, iova: page, offset: 0, bytes: BYTES })?;
         Expected::write(function, page).unclaimed().await_recorded(machine)?;
         attacker.transfer(Transfer { way: Way::FromMemory, iova: page, offset: 0, bytes: BYTES })?;

@@ -18,7 +18,6 @@ use drivers::{
     lock::Lock,
     nvme::{self, Controller},
     pci::Function,
-    quiet::is_quiet,
 };
 use harness::{Context, Failure, failure};
 use iommu::{
@@ -226,8 +225,8 @@ impl Machine {
 
     /// Takes `function` back from its driver, or out of quarantine.
     pub fn release(&self, function: PciAddress) -> Result<(), Failure> {
-        let (group, functions) = (self.iommu.group(function)?, self.hotplug.functions());
-        Ok(self.iommu.release(function, |member| is_quiet(&self.host, &functions, &group, member))?)
+        let group = self.iommu.group(function)?;
+        Ok(self.iommu.release(function, |member| self.hotplug.is_quiet(&group, member))?)
     }
 
     /// Takes `function` from the owner to whom it is assigned, if it is, and gives it to that of `domain`. From drivers of the
@@ -236,8 +235,8 @@ impl Machine {
         if reports::group(&self.iommu, function).is_some_and(|group| group.is_assigned()) {
             self.release(function)?;
         }
-        let (group, functions) = (self.iommu.group(function)?, self.hotplug.functions());
-        Ok(self.iommu.assign(function, domain, |member| is_quiet(&self.host, &functions, &group, member))?)
+        let group = self.iommu.group(function)?;
+        Ok(self.iommu.assign(function, domain, |member| self.hotplug.is_quiet(&group, member))?)
     }
 
     /// Takes `function` back, and opens it anew if there is a driver for it. Returns whether there is.
@@ -258,7 +257,7 @@ impl Machine {
             return self.reopen_nvme(slot.take()?).map(|()| true);
         }
         let was_there = self.functions.iter().any(|known| known.address == function);
-        match self.hotplug.functions().into_iter().find(|known| known.address == function) {
+        match self.hotplug.function(function) {
             Some(plugged) if !was_there => self.plugged.reopen(&plugged, || self.release(function)),
             _ => self.release(function).map(|()| false),
         }
@@ -324,9 +323,8 @@ impl Machine {
     }
 
     /// A function that was there from the start.
-    fn function(&self, address: PciAddress) -> Result<&Function, Failure> {
-        let found = self.functions.iter().find(|function| function.address == address);
-        found.ok_or_else(|| Failure::new("no such function"))
+    pub fn function(&self, address: PciAddress) -> Result<&Function, Failure> {
+        find(&self.parts, address).ok_or_else(|| Failure::new("no such function"))
     }
 
     /// The address of a page that was never mapped, and never aimed at.
@@ -344,13 +342,19 @@ impl Deref for Machine {
     }
 }
 
+fn find(parts: &Parts, address: PciAddress) -> Option<&Function> {
+    parts.functions.iter().find(|function| function.address == address)
+}
+
 fn claim_edu(parts: &Parts, function: PciAddress) -> Result<ClaimedEdu, String> {
+    let found = find(parts, function).ok_or_else(|| format!("there is no {function}"))?;
     let dma = parts.iommu.claim(function).map_err(|error| format!("{error}"))?;
-    let device = Edu::open(&parts.host, &dma).map_err(|error| format!("{function}: {error}"))?;
+    let device = Edu::open(&parts.host, &dma, found).map_err(|error| format!("{function}: {error}"))?;
     Ok(ClaimedEdu { device, dma })
 }
 
 fn claim_nvme(parts: &Parts, function: PciAddress) -> Result<Controller, String> {
+    let found = find(parts, function).ok_or_else(|| format!("there is no {function}"))?;
     let dma = parts.iommu.claim(function).map_err(|error| format!("{error}"))?;
-    Controller::open(&parts.host, dma).map_err(|error| format!("{function}: {error}"))
+    Controller::open(&parts.host, dma, found).map_err(|error| format!("{function}: {error}"))
 }

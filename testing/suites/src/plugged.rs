@@ -1,6 +1,7 @@
 //! The drivers of devices that are plugged in while the machine runs.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use drivers::{
     block::{self, BlockDevice},
@@ -23,6 +24,8 @@ pub struct Plugged {
     edus: Lock<Vec<ClaimedEdu>>,
     /// Where processes put disks that they make, of what was plugged in and of virtual functions too.
     of_processes: Arc<Disks>,
+    /// How often the driver of what was plugged in did not start.
+    failures: AtomicU64,
 }
 
 impl Plugged {
@@ -31,7 +34,8 @@ impl Plugged {
     pub fn new(host: &Arc<dyn Host>, iommu: &Iommu, of_processes: &Arc<Disks>) -> Arc<Self> {
         let (disks, edus) = (Lock::new(host.clone(), Vec::new()), Lock::new(host.clone(), Vec::new()));
         let of_processes = of_processes.clone();
-        Arc::new(Self { host: host.clone(), iommu: iommu.clone(), disks, edus, of_processes })
+        let (host, iommu, failures) = (host.clone(), iommu.clone(), AtomicU64::new(0));
+        Arc::new(Self { host, iommu, disks, edus, of_processes, failures })
     }
 
     /// Disk number `number` of those that are there.
@@ -71,7 +75,7 @@ impl Plugged {
             keep(&self.disks, disk);
         } else if function.id == edu::ID {
             let dma = self.iommu.claim(address).map_err(|error| describe(&error))?;
-            let device = Edu::open(&self.host, &dma).map_err(|error| describe(&error))?;
+            let device = Edu::open(&self.host, &dma, function).map_err(|error| describe(&error))?;
             keep(&self.edus, ClaimedEdu { device, dma });
         } else {
             return Ok(false);
@@ -83,7 +87,11 @@ impl Plugged {
 impl Drivers for Plugged {
     fn bind(&self, function: &Function) {
         if let Err(error) = self.open(function) {
-            log::warn!("{}: {error}", function.address);
+            // A device that comes and goes for ever fills no log.
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if failures.is_power_of_two() {
+                log::warn!("{}: {error}", function.address);
+            }
         }
     }
 

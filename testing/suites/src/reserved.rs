@@ -21,7 +21,7 @@ fn mapped(machine: &Machine, function: PciAddress) -> Vec<(u64, u64, u64)> {
 
 fn claim(machine: &Machine, function: PciAddress) -> Result<ClaimedEdu, Failure> {
     let dma = machine.iommu.claim(function)?;
-    Ok(ClaimedEdu { device: Edu::open(&machine.host, &dma)?, dma })
+    Ok(ClaimedEdu { device: Edu::open(&machine.host, &dma, machine.function(function)?)?, dma })
 }
 
 test! {
@@ -39,7 +39,7 @@ test! {
         let (memory, beyond) = (Iova::new(first), Iova::new(first + bytes));
         let alone = [(first, first, bytes)];
         check_eq!(mapped(machine, function)[..], alone);
-        let mut edu = Edu::open_polled(&machine.host, function)?;
+        let mut edu = Edu::open_polled(&machine.host, machine.function(function)?)?;
         let pull = |iova| Transfer { way: Way::FromMemory, iova, offset: 0, bytes: BYTES };
         edu.transfer(pull(memory))?;
         edu.transfer(pull(beyond))?;
@@ -60,7 +60,7 @@ test! {
         machine.iommu.quarantine(function)?;
         check_eq!(mapped(machine, function)[..], alone);
         drop(edu);
-        let mut edu = Edu::open_polled(&machine.host, function)?;
+        let mut edu = Edu::open_polled(&machine.host, machine.function(function)?)?;
         edu.transfer(pull(memory))?;
         edu.transfer(Transfer { way: Way::ToMemory, iova: page, offset: 0, bytes: BYTES })?;
         drop(edu);

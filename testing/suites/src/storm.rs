@@ -225,7 +225,7 @@ test! {
         machine.iommu.quarantine(function)?;
         let faults = edu.dma.fault_count();
         // Its interrupts are taken away too.
-        let mut rogue = Edu::open_polled(&machine.host, function)?;
+        let mut rogue = Edu::open_polled(&machine.host, machine.function(function)?)?;
         for (way, iova) in [(Way::ToMemory, page), (Way::FromMemory, machine.fresh_page())] {
             rogue.transfer(EduTransfer { way, iova, offset: 0, bytes: BYTES })?;
         }

@@ -9,7 +9,7 @@ use drivers::{
     pci::{Device, Function, Sriov},
 };
 use harness::{Failure, check, check_eq, failure, test};
-use iommu::{Bidirectional, Iova, PciAddress};
+use iommu::{Bidirectional, Iova};
 
 use crate::{
     faults::Expected,
@@ -55,11 +55,10 @@ impl Registers {
     }
 }
 
-fn physical(machine: &Machine) -> Result<PciAddress, Failure> {
-    let functions = machine.hotplug.functions();
-    let has_virtual = |function: &&Function| Sriov::open(&*machine.host, function).is_some();
-    let found = functions.iter().find(has_virtual).map(|function| function.address);
-    found.ok_or_else(|| failure!("nothing has virtual functions"))
+fn physical(machine: &Machine) -> Result<Function, Failure> {
+    let functions = machine.hotplug.functions()?;
+    let has_virtual = |function: &Function| Sriov::open(&*machine.host, function).is_some();
+    functions.into_iter().find(has_virtual).ok_or_else(|| failure!("nothing has virtual functions"))
 }
 
 fn dword(bytes: &[u8], index: usize) -> u32 {
@@ -73,14 +72,15 @@ test! {
     lacks = lacks::virtual_functions,
     fn a_virtual_function_reaches_what_is_mapped_for_it(context) {
         let machine = Machine::of(context)?;
-        let physical = physical(machine)?;
+        let found = physical(machine)?;
+        let physical = found.address;
         let of_physical = machine.iommu.claim(physical)?;
-        let found = machine.hotplug.enable_virtual_of(&of_physical, 1)?;
-        let function = found.first().ok_or_else(|| failure!("none appeared"))?;
+        let virtual_ones = machine.hotplug.enable_virtual_of(&of_physical, 1)?;
+        let function = virtual_ones.first().ok_or_else(|| failure!("none appeared"))?;
         let dma = machine.iommu.claim(function.address)?;
-        let device = Device::open_found(machine.host.clone(), function).ok_or_else(|| failure!("it does not answer"))?;
+        let device = Device::open(machine.host.clone(), function).ok_or_else(|| failure!("it does not answer"))?;
         device.enable_bus_master();
-        let owner = Device::open(machine.host.clone(), physical).ok_or_else(|| failure!("{physical} does not answer"))?;
+        let owner = Device::open(machine.host.clone(), &found).ok_or_else(|| failure!("{physical} does not answer"))?;
         owner.enable_memory();
         let registers = Registers(owner.map_bar(0)?);
 

@@ -29,7 +29,7 @@ struct Claimed {
 
 /// The function that can have virtual ones, and how many.
 fn physical(machine: &Machine) -> Result<(PciAddress, u16), Failure> {
-    let functions = machine.hotplug.functions();
+    let functions = machine.hotplug.functions()?;
     let offered =
         |function: &Function| Some((function.address, Sriov::open(&*machine.host, function)?.offered()));
     functions.iter().find_map(offered).ok_or_else(|| failure!("nothing has virtual functions"))
@@ -37,13 +37,13 @@ fn physical(machine: &Machine) -> Result<(PciAddress, u16), Failure> {
 
 /// The port above `function`.
 fn parent(machine: &Machine, function: PciAddress) -> Option<PciAddress> {
-    machine.hotplug.functions().iter().find(|found| found.address == function)?.parent
+    machine.hotplug.function(function)?.parent
 }
 
 fn claim(machine: &Machine, function: &Function) -> Result<Claimed, Failure> {
     let address = function.address;
     let dma = machine.iommu.claim(address)?;
-    let opened = Device::open_found(machine.host.clone(), function);
+    let opened = Device::open(machine.host.clone(), function);
     let device = opened.ok_or_else(|| failure!("{address} does not answer"))?;
     let mut msix = Msix::open(&device)?;
     msix.set(0, machine.host.allocate_interrupt(address, machine.host.event())?)?;
@@ -69,7 +69,7 @@ test! {
     fn each_has_rights_of_its_own_and_gives_all_back(context) {
         let machine = Machine::of(context)?;
         let (physical, _) = physical(machine)?;
-        let before = (balance(machine), machine.hotplug.functions());
+        let before = (balance(machine), machine.hotplug.functions()?);
         let interrupts = reports::interrupts(&machine.iommu).len();
         let mut last = None;
         for seed in 1..=2 {
@@ -110,7 +110,7 @@ test! {
         }
         wait(machine, "the return of all that was mapped", || is_back(machine, before.0))?;
         check_eq!(reports::interrupts(&machine.iommu).len(), interrupts);
-        check!(machine.hotplug.functions() == before.1, "other functions than before");
+        check!(machine.hotplug.functions()? == before.1, "other functions than before");
     }
 }
 
@@ -143,13 +143,10 @@ test! {
         let machine = Machine::of(context)?;
         let (physical, _) = physical(machine)?;
         let group = [physical];
-        let reset = || {
-            let target = Target { function: physical, bridge: parent(machine, physical), group: &group };
-            quieten(&machine.host, target)
-        };
+        let found = machine.function(physical)?;
+        let reset = || quieten(&machine.host, Target { function: found, bridge: found.parent, group: &group });
         for _ in 0..2 {
-            let found = machine.hotplug.enable_virtual(physical, COUNT)?;
-            let with = found[0].address;
+            let with = machine.hotplug.enable_virtual(physical, COUNT)?[0].address;
             check_eq!(reset(), Err(NotQuiet::Reset(ResetError::Shared { with })));
             let config = Config::new(&*machine.host, with);
             check!(config.is_present(), "it is gone all the same");
@@ -169,7 +166,8 @@ test! {
         let machine = Machine::of(context)?;
         let (physical, _) = physical(machine)?;
         let port = parent(machine, physical).ok_or_else(|| failure!("it is in no slot"))?;
-        let slot = Slot::open(&machine.host, port).ok_or_else(|| failure!("{port} has no slot"))?;
+        let slot = machine.hotplug.function(port).and_then(|port| Slot::open(&machine.host, &port));
+        let slot = slot.ok_or_else(|| failure!("{port} has no slot"))?;
         let before = balance(machine);
         let interrupts = reports::interrupts(&machine.iommu).len();
         let found = machine.hotplug.enable_virtual(physical, COUNT)?;
@@ -177,7 +175,7 @@ test! {
         let map = |claimed: &Claimed| claimed.dma.dma_map(pattern::pages(1, 7)?, Bidirectional).map_err(Failure::from);
         let mappings = claimed.iter().map(map).collect::<Result<Vec<_>, _>>()?;
         slot.power_off()?;
-        let is_gone = || !machine.hotplug.functions().iter().any(|function| function.parent == Some(port));
+        let is_gone = || !machine.hotplug.each().any(|function| function.parent == Some(port));
         wait(machine, "an empty slot", is_gone)?;
         for (claimed, function) in claimed.into_iter().zip(&found) {
             check!(claimed.dma.was_taken_back(), "{} still has its rights", function.address);

@@ -1,9 +1,10 @@
 //! Who has which physical addresses.
 //!
 //! A function says itself where its registers are, and may lie. Bridges are believed: what is behind one is in its windows, or
-//! cannot be reached. So before registers are mapped for somebody who is not trusted, they are compared with the windows of the bridge
-//! above, and with all that anybody else has: what the host knows of from firmware and itself ([`Claims::add`]), and what the other
-//! functions decode. Where two functions say that they are in one place, neither is believed.
+//! cannot be reached. So before registers are mapped for anybody, a driver of the kernel's or a process, they are
+//! compared with the windows of the bridge above, and with all that anybody else has: what the host knows of from
+//! firmware and itself ([`Claims::add`]), and what the other functions decode. Where two functions say that they are
+//! in one place, neither is believed.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::{fmt, iter};
@@ -13,7 +14,7 @@ use mm::{PhysAddr, PhysRange};
 
 use super::{
     super::{
-        bar::{Bar, BarKind},
+        bar::{BARS, Bar, BarError, BarKind},
         config::{Config, ConfigSpace},
         function::{Function, Layout},
     },
@@ -137,6 +138,22 @@ impl fmt::Display for Misplaced {
 
 impl core::error::Error for Misplaced {}
 
+/// The BARs of a function, each with whoever may answer there instead. They are made by [`Claims::settle`] alone, so
+/// that nothing is mapped that was not compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Places([Option<Result<Bar, Misplaced>>; BARS as usize]);
+
+impl Places {
+    /// BAR `index`, which is nobody else's.
+    ///
+    /// # Errors
+    /// There is no such BAR, or somebody else may answer there.
+    pub fn bar(&self, index: u8) -> Result<Bar, BarError> {
+        let place = self.0.get(usize::from(index)).ok_or(BarError::NoSuchBar(index))?;
+        place.ok_or(BarError::Absent(index))?.map_err(|why| BarError::Misplaced { index, why })
+    }
+}
+
 /// What is known to be somebody's, besides what functions decode.
 #[derive(Default, Debug)]
 pub struct Claims(Vec<Claim>);
@@ -199,6 +216,30 @@ impl Claims {
         let mut memory = self.iter().filter(|other| other.by == Claimant::Memory);
         let is_memory = memory.any(|memory| memory.meets(first, last));
         (!is_memory).then(|| PhysRange::new(start, last - first + 1))
+    }
+
+    /// Settles which registers drivers may map of `functions` from number `first` on, which nobody drives yet: those
+    /// that were [measured](Function::measure) where nobody else can answer. Comes when all claims and functions are
+    /// known. Takes no memory.
+    pub fn settle<C: ConfigSpace + ?Sized>(&self, space: &C, functions: &mut [Function], first: usize) {
+        for index in first..functions.len() {
+            functions[index].places = self.places(space, functions, &functions[index]);
+        }
+    }
+
+    fn places<C: ConfigSpace + ?Sized>(
+        &self,
+        space: &C,
+        functions: &[Function],
+        function: &Function,
+    ) -> Option<Places> {
+        let place = |bar: Bar| {
+            // Ports, and what has no address, are mapped by nobody.
+            let Ok((start, bytes)) = bar.memory() else { return Ok(bar) };
+            let range = PhysRange::new(start, bytes as u64);
+            self.check(space, functions, function.address, range).map(|()| bar)
+        };
+        Some(Places(function.bars?.map(|bar| bar.map(place))))
     }
 
     /// Checks that nobody but `function`, one of `functions`, can answer at `range`. Takes no memory.

@@ -5,7 +5,7 @@ use mm::{PhysAddr, PhysRange};
 
 use super::*;
 use crate::pci::{
-    Bar, BarKind, BusRange, Function, enumerate,
+    Bar, BarError, BarKind, BusRange, Function, enumerate,
     fake::{FakeFunction, FakeSpace, at},
 };
 
@@ -181,6 +181,63 @@ fn a_function_does_not_move_by_saying_so() {
     functions.iter_mut().for_each(|function| function.measure(&space));
     assert!(functions != before);
     assert!(claims().check(&space, &functions, ROOT, range(0xe009_0000, 0x1000)).is_err());
+}
+
+/// Who is in the way of BAR 0 of `function`, as it was settled.
+fn settled(functions: &[Function], function: PciAddress) -> Option<Claimant> {
+    let found = functions.iter().find(|found| found.address == function).unwrap();
+    match found.places.unwrap().bar(0) {
+        Ok(bar) => {
+            assert_eq!(Some(bar), found.bars.unwrap()[0]);
+            None
+        }
+        Err(BarError::Misplaced { index: 0, why: Misplaced::Taken { claim, .. } }) => Some(claim.by),
+        // As of most bridges.
+        Err(BarError::Absent(0)) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A device that lies when it is measured is refused its registers, and so is everybody in whose place it says that
+/// it is.
+#[test]
+fn what_is_settled_is_nobody_elses() {
+    let (space, mut functions) = machine();
+    claims().settle(&space, &mut functions, 0);
+    assert!(functions.iter().all(|found| settled(&functions, found.address).is_none()));
+    let bar = |function| Claimant::Bar { function, index: 0 };
+    for (lie, root, neighbour) in [
+        (UNIT, Some(Claimant::RemappingUnit), None),
+        (0x4000_0000, Some(Claimant::Memory), None),
+        (0xe001_0000, Some(bar(NEIGHBOUR)), Some(bar(ROOT))),
+    ] {
+        let found = functions.iter_mut().find(|found| found.address == ROOT).unwrap();
+        found.bars.as_mut().unwrap()[0].as_mut().unwrap().base = lie;
+        claims().settle(&space, &mut functions, 0);
+        assert_eq!(
+            (settled(&functions, ROOT), settled(&functions, NEIGHBOUR)),
+            (root, neighbour),
+            "{lie:#x}"
+        );
+    }
+}
+
+/// Who comes later is compared with all who are there, whose drivers go on.
+#[test]
+fn who_was_there_before_keeps_what_was_settled() {
+    let (space, mut functions) = machine();
+    claims().settle(&space, &mut functions, 0);
+    let mut newcomer = functions.iter().find(|found| found.address == NEIGHBOUR).unwrap().clone();
+    newcomer.address = at(0, 7, 0);
+    newcomer.places = None;
+    functions.push(newcomer);
+    let first = functions.len() - 1;
+    claims().settle(&space, &mut functions, first);
+    assert_eq!(settled(&functions, at(0, 7, 0)), Some(Claimant::Bar { function: NEIGHBOUR, index: 0 }));
+    assert_eq!(settled(&functions, NEIGHBOUR), None);
+    // What is measured anew has to be settled anew.
+    functions[first].measure(&space);
+    assert_eq!(functions[first].places, None);
 }
 
 /// A device that calls memory its own is not believed, and takes nothing from its neighbours; the room of virtual functions counts,

@@ -31,7 +31,7 @@ mod window;
 pub use apertures::Apertures;
 pub use assign::{ResourceError, assign};
 pub use buses::number_buses;
-pub use claims::{Claim, Claimant, Claims, Misplaced};
+pub use claims::{Claim, Claimant, Claims, Misplaced, Places};
 pub use ranges::Ranges;
 pub use unconfigured::{assign_unconfigured, number_unconfigured, unconfigure};
 pub use virtual_bars::place_virtual;

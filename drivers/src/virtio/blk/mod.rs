@@ -25,7 +25,7 @@ use crate::{
         hardware::{Hardware, Stop},
     },
     host::{Event, Host},
-    pci::Id,
+    pci::{Function, Id},
     virtio::{
         Doorbell, EVENT_INDEX, INDIRECT_DESCRIPTORS, QueueAddresses, Rings, SplitQueue, Transport,
         TransportError, VENDOR,
@@ -49,12 +49,16 @@ const FEATURES: u64 = feature::SEGMENT_SIZE
     | INDIRECT_DESCRIPTORS
     | EVENT_INDEX;
 
-/// Takes `dma`'s function, a modern virtio block device, into use.
+/// Takes `function`, whose DMA handle is `dma`, a modern virtio block device, into use.
 ///
 /// # Errors
 /// It is none, goes around the IOMMU, or something it needs is not to be had. It is left without bus mastering.
-pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Arc<dyn BlockDevice>, DiskError> {
-    let mut transport = Transport::open(host, &dma)?;
+pub fn open(
+    host: &Arc<dyn Host>,
+    dma: DmaDevice,
+    function: &Function,
+) -> Result<Arc<dyn BlockDevice>, DiskError> {
+    let mut transport = Transport::open(host, &dma, function)?;
     let features = transport.negotiate(FEATURES)?;
     let medium = read_medium(transport.configuration().ok_or(DiskError::NoConfiguration)?, features)?;
     let attention = Attention::new(host);

@@ -23,7 +23,7 @@ const SECTOR: usize = 512;
 
 fn open() -> (Bench, Arc<VirtioBlk>, Arc<dyn BlockDevice>) {
     let (bench, device) = bench();
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, disk)
 }
 
@@ -122,7 +122,7 @@ fn open_capable(cpus: usize) -> (Bench, Arc<VirtioBlk>, Arc<dyn BlockDevice>) {
     let (bench, device) = bench();
     bench.host.cpus.store(cpus, Ordering::Relaxed);
     device.set(|state| state.offered |= QUEUES | DISCARD | INDIRECT | EVENT_INDEX);
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, disk)
 }
 
@@ -209,7 +209,7 @@ fn deallocated_blocks_are_named_to_the_device() {
 fn without_a_flush_request_a_flush_is_done_at_once() {
     let (bench, device) = bench();
     device.set(|state| state.offered &= !(1 << 9));
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     run(&bench, &disk, Operation::Flush).unwrap();
     assert_eq!(device.set(|state| state.requests), 0);
 }
@@ -391,7 +391,7 @@ fn a_device_that_is_anothers_by_now_is_left_alone() {
     let completions = submit_reads(&bench, &old, 3);
     let dma = bench.pass_on(|| device.set(|state| state.reset()));
     device.set(|state| state.behaviour = Behaviour::Honest);
-    let new = open_disk(&bench.as_host(), dma).unwrap();
+    let new = open_disk(&bench.as_host(), dma, &bench.function()).unwrap();
     let before = bench.writes();
     old.reset();
     let ending = std::thread::spawn(move || old.end());
@@ -409,7 +409,7 @@ fn a_device_that_is_anothers_by_now_is_left_alone() {
 #[test]
 fn a_transport_of_a_device_that_is_anothers_by_now_changes_nothing() {
     let (bench, device) = bench();
-    let transport = Transport::open(&bench.as_host(), &bench.dma).unwrap();
+    let transport = Transport::open(&bench.as_host(), &bench.dma, &bench.function()).unwrap();
     let _dma = bench.pass_on(|| device.set(|state| state.reset()));
     let before = bench.writes();
     assert_eq!(transport.negotiate(0), Err(TransportError::Gone));
@@ -422,7 +422,7 @@ fn a_transport_of_a_device_that_is_anothers_by_now_changes_nothing() {
 #[test]
 fn shutting_down_gives_everything_back() {
     let (bench, device) = bench();
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     device.set(|state| state.behaviour = Behaviour::Silent);
     let completions = submit_reads(&bench, &disk, 4);
     assert_eq!(disk.shut_down(), Ok(()));
@@ -435,12 +435,12 @@ fn shutting_down_gives_everything_back() {
     assert!(!bench.host.is_bus_master());
     // The function can be used again.
     device.set(|state| state.behaviour = Behaviour::Honest);
-    let disk = open_disk(&bench.as_host(), bench.dma.clone()).unwrap();
+    let disk = open_disk(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     assert_works(&bench, &disk);
 }
 
 fn open_error(dma: DmaDevice, bench: &Bench) -> DiskError {
-    open_disk(&bench.as_host(), dma).err().expect("it cannot be opened")
+    open_disk(&bench.as_host(), dma, &bench.function()).err().expect("it cannot be opened")
 }
 
 #[test]

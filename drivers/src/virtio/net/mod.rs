@@ -29,7 +29,7 @@ use crate::{
         engine::{Engine, Setup},
         rings::Rings as _,
     },
-    pci::Id,
+    pci::{Function, Id},
     virtio::{EVENT_INDEX, Rings, SplitQueue, Transport, VENDOR},
 };
 
@@ -46,12 +46,16 @@ const CONFIG_ENTRY: u16 = 0;
 const RECEIVE_ENTRY: u16 = 1;
 const TRANSMIT_ENTRY: u16 = 2;
 
-/// Takes `dma`'s function, a modern virtio network device, into use.
+/// Takes `function`, whose DMA handle is `dma`, a modern virtio network device, into use.
 ///
 /// # Errors
 /// It is none, goes around the IOMMU, or something it needs is not to be had. It is left without bus mastering.
-pub fn open(host: &Arc<dyn Host>, dma: DmaDevice) -> Result<Box<dyn NetDevice>, VirtioNetError> {
-    let mut transport = Transport::open(host, &dma)?;
+pub fn open(
+    host: &Arc<dyn Host>,
+    dma: DmaDevice,
+    function: &Function,
+) -> Result<Box<dyn NetDevice>, VirtioNetError> {
+    let mut transport = Transport::open(host, &dma, function)?;
     let features = transport.negotiate(FEATURES)?;
     let window = transport.configuration().ok_or(VirtioNetError::NoConfiguration)?;
     let configuration = Configuration::at(window, features)?;

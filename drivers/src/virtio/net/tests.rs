@@ -21,7 +21,7 @@ const DEPTH: usize = 64;
 
 fn opened() -> (Bench, Arc<VirtioNet>, Box<dyn NetDevice>) {
     let (bench, device) = bench();
-    let net = open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, net)
 }
 
@@ -76,7 +76,7 @@ fn frames_pass_in_both_directions_and_wrap_around_the_rings() {
 fn the_device_says_what_it_is_like() {
     let (bench, device) = bench();
     device.set(|state| (state.offered, state.mtu, state.link) = (state.offered | MTU, 1000, 0));
-    let net = open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     let info = net.info();
     assert_eq!((info.mac, info.frame_bytes, info.transmit_checksum), (MacAddress(ADDRESS), 1014, true));
     assert_eq!((info.transmit_depth, info.receive_depth, net.link()), (DEPTH, DEPTH, Link::Down));
@@ -87,16 +87,22 @@ fn nonsense_in_the_configuration_is_refused_or_bounded() {
     for mac in [[0; 6], [1, 0, 0, 0, 0, 0], [0xff; 6]] {
         let (bench, device) = bench();
         device.set(|state| state.mac = mac);
-        assert_eq!(open(&bench.as_host(), bench.dma.clone()).err(), Some(VirtioNetError::NoMac));
+        assert_eq!(
+            open(&bench.as_host(), bench.dma.clone(), &bench.function()).err(),
+            Some(VirtioNetError::NoMac)
+        );
         assert!(!bench.host.is_bus_master());
     }
     let (bench, device) = bench();
     device.set(|state| state.offered &= !MAC);
-    assert_eq!(open(&bench.as_host(), bench.dma.clone()).err(), Some(VirtioNetError::NoMac));
+    assert_eq!(
+        open(&bench.as_host(), bench.dma.clone(), &bench.function()).err(),
+        Some(VirtioNetError::NoMac)
+    );
     for (mtu, expected) in [(0, 590), (0xffff, FRAME_LIMIT_BYTES)] {
         let (bench, device) = virtio_net::bench();
         device.set(|state| (state.offered, state.mtu) = (state.offered | MTU, mtu));
-        let net = open(&bench.as_host(), bench.dma.clone()).unwrap();
+        let net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
         assert_eq!(net.info().frame_bytes, expected);
     }
 }
@@ -106,7 +112,7 @@ fn a_device_that_goes_around_the_iommu_is_refused() {
     let (bench, device) = bench();
     device.set(|state| state.offered &= !(1 << 33));
     let refused = VirtioNetError::Transport(TransportError::BypassesIommu);
-    assert_eq!(open(&bench.as_host(), bench.dma.clone()).err(), Some(refused));
+    assert_eq!(open(&bench.as_host(), bench.dma.clone(), &bench.function()).err(), Some(refused));
     assert!(!bench.host.is_bus_master());
 }
 
@@ -123,7 +129,7 @@ fn a_checksum_is_left_to_a_device_that_can() {
     assert_eq!(net.transmit(&frame(1), Some(far)), Err(TransmitError::BadChecksum));
     let (bench, device) = bench();
     device.set(|state| state.offered &= !CHECKSUM);
-    let mut net = open(&bench.as_host(), bench.dma.clone()).unwrap();
+    let mut net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     assert_eq!(net.transmit(&frame(1), Some(checksum)), Err(TransmitError::BadChecksum));
 }
 
@@ -324,7 +330,24 @@ fn a_device_in_quarantine_is_stopped_for_good() {
     bench.iommu.release(bench.dma.function(), |_| true).unwrap();
     bench.await_live_mappings(0);
     let dma = bench.iommu.claim(bench.dma.function()).unwrap();
-    assert_works(&device, &mut *open(&bench.as_host(), dma).unwrap());
+    assert_works(&device, &mut *open(&bench.as_host(), dma, &bench.function()).unwrap());
+}
+
+/// Its owner hears of it at once, and nothing is asked of what may be another driver's.
+#[test]
+fn a_device_that_is_taken_away_is_let_go_of() {
+    let (bench, device, mut net) = opened();
+    assert_works(&device, &mut *net);
+    let event = net.event();
+    while event.wait(0) {}
+    bench.iommu.release(bench.dma.function(), |_| true).unwrap();
+    assert!(event.wait(0), "its owner is woken");
+    let before = bench.writes();
+    net.service();
+    assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
+    assert_eq!((net.link(), net.shut_down()), (Link::Down, Ok(())));
+    assert_eq!(bench.writes(), before);
+    bench.await_live_mappings(0);
 }
 
 /// One that was being reset when it happened is not started again.
@@ -378,7 +401,7 @@ fn the_link_comes_and_goes() {
     }
     let (bench, device) = bench();
     device.set(|state| (state.offered, state.link) = (state.offered & !STATUS, 0));
-    assert_eq!(open(&bench.as_host(), bench.dma.clone()).unwrap().link(), Link::Up);
+    assert_eq!(open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap().link(), Link::Up);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use drivers::{
     hotplug::Hotplug,
     nvme::{self, NvmeError},
     pci::{Device, Misplaced, MsiError, Msix, MsixError},
-    quiet,
 };
 use iommu::{ClaimError, DomainError, Incident, Iommu, PciAddress, dump::UnitReport};
 use mm::PhysRange;
@@ -134,13 +133,12 @@ impl Giver {
         if units.is_empty() || !units.iter().all(UnitReport::remaps_interrupts) {
             return Err(GiveError::Interrupts);
         }
-        let functions = self.hotplug.functions();
-        let found = functions.iter().find(|found| found.address == function).ok_or(GiveError::Absent)?;
+        let found = self.hotplug.function(function).ok_or(GiveError::Absent)?;
         let members = self.iommu.group(function).map_err(|_| GiveError::OutOfMemory)?.len();
         if members != 1 {
             return Err(GiveError::NotAlone { members });
         }
-        let device = Device::open_found(self.host.clone(), found).ok_or(GiveError::Absent)?;
+        let device = Device::open(self.host.clone(), &found).ok_or(GiveError::Absent)?;
         if device.is_bridge() {
             return Err(GiveError::Bridge);
         }
@@ -151,7 +149,7 @@ impl Giver {
             (self.iommu.create_domain(&[function]).map_err(GiveError::Domain)?, None)
         };
         // Whatever its last owner has left in it ends here.
-        let is_quiet = |member| quiet::is_quiet(&self.host, &functions, &[function], member);
+        let is_quiet = |member| self.hotplug.is_quiet(&[function], member);
         let dma = self.iommu.assign(function, &domain, is_quiet).map_err(|error| {
             destroy(&domain);
             GiveError::Claim(error)
@@ -171,7 +169,7 @@ impl Giver {
             dma,
             fate,
             device,
-            bridge: found.parent,
+            found,
             interrupts: Interrupts::None,
             lines: core::array::from_fn(|_| line()),
             shares: [const { None }; SHARES_MAX],
@@ -183,7 +181,7 @@ impl Giver {
             service: None,
         };
         // From here on dropping gives it back.
-        let is_nvme = found.class == nvme::CLASS;
+        let is_nvme = given.found.class == nvme::CLASS;
         for index in Msix::table_bar(&given.device).into_iter().chain(is_nvme.then_some(0)) {
             given.check_place(index)?;
         }

@@ -105,18 +105,18 @@ pub fn shareable_spaces(context: &Context<'_>) -> Option<&'static str> {
 pub fn virtual_functions(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
     let offers =
-        |function: &Function| Sriov::open(&*machine.host, function).is_some_and(|sriov| sriov.offered() > 1);
-    let none = !machine.hotplug.functions().iter().any(offers);
+        |function: Function| Sriov::open(&*machine.host, &function).is_some_and(|sriov| sriov.offered() > 1);
+    let none = !machine.hotplug.each().any(offers);
     unit(context).or_else(|| none.then_some("a device with virtual functions"))
 }
 
 /// For tests that give virtual functions of an NVMe controller to processes, beside one that has a disk.
 pub fn virtual_disks(context: &Context<'_>) -> Option<&'static str> {
     let machine = Machine::of(context).ok()?;
-    let offers = |function: &Function| {
-        function.class == nvme::CLASS && Sriov::open(&*machine.host, function).is_some()
+    let offers = |function: Function| {
+        function.class == nvme::CLASS && Sriov::open(&*machine.host, &function).is_some()
     };
-    let none = !machine.hotplug.functions().iter().any(offers);
+    let none = !machine.hotplug.each().any(offers);
     served_disk(context).or_else(|| none.then_some("an NVMe controller with virtual functions"))
 }
 
