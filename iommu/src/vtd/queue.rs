@@ -17,6 +17,7 @@
 //! - A unit that misses a deadline is stuck for good: slots in flight are never used again, and every later request
 //!   fails at once.
 
+mod deadline;
 mod error;
 mod invalidation;
 mod job;

@@ -109,6 +109,46 @@ fn waits_behind_a_slow_device_are_not_given_up() {
     assert!(!unit.is_stuck());
 }
 
+/// A unit that is done with a device at last goes on, but not in the same instant.
+#[test]
+fn a_unit_has_time_to_go_on_when_a_slow_device_is_done_with() {
+    let answers: fn(&FakeUnit) = FakeUnit::complete_late;
+    let is_given_up: fn(&FakeUnit) = FakeUnit::give_up_on_device;
+    for end in [answers, is_given_up] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
+        let (slow, good) = ([device(0x0100)], [domain()]);
+        let slow = unit.submit(&platform, &slow).unwrap();
+        let good = unit.submit(&platform, &good).unwrap();
+        // It has not even fetched what is behind the device.
+        platform.unit.run(2);
+        let ends_at = platform.now_ns() + 30 * WAIT_TIMEOUT_NS;
+        meanwhile(&platform, [(ends_at, end), (ends_at + WAIT_TIMEOUT_NS / 2, |fake| fake.run(usize::MAX))]);
+        assert_eq!(good.wait(&platform), Ok(()));
+        assert!(!unit.is_stuck());
+        drop(slow);
+    }
+}
+
+/// A unit that stands still from then on has no more than that time.
+#[test]
+fn a_unit_that_dies_behind_a_slow_device_has_the_short_deadline_from_then_on() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
+    let (slow, good) = ([device(0x0100)], [domain()]);
+    let _slow = unit.submit(&platform, &slow).unwrap();
+    let good = unit.submit(&platform, &good).unwrap();
+    platform.unit.run(2);
+    let answered_at = platform.now_ns() + 30 * WAIT_TIMEOUT_NS;
+    meanwhile(&platform, [(answered_at, FakeUnit::complete_late)]);
+    assert_eq!(good.wait(&platform), Err(stuck()));
+    // It was last seen behind the device a round before that.
+    let waited = platform.elapsed_since(answered_at);
+    assert!((WAIT_TIMEOUT_NS / 2..2 * WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
+}
+
 /// A unit that dies after a device answered has the short deadline, although nobody has looked at the device's wait yet.
 #[test]
 fn a_device_that_has_answered_excuses_nobody() {
