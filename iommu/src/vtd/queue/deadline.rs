@@ -20,6 +20,9 @@ impl Limits {
     pub const UNIT: Self =
         Self { unexcused_ns: WAIT_TIMEOUT_NS, in_all_ns: DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS };
 
+    /// For room in the queue: the head may move slowly, and stand still at one device after the other.
+    pub const ROOM: Self = Self { unexcused_ns: WAIT_TIMEOUT_NS, in_all_ns: 2 * DEVICE_TIMEOUT_NS };
+
     /// For device TLBs, which nothing excuses.
     pub const DEVICES: Self = Self { unexcused_ns: DEVICE_TIMEOUT_NS, in_all_ns: DEVICE_TIMEOUT_NS };
 }
