@@ -45,9 +45,9 @@ pub struct InterruptSetup {
 impl<P: Platform> Unit<P> {
     /// Takes the unit over from firmware and makes it ready, with translation off:
     ///
-    /// events masked - firmware's fault log, queue, interrupt remapping and translation off - old faults forgotten - write
-    /// buffer flushed - queue on - root table set and everything cached forgotten - write buffer flushed, interrupt remapping
-    /// on, if asked for - fault events on.
+    /// events masked - firmware's fault log off - old faults forgotten - queue, interrupt remapping and translation off - faults
+    /// forgotten again - write buffer flushed - queue on - root table set and everything cached forgotten - write buffer
+    /// flushed, interrupt remapping on, if asked for - fault events on.
     ///
     /// The queue comes before the root table because some units cannot invalidate by register, or do not finish doing
     /// so, without it. No device is a bus master at this time.
@@ -134,6 +134,8 @@ impl<P: Platform> Unit<P> {
         if status.advanced_fault_log() {
             self.command(platform, Command::AdvancedFaultLogOff)?;
         }
+        // An error stops the queue, which would not come to its end then, and some units turn off none that has not.
+        self.clear_faults();
         if status.queued_invalidation() {
             self.drain_queue(platform);
             self.command(platform, Command::Queue(false))?;
@@ -144,6 +146,7 @@ impl<P: Platform> Unit<P> {
         if status.translation() {
             self.command(platform, Command::Translation(false))?;
         }
+        // Once more, for what came meanwhile.
         self.clear_faults();
         Ok(())
     }
