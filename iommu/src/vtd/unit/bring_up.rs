@@ -104,6 +104,25 @@ impl<P: Platform> Unit<P> {
     /// # Errors
     /// [`BringUpError`] if the unit does not obey.
     pub fn shut_down(&self, platform: &P) -> Result<(), BringUpError> {
+        self.turn_off(platform)?;
+        self.release_protected_memory(platform)?;
+        Ok(())
+    }
+
+    /// Turns off again what is on, because the machine's units do not all come up: the host goes on with interrupts that
+    /// nobody remaps, and nobody would take the unit's events. What firmware protects stays so, as far as it was not let go
+    /// ([`enable_translation`](Self::enable_translation)). A unit that does not obey stays as it is.
+    pub fn withdraw(&self, platform: &P) {
+        let status = self.read_global_status();
+        if !status.translation() && !status.interrupt_remapping() && !status.queued_invalidation() {
+            return;
+        }
+        if let Err(error) = self.turn_off(platform) {
+            log::error!("{error}: remapping unit {} stays on", self.index());
+        }
+    }
+
+    fn turn_off(&self, platform: &P) -> Result<(), BringUpError> {
         self.hardware.check()?;
         self.invalidate(platform, self.mode.everything())?;
         if self.interrupts.is_some() {
@@ -112,7 +131,6 @@ impl<P: Platform> Unit<P> {
         self.hardware.mark_stuck();
         self.mask_events();
         let status = self.read_global_status();
-        self.release_protected_memory(platform)?;
         if status.translation() {
             self.command(platform, Command::Translation(false))?;
         }
