@@ -50,10 +50,15 @@ impl<P: Platform> Unit<P> {
     /// flushed, interrupt remapping on, if asked for - fault events on.
     ///
     /// The queue comes before the root table because some units cannot invalidate by register, or do not finish doing
-    /// so, without it. No device is a bus master at this time.
+    /// so, without it.
+    ///
+    /// From here on until [`enable_translation`](Self::enable_translation) the unit keeps no device from memory, whatever
+    /// firmware had it do. The host has turned bus mastering off on every endpoint that it can do without: those that firmware
+    /// reserved memory for go on.
     ///
     /// # Errors
-    /// [`BringUpError`]; the unit must not be used then, and nothing given to it may be used for anything else.
+    /// [`BringUpError`]; the unit must not be used then, except to [`withdraw`](Self::withdraw) it, and nothing given to it may
+    /// be used for anything else.
     ///
     /// # Safety
     /// From the moment that translation is on until the unit is shut down, the tables below [`BringUp::root`] are all
