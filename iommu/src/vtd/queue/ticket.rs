@@ -8,7 +8,7 @@ use super::{
     error::InvalidationError,
     invalidation::{Invalidation, IotlbScope},
     job::{Job, MAX_ITEMS},
-    slots::{OwnedSlot, Status},
+    slots::{Blame, OwnedSlot, Status},
 };
 use crate::{Platform, SourceId, dma::Stuck, vtd::unit::Hardware};
 
@@ -40,7 +40,7 @@ enum Outcome {
     /// Something was refused.
     Refused,
     /// The unit dropped it because of a device. The main part was done already, or not.
-    Dropped { source: u16, main_done: bool },
+    Dropped { blame: Blame, main_done: bool },
     /// A device missed its deadline, and the unit did not notice.
     DevicesLate,
 }
@@ -197,9 +197,9 @@ impl Queue {
                 Outcome::Done => return silent.result(hardware),
                 Outcome::Refused if job.is_coarse() => break,
                 Outcome::Refused => job = job.coarse(),
-                Outcome::Dropped { source, main_done } => {
+                Outcome::Dropped { blame, main_done } => {
                     job = if main_done { job.devices_only() } else { job };
-                    if let Some(source) = culprit(&job, source) {
+                    if let Some(source) = culprit(&job, blame) {
                         job = job.without_device(source);
                         silent.add(source);
                     }
@@ -246,13 +246,11 @@ impl Silent {
     }
 }
 
-/// The device of `job` that did not answer, if it is one of its own. Older units do not say who it was, and leave 0,
-/// which no device with a TLB has.
-fn culprit(job: &Job<'_>, source: u16) -> Option<u16> {
-    if job.has_device(source) {
-        return Some(source);
-    }
-    if source == 0 { job.devices().next() } else { None }
+/// The device of `job` that did not answer, if it is one of its own. If the unit does not say which of them it was, the first is
+/// taken for it, and stopped; should it be innocent, the next attempt finds the next.
+fn culprit(job: &Job<'_>, blame: Blame) -> Option<u16> {
+    let named = job.has_device(blame.source).then_some(blame.source);
+    named.or_else(|| job.devices().next().filter(|_| blame.is_own))
 }
 
 impl Queue {
@@ -272,9 +270,9 @@ impl Queue {
                     refused = main_refused;
                     self.slots.put_back(slot);
                 }
-                Waited::Dropped { source } => {
+                Waited::Dropped(blame) => {
                     [Some(slot), devices].into_iter().flatten().for_each(|slot| self.slots.orphan(slot));
-                    return Ok(Outcome::Dropped { source, main_done: false });
+                    return Ok(Outcome::Dropped { blame, main_done: false });
                 }
                 Waited::Expired | Waited::Stuck => {
                     [Some(slot), devices].into_iter().flatten().for_each(|slot| self.slots.pin(slot));
@@ -301,9 +299,9 @@ impl Queue {
                 self.slots.put_back(slot);
                 Ok(done(refused || devices_refused))
             }
-            Waited::Dropped { source } => {
+            Waited::Dropped(blame) => {
                 self.slots.orphan(slot);
-                Ok(if refused { Outcome::Refused } else { Outcome::Dropped { source, main_done: true } })
+                Ok(if refused { Outcome::Refused } else { Outcome::Dropped { blame, main_done: true } })
             }
             Waited::Expired => {
                 self.slots.pin(slot);
@@ -347,7 +345,7 @@ impl Queue {
             let now = platform.now_ns();
             match self.slots.status(platform, slot) {
                 Status::Done { refused } => return Waited::Done { refused },
-                Status::Dropped { source } => return Waited::Dropped { source },
+                Status::Dropped(blame) => return Waited::Dropped(blame),
                 Status::Waiting => {}
             }
             if hardware.is_stuck() {
@@ -370,9 +368,7 @@ enum Waited {
     Done {
         refused: bool,
     },
-    Dropped {
-        source: u16,
-    },
+    Dropped(Blame),
     /// Past its deadline.
     Expired,
     /// The unit was given up.

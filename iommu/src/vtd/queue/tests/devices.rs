@@ -93,6 +93,43 @@ fn a_unit_that_does_not_say_which_device_it_was() {
     assert!(!unit.is_stuck());
 }
 
+/// Nor is anybody else's device taken for it: those that were behind it in the queue are asked again.
+#[test]
+fn a_unit_that_does_not_say_which_device_it_was_has_the_first_in_line_blamed() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| (manner.silent, manner.conceals_source) = (vec![0x0100], true));
+    let (bad, good) = ([device(0x0100)], [domain(), device(0x0200)]);
+    let only_devices = [device(0x0300)];
+    let [bad, good, other] =
+        [&bad[..], &good, &only_devices].map(|batch| unit.submit(&platform, batch).unwrap());
+    platform.unit.give_up_on_device();
+    assert_eq!(good.wait(&platform), Ok(()));
+    assert_eq!(other.wait(&platform), Ok(()));
+    assert_eq!(bad.wait(&platform), timed_out(0x0100));
+    assert_eq!(unit.queue_statistics(&platform).unwrap().device_timeouts, 1);
+}
+
+/// It may also be one that was given up long before the unit noticed.
+#[test]
+fn a_unit_that_does_not_say_which_device_it_was_may_mean_one_that_nobody_waits_for() {
+    for gives_up_first in [true, false] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        platform.unit.behave(|manner| (manner.silent, manner.conceals_source) = (vec![0x0100], true));
+        let (bad, good) = ([device(0x0100)], [device(0x0200)]);
+        let bad = unit.submit(&platform, &bad).unwrap();
+        if gives_up_first {
+            assert_eq!(bad.wait(&platform), timed_out(0x0100));
+        } else {
+            drop(bad);
+        }
+        let good = unit.submit(&platform, &good).unwrap();
+        platform.unit.give_up_on_device();
+        assert_eq!(good.wait(&platform), Ok(()));
+    }
+}
+
 /// Neither deadline of the unit's own caches counts while a device may yet answer.
 #[test]
 fn waits_behind_a_slow_device_are_not_given_up() {
