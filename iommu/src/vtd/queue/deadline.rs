@@ -34,7 +34,7 @@ pub(super) struct Deadline {
     limits: Limits,
     /// When somebody last looked.
     looked_ns: u64,
-    /// How long has been waited. A look says nothing of a long time in which nobody did, of which little counts.
+    /// How long has been waited. Of a long time in which nobody looked only a part counts.
     waited_ns: u64,
     /// How much of that was past at the last excuse.
     excused_ns: u64,

@@ -87,8 +87,11 @@ fn stuck() -> InvalidationError {
     InvalidationError::Stuck(Stuck { unit: 0 })
 }
 
+/// Something that a unit does, or that is done to it.
+type UnitEvent = fn(&FakeUnit);
+
 /// Has the unit do something at each of these times, while somebody waits.
-fn meanwhile<const N: usize>(platform: &FakePlatform, events: [(u64, fn(&FakeUnit)); N]) {
+fn meanwhile<const N: usize>(platform: &FakePlatform, events: [(u64, UnitEvent); N]) {
     let (unit, clock) = (platform.unit.clone(), platform.clock_ns.clone());
     let mut events = events.into_iter().peekable();
     *platform.on_relax.lock().unwrap() = Some(std::boxed::Box::new(move || {

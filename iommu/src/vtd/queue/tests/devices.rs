@@ -149,8 +149,8 @@ fn waits_behind_a_slow_device_are_not_given_up() {
 /// A unit that is done with a device at last goes on, but not in the same instant.
 #[test]
 fn a_unit_has_time_to_go_on_when_a_slow_device_is_done_with() {
-    let answers: fn(&FakeUnit) = FakeUnit::complete_late;
-    let is_given_up: fn(&FakeUnit) = FakeUnit::give_up_on_device;
+    let answers: UnitEvent = FakeUnit::complete_late;
+    let is_given_up: UnitEvent = FakeUnit::give_up_on_device;
     for end in [answers, is_given_up] {
         let platform = FakePlatform::new(CAP, ECAP);
         let unit = unit(&platform);

@@ -167,7 +167,7 @@ fn a_full_queue_moves_on_when_the_unit_gives_up_on_a_device() {
     let _tickets = fill(&platform, &unit, &silent, 2);
     let given_up_at = platform.now_ns() + DEVICE_TIMEOUT_NS / 2;
     let goes_on_at = given_up_at + WAIT_TIMEOUT_NS / 2;
-    let go_on: fn(&FakeUnit) = |fake| {
+    let go_on: UnitEvent = |fake| {
         fake.behave(|manner| manner.lazy = false);
         fake.run(usize::MAX);
     };
