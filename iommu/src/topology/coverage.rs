@@ -91,24 +91,32 @@ impl Coverage {
         push(&mut self.platform, PlatformDevice { kind: scope.kind, unit, source: address.source_id() })
     }
 
+    /// However often a region names a function, or a bridge above it, it is the function's once: there are at most as many
+    /// pairs as functions times regions, and of these no more than [`MAX_STRUCTURES`](crate::dmar::MAX_STRUCTURES).
     fn reserved(&mut self, resolver: &mut Resolver<'_>, dmar: &Dmar<'_>) -> Result<(), TopologyError> {
+        let hierarchy = resolver.hierarchy;
+        let count = hierarchy.functions().len();
+        // The last region that names each function, alone or with all below.
+        let mut named = filled(None, count)?;
+        let mut with_all_below = filled(None, count)?;
         for rmrr in dmar.reserved_regions() {
             let Some(pages) = rmrr.pages() else { continue };
             let region = self.regions.len() as u32;
             push(&mut self.regions, pages)?;
             for scope in rmrr.scopes {
-                let Some(named) = resolver.function(&scope, rmrr.segment)? else { continue };
-                push(&mut self.reserved, (named as u32, region))?;
-                if scope.kind != ScopeKind::Bridge {
-                    continue;
-                }
-                for index in resolver.below(named) {
+                let Some(index) = resolver.function(&scope, rmrr.segment)? else { continue };
+                let marks = if scope.kind == ScopeKind::Bridge { &mut with_all_below } else { &mut named };
+                marks[index] = Some(region);
+            }
+            for index in 0..count {
+                let itself = [named[index], with_all_below[index]].contains(&Some(region));
+                let mut bridges = hierarchy.ancestors(index);
+                if itself || bridges.any(|bridge| with_all_below[bridge] == Some(region)) {
                     push(&mut self.reserved, (index as u32, region))?;
                 }
             }
         }
         self.reserved.sort_unstable();
-        self.reserved.dedup();
         Ok(())
     }
 
@@ -231,13 +239,6 @@ impl Resolver<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The functions behind bridge `bridge`.
-    fn below(&self, bridge: usize) -> impl Iterator<Item = usize> {
-        let hierarchy = self.hierarchy;
-        (0..hierarchy.functions().len())
-            .filter(move |&index| hierarchy.ancestors(index).any(|above| above == bridge))
     }
 }
 

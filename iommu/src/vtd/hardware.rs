@@ -73,9 +73,10 @@ struct Tables<P: Platform> {
 }
 
 impl<P: Platform> Vtd<P> {
-    /// Turns translation on, on every unit.
+    /// Turns translation on, on every unit. If one does not obey, all others are turned off again.
     pub fn enable_translation(&self) -> Result<(), VtdError> {
-        self.units.iter().try_for_each(|state| Ok(state.unit.enable_translation(&*self.platform)?))
+        let enabled = self.units.iter().try_for_each(|state| state.unit.enable_translation(&*self.platform));
+        Ok(enabled.inspect_err(|_| bring_up::withdraw(&*self.platform, &self.units))?)
     }
 
     /// Reads the fault records of unit `unit`. Callable in an interrupt.

@@ -17,6 +17,7 @@
 //! - A unit that misses a deadline is stuck for good: slots in flight are never used again, and every later request
 //!   fails at once.
 
+mod deadline;
 mod error;
 mod invalidation;
 mod job;
@@ -31,16 +32,17 @@ mod ticket;
 use mm::PAGE_BYTES;
 
 pub(super) use self::invalidation::Stage;
+use self::{
+    deadline::{Deadline, Limits},
+    job::{Job, Step},
+    ring::Ring,
+    slots::{OwnedSlot, Slots},
+};
 pub use self::{
     error::{InvalidationError, QueueReport},
     invalidation::{CachingDevice, ContextScope, InterruptScope, Invalidation, IotlbScope, PasidScope},
     plan::{MAX_DEVICE_DESCRIPTORS, MAX_PAGE_DESCRIPTORS, Plan},
     ticket::Ticket,
-};
-use self::{
-    job::{Job, Step},
-    ring::Ring,
-    slots::{OwnedSlot, Slots},
 };
 use super::{
     spec::{Descriptor, QueueAddress, QueueHead, QueueTail},
@@ -163,31 +165,24 @@ impl Queue {
         hardware: &Hardware<P::Registers>,
         job: &Job<'_>,
     ) -> Result<Pending, Stuck> {
-        let start = platform.now_ns();
-        let (mut moved_at, mut moved_to) = (start, 0);
+        let mut deadline = Deadline::new(Limits::ROOM, platform.now_ns());
+        let mut moved_to = 0;
         loop {
             let now = platform.now_ns();
             hardware.check()?;
-            let head = match self.try_submit(platform, hardware, job) {
+            let Full { head, is_idle } = match self.try_submit(platform, hardware, job) {
                 Ok(pending) => return Ok(pending),
-                Err(Full { head }) => head,
+                Err(full) => full,
             };
-            self.recover(platform, hardware);
-            if head > moved_to {
-                (moved_at, moved_to) = (now, head);
-            }
-            let stalled = now.saturating_sub(moved_at) > self.stall_timeout_ns(platform);
-            if stalled || now.saturating_sub(start) > 2 * DEVICE_TIMEOUT_NS {
+            let recovered = self.recover(platform, hardware);
+            let behind_device = self.slots.devices_outstanding(platform, u64::MAX);
+            let moved = head > moved_to;
+            moved_to = head.max(moved_to);
+            if deadline.is_over(now, moved || is_idle || recovered || behind_device) {
                 return Err(hardware.mark_stuck());
             }
             platform.relax();
         }
-    }
-
-    /// How long the head may stand still: a device that does not answer holds everything behind it back.
-    fn stall_timeout_ns<P: Platform>(&self, platform: &P) -> u64 {
-        let devices = self.slots.devices_outstanding(platform, u64::MAX);
-        if devices { DEVICE_TIMEOUT_NS } else { WAIT_TIMEOUT_NS }
     }
 
     fn try_submit<P: Platform>(
@@ -197,7 +192,7 @@ impl Queue {
         job: &Job<'_>,
     ) -> Result<Pending, Full> {
         let mut progress = self.lock_with_room(platform, hardware, job.descriptors())?;
-        let pending = self.slots_for(platform, job).ok_or(Full { head: progress.head })?;
+        let pending = self.slots_for(platform, job).ok_or_else(|| self.full(hardware, &mut progress))?;
         let tail = self.write(platform, progress.tail, job, &pending);
         debug_assert_eq!(tail - progress.tail, job.descriptors() as u64, "there was room for as many");
         self.publish(hardware, &mut progress, tail);
@@ -241,12 +236,20 @@ impl Queue {
         // What waiters saw completed was fetched; the register is slow, and read only when that is not enough.
         progress.head = progress.head.max(self.slots.over_below());
         if self.room(&progress) < needed {
-            progress.head = self.read_head(hardware, &progress).unwrap_or(progress.head);
+            let full = self.full(hardware, &mut progress);
             if self.room(&progress) < needed {
-                return Err(Full { head: progress.head });
+                return Err(full);
             }
         }
         Ok(progress)
+    }
+
+    /// Looks how far the unit has come, for whoever finds no room.
+    #[cold]
+    #[inline(never)]
+    fn full<R: crate::platform::Registers>(&self, hardware: &Hardware<R>, progress: &mut Progress) -> Full {
+        progress.head = self.read_head(hardware, progress).unwrap_or(progress.head);
+        Full { head: progress.head, is_idle: progress.head == progress.tail }
     }
 
     /// Descriptors that still fit. One entry stays free: a full ring would look empty.
@@ -333,7 +336,10 @@ impl Queue {
 /// No room in the ring, or no slot.
 #[derive(Clone, Copy)]
 struct Full {
+    /// How far the unit has come.
     head: u64,
+    /// That is all the way: what is missing is a slot, and the owners of those that are taken have not looked yet.
+    is_idle: bool,
 }
 
 /// The ring's entries lie in whole pages.

@@ -1,7 +1,10 @@
 //! One remapping unit: found, brought up, commanded, and given up when it stops answering.
 //!
-//! Bring-up goes in an order that leaves no window open: see [`Unit::bring_up`]. Translation is turned on by a separate
-//! call, last, after every table is in place.
+//! Bring-up goes in an order in which the unit never uses a table or a cache that is not right: see [`Unit::bring_up`].
+//! Translation is turned on by a separate call, last, after every table of every unit is in place. Until then memory is as
+//! open to bus masters as without a unit: what firmware had translated is not, from when its translation is turned off. The host
+//! sees to it that there are none, but for devices that need reserved memory, and what firmware protects by other means
+//! (PMEN) stays so until translation is on.
 //!
 //! A unit that does not do what it was told within its deadline is *stuck* for good: every later request fails at once,
 //! and what the unit may still reach stays pinned. Nothing here tries again behind the caller's back.

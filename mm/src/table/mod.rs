@@ -39,7 +39,8 @@
 //! it split already gets a token for that part alone.
 //!
 //! Looking pins as well. A table that is emptied while somebody looks into it is seen to by who looks, and what has to
-//! leave the tree then waits for the next token.
+//! leave the tree then waits for the next token: a map's, or that of a change by the long way. The short way, which only
+//! clears leaves, does not look for such tables.
 //!
 //! The usual change, of a few pages in tables that are there, pins the lowest table only (`lowest.rs`): upper tables that
 //! have left a tree are used for tables of their level in this tree again and for nothing else, so they can be read at any

@@ -30,7 +30,8 @@ pub struct PageTable<F: Format, M: TableMemory> {
     /// takes what it finds there for tables of the level below. So a page that was a table of some upper level of this tree is
     /// used for tables of that level again and for nothing else.
     spare: [PageStack; UPPER_LEVELS],
-    /// Tables that left the tree where there was no token to put them in. The next token takes them along.
+    /// Tables that left the tree where there was no token to put them in. The next token that is of more than leaves takes
+    /// them along.
     pub(super) orphans: PageStack,
     /// Pages taken from `memory` and not given back.
     pages: AtomicUsize,
@@ -373,8 +374,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     fn cover(&self, own: Option<Stale>, input: u64, segments: &[PhysRange]) -> Option<Stale> {
         let bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
         let mut stale = Stale::for_tables(self.id, input, input + (bytes - 1), PageList::new());
-        if let Some(own) = own {
-            stale.absorb(&self.memory, own);
+        // Orphans that nobody else takes along would have every map come here.
+        if let Some(tables) = own.or_else(|| self.stale_of(Detached::new())) {
+            stale.absorb(&self.memory, tables);
         }
         Some(stale)
     }

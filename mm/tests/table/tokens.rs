@@ -128,40 +128,46 @@ fn dropping_a_token_loses_its_pages_and_nothing_else() {
     assert_eq!(memory.used(), lost);
 }
 
+/// Where a reader displaces a table, and the place of the one that it displaces.
+const HOT: u64 = 9 * G1;
+const DISPLACED: u64 = HOT + 8 * M2;
+
 /// Looking pins what it looks at. A table that is emptied meanwhile is seen to by whoever looks, who has no token for
-/// the table that has to leave for it: the next token takes it along.
-#[test]
-fn tables_that_a_reader_displaces_wait_for_a_token() {
-    let memory = Arena::new(32);
-    let tree = tree(remap(), &memory);
-    let (hot, other) = (9 * G1, 9 * G1 + 8 * M2);
+/// the table that has to leave for it.
+fn displace_by_a_reader(tree: &Tree<'_>) {
     // SAFETY: no other thread changes the tree.
     unsafe {
-        assert!(tree.map(other, &[range(G1, K4)], BOTH).unwrap().is_none());
-        tree.redeem(flush(tree.unmap(other, K4).unwrap()));
-        assert!(tree.map(hot, &[range(G1, K4)], BOTH).unwrap().is_none());
+        assert!(tree.map(DISPLACED, &[range(G1, K4)], BOTH).unwrap().is_none());
+        tree.redeem(flush(tree.unmap(DISPLACED, K4).unwrap()));
+        assert!(tree.map(HOT, &[range(G1, K4)], BOTH).unwrap().is_none());
     }
     std::thread::scope(|scope| {
         let (entered, entered_by) = std::sync::mpsc::channel();
         let (release, released) = std::sync::mpsc::channel::<()>();
-        let tree = &tree;
         scope.spawn(move || {
             // Held up when it has pinned the lowest table, on its way from the fourth page that it uses.
             tree.memory().hold_use(4, move |_| {
                 entered.send(()).unwrap();
                 released.recv().unwrap();
             });
-            assert_eq!(tree.lookup(hot), None, "unmapped while the reader was held up");
+            assert_eq!(tree.lookup(HOT), None, "unmapped while the reader was held up");
         });
         entered_by.recv().unwrap();
         // SAFETY: no other thread changes the tree.
-        let stale = unsafe { tree.unmap(hot, K4) }.unwrap();
+        let stale = unsafe { tree.unmap(HOT, K4) }.unwrap();
         assert!(!stale.holds_tables(), "somebody is inside");
         tree.redeem(flush(stale));
         release.send(()).unwrap();
     });
+    assert_eq!(tree.trace(DISPLACED).steps().count(), 3, "displaced");
+}
+
+#[test]
+fn tables_that_a_reader_displaces_wait_for_a_token() {
+    let memory = Arena::new(32);
+    let tree = tree(remap(), &memory);
+    displace_by_a_reader(&tree);
     let before = memory.used();
-    assert_eq!(tree.trace(other).steps().count(), 3, "displaced");
     let stale = tree.trim().unwrap();
     assert!(stale.holds_tables() && !stale.only_leaves());
     assert_eq!((stale.first(), stale.last()), (0, u64::MAX), "nobody knows any more where it was");
@@ -170,6 +176,31 @@ fn tables_that_a_reader_displaces_wait_for_a_token() {
     // The displaced table, and the one that is empty now; the three above it are spare.
     assert_eq!(memory.used(), before - 2);
     finish(tree);
+}
+
+/// The short way to unmap takes no such table along. If maps did not, each of them would need a flush from then on.
+#[test]
+fn one_map_takes_along_what_a_reader_displaced() {
+    for pages in [1, 3] {
+        let memory = Arena::new(32);
+        let tree = tree(remap(), &memory);
+        let (constant, changing) = (range(G1, K4), range(2 * G1, pages * K4));
+        displace_by_a_reader(&tree);
+        let before = memory.used();
+        // SAFETY: no other thread changes the tree.
+        unsafe {
+            let stale = tree.map(HOT, &[constant], BOTH).unwrap().expect("a table that is not flushed");
+            assert!(stale.holds_tables() && !stale.only_leaves());
+            assert_eq!((stale.first(), stale.last()), (0, u64::MAX));
+            tree.redeem(flush(stale));
+            assert_eq!(memory.used(), before - 1);
+            for _ in 0..3 {
+                assert!(tree.map(HOT + M2 / 2, &[changing], BOTH).unwrap().is_none(), "all is flushed");
+                tree.redeem(flush(tree.unmap(HOT + M2 / 2, pages * K4).unwrap()));
+            }
+        }
+        finish(tree);
+    }
 }
 
 /// A thread may read an upper table that has left the tree meanwhile, and go on from there. What it finds is of no use to

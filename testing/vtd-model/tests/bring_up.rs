@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 
 use driven::Driven;
-use iommu::{Bidirectional, Options, platform::MsiMessage};
+use iommu::{
+    Bidirectional, Options, Platform,
+    platform::{MsiMessage, Registers},
+};
+use mm::PhysAddr;
 use vtd_model::{
-    Access, Denied, InterruptOutcome, Leftovers, MachineConfig, Reach, Reason, ReservedMemory, UnitConfig,
+    Access, Denied, InterruptOutcome, Leftovers, Machine, MachineConfig, ModelPlatform, Reach, Reason,
+    ReservedMemory, UnitConfig,
 };
 
 const MACHINES: u64 = 300;
@@ -170,4 +175,31 @@ fn registers_that_lie_over_each_other_are_refused_and_named() {
     for named in ["unit 1", "unit 0", "0x1010 bytes", "0xfed90000", "0xfed91000"] {
         assert!(text.contains(named), "{named}: {text}");
     }
+}
+
+/// One unit ignores a command: what the others had been told is undone.
+#[test]
+fn units_that_are_up_are_turned_off_again_when_one_does_not_come_up() {
+    const STATUS: usize = 0x1c;
+    for (bit, name) in [(31, "TES"), (30, "RTPS"), (26, "QIES"), (25, "IRES"), (24, "IRTPS")] {
+        for deaf in 0..3 {
+            let mut config = MachineConfig::plain(1);
+            let base = config.units[0].base;
+            config.units.extend((1..3).map(|index| UnitConfig::plain(base + index * 0x1000)));
+            let machine = Machine::new(config);
+            machine.misbehave(deaf, |unit| unit.deaf_to = 1 << bit);
+            let error = Driven::start_on(machine.clone(), Options::default()).map(drop).expect_err(name);
+            assert!(error.to_string().contains(name), "{error}");
+            for unit in (0..3).filter(|&unit| unit != deaf) {
+                let registers = ModelPlatform::new(&machine).map_registers(address(base, unit), 0x1000);
+                let status = registers.expect("they are there").read32(STATUS);
+                assert_eq!(status & 0x8600_0000, 0, "{name} of unit {deaf}: GSTS {status:#x} of unit {unit}");
+            }
+            machine.audit();
+        }
+    }
+}
+
+fn address(base: u64, unit: usize) -> PhysAddr {
+    PhysAddr::new(base + unit as u64 * 0x1000)
 }

@@ -230,3 +230,15 @@ fn translation_caches_are_allowed_by_port_or_by_name() {
     assert_eq!(build(TableBytes::new().satc(0, false, &graphics)).ats(at(0, 2, 0)), Ats::Allowed);
     assert_eq!(build(TableBytes::new().satc(0, true, &graphics)).ats(at(0, 2, 0)), Ats::Required);
 }
+
+/// However many scopes of a region a function is in, the list does not grow with them.
+#[test]
+fn a_region_that_names_a_bridge_many_times_is_that_of_each_function_once() {
+    let scopes: Vec<_> = (0..8000).map(|_| ScopeBytes::bridge(0, &[(3, 0)])).collect();
+    let topology =
+        build(TableBytes::new().drhd(0x1000, 0, true, &[]).rmrr(0x9000_0000, 0x9000_0fff, 0, &scopes));
+    let pages = PhysRange::new(PhysAddr::new(0x9000_0000), 0x1000);
+    let concerned = topology.groups().filter(|group| group.reserved().unwrap() == [pages]).count();
+    assert_eq!(concerned, 6, "the port, three of the switch, and two devices");
+    assert!(topology.coverage.reserved.capacity() < 100, "{}", topology.coverage.reserved.capacity());
+}

@@ -40,7 +40,8 @@ impl<P: Platform> Discovered<P> {
 }
 
 impl<P: Platform> Vtd<P> {
-    /// Makes the units ready, with empty tables and translation off. Interrupts are remapped from then on, if they can be.
+    /// Makes the units ready, with empty tables and translation off. Interrupts are remapped from then on, if they can be. If
+    /// one does not come up, those before it are turned off again.
     pub fn bring_up(
         platform: Arc<P>,
         Discovered(discovered): Discovered<P>,
@@ -53,7 +54,9 @@ impl<P: Platform> Vtd<P> {
         units.try_reserve_exact(discovered.len()).map_err(|_| VtdError::OutOfMemory)?;
         let stage = TableStage::of_all(discovered.iter().map(Unit::capability), options);
         for unit in discovered {
-            units.push(UnitState::bring_up(platform.clone(), unit, setup.ok(), (options, stage))?);
+            let state = UnitState::bring_up(platform.clone(), unit, setup.ok(), (options, stage))
+                .inspect_err(|_| withdraw(&*platform, &units))?;
+            units.push(state);
         }
         let publishes_freely = units.iter().all(|UnitState { unit, .. }| {
             !unit.caches_missing_leaves() && !unit.capability().needs_write_buffer_flush()
@@ -72,6 +75,11 @@ impl<P: Platform> Vtd<P> {
         vtd.log_interrupts(setup.err());
         Ok(vtd)
     }
+}
+
+/// Turns `units` off again.
+pub(super) fn withdraw<P: Platform>(platform: &P, units: &[UnitState<P>]) {
+    units.iter().for_each(|state| state.unit.withdraw(platform));
 }
 
 /// The units that firmware describes, left as they are.
@@ -132,11 +140,38 @@ impl<P: Platform> UnitState<P> {
         };
         // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
         // of domains.
-        unsafe { unit.bring_up(&*platform, &how)? };
+        let is_up = unsafe { unit.bring_up(&*platform, &how) };
+        is_up.inspect_err(|_| unit.withdraw(&*platform))?;
         Ok(Self {
             unit,
             tables: IrqLock::new(LockClass::UnitTables, Tables { contexts, ids }),
             more_faults: AtomicBool::new(true),
         })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{
+        dmar::builder::TableBytes,
+        vtd::testing::{Executed, FakePlatform},
+    };
+
+    const QIE: u32 = 1 << 26;
+    const IRE: u32 = 1 << 25;
+
+    #[test]
+    fn a_unit_that_is_refused_a_vector_at_last_is_turned_off_again() {
+        let fake = FakePlatform::new(0x00d2_008c_222f_0606, 0x00f0_0f4a);
+        let platform = Arc::new(FakePlatform { has_vectors: false, ..fake });
+        let table = TableBytes::new().drhd(0xfed9_0000, 0, true, &[]).finish();
+        let dmar = Dmar::parse(&table).unwrap();
+        let controllers = InterruptControllers { io_apics: &[], x2apic: false };
+        let found = Discovered::find(&*platform, &dmar).unwrap();
+        let up = Vtd::bring_up(platform.clone(), found, &dmar, &controllers, Options::default());
+        assert_eq!(up.map(drop), Err(VtdError::BringUp(BringUpError::NoVector { unit: 0 })));
+        assert!(platform.unit.take_log().contains(&Executed::Command(QIE | IRE)));
+        assert_eq!(platform.unit.peek32(0x1c) & (QIE | IRE), 0);
     }
 }

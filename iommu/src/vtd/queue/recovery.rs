@@ -15,11 +15,12 @@ use crate::{
 };
 
 impl Queue {
-    /// Deals with whatever error the unit reports. Callable in an interrupt.
-    pub fn recover<P: Platform>(&self, platform: &P, hardware: &Hardware<P::Registers>) {
+    /// Deals with whatever error the unit reports. Callable in an interrupt. Returns whether there was one, which somebody
+    /// else may have dealt with: until then the queue stood still.
+    pub fn recover<P: Platform>(&self, platform: &P, hardware: &Hardware<P::Registers>) -> bool {
         let status: FaultStatus = hardware.registers.read();
         if !status.has_queue_error() {
-            return;
+            return false;
         }
         let mut progress = self.progress.lock(platform);
         // Another CPU may have dealt with it in the meantime.
@@ -27,10 +28,10 @@ impl Queue {
         if status.into_bits() == u32::MAX {
             // The unit is gone.
             hardware.mark_stuck();
-            return;
+            return true;
         }
         if !status.has_queue_error() {
-            return;
+            return true;
         }
         let record: QueueErrorRecord = hardware.registers.read();
         if status.timeout_error() {
@@ -46,6 +47,7 @@ impl Queue {
         }
         drop(progress);
         platform.wake(Work::Faults);
+        true
     }
 
     /// ITE: a device did not answer, and the unit dropped the waits that it had begun.

@@ -55,6 +55,8 @@ struct Slot {
     refused: AtomicBool,
     /// The device that did not answer, once the state is [`DROPPED`].
     source: AtomicU16,
+    /// As in [`Blame`].
+    is_own: AtomicBool,
 }
 
 /// Not handed out.
@@ -83,11 +85,17 @@ pub(super) enum Status {
         /// Something that it is about was refused, and not carried out.
         refused: bool,
     },
-    /// It will never be done, because the device `source` did not answer.
-    Dropped {
-        /// Requester id.
-        source: u16,
-    },
+    /// It will never be done, because a device did not answer.
+    Dropped(Blame),
+}
+
+/// Whom the unit blames for a wait that it dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Blame {
+    /// Requester id, as far as the unit says: older ones leave 0, which no device with a TLB has.
+    pub source: u16,
+    /// It is a device that this wait was for, whatever its id.
+    pub is_own: bool,
 }
 
 impl Slots {
@@ -192,7 +200,10 @@ impl Slots {
             return Status::Done { refused: state.refused.load(Ordering::Acquire) };
         }
         match state.state.load(Ordering::Acquire) {
-            DROPPED => Status::Dropped { source: state.source.load(Ordering::Relaxed) },
+            DROPPED => Status::Dropped(Blame {
+                source: state.source.load(Ordering::Relaxed),
+                is_own: state.is_own.load(Ordering::Relaxed),
+            }),
             _ => Status::Waiting,
         }
     }
@@ -241,10 +252,18 @@ impl Slots {
     }
 
     /// The device `source` did not answer, and the unit dropped every unfinished wait below `head`.
+    ///
+    /// Where the unit does not say which device it was, it is one of those that the first unfinished wait is for: a wait before
+    /// it would be done otherwise. What is behind it was only held up.
     pub fn drop_below<P: Platform>(&self, platform: &P, head: u64, source: u16) {
+        let unfinished = self.unfinished(platform, |state| matches!(state, PENDING | ORPHANED | LATE));
+        let first = unfinished.map(|(_, slot)| slot.end.load(Ordering::Relaxed)).min();
         for (_, slot) in self.outstanding(platform) {
-            if slot.end.load(Ordering::Relaxed) < head {
+            let end = slot.end.load(Ordering::Relaxed);
+            if end < head {
+                let is_own = source == 0 && first == Some(end) && slot.devices.load(Ordering::Relaxed);
                 slot.source.store(source, Ordering::Relaxed);
+                slot.is_own.store(is_own, Ordering::Relaxed);
                 // An orphan stays one: nobody asks.
                 let _ = slot.state.compare_exchange(PENDING, DROPPED, Ordering::Release, Ordering::Relaxed);
             }
@@ -253,9 +272,18 @@ impl Slots {
 
     /// Waits in flight, those that nobody waits for included.
     fn outstanding<P: Platform>(&self, platform: &P) -> impl Iterator<Item = (usize, &Slot)> {
+        self.unfinished(platform, |state| matches!(state, PENDING | ORPHANED))
+    }
+
+    /// Slots in a state that `wanted` says yes to, whose waits are not known to be over.
+    fn unfinished<P: Platform>(
+        &self,
+        platform: &P,
+        wanted: impl Fn(u8) -> bool,
+    ) -> impl Iterator<Item = (usize, &Slot)> {
         let over_below = self.over_below();
         self.slots.iter().enumerate().filter(move |&(index, slot)| {
-            matches!(slot.state.load(Ordering::Acquire), PENDING | ORPHANED)
+            wanted(slot.state.load(Ordering::Acquire))
                 && slot.end.load(Ordering::Relaxed) >= over_below
                 && !self.is_done(platform, index)
         })
@@ -302,6 +330,7 @@ impl Slot {
             devices: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             source: AtomicU16::new(0),
+            is_own: AtomicBool::new(false),
         }
     }
 }

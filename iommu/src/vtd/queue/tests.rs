@@ -20,7 +20,7 @@ use crate::{
     vtd::{
         mode::{TableStage, TranslationMode},
         spec::{DeviceTlbScope, DomainId, FunctionMask, Granularity},
-        testing::{Executed, FakePlatform},
+        testing::{Executed, FakePlatform, FakeUnit},
         unit::{BringUp, Location, Unit},
     },
 };
@@ -85,6 +85,20 @@ fn timed_out(requester: u16) -> Result<(), InvalidationError> {
 
 fn stuck() -> InvalidationError {
     InvalidationError::Stuck(Stuck { unit: 0 })
+}
+
+/// Something that a unit does, or that is done to it.
+type UnitEvent = fn(&FakeUnit);
+
+/// Has the unit do something at each of these times, while somebody waits.
+fn meanwhile<const N: usize>(platform: &FakePlatform, events: [(u64, UnitEvent); N]) {
+    let (unit, clock) = (platform.unit.clone(), platform.clock_ns.clone());
+    let mut events = events.into_iter().peekable();
+    *platform.on_relax.lock().unwrap() = Some(std::boxed::Box::new(move || {
+        while let Some((_, event)) = events.next_if(|&(at_ns, _)| at_ns <= clock.load(Ordering::Relaxed)) {
+            event(&unit);
+        }
+    }));
 }
 
 /// A word for each descriptor.

@@ -3,22 +3,17 @@
 use core::fmt;
 
 use super::{
-    DEVICE_TIMEOUT_NS, MAX_PAGE_DESCRIPTORS, Pending, Queue, WAIT_TIMEOUT_NS,
+    MAX_PAGE_DESCRIPTORS, Pending, Queue,
+    deadline::{Deadline, Limits},
     error::InvalidationError,
     invalidation::{Invalidation, IotlbScope},
     job::{Job, MAX_ITEMS},
-    slots::{OwnedSlot, Status},
+    slots::{Blame, OwnedSlot, Status},
 };
 use crate::{Platform, SourceId, dma::Stuck, vtd::unit::Hardware};
 
 /// How often a waiter asks the unit for errors: reading a register is slow.
 const ERROR_CHECK_NS: u64 = 20_000;
-
-/// A deadline counts only while somebody looks for errors at least this often: an error stops the queue until then.
-const LONGEST_GAP_NS: u64 = WAIT_TIMEOUT_NS / 2;
-
-/// How often the deadline of one wait begins anew for that.
-const MAX_RENEWALS: u32 = 16;
 
 /// How often a batch is submitted again because somebody else's device did not answer. Each time costs that device
 /// its driver, and takes the unit a minute.
@@ -45,7 +40,7 @@ enum Outcome {
     /// Something was refused.
     Refused,
     /// The unit dropped it because of a device. The main part was done already, or not.
-    Dropped { source: u16, main_done: bool },
+    Dropped { blame: Blame, main_done: bool },
     /// A device missed its deadline, and the unit did not notice.
     DevicesLate,
 }
@@ -202,9 +197,9 @@ impl Queue {
                 Outcome::Done => return silent.result(hardware),
                 Outcome::Refused if job.is_coarse() => break,
                 Outcome::Refused => job = job.coarse(),
-                Outcome::Dropped { source, main_done } => {
+                Outcome::Dropped { blame, main_done } => {
                     job = if main_done { job.devices_only() } else { job };
-                    if let Some(source) = culprit(&job, source) {
+                    if let Some(source) = culprit(&job, blame) {
                         job = job.without_device(source);
                         silent.add(source);
                     }
@@ -251,13 +246,11 @@ impl Silent {
     }
 }
 
-/// The device of `job` that did not answer, if it is one of its own. Older units do not say who it was, and leave 0,
-/// which no device with a TLB has.
-fn culprit(job: &Job<'_>, source: u16) -> Option<u16> {
-    if job.has_device(source) {
-        return Some(source);
-    }
-    if source == 0 { job.devices().next() } else { None }
+/// The device of `job` that did not answer, if it is one of its own. If the unit does not say which of them it was, the first is
+/// taken for it, and stopped; should it be innocent, the next attempt finds the next.
+fn culprit(job: &Job<'_>, blame: Blame) -> Option<u16> {
+    let named = job.has_device(blame.source).then_some(blame.source);
+    named.or_else(|| job.devices().next().filter(|_| blame.is_own))
 }
 
 impl Queue {
@@ -272,15 +265,14 @@ impl Queue {
         let Pending { main, devices } = pending;
         let mut refused = false;
         if let Some(slot) = main {
-            let expired = |waited| self.main_expired(platform, &slot, waited);
-            match self.wait_for(platform, hardware, &slot, expired) {
+            match self.wait_for(platform, hardware, &slot, Limits::UNIT) {
                 Waited::Done { refused: main_refused } => {
                     refused = main_refused;
                     self.slots.put_back(slot);
                 }
-                Waited::Dropped { source } => {
+                Waited::Dropped(blame) => {
                     [Some(slot), devices].into_iter().flatten().for_each(|slot| self.slots.orphan(slot));
-                    return Ok(Outcome::Dropped { source, main_done: false });
+                    return Ok(Outcome::Dropped { blame, main_done: false });
                 }
                 Waited::Expired | Waited::Stuck => {
                     [Some(slot), devices].into_iter().flatten().for_each(|slot| self.slots.pin(slot));
@@ -302,14 +294,14 @@ impl Queue {
         slot: OwnedSlot,
         refused: bool,
     ) -> Result<Outcome, Stuck> {
-        match self.wait_for(platform, hardware, &slot, |waited| waited > DEVICE_TIMEOUT_NS) {
+        match self.wait_for(platform, hardware, &slot, Limits::DEVICES) {
             Waited::Done { refused: devices_refused } => {
                 self.slots.put_back(slot);
                 Ok(done(refused || devices_refused))
             }
-            Waited::Dropped { source } => {
+            Waited::Dropped(blame) => {
                 self.slots.orphan(slot);
-                Ok(if refused { Outcome::Refused } else { Outcome::Dropped { source, main_done: true } })
+                Ok(if refused { Outcome::Refused } else { Outcome::Dropped { blame, main_done: true } })
             }
             Waited::Expired => {
                 self.slots.pin(slot);
@@ -322,16 +314,6 @@ impl Queue {
         }
     }
 
-    /// Whether a wait for the unit's own caches has waited too long. While a device before it may yet answer, it has
-    /// not: the unit completes in order.
-    fn main_expired<P: Platform>(&self, platform: &P, slot: &OwnedSlot, waited_ns: u64) -> bool {
-        if waited_ns <= WAIT_TIMEOUT_NS {
-            return false;
-        }
-        let behind_device = self.slots.devices_outstanding(platform, self.slots.position(slot));
-        !behind_device || waited_ns > DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS
-    }
-
     /// Waits for one slot. Most often it is done already, and nobody asks what time it is.
     #[inline]
     fn wait_for<P: Platform>(
@@ -339,47 +321,42 @@ impl Queue {
         platform: &P,
         hardware: &Hardware<P::Registers>,
         slot: &OwnedSlot,
-        expired: impl Fn(u64) -> bool,
+        limits: Limits,
     ) -> Waited {
         match self.slots.status(platform, slot) {
             Status::Done { refused } => Waited::Done { refused },
-            _ => self.wait_longer(platform, hardware, slot, expired),
+            _ => self.wait_longer(platform, hardware, slot, limits),
         }
     }
 
-    /// Waits for a slot that was not done at first. The deadline counts from here, and begins anew for a waiter that was kept
-    /// from running: the unit may have stood still since the last look for an error.
+    /// Waits for a slot that was not done at first. The deadline counts from here; that a device before it may yet answer is
+    /// an excuse.
     #[inline(never)]
     fn wait_longer<P: Platform>(
         &self,
         platform: &P,
         hardware: &Hardware<P::Registers>,
         slot: &OwnedSlot,
-        expired: impl Fn(u64) -> bool,
+        limits: Limits,
     ) -> Waited {
-        let mut since_ns = platform.now_ns();
-        let (mut checked_ns, mut renewals) = (since_ns, 0);
+        let mut deadline = Deadline::new(limits, platform.now_ns());
         loop {
             // Before the status: a waiter that was kept from running finds out what the unit did in the meantime.
             let now = platform.now_ns();
             match self.slots.status(platform, slot) {
                 Status::Done { refused } => return Waited::Done { refused },
-                Status::Dropped { source } => return Waited::Dropped { source },
+                Status::Dropped(blame) => return Waited::Dropped(blame),
                 Status::Waiting => {}
             }
             if hardware.is_stuck() {
                 return Waited::Stuck;
             }
-            let gap_ns = now.saturating_sub(checked_ns);
-            if expired(now.saturating_sub(since_ns)) {
-                if gap_ns <= LONGEST_GAP_NS || renewals == MAX_RENEWALS {
+            if deadline.unseen_ns(now) > ERROR_CHECK_NS {
+                let recovered = self.recover(platform, hardware);
+                let behind_device = self.slots.devices_outstanding(platform, self.slots.position(slot));
+                if deadline.is_over(now, recovered || behind_device) {
                     return Waited::Expired;
                 }
-                (since_ns, renewals) = (now, renewals + 1);
-            }
-            if gap_ns > ERROR_CHECK_NS {
-                checked_ns = now;
-                self.recover(platform, hardware);
             }
             platform.relax();
         }
@@ -391,9 +368,7 @@ enum Waited {
     Done {
         refused: bool,
     },
-    Dropped {
-        source: u16,
-    },
+    Dropped(Blame),
     /// Past its deadline.
     Expired,
     /// The unit was given up.

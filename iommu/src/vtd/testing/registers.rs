@@ -7,6 +7,8 @@ use std::{
     vec::Vec,
 };
 
+use mm::PhysAddr;
+
 use super::FakeMemory;
 use crate::vtd::spec::{Completion, Descriptor, RawDescriptor};
 
@@ -182,6 +184,15 @@ impl FakeUnit {
     /// Sets a register without side effects: what firmware did.
     pub fn preset32(&self, offset: usize, value: u32) {
         self.state.lock().unwrap().put32(offset, value);
+    }
+
+    /// Leaves a queue on that lies in the page `first`, with `count` descriptors that the unit has not carried out.
+    pub fn preset_queue(&self, first: PhysAddr, count: usize) {
+        let mut state = self.state.lock().unwrap();
+        let status = state.get32(GSTS) | 1 << 26;
+        state.put32(GSTS, status);
+        state.put64(IQA, first.as_u64());
+        state.tail = count;
     }
 
     pub fn peek32(&self, offset: usize) -> u32 {
@@ -394,7 +405,9 @@ impl State {
             "GCMD {value:#x} at GSTS {status:#x}"
         );
         assert_eq!(value & !(STICKY | ONE_SHOT), 0, "reserved bits of GCMD");
-        let acted = !self.manner.ignores;
+        // Like QEMU's, it turns no queue off that it has not come to the end of.
+        let unfinished = if self.head == self.tail { 0 } else { status & 1 << 26 };
+        let acted = !(self.manner.ignores | unfinished);
         let sticky = status & !(changed & acted) | value & changed & acted;
         let set = value & (1 << 30 | 1 << 24) & acted;
         // A write-buffer flush that is acted on is over at once.

@@ -45,15 +45,20 @@ pub struct InterruptSetup {
 impl<P: Platform> Unit<P> {
     /// Takes the unit over from firmware and makes it ready, with translation off:
     ///
-    /// events masked - firmware's fault log, queue, interrupt remapping and translation off - old faults forgotten - write
-    /// buffer flushed - queue on - root table set and everything cached forgotten - write buffer flushed, interrupt remapping
-    /// on, if asked for - fault events on.
+    /// events masked - firmware's fault log off - old faults forgotten - queue, interrupt remapping and translation off - faults
+    /// forgotten again - write buffer flushed - queue on - root table set and everything cached forgotten - write buffer
+    /// flushed, interrupt remapping on, if asked for - fault events on.
     ///
     /// The queue comes before the root table because some units cannot invalidate by register, or do not finish doing
-    /// so, without it. No device is a bus master at this time.
+    /// so, without it.
+    ///
+    /// From here on until [`enable_translation`](Self::enable_translation) the unit keeps no device from memory, whatever
+    /// firmware had it do. The host has turned bus mastering off on every endpoint that it can do without: those that firmware
+    /// reserved memory for go on.
     ///
     /// # Errors
-    /// [`BringUpError`]; the unit must not be used then, and nothing given to it may be used for anything else.
+    /// [`BringUpError`]; the unit must not be used then, except to [`withdraw`](Self::withdraw) it, and nothing given to it may
+    /// be used for anything else.
     ///
     /// # Safety
     /// From the moment that translation is on until the unit is shut down, the tables below [`BringUp::root`] are all
@@ -104,6 +109,25 @@ impl<P: Platform> Unit<P> {
     /// # Errors
     /// [`BringUpError`] if the unit does not obey.
     pub fn shut_down(&self, platform: &P) -> Result<(), BringUpError> {
+        self.turn_off(platform)?;
+        self.release_protected_memory(platform)?;
+        Ok(())
+    }
+
+    /// Turns off again what is on, because the machine's units do not all come up: the host goes on with interrupts that
+    /// nobody remaps, and nobody would take the unit's events. What firmware protects stays so, as far as it was not let go
+    /// ([`enable_translation`](Self::enable_translation)). A unit that does not obey stays as it is.
+    pub fn withdraw(&self, platform: &P) {
+        let status = self.read_global_status();
+        if !status.translation() && !status.interrupt_remapping() && !status.queued_invalidation() {
+            return;
+        }
+        if let Err(error) = self.turn_off(platform) {
+            log::error!("{error}: remapping unit {} stays on", self.index());
+        }
+    }
+
+    fn turn_off(&self, platform: &P) -> Result<(), BringUpError> {
         self.hardware.check()?;
         self.invalidate(platform, self.mode.everything())?;
         if self.interrupts.is_some() {
@@ -112,7 +136,6 @@ impl<P: Platform> Unit<P> {
         self.hardware.mark_stuck();
         self.mask_events();
         let status = self.read_global_status();
-        self.release_protected_memory(platform)?;
         if status.translation() {
             self.command(platform, Command::Translation(false))?;
         }
@@ -134,6 +157,8 @@ impl<P: Platform> Unit<P> {
         if status.advanced_fault_log() {
             self.command(platform, Command::AdvancedFaultLogOff)?;
         }
+        // An error stops the queue, which would not come to its end then, and some units turn off none that has not.
+        self.clear_faults();
         if status.queued_invalidation() {
             self.drain_queue(platform);
             self.command(platform, Command::Queue(false))?;
@@ -144,6 +169,7 @@ impl<P: Platform> Unit<P> {
         if status.translation() {
             self.command(platform, Command::Translation(false))?;
         }
+        // Once more, for what came meanwhile.
         self.clear_faults();
         Ok(())
     }

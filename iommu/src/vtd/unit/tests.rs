@@ -1,5 +1,6 @@
 mod by_register;
 
+use core::sync::atomic::Ordering;
 use std::{vec, vec::Vec};
 
 use super::*;
@@ -23,6 +24,7 @@ const PRS: u64 = 1 << 29;
 const ESRTPS: u64 = 1 << 63;
 const ESIRTPS: u64 = 1 << 62;
 
+const ITE: u32 = 1 << 6;
 const AFO: u32 = 1 << 2;
 const APF: u32 = 1 << 3;
 
@@ -243,6 +245,25 @@ fn what_firmware_left_on_is_turned_off_first() {
     let status = unit.read_fault_status().into_bits();
     assert_eq!(status & 0xff, 0, "old faults are forgotten");
     let _ = unit.drain_faults(&platform, |fault| panic!("{fault}"));
+}
+
+/// A queue that a device has stopped comes to its end only when the error is cleared.
+#[test]
+fn firmwares_queue_is_set_going_again_before_it_is_turned_off() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let queue = platform.memory.allocate_run(1).unwrap();
+    let flush = Descriptor::InterruptEntries { entries: None }.encode();
+    for (address, word) in (queue.as_u64()..).step_by(8).zip([flush.low(), flush.high()].repeat(3)) {
+        platform.memory.word(address).store(word, Ordering::Relaxed);
+    }
+    platform.unit.preset_queue(queue, 3);
+    platform.unit.preset32(0x34, ITE);
+    let start = platform.now_ns();
+    brought_up(&platform, &plain());
+    assert!(platform.elapsed_since(start) < 1_000_000_000, "nothing was waited for in vain");
+    let log = platform.unit.take_log();
+    let off = position(&log, |event| *event == Executed::Command(0));
+    assert_eq!(log[..off].iter().filter(|event| is_interrupts(event)).count(), 3);
 }
 
 /// With it on, faults would never get to the records.

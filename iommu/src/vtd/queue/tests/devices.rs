@@ -93,6 +93,43 @@ fn a_unit_that_does_not_say_which_device_it_was() {
     assert!(!unit.is_stuck());
 }
 
+/// Nor is anybody else's device taken for it: those that were behind it in the queue are asked again.
+#[test]
+fn a_unit_that_does_not_say_which_device_it_was_has_the_first_in_line_blamed() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| (manner.silent, manner.conceals_source) = (vec![0x0100], true));
+    let (bad, good) = ([device(0x0100)], [domain(), device(0x0200)]);
+    let only_devices = [device(0x0300)];
+    let [bad, good, other] =
+        [&bad[..], &good, &only_devices].map(|batch| unit.submit(&platform, batch).unwrap());
+    platform.unit.give_up_on_device();
+    assert_eq!(good.wait(&platform), Ok(()));
+    assert_eq!(other.wait(&platform), Ok(()));
+    assert_eq!(bad.wait(&platform), timed_out(0x0100));
+    assert_eq!(unit.queue_statistics(&platform).unwrap().device_timeouts, 1);
+}
+
+/// It may also be one that was given up long before the unit noticed.
+#[test]
+fn a_unit_that_does_not_say_which_device_it_was_may_mean_one_that_nobody_waits_for() {
+    for gives_up_first in [true, false] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        platform.unit.behave(|manner| (manner.silent, manner.conceals_source) = (vec![0x0100], true));
+        let (bad, good) = ([device(0x0100)], [device(0x0200)]);
+        let bad = unit.submit(&platform, &bad).unwrap();
+        if gives_up_first {
+            assert_eq!(bad.wait(&platform), timed_out(0x0100));
+        } else {
+            drop(bad);
+        }
+        let good = unit.submit(&platform, &good).unwrap();
+        platform.unit.give_up_on_device();
+        assert_eq!(good.wait(&platform), Ok(()));
+    }
+}
+
 /// Neither deadline of the unit's own caches counts while a device may yet answer.
 #[test]
 fn waits_behind_a_slow_device_are_not_given_up() {
@@ -107,6 +144,46 @@ fn waits_behind_a_slow_device_are_not_given_up() {
     assert!(platform.elapsed_since(start) > 90_000_000_000);
     assert_eq!(bad.wait(&platform), timed_out(0x0100));
     assert!(!unit.is_stuck());
+}
+
+/// A unit that is done with a device at last goes on, but not in the same instant.
+#[test]
+fn a_unit_has_time_to_go_on_when_a_slow_device_is_done_with() {
+    let answers: UnitEvent = FakeUnit::complete_late;
+    let is_given_up: UnitEvent = FakeUnit::give_up_on_device;
+    for end in [answers, is_given_up] {
+        let platform = FakePlatform::new(CAP, ECAP);
+        let unit = unit(&platform);
+        platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
+        let (slow, good) = ([device(0x0100)], [domain()]);
+        let slow = unit.submit(&platform, &slow).unwrap();
+        let good = unit.submit(&platform, &good).unwrap();
+        // It has not even fetched what is behind the device.
+        platform.unit.run(2);
+        let ends_at = platform.now_ns() + 30 * WAIT_TIMEOUT_NS;
+        meanwhile(&platform, [(ends_at, end), (ends_at + WAIT_TIMEOUT_NS / 2, |fake| fake.run(usize::MAX))]);
+        assert_eq!(good.wait(&platform), Ok(()));
+        assert!(!unit.is_stuck());
+        drop(slow);
+    }
+}
+
+/// A unit that stands still from then on has no more than that time.
+#[test]
+fn a_unit_that_dies_behind_a_slow_device_has_the_short_deadline_from_then_on() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| (manner.lazy, manner.silent) = (true, vec![0x0100]));
+    let (slow, good) = ([device(0x0100)], [domain()]);
+    let _slow = unit.submit(&platform, &slow).unwrap();
+    let good = unit.submit(&platform, &good).unwrap();
+    platform.unit.run(2);
+    let answered_at = platform.now_ns() + 30 * WAIT_TIMEOUT_NS;
+    meanwhile(&platform, [(answered_at, FakeUnit::complete_late)]);
+    assert_eq!(good.wait(&platform), Err(stuck()));
+    // It was last seen behind the device a round before that.
+    let waited = platform.elapsed_since(answered_at);
+    assert!((WAIT_TIMEOUT_NS / 2..2 * WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
 }
 
 /// A unit that dies after a device answered has the short deadline, although nobody has looked at the device's wait yet.

@@ -1,7 +1,7 @@
 //! Status slots by themselves: which may be handed out, and which waits an error concerns.
 
 use super::{
-    super::slots::{OwnedSlot, Slots, Status},
+    super::slots::{Blame, OwnedSlot, Slots, Status},
     *,
 };
 use crate::{
@@ -104,7 +104,7 @@ fn an_error_concerns_the_waits_at_and_after_its_place() {
     slots.drop_below(&platform, 10, 0x0100);
     assert_eq!(slots.status(&platform, &first), Status::Waiting);
     slots.drop_below(&platform, 11, 0x0100);
-    assert_eq!(slots.status(&platform, &first), Status::Dropped { source: 0x0100 });
+    assert_eq!(slots.status(&platform, &first), Status::Dropped(Blame { source: 0x0100, is_own: false }));
     assert!(!slots.devices_outstanding(&platform, 11), "it is given up");
     complete(&platform, &wait);
     assert_eq!(slots.status(&platform, &second), Status::Done { refused: true });
