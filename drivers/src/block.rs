@@ -4,8 +4,8 @@
 //! caller's, so that one thread can have many requests in flight, on several devices, and wait for whichever is done
 //! first. [`transfer`] is the short way for one request.
 //!
-//! A driver consists of its [`hardware::Queue`]s and its [`hardware::Hardware`]; threads, deadlines, faults, recovery and
-//! shutdown are the [`engine`]'s.
+//! A driver consists of its `Queue`s and its `Hardware` (`hardware.rs`); threads, deadlines, faults, recovery and shutdown
+//! are the engine's (`engine.rs`).
 
 pub(crate) mod attention;
 mod batch;

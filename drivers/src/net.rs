@@ -5,7 +5,7 @@
 //! driver's. Frames lie in pools of buffers that stay mapped and are copied in and out; what does not fit into a queue is
 //! refused or dropped, and counted.
 //!
-//! A driver consists of its [`rings::Rings`]; faults, recovery and shutdown are the [`engine::Engine`]'s.
+//! A driver consists of its `Rings` (`rings.rs`); faults, recovery and shutdown are the `Engine`'s (`engine.rs`).
 
 pub(crate) mod attention;
 mod binding;

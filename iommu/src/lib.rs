@@ -64,8 +64,8 @@
 //! # Locks
 //!
 //! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what the
-//! host's frame allocator takes. They are [`IrqLock`](sync::IrqLock)s, held for a bounded number of steps; page tables are
-//! changed without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a unit.
+//! host's frame allocator takes. They are `IrqLock`s (`sync.rs`), held for a bounded number of steps; page tables are changed
+//! without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a unit.
 //! Debug builds tell the platform of each lock, so that it can check their order.
 #![no_std]
 #![warn(missing_docs)]

@@ -1,6 +1,6 @@
 //! The words of `iommu=` on the kernel's command line, after Xen's option of that name.
 //!
-//! A word stands in [`WORDS`] only when it does something; every other one is reported.
+//! A word stands in `WORDS` only when it does something; every other one is reported.
 
 /// Whether devices must be isolated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -1,4 +1,4 @@
-//! `cargo xtask check`: formatting and lints, and on request Miri and the mutations.
+//! `cargo xtask check`: formatting, lints and documentation, and on request Miri and the mutations.
 
 use std::process::{Command, ExitCode};
 
@@ -12,7 +12,8 @@ use crate::workspace::{Workspace, shown, succeed};
 
 const USAGE: &str = "Usage: cargo xtask check [OPTIONS]
 
-Checks formatting and lints (clippy, warnings denied), for the host and for the kernel's target.
+Checks formatting, lints (clippy, warnings denied) for the host and for the kernel's target, and the documentation of the
+libraries.
 
   --miri              the unit tests of mm and iommu under Miri instead (needs the nightly toolchain)
   --mutants[=GLOB]    each patch of testing/mutations instead, or some: a test must fail with it
@@ -71,7 +72,11 @@ fn lints(workspace: &Workspace) -> Vec<Command> {
     kernel.args(["--", "--deny", "warnings"]);
     let mut programs = workspace.cargo_on_programs("clippy");
     programs.args(["--", "--deny", "warnings"]);
-    vec![format, host, interleavings, engine, kernel, programs]
+    // What other kernels take, and what they write drivers after: no link of its documentation leads nowhere.
+    let mut documentation = workspace.cargo("doc");
+    documentation.args(["--no-deps", "--package", "mm", "--package", "iommu", "--package", "drivers"]);
+    documentation.env("RUSTDOCFLAGS", "--deny warnings");
+    vec![format, host, interleavings, engine, kernel, programs, documentation]
 }
 
 fn run_miri(workspace: &Workspace, consent: Consent) -> Result<bool> {
@@ -154,5 +159,15 @@ mod tests {
         assert!(clippy[3].contains("--package kernel --target x86_64-unknown-none"));
         assert!(clippy[4].contains("--package attacker "), "{lines:?}");
         assert!(clippy[4].contains(" --target x86_64-unknown-none"), "{lines:?}");
+    }
+
+    #[test]
+    fn warnings_are_denied_for_the_documentation_of_the_libraries() {
+        let commands = lints(&Workspace::locate().unwrap());
+        let documentation = commands.iter().find(|command| command.get_args().next() == Some("doc".as_ref()));
+        let documentation = documentation.expect("nothing checks the documentation");
+        assert!(shown(documentation).ends_with("--no-deps --package mm --package iommu --package drivers"));
+        let flags = documentation.get_envs().find(|(name, _)| *name == "RUSTDOCFLAGS");
+        assert_eq!(flags, Some(("RUSTDOCFLAGS".as_ref(), Some("--deny warnings".as_ref()))));
     }
 }

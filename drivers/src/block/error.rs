@@ -115,7 +115,7 @@ impl fmt::Display for BlockError {
 
 impl core::error::Error for BlockError {}
 
-/// Why a [`transfer`] failed.
+/// Why a [`transfer`](super::transfer) failed.
 #[derive(Debug)]
 pub enum TransferError {
     /// The device did not take the request.

@@ -2,7 +2,7 @@
 //!
 //! [`QueuePair`] is a submission and a completion queue with what is in flight between them. [`Controller`] has the admin
 //! queue; [`open`] makes a block device of a controller, with an I/O queue pair for each CPU. Reads and writes are
-//! [`engine`](crate::block::engine)'s business, and `requests` how the controller is told.
+//! the business of `block/engine.rs`; `requests.rs` is how the controller is told.
 //!
 //! A [`Primary`] is a controller that has others under it, its virtual functions, and gives them what they work with.
 //!

@@ -1,7 +1,7 @@
 //! `iommu=debug`: what drivers do wrong that the types of the DMA API cannot forbid.
 //!
-//! A claim gets a [`CheckedSpace`] around its domain then, which keeps a [record](records) of each live mapping and compares.
-//! Without the mode there is none, and nothing of it on the way of a mapping. Found are:
+//! A claim gets a `CheckedSpace` around its domain then (`space.rs`), which keeps a record of each live mapping and
+//! compares. Without the mode there is none, and nothing of it on the way of a mapping. Found are:
 //!
 //! - **leaks**: what is still mapped a second after the driver's last handle of the device went;
 //! - **overlaps**: memory that is lent twice at the same time, where one of the devices may write it;
@@ -14,7 +14,7 @@
 //! what is synced for the CPU, giving it pieces of a reservation before their sync, using a buffer that is unmapped.
 //!
 //! Nothing is refused for what is found: it is logged, within a budget, and the last findings are kept for
-//! [`Visitor::misuse`]. Records are cut from table pages; there are [`MAX_RECORDS`](records::MAX_RECORDS) of them at most, and
+//! [`Visitor::misuse`]. Records are cut from table pages; there are `MAX_RECORDS` of them at most, and
 //! what finds none is counted and not checked.
 
 mod misuse;

@@ -1,6 +1,6 @@
 //! The virtio block device: several queues, one for each CPU as far as the device has them.
 //!
-//! What is done with requests is [`engine`](crate::block::engine)'s business; here is how the device is told.
+//! What is done with requests is the business of `block/engine.rs`; here is how the device is told.
 
 mod error;
 mod layout;
