@@ -1,4 +1,4 @@
-//! The pictures that the program shows, and how it ends when it cannot: shared with the tests that start it.
+//! The pictures that the program shows, and how it ends when it cannot.
 #![no_std]
 #![forbid(unsafe_code)]
 
