@@ -18,6 +18,8 @@ mod hands;
 mod host_tests;
 mod judge;
 mod lacks;
+#[cfg(test)]
+mod line_width;
 mod machine;
 mod matrix;
 mod mutants;
