@@ -4,8 +4,8 @@
 //! caller's, so that one thread can have many requests in flight, on several devices, and wait for whichever is done
 //! first. [`transfer`] is the short way for one request.
 //!
-//! A driver consists of its `Queue`s and its `Hardware` (`hardware.rs`); threads, deadlines, faults, recovery and shutdown
-//! are the engine's (`engine.rs`).
+//! A driver consists of its `Queue`s and its `Hardware` (`hardware.rs`); threads, deadlines, faults, recovery and
+//! shutdown are the engine's (`engine.rs`).
 
 pub(crate) mod attention;
 mod batch;
@@ -94,8 +94,8 @@ pub trait BlockDevice: Send + Sync {
     /// Has the device reset and started again, soon: what it has then fails.
     fn reset(&self);
 
-    /// Resets the device for good and fails what it has. When this returns `Ok`, every buffer has gone back to its owner,
-    /// and the queues go with the last handle.
+    /// Resets the device for good and fails what it has. When this returns `Ok`, every buffer has gone back to its
+    /// owner, and the queues go with the last handle.
     ///
     /// # Errors
     /// See [`NotQuiet`].

@@ -34,7 +34,8 @@ impl FaultWatch {
         }
     }
 
-    /// The counts as they are now. Read after the device's word was taken, they have the faults that it keeps quiet about.
+    /// The counts as they are now. Read after the device's word was taken, they have the faults that it keeps quiet
+    /// about.
     pub fn check(&self, device: &DmaDevice) -> FaultCounts {
         let now = device.fault_counts();
         // Counts only grow: whoever comes late takes nothing back.

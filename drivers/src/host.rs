@@ -27,8 +27,8 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// Writes the aligned word at `offset` of `function`'s configuration space, and leaves the word beside it alone.
     fn config_write16(&self, function: PciAddress, offset: u16, value: u16);
 
-    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are written
-    /// as they read. No other change by this call comes in between: it is the same as
+    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are
+    /// written as they read. No other change by this call comes in between: it is the same as
     /// [`Platform::change_config`](iommu::Platform::change_config).
     fn config_change32(&self, function: PciAddress, offset: u16, clear: u32, set: u32);
 
@@ -38,8 +38,8 @@ pub unsafe trait Host: Send + Sync + 'static {
 
     /// Monotonic time in nanoseconds since an arbitrary start.
     ///
-    /// Deadlines of devices are measured by it. It had better not count time in which the host of a virtual machine keeps all of
-    /// it, devices included, from running.
+    /// Deadlines of devices are measured by it. It had better not count time in which the host of a virtual machine
+    /// keeps all of it, devices included, from running.
     fn now_ns(&self) -> u64;
 
     /// A new event, not signalled.
@@ -59,7 +59,8 @@ pub unsafe trait Host: Send + Sync + 'static {
     /// Number of CPUs that interrupts can be sent to.
     fn cpus(&self) -> usize;
 
-    /// Number of the CPU that the caller runs on, below [`cpus`](Self::cpus). It may run elsewhere by the time it looks at it.
+    /// Number of the CPU that the caller runs on, below [`cpus`](Self::cpus). It may run elsewhere by the time it looks
+    /// at it.
     fn cpu(&self) -> usize;
 
     /// Starts a thread that runs `body` and ends with it.
@@ -102,8 +103,8 @@ pub trait Interrupt: Send + Sync {
     fn message(&self) -> MsiMessage;
 
     /// Sends the interrupt to CPU number `cpu`, below [`Host::cpus`]. With interrupt remapping it goes there from now
-    /// on; without, when the function has been given the new [`message`](Self::message), which differs in the low half of
-    /// its address alone. None is lost.
+    /// on; without, when the function has been given the new [`message`](Self::message), which differs in the low half
+    /// of its address alone. None is lost.
     ///
     /// # Errors
     /// It goes where it went before, or, if its remapping unit does not answer, to either.

@@ -1,9 +1,9 @@
 //! The interface of network devices, whatever they are, and what their drivers have in common.
 //!
-//! A network device belongs to one thread, its owner, which waits for the device's [`event`](NetDevice::event), lets the
-//! driver look after the device ([`service`](NetDevice::service)), and moves frames: no lock, and no thread of the
-//! driver's. Frames lie in pools of buffers that stay mapped and are copied in and out; what does not fit into a queue is
-//! refused or dropped, and counted.
+//! A network device belongs to one thread, its owner, which waits for the device's [`event`](NetDevice::event), lets
+//! the driver look after the device ([`service`](NetDevice::service)), and moves frames: no lock, and no thread of the
+//! driver's. Frames lie in pools of buffers that stay mapped and are copied in and out; what does not fit into a queue
+//! is refused or dropped, and counted.
 //!
 //! A driver consists of its `Rings` (`rings.rs`); faults, recovery and shutdown are the `Engine`'s (`engine.rs`).
 
@@ -30,8 +30,8 @@ pub const HEADER_BYTES: usize = 14;
 /// Longest frame, without its check sequence, that any driver moves.
 pub const FRAME_LIMIT_BYTES: usize = HEADER_BYTES + 1500;
 
-/// A device that moves Ethernet frames. Dropping it makes it quiet; its memory comes back only then, and stays pinned if it
-/// does not become quiet.
+/// A device that moves Ethernet frames. Dropping it makes it quiet; its memory comes back only then, and stays pinned
+/// if it does not become quiet.
 ///
 /// # Examples
 /// ```no_run
@@ -66,12 +66,12 @@ pub trait NetDevice: Send {
     /// When [`service`](Self::service) wants to be called at the latest, whatever happens.
     fn service_by_ns(&self) -> u64;
 
-    /// Takes what the device has finished, gives it new buffers, and resets it if it misbehaves. Called whenever the event
-    /// was signalled, before frames are moved.
+    /// Takes what the device has finished, gives it new buffers, and resets it if it misbehaves. Called whenever the
+    /// event was signalled, before frames are moved.
     fn service(&mut self);
 
-    /// Copies the next frame that has arrived into `frame`, which has [`NetInfo::frame_bytes`] bytes at least, and returns
-    /// its length. `None` if there is none, until `service` has been called again.
+    /// Copies the next frame that has arrived into `frame`, which has [`NetInfo::frame_bytes`] bytes at least, and
+    /// returns its length. `None` if there is none, until `service` has been called again.
     fn receive(&mut self, frame: &mut [u8]) -> Option<usize>;
 
     /// How many frames [`transmit`](Self::transmit) takes for certain; none while the link is down.
@@ -86,8 +86,8 @@ pub trait NetDevice: Send {
     /// Tells the device of what was queued.
     fn flush(&mut self);
 
-    /// Asks for the event at the next thing that happens. True if something has meanwhile, so that there may be no event
-    /// for it.
+    /// Asks for the event at the next thing that happens. True if something has meanwhile, so that there may be no
+    /// event for it.
     fn rearm(&mut self) -> bool;
 
     /// What the device has done so far.
@@ -132,8 +132,8 @@ pub enum Link {
     Down,
 }
 
-/// A checksum of the Internet protocols that the device is to complete: the sum of everything from `start` to the end of
-/// the frame. What the field at `start + offset` holds is part of the sum (that of the pseudo-header).
+/// A checksum of the Internet protocols that the device is to complete: the sum of everything from `start` to the end
+/// of the frame. What the field at `start + offset` holds is part of the sum (that of the pseudo-header).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Checksum {
     /// First byte that is summed.
@@ -193,8 +193,8 @@ pub struct Counters {
     pub sent: u64,
     /// Frames that arrived and are no frames, or that the device itself calls damaged.
     pub damaged: u64,
-    /// Frames that arrived while the IOMMU blocked an access of the device, or while records of that were lost: what is in
-    /// their buffers may be anything.
+    /// Frames that arrived while the IOMMU blocked an access of the device, or while records of that were lost: what is
+    /// in their buffers may be anything.
     pub doubtful: u64,
     /// Frames that were queued when the device was reset.
     pub lost: u64,

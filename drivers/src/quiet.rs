@@ -61,8 +61,8 @@ pub struct Target<'a> {
 /// Makes a function quiet, whoever used it: when this returns `Ok`, nothing that it had begun touches memory any more.
 ///
 /// By the first of these that works: a function-level reset, a reset by power management, a way of its own (a virtio
-/// device's or a network controller's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A bridge
-/// begins nothing itself.
+/// device's or a network controller's reset, the end of an `edu`'s transfer), a reset of the bus that it is on. A
+/// bridge begins nothing itself.
 ///
 /// # Errors
 /// Why the first of them that it has did not work. It is left without bus mastering, unless it has virtual functions
@@ -88,8 +88,8 @@ pub fn quieten(host: &Arc<dyn Host>, target: Target<'_>) -> Result<(), NotQuiet>
     Err(reason)
 }
 
-/// Whether `function`, of the isolation group `group` and one of `functions`, could be made quiet; the log says why not. For
-/// [`Iommu::release`](iommu::Iommu::release).
+/// Whether `function`, of the isolation group `group` and one of `functions`, could be made quiet; the log says why
+/// not. For [`Iommu::release`](iommu::Iommu::release).
 pub fn is_quiet(
     host: &Arc<dyn Host>,
     functions: &[Function],
@@ -104,8 +104,8 @@ pub fn is_quiet(
     result.inspect_err(|error| log::warn!("{function}: {error}")).is_ok()
 }
 
-/// Whether `dma`'s function was taken from its driver, who asks: then it is quiet, and there is nothing left to ask it. A
-/// function that does not answer any more is about to be taken back by whoever serves its slot; that is waited for.
+/// Whether `dma`'s function was taken from its driver, who asks: then it is quiet, and there is nothing left to ask it.
+/// A function that does not answer any more is about to be taken back by whoever serves its slot; that is waited for.
 pub fn is_taken_back(host: &dyn Host, dma: &DmaDevice) -> bool {
     const DEADLINE_NS: u64 = 5_000_000_000;
     let deadline_ns = host.now_ns().saturating_add(DEADLINE_NS);

@@ -1,8 +1,8 @@
 //! Shared ownership whose memory can be refused.
 //!
-//! `Arc::new` ends the kernel if there is no memory, and stable Rust has no `Arc::try_new`. What is shared from bring-up on
-//! is in an `Arc`; what a claim, a pool or a change of the hierarchy shares is in a [`TryArc`]. It counts as the standard
-//! library's does, without weak pointers.
+//! `Arc::new` ends the kernel if there is no memory, and stable Rust has no `Arc::try_new`. What is shared from
+//! bring-up on is in an `Arc`; what a claim, a pool or a change of the hierarchy shares is in a [`TryArc`]. It counts
+//! as the standard library's does, without weak pointers.
 
 use alloc::{alloc::alloc, boxed::Box};
 use core::{

@@ -1,8 +1,8 @@
 //! Address translation services (ATS): the TLB that a PCI function may have of its own.
 //!
-//! A function with ATS on asks the unit for translations, keeps them, and then sends *physical* addresses, which the unit
-//! lets through unseen. So the page table holds only a function that plays by the rules: one that lies about having
-//! asked reaches all of memory. Therefore:
+//! A function with ATS on asks the unit for translations, keeps them, and then sends *physical* addresses, which the
+//! unit lets through unseen. So the page table holds only a function that plays by the rules: one that lies about
+//! having asked reaches all of memory. Therefore:
 //!
 //! - ATS is off unless the owner of a function says that it trusts it, with
 //!   [`Iommu::claim_trusted`](crate::Iommu::claim_trusted). Nothing else turns it on: no option, and not what firmware

@@ -132,7 +132,8 @@ pub(crate) trait Backend: Formats + Send + Sync + 'static {
     /// Removes what `stale` speaks of from every cache that may hold it, for whoever has other caches to empty besides.
     fn forget(&self, tags: &Self::Tags, stale: &Stale) -> Result<(), Unflushed>;
 
-    /// Removes `stale` from every cache that may hold it. This and the next are the only places where a [`Flushed`] comes from.
+    /// Removes `stale` from every cache that may hold it. This and the next are the only places where a [`Flushed`]
+    /// comes from.
     fn flush(&self, tags: &Self::Tags, stale: Stale) -> Result<Flushed, Unflushed>;
 
     /// As [`flush`](Self::flush), of several ranges at once: one submission to each unit, and one wait.

@@ -1,7 +1,7 @@
 //! How much is made of something that a device brings about as often as it likes.
 
-/// A token bucket: some at once, and then one an interval. What there is of is a matter of who has it: lines in the log,
-/// interrupts.
+/// A token bucket: some at once, and then one an interval. What there is of is a matter of who has it: lines in the
+/// log, interrupts.
 #[derive(Debug)]
 pub(crate) struct Budget {
     burst: u32,
@@ -15,8 +15,8 @@ impl Budget {
     /// Lines that all sources share.
     pub const ALL: Self = Self::new(10, 1_000_000_000);
 
-    /// Lines that one source has: a group, or all that belong to none. So little that the others' lines are not used up: as many
-    /// at once as a storm has news, and a tenth of what there is for all.
+    /// Lines that one source has: a group, or all that belong to none. So little that the others' lines are not used
+    /// up: as many at once as a storm has news, and a tenth of what there is for all.
     pub const ONE_SOURCE: Self = Self::new(4, 10_000_000_000);
 
     pub const fn new(burst: u32, interval_ns: u64) -> Self {

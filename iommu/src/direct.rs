@@ -1,7 +1,8 @@
-//! Devices that use physical addresses: all of them with `iommu=off`, those in an identity domain with `iommu=passthrough`.
+//! Devices that use physical addresses: all of them with `iommu=off`, those in an identity domain with
+//! `iommu=passthrough`.
 //!
-//! The first exists to measure what isolation costs and to boot a machine without a unit; it is never a fallback. The second
-//! gives up the isolation of memory, and keeps that of interrupts, the faults, and the way back.
+//! The first exists to measure what isolation costs and to boot a machine without a unit; it is never a fallback. The
+//! second gives up the isolation of memory, and keeps that of interrupts, the faults, and the way back.
 
 use alloc::sync::Arc;
 

@@ -270,8 +270,8 @@ impl<B: Backend> Domain<B> {
         let mapped = unsafe { self.table.map(iova.as_u64(), memory, self.backend.access(access)) };
         let emptied = mapped.map_err(|error| self.undo(iova, error))?;
         self.mapped_pages.fetch_add(bytes / PAGE_BYTES, Ordering::Relaxed);
-        // A unit or device that does not answer here, or when the leaves are published, is dead, and stopped. The mapping
-        // stands: the next map is refused, and the unmap of this one pins the buffer.
+        // A unit or device that does not answer here, or when the leaves are published, is dead, and stopped. The
+        // mapping stands: the next map is refused, and the unmap of this one pins the buffer.
         if let Some(stale) = emptied {
             self.flush_tables(stale);
         }
@@ -383,8 +383,8 @@ impl<B: Backend> Drop for Domain<B> {
             // The table is its owner's, and nothing was mapped.
             return;
         }
-        // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed. The last mapping
-        // went before.
+        // SAFETY: the domain has no tag left: every source was blocked, and its domain ids were flushed. The last
+        // mapping went before.
         unsafe {
             table.destroy();
             self.bounce.destroy();

@@ -21,7 +21,8 @@ pub trait Visitor {
     /// The domain of the group shown just before; blocked groups have none.
     fn domain(&mut self, _domain: &DomainReport) {}
 
-    /// A domain that was created for groups which come and go, after all groups; and how many of them are attached to it.
+    /// A domain that was created for groups which come and go, after all groups; and how many of them are attached to
+    /// it.
     fn created_domain(&mut self, _domain: &DomainReport, _groups: usize) {}
 
     /// One run of addresses that the domain shown just before maps. Those of a created domain come with it alone.
@@ -165,8 +166,8 @@ pub enum GroupStanding {
     Quarantined {
         /// Its other addresses lead to a scratch page of its own. Else they are blocked.
         on_scratch_page: bool,
-        /// How many faults had been recorded of it when its faults brought that about ([`policy`](crate::policy)), that one
-        /// included; of the same count as [`GroupReport::faults`]. `None` if it was asked for.
+        /// How many faults had been recorded of it when its faults brought that about ([`policy`](crate::policy)), that
+        /// one included; of the same count as [`GroupReport::faults`]. `None` if it was asked for.
         condemned_at: Option<u64>,
     },
 }
@@ -197,7 +198,8 @@ pub enum DomainKind {
     Identity,
     /// An owner's who created it ([`Iommu::create_domain`](crate::Iommu::create_domain)).
     Assigned,
-    /// The same, over a table that the CPU walks ([`Iommu::share_table`](crate::Iommu::share_table)). What that maps is not shown.
+    /// The same, over a table that the CPU walks ([`Iommu::share_table`](crate::Iommu::share_table)). What that maps is
+    /// not shown.
     Shared,
 }
 

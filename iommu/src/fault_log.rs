@@ -53,9 +53,9 @@ impl FaultLog {
         platform.wake(Work::Faults);
     }
 
-    /// Shows `each` what has been recorded, logs the news as far as the budgets allow, each with what `explain` says of it and
-    /// of its unit, and keeps the last ones to show. `admit` is the budget of a fault's source: its answer is that of
-    /// [`Budget::take`].
+    /// Shows `each` what has been recorded, logs the news as far as the budgets allow, each with what `explain` says of
+    /// it and of its unit, and keeps the last ones to show. `admit` is the budget of a fault's source: its answer is
+    /// that of [`Budget::take`].
     pub fn process<P: Platform, E: fmt::Display>(
         &self,
         platform: &P,

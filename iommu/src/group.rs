@@ -102,17 +102,17 @@ pub enum Incident {
     Fault(Fault),
     /// The device was put in quarantine: it reaches nothing, and nothing is mapped for it any more.
     Quarantined,
-    /// Somebody takes the device back ([`Iommu::release`](crate::Iommu::release)): it reaches nothing, and nothing is mapped for
-    /// it any more. When it is quiet its memory comes back, and it may be given to somebody else. Of a device in quarantine,
-    /// which reached nothing before, this is not told.
+    /// Somebody takes the device back ([`Iommu::release`](crate::Iommu::release)): it reaches nothing, and nothing is
+    /// mapped for it any more. When it is quiet its memory comes back, and it may be given to somebody else. Of a
+    /// device in quarantine, which reached nothing before, this is not told.
     Released,
-    /// The device is gone, or about to go: it reaches nothing, nothing is mapped for it any more, and its memory is about to
-    /// come back.
+    /// The device is gone, or about to go: it reaches nothing, nothing is mapped for it any more, and its memory is
+    /// about to come back.
     Removed,
 }
 
-/// A driver's callback. It is called in the thread that does [`Work::Faults`] or that takes the device away, without a lock
-/// held.
+/// A driver's callback. It is called in the thread that does [`Work::Faults`] or that takes the device away, without a
+/// lock held.
 pub(crate) type Listener = Arc<dyn Fn(Incident) + Send + Sync>;
 
 impl<B: Backend> Group<B> {
@@ -204,8 +204,8 @@ impl<B: Backend> Group<B> {
         self.state.lock(platform).term
     }
 
-    /// Makes `listener` the one that is told what happens to `function`, if it is claimed since `term`. That it is in quarantine
-    /// already, or was taken back, it is told at once.
+    /// Makes `listener` the one that is told what happens to `function`, if it is claimed since `term`. That it is in
+    /// quarantine already, or was taken back, it is told at once.
     pub fn listen(&self, platform: &B::Platform, term: u64, function: PciAddress, listener: Listener) {
         let mut state = self.state.lock(platform);
         let (before, told) = if state.term == term {

@@ -189,7 +189,8 @@ impl MessageInterrupts {
     /// unit; so does dropping them.
     ///
     /// # Errors
-    /// The unit does not answer: it may go on letting them through, so their vectors must not be used for anything else.
+    /// The unit does not answer: it may go on letting them through, so their vectors must not be used for anything
+    /// else.
     pub fn release(mut self) -> Result<(), InterruptError> {
         self.0.release()
     }

@@ -21,8 +21,8 @@
 //! **Exhaustion.** When no hole fits, all magazines of all CPUs are emptied into the holes and the search starts again,
 //! a bounded number of times. Where no aligned block is left, any run that is long enough will do.
 //!
-//! **Memory.** Nodes, magazines and records are cut from table pages of the host (`slab.rs`). Whatever a later free will
-//! need is set aside when the range is handed out: giving back cannot fail for want of memory.
+//! **Memory.** Nodes, magazines and records are cut from table pages of the host (`slab.rs`). Whatever a later free
+//! will need is set aside when the range is handed out: giving back cannot fail for want of memory.
 //!
 //! **Trust.** What a free gives back follows from its address and length, so the caller must free what it allocated,
 //! once: the domain does, whose mappings are freed by being consumed. A [checked](IovaSpace::new_checked) space writes

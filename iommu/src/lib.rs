@@ -32,9 +32,9 @@
 //! `Flushed`. Only that frees the table pages, then the IOVA, and gives the buffer back. There is no way around: the
 //! token has no other way on than a flush, and no constructor but the change that made it stale.
 //!
-//! A domain can walk a table of the CPU's instead of one of its own ([`Iommu::share_table`], `domain/shared.rs`): then whoever has
-//! that table maps, has the domain [flushed](dma::SharedDomain::flush) by the same token before the CPUs are, and keeps it until the
-//! last device is quiet.
+//! A domain can walk a table of the CPU's instead of one of its own ([`Iommu::share_table`], `domain/shared.rs`): then
+//! whoever has that table maps, has the domain [flushed](dma::SharedDomain::flush) by the same token before the CPUs
+//! are, and keeps it until the last device is quiet.
 //!
 //! # Interrupts
 //!
@@ -45,28 +45,29 @@
 //! # Faults
 //!
 //! A blocked request is judged where its record is read, by [`policy`]: logged, counted, or the last one that its group
-//! has for free. Quarantine and [`Iommu::release`] take a group back in one order (`group/revoke.rs`): stopped, blocked,
-//! flushed, made quiet, and only then its memory returns.
+//! has for free. Quarantine and [`Iommu::release`] take a group back in one order (`group/revoke.rs`): stopped,
+//! blocked, flushed, made quiet, and only then its memory returns.
 //!
 //! # Functions that come and go
 //!
-//! [`Iommu::functions_gone`] takes a group from its drivers as a release does, and ends it; [`Iommu::functions_appeared`]
-//! stops a new one, and leaves it blocked, as its place was left, until it is claimed. Which groups
-//! there are is a snapshot (`protection/layout.rs`) that is replaced as a whole: a group that a change does not concern is
-//! the same in the next one, and one that somebody has cannot change.
+//! [`Iommu::functions_gone`] takes a group from its drivers as a release does, and ends it;
+//! [`Iommu::functions_appeared`] stops a new one, and leaves it blocked, as its place was left, until it is claimed.
+//! Which groups there are is a snapshot (`protection/layout.rs`) that is replaced as a whole: a group that a change
+//! does not concern is the same in the next one, and one that somebody has cannot change.
 //!
 //! # Memory
 //!
-//! After bring-up memory is asked for so that it can be refused (what is shared is in a `TryArc`, `arc.rs`), and map and unmap
-//! take none from the heap: bookkeeping is cut from table pages (`slab.rs`). Only what stands in for the ends of buffers that
-//! are not whole pages is made when there is none to spare. A refusal is an error, and leaves everything as it was. What must not fail, taking a device away, goes on without: in doubt its group is blocked.
+//! After bring-up memory is asked for so that it can be refused (what is shared is in a `TryArc`, `arc.rs`), and map
+//! and unmap take none from the heap: bookkeeping is cut from table pages (`slab.rs`). Only what stands in for the ends
+//! of buffers that are not whole pages is made when there is none to spare. A refusal is an error, and leaves
+//! everything as it was. What must not fail, taking a device away, goes on without: in doubt its group is blocked.
 //!
 //! # Locks
 //!
-//! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what the
-//! host's frame allocator takes. They are `IrqLock`s (`sync.rs`), held for a bounded number of steps; page tables are changed
-//! without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a unit.
-//! Debug builds tell the platform of each lock, so that it can check their order.
+//! [`LockClass`](platform::LockClass) has all of them, in the order in which they nest; inside any of them comes what
+//! the host's frame allocator takes. They are `IrqLock`s (`sync.rs`), held for a bounded number of steps; page tables
+//! are changed without a lock. Nothing allocates or waits in an interrupt, and no lock is held while waiting for a
+//! unit. Debug builds tell the platform of each lock, so that it can check their order.
 #![no_std]
 #![warn(missing_docs)]
 // For loom some lengths are as small as they can be.

@@ -20,12 +20,13 @@ pub enum Quarantine {
     /// `basic`: nothing.
     #[default]
     Basic,
-    /// `scratch-page`: every address leads to one page of the group's own, for devices that take blocked requests badly.
+    /// `scratch-page`: every address leads to one page of the group's own, for devices that take blocked requests
+    /// badly.
     ScratchPage,
 }
 
-/// What becomes of groups that firmware reserves memory for (RMRR) when they are to be assigned to an owner who is to be
-/// isolated.
+/// What becomes of groups that firmware reserves memory for (RMRR) when they are to be assigned to an owner who is to
+/// be isolated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ReservedPolicy {
     /// `rmrr=strict`: they are refused. Firmware may use the device, and the memory, at any time.
@@ -53,15 +54,17 @@ pub struct Options {
     pub mode: Mode,
     /// Use the invalidation queue where a unit has it.
     pub queued_invalidation: bool,
-    /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors (128 in scalable mode), is
-    /// what there is no word to change: a batch takes a handful, and hardware seldom lags.
+    /// log2 of the number of pages of an invalidation queue, 0 to 7. One page, 256 descriptors (128 in scalable mode),
+    /// is what there is no word to change: a batch takes a handful, and hardware seldom lags.
     pub queue_order: u8,
-    /// Use scalable mode where a unit has it, and the queue: with second-stage tables or, if some unit has none of these in scalable
-    /// mode and each has them, with first-stage tables on all, in which what a device may write it may also read. Off unless
-    /// asked for: on the units that have both modes it does for a domain of the kernel what legacy mode does, at the cost of two more pages a source.
+    /// Use scalable mode where a unit has it, and the queue: with second-stage tables or, if some unit has none of
+    /// these in scalable mode and each has them, with first-stage tables on all, in which what a device may write it
+    /// may also read. Off unless asked for: on the units that have both modes it does for a domain of the kernel what
+    /// legacy mode does, at the cost of two more pages a source.
     pub scalable: bool,
-    /// In scalable mode use tables of the first stage, in the CPU's format, where all units have it: so that address spaces can be
-    /// [shared](crate::Iommu::share_table). Where one has nothing else it is used without being asked for.
+    /// In scalable mode use tables of the first stage, in the CPU's format, where all units have it: so that address
+    /// spaces can be [shared](crate::Iommu::share_table). Where one has nothing else it is used without being asked
+    /// for.
     pub first_stage: bool,
     /// Remap interrupts where a unit can, so that a device raises only the vectors given to it.
     pub interrupt_remapping: bool,

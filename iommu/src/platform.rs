@@ -37,8 +37,8 @@ pub unsafe trait Platform: Send + Sync + 'static {
 
     /// Monotonic time in nanoseconds.
     ///
-    /// Deadlines of devices are measured by it. It had better not count time in which the host of a virtual machine keeps all of
-    /// it, devices included, from running.
+    /// Deadlines of devices are measured by it. It had better not count time in which the host of a virtual machine
+    /// keeps all of it, devices included, from running.
     fn now_ns(&self) -> u64;
 
     /// Number of the CPU that this runs on: below [`MAX_CPUS`]. Stable only under an interrupt guard.
@@ -62,8 +62,8 @@ pub unsafe trait Platform: Send + Sync + 'static {
         let _ = class;
     }
 
-    /// Called in each round of a bounded busy wait: for hardware, or for another thread that waits for hardware. A host whose
-    /// threads have priorities lets those run here that have a lower one.
+    /// Called in each round of a bounded busy wait: for hardware, or for another thread that waits for hardware. A host
+    /// whose threads have priorities lets those run here that have a lower one.
     fn relax(&self);
 
     /// A vector for `event`, as the message that raises it: the host calls
@@ -76,9 +76,9 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// Writes the aligned dword at `offset` of `function`'s configuration space.
     fn write_config(&self, function: PciAddress, offset: u16, value: u32);
 
-    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are written
-    /// as they read. No other change by this call comes in between, whoever makes it: the Command register has two
-    /// writers, this crate and the function's driver, and neither may undo what the other has done.
+    /// Clears and sets bits of the aligned dword at `offset` of `function`'s configuration space; the others are
+    /// written as they read. No other change by this call comes in between, whoever makes it: the Command register has
+    /// two writers, this crate and the function's driver, and neither may undo what the other has done.
     fn change_config(&self, function: PciAddress, offset: u16, clear: u32, set: u32);
 
     /// Makes the thread that does `work` run soon. Callable in an interrupt; wakes are not counted.
@@ -88,8 +88,8 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// not memory that may be shared with a device (stack, kernel image).
     fn physical(&self, first: NonNull<u8>, bytes: usize) -> Option<PhysAddr>;
 
-    /// What lies in the `bytes` bytes at `first`, for which [`physical`](Self::physical) says `None`: asked when a driver
-    /// wants to map them and [`checks`](crate::checks) are on.
+    /// What lies in the `bytes` bytes at `first`, for which [`physical`](Self::physical) says `None`: asked when a
+    /// driver wants to map them and [`checks`](crate::checks) are on.
     fn unshareable(&self, first: NonNull<u8>, bytes: usize) -> Unshareable {
         let _ = (first, bytes);
         Unshareable::Other
@@ -99,8 +99,8 @@ pub unsafe trait Platform: Send + Sync + 'static {
     /// device needs such memory (RMRR); it does not get it.
     fn is_own_memory(&self, range: PhysRange) -> bool;
 
-    /// Whether the memory map has all of `range` as reserved, or as firmware's. It is asked to report what firmware says of
-    /// memory that it does not say there; a host that does not know says yes.
+    /// Whether the memory map has all of `range` as reserved, or as firmware's. It is asked to report what firmware
+    /// says of memory that it does not say there; a host that does not know says yes.
     fn is_firmware_memory(&self, range: PhysRange) -> bool {
         let _ = range;
         true

@@ -1,8 +1,8 @@
 //! What to do about a group whose devices fault: log, throttle, quarantine.
 //!
-//! A device may fault as often as it likes (design invariant 4), so the answer depends on how often it has: [`judge`] is
-//! a pure function of a group's [`History`], the [`Limits`] and the time. It has no clock and no state of its own, and
-//! can be run over any sequence of faults.
+//! A device may fault as often as it likes (design invariant 4), so the answer depends on how often it has: [`judge`]
+//! is a pure function of a group's [`History`], the [`Limits`] and the time. It has no clock and no state of its own,
+//! and can be run over any sequence of faults.
 //!
 //! Faults count up; each whole quiet period before a fault halves the count first. So a storm, whose faults come closer
 //! together than the quiet period, is stopped at exactly [`Limits::quarantine_at`] faults however fast or slow they are

@@ -147,8 +147,8 @@ fn copy_of<T: Copy>(list: &[T]) -> Result<Vec<T>, StartError> {
     Ok(copy)
 }
 
-/// Turns bus mastering off on every endpoint among `which` that needs no reserved memory: what firmware left running stops
-/// before anything is translated. A driver turns it on again after its claim.
+/// Turns bus mastering off on every endpoint among `which` that needs no reserved memory: what firmware left running
+/// stops before anything is translated. A driver turns it on again after its claim.
 fn stop_bus_masters<P: Platform>(platform: &P, topology: &Topology, which: impl Fn(&Function) -> bool) {
     for function in topology.functions().iter().filter(|function| which(function)) {
         let runs_on = topology.reserved(function.address).next().is_some();
@@ -212,7 +212,8 @@ impl<P: Platform> Shared<P> {
     /// Puts the groups in quarantine whose faults ask for it.
     fn quarantine_condemned(&self, maker: &DomainMaker<Vtd<P>>) {
         for group in self.layout().groups().filter(|group| group.awaits_quarantine(&self.platform)) {
-            // A group that is changing hands wakes this thread when it has; one behind a dead unit is in quarantine too.
+            // A group that is changing hands wakes this thread when it has; one behind a dead unit is in quarantine
+            // too.
             let _ = group.layout().functions.first().map(|&function| group.quarantine(maker, function));
         }
     }

@@ -87,8 +87,8 @@ impl HostWidth {
         Ok(page)
     }
 
-    /// `pages` zeroed pages in a row for `table`. Those that are beyond are lost: the host takes none back. They are aligned
-    /// to their size, so that all of them are beyond or none.
+    /// `pages` zeroed pages in a row for `table`. Those that are beyond are lost: the host takes none back. They are
+    /// aligned to their size, so that all of them are beyond or none.
     pub fn run<P: Platform>(
         self,
         platform: &P,

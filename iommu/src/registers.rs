@@ -1,8 +1,8 @@
 //! Addresses at which something else than memory answers.
 //!
 //! A request for such an address need not come to a remapping unit: a switch, a bridge or a device of several functions
-//! may pass it on to whoever decodes it. So none of them is an IOVA. And none is memory that firmware could reserve for a
-//! device: whoever writes to configuration space, an I/O APIC or a remapping unit has more than a device may have.
+//! may pass it on to whoever decodes it. So none of them is an IOVA. And none is memory that firmware could reserve for
+//! a device: whoever writes to configuration space, an I/O APIC or a remapping unit has more than a device may have.
 
 use alloc::vec::Vec;
 

@@ -3,10 +3,10 @@
 //! Some devices take a blocked request badly: they ask again for ever, or raise errors that platforms make more of. On
 //! a scratch page they read zeros, or what they wrote themselves, and write where it does no harm.
 //!
-//! The tables are a chain of one page a level: all entries of a table lead to the one table of the level below, those of
-//! the lowest to the page. Only the way to reserved memory has tables beside the chain. They are written once, before
-//! anything walks them, and the page-table engine has no part in them: it counts the entries of a table, and would free one
-//! that 512 entries lead to as often.
+//! The tables are a chain of one page a level: all entries of a table lead to the one table of the level below, those
+//! of the lowest to the page. Only the way to reserved memory has tables beside the chain. They are written once,
+//! before anything walks them, and the page-table engine has no part in them: it counts the entries of a table, and
+//! would free one that 512 entries lead to as often.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{mem::ManuallyDrop, sync::atomic::Ordering};
@@ -140,7 +140,8 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
         }
     }
 
-    /// Whether the entry of `level` for `input`, where there is reserved memory, is a leaf: as large a one as there can be.
+    /// Whether the entry of `level` for `input`, where there is reserved memory, is a leaf: as large a one as there can
+    /// be.
     fn is_leaf(&self, level: u8, input: u64, reserved: &[PhysRange]) -> bool {
         let sizes = self.format.leaf_sizes();
         let possible = match level {
@@ -152,7 +153,8 @@ impl<P: Platform, F: Format> Builder<'_, P, F> {
         possible && reserved.iter().any(|range| covers(range, input, level_bytes(level)))
     }
 
-    /// A table of `level` for the inputs from `first` on, some of which are reserved memory. It calls itself once a level.
+    /// A table of `level` for the inputs from `first` on, some of which are reserved memory. It calls itself once a
+    /// level.
     fn carve(&mut self, level: u8, first: u64, reserved: &[PhysRange]) -> Result<PhysAddr, TableError> {
         let (bytes, mut entries) = (level_bytes(level), Vec::new());
         entries.try_reserve_exact(TABLE_ENTRIES).map_err(|_| TableError::OutOfMemory)?;
@@ -216,8 +218,8 @@ impl<P: Platform> Drop for Memory<P> {
         for &page in &self.tables {
             // Pages go back as they came.
             self.table(page).iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
-            // SAFETY: the page came from here. Either nothing ever walked it, or the owner has seen to it that all units
-            // forgot the domain.
+            // SAFETY: the page came from here. Either nothing ever walked it, or the owner has seen to it that all
+            // units forgot the domain.
             unsafe { self.platform.tables().free(page) };
         }
         // SAFETY: taken once; the buffer was taken apart in `Scratch::new`, and nothing leads a device to it any more.

@@ -45,7 +45,8 @@ impl<T> Deref for Slot<T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the slot was initialised when it was taken and is owned by `self`; the slab outlives it (`Slab::new`).
+        // SAFETY: the slot was initialised when it was taken and is owned by `self`; the slab outlives it
+        // (`Slab::new`).
         unsafe { self.0.as_ref() }
     }
 }

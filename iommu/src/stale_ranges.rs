@@ -1,9 +1,9 @@
 //! What several changes of one table left stale, for one flush.
 //!
 //! A token is one range. One that brings along a table which was emptied elsewhere, and stayed until another took its
-//! place, is from end to end of both: what is flushed holds all that changed, upper levels too, and is not the least that
-//! would do. It takes one or two invalidations, wide ones, or the whole domain. That is once for each table that is taken
-//! out; for less, every mapping's token would have to carry two ranges.
+//! place, is from end to end of both: what is flushed holds all that changed, upper levels too, and is not the least
+//! that would do. It takes one or two invalidations, wide ones, or the whole domain. That is once for each table that
+//! is taken out; for less, every mapping's token would have to carry two ranges.
 
 use core::array;
 
@@ -11,8 +11,8 @@ use mm::table::{Format, PageTable, Stale, TableMemory};
 
 use crate::Iova;
 
-/// Ranges that are kept apart. More would seldom be named one by one: each takes a page-selective invalidation or two, of
-/// which a plan has as many.
+/// Ranges that are kept apart. More would seldom be named one by one: each takes a page-selective invalidation or two,
+/// of which a plan has as many.
 const MAX_RANGES: usize = 8;
 
 /// Tokens of one table, whose ranges are in ascending order and neither overlap nor touch. When there are too many, the
@@ -124,7 +124,8 @@ impl StaleRanges {
         (0..self.count).filter_map(|index| Some((self.gap_behind(index)?, index))).min()
     }
 
-    /// Makes one of the token at `index` and all behind it that touch it: one that brings a table along may reach over many.
+    /// Makes one of the token at `index` and all behind it that touch it: one that brings a table along may reach over
+    /// many.
     fn join_what_touches<F: Format, M: TableMemory>(&mut self, table: &PageTable<F, M>, index: usize) {
         while self.gap_behind(index) == Some(0) {
             self.join(table, index);

@@ -1,8 +1,8 @@
 //! Faults of sources that belong to no group: functions that nobody has enumerated, or ids that a device has made up.
 //!
-//! They reach nothing, and there is nobody to stop. So all that is left to do is to keep them from being heard more than
-//! one group would be: together they have what a single group has, and beyond that they are counted, and neither logged
-//! nor kept. A flood of them so takes no room in the ring and in the log from faults that somebody waits for.
+//! They reach nothing, and there is nobody to stop. So all that is left to do is to keep them from being heard more
+//! than one group would be: together they have what a single group has, and beyond that they are counted, and neither
+//! logged nor kept. A flood of them so takes no room in the ring and in the log from faults that somebody waits for.
 
 use crate::{
     Platform,

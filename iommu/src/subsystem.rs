@@ -38,8 +38,9 @@ pub struct Machine<'a> {
     /// [trusted with memory](Iommu::claim_identity), or with `iommu=passthrough`.
     pub memory: &'a [PhysRange],
     /// Addresses at which something else than memory answers, as far as the host knows: BARs, windows of bridges,
-    /// configuration space, I/O APICs. A request for one of them may be passed on to it without coming to a unit, so that
-    /// none is an IOVA; and firmware cannot reserve them for a device (RMRR). Registers of the units need not be among them.
+    /// configuration space, I/O APICs. A request for one of them may be passed on to it without coming to a unit, so
+    /// that none is an IOVA; and firmware cannot reserve them for a device (RMRR). Registers of the units need not be
+    /// among them.
     pub registers: &'a [PhysRange],
     /// The local APICs are in x2APIC mode. Interrupts reach CPUs with ids above 255 only then, and only if all units
     /// that remap interrupts report EIM.
@@ -118,10 +119,10 @@ impl Iommu {
     /// As [`claim`](Self::claim), for a function that the caller trusts not to lie about the addresses it sends: it may
     /// use a TLB of its own (ATS) where there is one and everything else permits it.
     ///
-    /// A function with its TLB on sends physical addresses that no unit checks, so this gives up all isolation against a
-    /// malicious device; it is for devices soldered to the board, not for those in a slot or on a cable. Unmapping still
-    /// means what it does: it waits until the TLB is empty, and a device that does not empty it is stopped, its group
-    /// blocked, its memory pinned.
+    /// A function with its TLB on sends physical addresses that no unit checks, so this gives up all isolation against
+    /// a malicious device; it is for devices soldered to the board, not for those in a slot or on a cable. Unmapping
+    /// still means what it does: it waits until the TLB is empty, and a device that does not empty it is stopped, its
+    /// group blocked, its memory pinned.
     ///
     /// # Errors
     /// As [`claim`](Self::claim).
@@ -139,10 +140,10 @@ impl Iommu {
         self.control.claim(function, Trust::Translations)
     }
 
-    /// As [`claim`](Self::claim), for a function that is trusted with all of RAM ([`Machine::memory`]): its group's domain maps
-    /// it one to one, and an IOVA is a physical address. Other devices are out of its reach, and so are others' interrupts unless
-    /// it means harm: the tables of the units themselves are in RAM. What it does beyond is recorded, and it is taken back as any
-    /// other.
+    /// As [`claim`](Self::claim), for a function that is trusted with all of RAM ([`Machine::memory`]): its group's
+    /// domain maps it one to one, and an IOVA is a physical address. Other devices are out of its reach, and so are
+    /// others' interrupts unless it means harm: the tables of the units themselves are in RAM. What it does beyond is
+    /// recorded, and it is taken back as any other.
     ///
     /// With `iommu=passthrough` every claim is one like this.
     ///
@@ -163,9 +164,9 @@ impl Iommu {
         self.control.claim(function, Trust::Memory)
     }
 
-    /// Takes functions in that were plugged in. Like those of [`Machine::functions`] they are blocked until somebody claims
-    /// them, and can be claimed from now on. All functions of one device come together. Their access control services
-    /// are on by then, as far as they have any.
+    /// Takes functions in that were plugged in. Like those of [`Machine::functions`] they are blocked until somebody
+    /// claims them, and can be claimed from now on. All functions of one device come together. Their access control
+    /// services are on by then, as far as they have any.
     ///
     /// # Errors
     /// See [`HotplugError`]. The functions are not known then, and reach nothing.
@@ -288,15 +289,15 @@ impl Iommu {
         self.control.handle_event(event);
     }
 
-    /// Logs recorded faults and tells drivers of them, puts groups that fault too much in quarantine, and stops the devices
-    /// behind a unit that does not answer any more. Runs in a thread of the host, woken for
+    /// Logs recorded faults and tells drivers of them, puts groups that fault too much in quarantine, and stops the
+    /// devices behind a unit that does not answer any more. Runs in a thread of the host, woken for
     /// [`Work::Faults`](crate::platform::Work::Faults).
     pub fn process_faults(&self) {
         self.control.process_faults();
     }
 
-    /// When [`process_faults`](Self::process_faults) has to run next although nobody asks for it, on the platform's clock;
-    /// `u64::MAX` for never. The thread that runs it looks at this before it goes to sleep.
+    /// When [`process_faults`](Self::process_faults) has to run next although nobody asks for it, on the platform's
+    /// clock; `u64::MAX` for never. The thread that runs it looks at this before it goes to sleep.
     ///
     /// # Examples
     /// ```no_run
@@ -315,14 +316,14 @@ impl Iommu {
         self.control.next_faults_ns()
     }
 
-    /// Flushes and frees mappings that were dropped, and flushes what retired ones wait for when it is due. Runs in a thread
-    /// of the host, woken for [`Work::Reap`](crate::platform::Work::Reap).
+    /// Flushes and frees mappings that were dropped, and flushes what retired ones wait for when it is due. Runs in a
+    /// thread of the host, woken for [`Work::Reap`](crate::platform::Work::Reap).
     pub fn reap(&self) {
         self.control.reap();
     }
 
-    /// When [`reap`](Self::reap) has to run next although nobody asks for it, on the platform's clock; `u64::MAX` for never.
-    /// The thread that runs it looks at this before it goes to sleep.
+    /// When [`reap`](Self::reap) has to run next although nobody asks for it, on the platform's clock; `u64::MAX` for
+    /// never. The thread that runs it looks at this before it goes to sleep.
     ///
     /// # Examples
     /// ```no_run

@@ -1,4 +1,5 @@
-//! The one lock of this crate, and the atomics by which its CPUs agree. `testing/interleavings` compiles both for `loom`.
+//! The one lock of this crate, and the atomics by which its CPUs agree. `testing/interleavings` compiles both for
+//! `loom`.
 
 use core::ops::{Deref, DerefMut};
 
@@ -180,8 +181,8 @@ mod modelled {
     }
 }
 
-/// Tries every order in which the threads of `run` can meet, with up to `preemptions` of them stopped in mid-course: all
-/// orders are too many for an ordinary run.
+/// Tries every order in which the threads of `run` can meet, with up to `preemptions` of them stopped in mid-course:
+/// all orders are too many for an ordinary run.
 #[cfg(all(test, loom))]
 pub(crate) fn explore(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

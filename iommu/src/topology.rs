@@ -342,8 +342,8 @@ impl<'a> Group<'a> {
         first.filter(|_| self.sources().all(|source| source.unit == first))
     }
 
-    /// Whether firmware reserved memory for any of its functions, were it refused or not: firmware may use the device at any
-    /// time.
+    /// Whether firmware reserved memory for any of its functions, were it refused or not: firmware may use the device
+    /// at any time.
     #[must_use]
     pub fn is_firmwares(self) -> bool {
         let Coverage { refused, .. } = &self.topology.coverage;

@@ -21,8 +21,8 @@ const MAX_TABLES: usize = 4;
 /// The entries of a page table for one address, the root's first.
 pub(crate) type Steps<A> = [Option<Step<A>>; MAX_LEVELS];
 
-/// Where the tables lead that say which domain a source translates through: their entries, in the order in which the unit
-/// reads them, up to the first that is not present.
+/// Where the tables lead that say which domain a source translates through: their entries, in the order in which the
+/// unit reads them, up to the first that is not present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Path {
     entries: [Option<(TableKind, u128)>; MAX_TABLES],

@@ -31,8 +31,8 @@ use crate::{
     threads::SpawnError,
 };
 
-/// First and last of the addresses where PCs have the registers of I/O APICs, remapping units and local APICs, and where interrupts
-/// are sent to.
+/// First and last of the addresses where PCs have the registers of I/O APICs, remapping units and local APICs, and
+/// where interrupts are sent to.
 const CHIPSET: (u64, u64) = (0xfec0_0000, 0xffff_ffff);
 
 /// Why there are no devices.

@@ -19,8 +19,8 @@ static REPORTER: AtomicUsize = AtomicUsize::new(0);
 pub struct Report(());
 
 impl Report {
-    /// Stops all other CPUs and begins a report. If this CPU is making one already, the machine ends at once; if another
-    /// is, this CPU just stops.
+    /// Stops all other CPUs and begins a report. If this CPU is making one already, the machine ends at once; if
+    /// another is, this CPU just stops.
     pub fn begin() -> Self {
         arch::disable();
         let this = Cpu::current().index() + 1;

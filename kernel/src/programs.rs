@@ -1,5 +1,5 @@
-//! The programs that come with the kernel. `xtask` builds them, and they are part of the image (see `build.rs`): there is no
-//! boot without them, and none with those of another build. They are trusted no more for it.
+//! The programs that come with the kernel. `xtask` builds them, and they are part of the image (see `build.rs`): there
+//! is no boot without them, and none with those of another build. They are trusted no more for it.
 
 /// A program's file.
 pub struct File {

@@ -48,8 +48,8 @@ pub enum Rank {
     Shootdown,
     /// Small allocations.
     Heap,
-    /// Free frames before there is an allocator, and the first lock of the allocator's, which stand in the order of their
-    /// [`FramesClass`]es.
+    /// Free frames before there is an allocator, and the first lock of the allocator's, which stand in the order of
+    /// their [`FramesClass`]es.
     Frames,
     /// What is said to the host's tool.
     Control = Self::Frames as u8 + 2,
@@ -203,8 +203,8 @@ pub fn assert_in_order(rank: Rank) {
     note_released(rank as u8);
 }
 
-/// Checks, in debug builds, that this CPU holds no lock whose waiters serve no flush ([`smp::serve_flush`]): those of drivers
-/// and of `iommu` spin by themselves. The frame allocator's, which do too, come after [`Rank::Shootdown`].
+/// Checks, in debug builds, that this CPU holds no lock whose waiters serve no flush ([`smp::serve_flush`]): those of
+/// drivers and of `iommu` spin by themselves. The frame allocator's, which do too, come after [`Rank::Shootdown`].
 ///
 /// # Panics
 /// In debug builds, if it does: another CPU that waits for it with interrupts off would not flush.

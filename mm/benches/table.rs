@@ -1,7 +1,7 @@
 //! The engine's x86 format beside the `x86_64` crate's `OffsetPageTable`, on the same memory, with the same leaf sizes.
 //!
-//! Both map a batch of ranges, then unmap it; map and unmap are timed apart. The tables are there before the first round
-//! and stay. Neither side flushes anything.
+//! Both map a batch of ranges, then unmap it; map and unmap are timed apart. The tables are there before the first
+//! round and stay. Neither side flushes anything.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;

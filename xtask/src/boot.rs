@@ -93,7 +93,8 @@ pub struct Limits {
     pub interactive: bool,
     /// When the power goes, if it does.
     pub cut: Option<Cut>,
-    /// What can be plugged in by the hands at the machine, if there are any. QEMU's monitor is on its standard input and output then.
+    /// What can be plugged in by the hands at the machine, if there are any. QEMU's monitor is on its standard input
+    /// and output then.
     pub hands: Option<&'static [Device]>,
     /// What is typed into its shell. Its serial line is on QEMU's standard input then.
     pub typed: &'static [Line],

@@ -84,8 +84,8 @@ fn run_miri(workspace: &Workspace, consent: Consent) -> Result<bool> {
     Ok(run_all(&mut miri(workspace)))
 }
 
-/// Strict provenance, but for the IOVA allocator: the tree that it is built on (intrusive-collections) keeps a colour in
-/// the low bit of a pointer, and makes the pointer out of a number again.
+/// Strict provenance, but for the IOVA allocator: the tree that it is built on (intrusive-collections) keeps a colour
+/// in the low bit of a pointer, and makes the pointer out of a number again.
 fn miri(workspace: &Workspace) -> Vec<Command> {
     const STRICT: &str = "-Zmiri-strict-provenance";
     const PERMISSIVE: &str = "-Zmiri-permissive-provenance";

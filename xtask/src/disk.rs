@@ -1,8 +1,8 @@
 //! The disk image: content that host and guest can both tell, and the comparison of what they saw.
 //!
 //! Every 512-byte sector starts with a readable label, the rest is drawn from a generator seeded with the
-//! sector's number. So any range can be computed again without the image. Behind these are as many sectors of zeros, which
-//! take no room on the host until a guest writes them.
+//! sector's number. So any range can be computed again without the image. Behind these are as many sectors of zeros,
+//! which take no room on the host until a guest writes them.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};

@@ -1,7 +1,7 @@
 //! ACPI tables of our own, for what QEMU's never say: memory that firmware reserves for a device (RMRR).
 //!
-//! QEMU hands its tables to the guest's firmware as files, with a script that says where they go and what in them has to be
-//! adjusted. With `acpi=off` it has none, and takes ours.
+//! QEMU hands its tables to the guest's firmware as files, with a script that says where they go and what in them has
+//! to be adjusted. With `acpi=off` it has none, and takes ours.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use crate::judge::Score;
 use crate::workspace::{Workspace, shown};
 
-/// The tests of the default members; those of the second host by themselves, as another kernel builds `mm` and `iommu`, without the
-/// features that members of this workspace ask for; those of the table engine without the frame allocator, for kernels that bring their
-/// own; and those of `iommu` compiled for loom: there, no others can run.
+/// The tests of the default members; those of the second host by themselves, as another kernel builds `mm` and `iommu`,
+/// without the features that members of this workspace ask for; those of the table engine without the frame allocator,
+/// for kernels that bring their own; and those of `iommu` compiled for loom: there, no others can run.
 const RUNS: [&[&str]; 4] = [
     &["--no-fail-fast"],
     &["--no-fail-fast", "--package", "second-host"],

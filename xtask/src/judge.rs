@@ -30,8 +30,9 @@ impl Score {
 
 /// Counts a scenario's tests and checks, each once, against its expectation.
 ///
-/// `filter` chose the tests. `known` are the tests that the kernel has on an ordinary machine: a scenario that expects failures is held to
-/// run all of them. When it is not known which there are, at least one must have run before and one after.
+/// `filter` chose the tests. `known` are the tests that the kernel has on an ordinary machine: a scenario that expects
+/// failures is held to run all of them. When it is not known which there are, at least one must have run before and one
+/// after.
 pub fn judge(
     scenario: &Scenario,
     filter: &str,

@@ -166,8 +166,8 @@ impl Machine<'_> {
         }
     }
 
-    /// What the disk stores its blocks in: the image, below a log of what reaches it if there is to be one, below two sectors
-    /// that fail.
+    /// What the disk stores its blocks in: the image, below a log of what reaches it if there is to be one, below two
+    /// sectors that fail.
     fn medium(&self, list: &mut List) {
         if self.scenario.hollow {
             let bytes = disk::SECTORS * disk::SECTOR_BYTES as u64;

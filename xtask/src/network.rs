@@ -1,5 +1,5 @@
-//! The host's side of the network tests, on loopback only: a server of files whose contents are known, and visitors of the
-//! guest's own server.
+//! The host's side of the network tests, on loopback only: a server of files whose contents are known, and visitors of
+//! the guest's own server.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -206,8 +206,8 @@ impl Network {
         format!("net-port={} fetch={fetch_mib} visitors={visitors}", self.files.port())
     }
 
-    /// Runs `boot`, and sends visitors to the guest meanwhile, as many as it was told and when it says so on its control
-    /// channel. Returns also what they have seen.
+    /// Runs `boot`, and sends visitors to the guest meanwhile, as many as it was told and when it says so on its
+    /// control channel. Returns also what they have seen.
     pub fn entertain<T>(
         &self,
         scenario: &Scenario,
@@ -235,8 +235,8 @@ struct Visitors<'a> {
 }
 
 impl Visitors<'_> {
-    /// Waits until the guest says on its control channel that it is serving, and visits it. Returns what came of it for each
-    /// port; nothing if the guest never said so, or `is_over`.
+    /// Waits until the guest says on its control channel that it is serving, and visits it. Returns what came of it for
+    /// each port; nothing if the guest never said so, or `is_over`.
     fn visit(&self, control: &Path, is_over: &AtomicBool) -> Vec<(String, Verdict)> {
         let is_serving = || {
             let record = Record::read(&std::fs::read(control).unwrap_or_default());

@@ -23,8 +23,8 @@ pub struct Scenario {
     pub cpus: &'static str,
     /// APIC ids of CPUs that `qemu` adds to those.
     pub added_apic_ids: &'static [u32],
-    /// QEMU runs all CPUs in one thread. In several it aborts (`iotlb_to_section`) when one of them uses registers while another
-    /// moves some, as each reset of a device with its BARs does.
+    /// QEMU runs all CPUs in one thread. In several it aborts (`iotlb_to_section`) when one of them uses registers
+    /// while another moves some, as each reset of a device with its BARs does.
     pub one_thread: bool,
     pub disk: DiskPlace,
     pub drive: Drive,
@@ -42,7 +42,8 @@ pub struct Scenario {
     pub qemu: &'static [&'static str],
     /// What can be plugged in while the guest runs.
     pub devices: &'static [Device],
-    /// Whether somebody is at the machine who looks at the screens of displays, or keeps it from running, when the guest asks for it.
+    /// Whether somebody is at the machine who looks at the screens of displays, or keeps it from running, when the
+    /// guest asks for it.
     pub attended: bool,
     /// What somebody types into the guest's shell, which ends the boot. No tests run by themselves then.
     pub typed: &'static [Line],

@@ -13,7 +13,8 @@ const PICTURES: std::ops::RangeInclusive<u32> = 1..=4;
 /// One pixel in so many may be as in a picture by chance.
 const CHANCE: usize = 100;
 
-/// Red, green and blue of a pixel of a picture: the upper 24 bits of its place, as a number, times a number that is the picture's.
+/// Red, green and blue of a pixel of a picture: the upper 24 bits of its place, as a number, times a number that is the
+/// picture's.
 fn pixel(picture: u32, x: usize, y: usize) -> [u8; 3] {
     let place = (y * 65536 + x) as u64;
     let scrambled = place * 2_654_435_761 % (1 << 32) * u64::from(2 * picture + 1) % (1 << 32);

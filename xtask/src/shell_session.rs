@@ -1,5 +1,6 @@
-//! What is typed into the guest's shell in the scenario `shell`, and what has to come of it: every command once, and every
-//! attack with what blocks it. The machine is that of `cargo xtask run`: an `edu` at 00:04.0, the fast attacker at 00:07.0.
+//! What is typed into the guest's shell in the scenario `shell`, and what has to come of it: every command once, and
+//! every attack with what blocks it. The machine is that of `cargo xtask run`: an `edu` at 00:04.0, the fast attacker
+//! at 00:07.0.
 
 use crate::typist::Line;
 
@@ -140,14 +141,15 @@ pub const SHELL: &[Line] = &[
     Line { typed: "ps", shows: &["   2  attacker"] },
     Line { typed: "kill 1", shows: &["there is no process 1"] },
     Line { typed: "kill 2", shows: &["process 2 (attacker) killed"] },
-    // The one that is nobody's, for a process that has it write to the kernel's memory; when it is blocked, the host decides.
+    // The one that is nobody's, for a process that has it write to the kernel's memory; when it is blocked, the host
+    // decides.
     Line { typed: "start attacker 35 00:06.0", shows: &["process 3 (attacker) "] },
     Line { typed: "start attacker 0 00:04.0", shows: &["00:04.0: 0000:00:04.0 "] },
     Line { typed: "exit", shows: &[] },
 ];
 
-/// The same in the scenario `shell-disks`, where the disk is driven by process 1, and 02:00.0 is an NVMe controller with virtual
-/// functions. Its own driver, process 3, found no namespace, as that of 00:07.0 did before.
+/// The same in the scenario `shell-disks`, where the disk is driven by process 1, and 02:00.0 is an NVMe controller
+/// with virtual functions. Its own driver, process 3, found no namespace, as that of 00:07.0 did before.
 pub const SHELL_DISKS: &[Line] = &[
     Line { typed: "ps", shows: &["   1  nvme-driver ", "`start nvme-driver` starts a program of "] },
     Line { typed: "disk", shows: &["disk0    0000:00:03.0  nvme-driver "] },

@@ -1,6 +1,7 @@
 //! Somebody who works with the guest's shell: types lines on its serial line, and reads what they bring up.
 //!
-//! A prompt at the beginning of a line says that the line before was carried out. What the log says of it may come later.
+//! A prompt at the beginning of a line says that the line before was carried out. What the log says of it may come
+//! later.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -77,8 +78,8 @@ impl Session<'_> {
         checks
     }
 
-    /// Types `line`, which is number `number`, and returns what the console showed since: up to the next prompt or the guest's
-    /// end, and as much more as it takes to show all that it has to.
+    /// Types `line`, which is number `number`, and returns what the console showed since: up to the next prompt or the
+    /// guest's end, and as much more as it takes to show all that it has to.
     fn type_line(&mut self, number: usize, line: &Line) -> Result<String, String> {
         let before = self.await_prompt(number + 1)?.len();
         writeln!(self.keys, "{}", line.typed).map_err(|error| error.to_string())?;

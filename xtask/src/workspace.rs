@@ -78,8 +78,8 @@ impl Workspace {
         command
     }
 
-    /// Builds the programs for ring 3 and returns the folder that they, and nothing else, are in. They are always built as they
-    /// are shipped, without the symbols that nobody reads in the kernel's image.
+    /// Builds the programs for ring 3 and returns the folder that they, and nothing else, are in. They are always built
+    /// as they are shipped, without the symbols that nobody reads in the kernel's image.
     fn build_programs(&self) -> Result<PathBuf> {
         let profile = Build::Shipped.profile();
         let mut command = self.cargo_on_programs("build");

@@ -138,7 +138,8 @@ impl Command {
         Self::plain(opcode::VIRTUALIZATION_MANAGEMENT, [SECONDARY_ONLINE | u32::from(id) << 16, 0])
     }
 
-    /// Attaches `namespace` to the controllers in the list at `from`, 4 KiB: their number and their ids, two bytes each.
+    /// Attaches `namespace` to the controllers in the list at `from`, 4 KiB: their number and their ids, two bytes
+    /// each.
     #[must_use]
     pub fn attach_namespace(namespace: u32, from: u64) -> Self {
         Self { namespace, ..Self::with_memory(opcode::NAMESPACE_ATTACHMENT, from, 0) }

@@ -1,5 +1,5 @@
-//! NVMe as its specification has it: registers, entries and structures as values. Nothing here touches a device or memory, so that
-//! the kernel's driver and the one in ring 3 share it.
+//! NVMe as its specification has it: registers, entries and structures as values. Nothing here touches a device or
+//! memory, so that the kernel's driver and the one in ring 3 share it.
 //!
 //! Addresses are numbers as the controller sees them: where they come from is the driver's business.
 #![no_std]

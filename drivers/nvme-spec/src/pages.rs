@@ -3,8 +3,8 @@
 /// Bytes of a page, as the configuration that turns a controller on says.
 const PAGE_BYTES: u64 = 4096;
 
-/// Entries of the list of pages that each command has room for: 1 KiB, so that no list that begins at a multiple of that lies in two
-/// pages.
+/// Entries of the list of pages that each command has room for: 1 KiB, so that no list that begins at a multiple of
+/// that lies in two pages.
 pub const LIST_ENTRIES: usize = 128;
 /// What a list covers at least, wherever in a page the data begin: its first page is named in the command.
 const LIST_BYTES_COVERED: u64 = LIST_ENTRIES as u64 * PAGE_BYTES;
@@ -23,8 +23,8 @@ impl Pages {
         Self { first, end: first.saturating_add(bytes) }
     }
 
-    /// The two pointers of a command: to two pages at most, or to the first page and to the list at `list`, into which the
-    /// others go by `write`, each with its index.
+    /// The two pointers of a command: to two pages at most, or to the first page and to the list at `list`, into which
+    /// the others go by `write`, each with its index.
     pub fn pointers(self, list: u64, mut write: impl FnMut(usize, u64)) -> [u64; 2] {
         let Self { first, end } = self;
         let second = first - first % PAGE_BYTES + PAGE_BYTES;
@@ -42,8 +42,8 @@ impl Pages {
     }
 }
 
-/// Blocks that a request may have: as the controller says (in pages, as a power of two; 0 for no limit), and as there is
-/// room for in the list of its pages.
+/// Blocks that a request may have: as the controller says (in pages, as a power of two; 0 for no limit), and as there
+/// is room for in the list of its pages.
 #[must_use]
 pub fn blocks_per_request(limit_lg2: u8, block_lg2: u8) -> u32 {
     let device = if limit_lg2 == 0 { None } else { PAGE_BYTES.checked_shl(limit_lg2.into()) };

@@ -52,8 +52,8 @@ impl Capabilities {
         self.0 >> 37 & 1 != 0
     }
 
-    /// Whether it says that it has memory of its own: a controller memory buffer (CMBS) or a persistent memory region (PMRS). Before
-    /// version 1.4 there was no bit for the former, but a size that is not 0.
+    /// Whether it says that it has memory of its own: a controller memory buffer (CMBS) or a persistent memory region
+    /// (PMRS). Before version 1.4 there was no bit for the former, but a size that is not 0.
     #[must_use]
     pub const fn has_memory(self) -> bool {
         self.0 >> 56 & 3 != 0

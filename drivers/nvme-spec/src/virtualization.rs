@@ -42,7 +42,8 @@ impl Flexible {
     }
 }
 
-/// Offset of what is said of queues in the structure of a primary controller; what is said of interrupts comes 32 bytes later.
+/// Offset of what is said of queues in the structure of a primary controller; what is said of interrupts comes 32 bytes
+/// later.
 const FLEXIBLE: usize = 32;
 
 /// Offset of the byte that says which resources can be given at all.

@@ -32,8 +32,8 @@ impl Batch {
         Ok(Self { reads: Way::new(most)?, writes: Way::new(most)? })
     }
 
-    /// Adds a request that ended with `result`. One without a buffer is completed at once. Returns, as the others here, whether
-    /// an owner of what was completed is behind with taking completions.
+    /// Adds a request that ended with `result`. One without a buffer is completed at once. Returns, as the others here,
+    /// whether an owner of what was completed is behind with taking completions.
     #[must_use]
     pub fn add(&mut self, flight: InFlight, result: Outcome) -> bool {
         match flight.job {
@@ -59,8 +59,8 @@ impl<D: Direction> Way<D> {
     }
 
     fn add(&mut self, mapping: Mapping<PageBuffer, D>, promise: Promise, result: Outcome) -> bool {
-        // The list of mappings is lost with a batch that fails. Without memory for a new one, or with a full batch, a buffer
-        // comes back alone.
+        // The list of mappings is lost with a batch that fails. Without memory for a new one, or with a full batch, a
+        // buffer comes back alone.
         if self.owners.len() == self.owners.capacity() || self.mappings.try_reserve(1).is_err() {
             return complete_alone(mapping, promise, result);
         }

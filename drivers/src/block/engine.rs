@@ -7,8 +7,8 @@
 //!
 //! Callers map and submit in their own threads. Each queue has a worker, a thread that takes finished requests back,
 //! unmaps and completes; nothing happens in the interrupt but waking it. A worker that is faster than who waits for its
-//! requests lets others run before it looks again, so that where there are many requests they come back together, for one
-//! flush. One thread more, the keeper, owns the device.
+//! requests lets others run before it looks again, so that where there are many requests they come back together, for
+//! one flush. One thread more, the keeper, owns the device.
 //!
 //! A request succeeds if the device says so *and* no fault of the device was counted while it had the request. A device
 //! that breaks its protocol, asks for a reset or exceeds a deadline is reset, and everything that it had fails; memory
@@ -186,8 +186,8 @@ pub struct Refused {
 }
 
 impl<Q: Queue> Shared<Q> {
-    /// Hands a job to the device: by the queue of this CPU, or by another one that has room. Until `repeat_until_ns`, or
-    /// else until its deadline, it is done again if it is in doubt.
+    /// Hands a job to the device: by the queue of this CPU, or by another one that has room. Until `repeat_until_ns`,
+    /// or else until its deadline, it is done again if it is in doubt.
     pub fn start(&self, job: Job, promise: Promise, repeat_until_ns: Option<u64>) -> Result<(), Refused> {
         let deadline_ns = self.host.now_ns().saturating_add(REQUEST_DEADLINE_NS);
         let (repeat_until_ns, faults) = (repeat_until_ns.unwrap_or(deadline_ns), self.faults.last());

@@ -92,8 +92,8 @@ pub enum BlockError {
     Gone,
     /// The device was put in quarantine. The buffer comes back to the system after its release.
     Quarantined,
-    /// The buffer cannot be given back: a remapping unit does not answer, or the device was just being taken away, and the
-    /// system frees the buffer when it is quiet ([`DmaError::Revoked`]).
+    /// The buffer cannot be given back: a remapping unit does not answer, or the device was just being taken away, and
+    /// the system frees the buffer when it is quiet ([`DmaError::Revoked`]).
     Pinned(DmaError),
 }
 

@@ -171,8 +171,8 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         }
     }
 
-    /// The device is in quarantine: what it has fails at once, whether or not it still answers, and it is not started again.
-    /// After its release another driver does that.
+    /// The device is in quarantine: what it has fails at once, whether or not it still answers, and it is not started
+    /// again. After its release another driver does that.
     fn seclude(&mut self) {
         let function = self.shared.dma.function();
         self.shared.enter(Phase::Quarantined);
@@ -230,8 +230,8 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
         quiet.is_ok()
     }
 
-    /// Passes each request that the device has to `end`: one at a time, because giving memory back must not happen under the
-    /// lock.
+    /// Passes each request that the device has to `end`: one at a time, because giving memory back must not happen
+    /// under the lock.
     fn take_back(&self, end: impl Fn(InFlight)) {
         for channel in &self.shared.channels {
             while let Some(flight) = { channel.state.lock().queue.take_back() } {

@@ -1,14 +1,15 @@
-//! A block device whose driver is outside the kernel: requests wait here until a server takes them, and says how they ended.
+//! A block device whose driver is outside the kernel: requests wait here until a server takes them, and says how they
+//! ended.
 //!
 //! ```text
 //!   submitters ──> pending ──> take: data to be written are copied out ──> server ──> device
 //!                  keeper: deadlines       complete: data that were read are copied in ──> completions
 //! ```
 //!
-//! The server is not trusted. It never has a caller's buffer, and the device has none either: whatever becomes of them, buffers can be
-//! given back at once. A request has a number that no other one ever has, so that an answer given twice, late or to nobody is
-//! none. One that is not answered in time is the end of the server. As for any other device, what the IOMMU blocked while the
-//! server had a request makes it fail, whatever the server says.
+//! The server is not trusted. It never has a caller's buffer, and the device has none either: whatever becomes of them,
+//! buffers can be given back at once. A request has a number that no other one ever has, so that an answer given twice,
+//! late or to nobody is none. One that is not answered in time is the end of the server. As for any other device, what
+//! the IOMMU blocked while the server had a request makes it fail, whatever the server says.
 
 mod pending;
 mod service;
@@ -201,8 +202,8 @@ impl Served {
         }
     }
 
-    /// Enters `phase`: all requests that there are have failed with `error`, and nobody gets one of them any more. Returns
-    /// whether there was anything that can fail.
+    /// Enters `phase`: all requests that there are have failed with `error`, and nobody gets one of them any more.
+    /// Returns whether there was anything that can fail.
     fn enter(&self, phase: Phase, error: BlockError) -> bool {
         let mut state = self.state.lock();
         let can_fail = state.phase != Phase::Gone;

@@ -57,8 +57,9 @@ impl<Q: Queue> Worker<Q> {
             // The keeper wakes who misses an interrupt.
             self.channel().wake.wait(u64::MAX);
             while let Collected::Some = self.turn() {}
-            // An owner that is behind goes first: it misses nothing meanwhile. Another of this queue's waits for at most a slice
-            // of each thread that is ready. What the device finishes until then wakes nobody, and comes back with one flush.
+            // An owner that is behind goes first: it misses nothing meanwhile. Another of this queue's waits for at
+            // most a slice of each thread that is ready. What the device finishes until then wakes nobody, and comes
+            // back with one flush.
             if mem::take(&mut self.is_ahead) {
                 self.shared.host.yield_now();
             }
@@ -106,8 +107,8 @@ impl<Q: Queue> Worker<Q> {
         }
     }
 
-    /// Completes the requests in `done`. One that a fault may have met, and nobody knows whose, is done again for as long
-    /// as there is time.
+    /// Completes the requests in `done`. One that a fault may have met, and nobody knows whose, is done again for as
+    /// long as there is time.
     fn deliver(&mut self, faults: FaultCounts) {
         if self.done.is_empty() {
             return;

@@ -6,7 +6,8 @@ use std::{vec, vec::Vec};
 pub const FLEXIBLE: u16 = 7;
 const MOST: u16 = 4;
 
-/// Statuses: a number of resources that there cannot be, a controller that there is not or that cannot be brought online.
+/// Statuses: a number of resources that there cannot be, a controller that there is not or that cannot be brought
+/// online.
 const INVALID_NUMBER: u16 = 0x122;
 const INVALID_CONTROLLER: u16 = 0x11f;
 const INVALID_STATE: u16 = 0x120;

@@ -137,8 +137,8 @@ impl<const N: usize> DeviceRegisters<N> {
         Some(u16::from_le_bytes(dma_read(requester, rings[1] + 4 + 2 * slot)))
     }
 
-    /// Says in queue `queue` that a chain is finished and moves its index by `step`. Returns the vector to raise, if the
-    /// driver wants to hear of it.
+    /// Says in queue `queue` that a chain is finished and moves its index by `step`. Returns the vector to raise, if
+    /// the driver wants to hear of it.
     pub fn finish(
         &mut self,
         requester: &vtd_model::Device,

@@ -1,7 +1,8 @@
-//! The Intel 82574 network controller, QEMU's `e1000e`: one ring in each direction, MSI-X, checksums completed by the device.
+//! The Intel 82574 network controller, QEMU's `e1000e`: one ring in each direction, MSI-X, checksums completed by the
+//! device.
 //!
-//! Interrupts are one-shot: the controller clears what it has raised from its mask (EIAC), and `rearm` sets it again. They
-//! are not moderated.
+//! Interrupts are one-shot: the controller clears what it has raised from its mask (EIAC), and `rearm` sets it again.
+//! They are not moderated.
 
 mod descriptor;
 mod error;

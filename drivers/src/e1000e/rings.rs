@@ -26,8 +26,8 @@ const SIZE: usize = 256;
 
 /// A ring of descriptors, each with a `T` while the controller has it.
 ///
-/// The controller takes descriptors from `first` to the tail, which is never made equal to the head of a full ring: one stays
-/// free.
+/// The controller takes descriptors from `first` to the tail, which is never made equal to the head of a full ring: one
+/// stays free.
 pub struct Ring<T> {
     words: Coherent<u64>,
     held: Vec<Option<T>>,

@@ -65,8 +65,8 @@ pub struct Hotplug {
 
 impl Hotplug {
     /// Serves the slots of the ports among `functions` from now on. `apertures` is where addresses come from that the
-    /// ports' own windows do not offer, `claims` what addresses others than functions have. A slot that cannot be served is reported
-    /// and left alone.
+    /// ports' own windows do not offer, `claims` what addresses others than functions have. A slot that cannot be
+    /// served is reported and left alone.
     #[must_use]
     pub fn start(
         host: &Arc<dyn Host>,
@@ -185,8 +185,8 @@ impl Hotplug {
         drop(before);
     }
 
-    /// Waits to be the only one that changes which functions there are; `None` if others are all the time. Whoever has the
-    /// turn calls no driver.
+    /// Waits to be the only one that changes which functions there are; `None` if others are all the time. Whoever has
+    /// the turn calls no driver.
     fn turn(&self) -> Option<Turn<'_>> {
         let deadline_ns = self.host.now_ns().saturating_add(TURN_DEADLINE_NS);
         while self.changing.swap(true, Ordering::Acquire) {
@@ -306,8 +306,8 @@ impl Server {
         }
     }
 
-    /// After the port at `served`: slots that went with what they were on are given up, and those that came are served. What
-    /// happens while a port gets another interrupt raises none: so all of them have to be looked at once more.
+    /// After the port at `served`: slots that went with what they were on are given up, and those that came are served.
+    /// What happens while a port gets another interrupt raises none: so all of them have to be looked at once more.
     fn catch_up(&mut self, served: PciAddress) {
         let hotplug = &self.hotplug;
         let is_there = |address| hotplug.function(address).is_some();

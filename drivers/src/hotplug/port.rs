@@ -82,8 +82,8 @@ pub(super) enum PortError {
     Iommu(HotplugError),
     /// Nothing answers behind the port.
     Nothing,
-    /// Functions answer behind the port, while the slot says that it is empty: somebody else, as a rule firmware by ACPI,
-    /// runs it.
+    /// Functions answer behind the port, while the slot says that it is empty: somebody else, as a rule firmware by
+    /// ACPI, runs it.
     NotReported,
     /// Others are changing which functions there are, all the time.
     Busy,
@@ -213,7 +213,8 @@ impl Port {
         self.retry_lost_ns.unwrap_or(u64::MAX)
     }
 
-    /// Takes a new interrupt for the port: where its group is that of what is behind it, the last one is gone with that.
+    /// Takes a new interrupt for the port: where its group is that of what is behind it, the last one is gone with
+    /// that.
     pub fn renew_interrupt(&mut self, host: &Arc<dyn Host>, event: &Arc<dyn Event>) {
         if let Err(error) = self.interrupt.renew(host, &self.slot, event)
             && count(&mut self.said.no_interrupt).is_some()
@@ -222,8 +223,8 @@ impl Port {
         }
     }
 
-    /// Takes in what has changed in the slot because `other`, a port that may be behind this one, was served: what came and went
-    /// there, and the windows of `other`.
+    /// Takes in what has changed in the slot because `other`, a port that may be behind this one, was served: what came
+    /// and went there, and the windows of `other`.
     pub fn follow(&mut self, hotplug: &Hotplug, other: PciAddress) {
         let host = &*hotplug.host;
         self.occupants.retain(|occupant| hotplug.function(occupant.function).is_some());
@@ -242,8 +243,8 @@ impl Port {
         }
     }
 
-    /// Looks at what has happened to the slot, and does what it takes. The `turn` is over before a driver is called. Returns
-    /// whether anything may have come or gone.
+    /// Looks at what has happened to the slot, and does what it takes. The `turn` is over before a driver is called.
+    /// Returns whether anything may have come or gone.
     pub fn serve(&mut self, hotplug: &Hotplug, apertures: &mut Apertures, turn: Turn<'_>) -> bool {
         let changes = self.slot.take_changes();
         let is_occupied = self.slot.is_occupied();

@@ -1,12 +1,12 @@
 //! Virtual functions that a physical one is told to have, or not to have any more.
 //!
-//! They come like functions that are plugged in: known to the IOMMU and blocked, each in a group of its own as far as its port
-//! keeps it apart, before anybody can claim them. They are left to whoever asks for them. They go with the physical function:
-//! when that is taken out of its slot, and, as far as they do anything, when it is reset.
+//! They come like functions that are plugged in: known to the IOMMU and blocked, each in a group of its own as far as
+//! its port keeps it apart, before anybody can claim them. They are left to whoever asks for them. They go with the
+//! physical function: when that is taken out of its slot, and, as far as they do anything, when it is reset.
 //!
-//! Whoever has a physical function can do that to those who have its virtual ones, and more: so it is given to nobody as long as they
-//! are on. Its driver in the kernel turns them on, or else it is claimed here; an NVMe controller is also asked to let its virtual
-//! functions work.
+//! Whoever has a physical function can do that to those who have its virtual ones, and more: so it is given to nobody
+//! as long as they are on. Its driver in the kernel turns them on, or else it is claimed here; an NVMe controller is
+//! also asked to let its virtual functions work.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::fmt;
@@ -104,7 +104,8 @@ impl From<TryReserveError> for VirtualError {
 }
 
 impl Hotplug {
-    /// Gives `physical`, which nobody has, so many virtual functions, and returns them. It is the kernel's until they are gone.
+    /// Gives `physical`, which nobody has, so many virtual functions, and returns them. It is the kernel's until they
+    /// are gone.
     ///
     /// # Errors
     /// See [`VirtualError`]. It has none then, as far as [`Sriov::enable`] and [`Sriov::disable`] can tell.
@@ -138,8 +139,8 @@ impl Hotplug {
         Ok(found)
     }
 
-    /// Takes what a physical function has of its virtual ones after [`start_owned`](Self::start_owned) has failed, and makes it
-    /// anybody's again. It stays as it is if that fails, and can be asked for again.
+    /// Takes what a physical function has of its virtual ones after [`start_owned`](Self::start_owned) has failed, and
+    /// makes it anybody's again. It stays as it is if that fails, and can be asked for again.
     fn end_owned(&self, physical: PciAddress) {
         // It is kept for nobody any more, if it still is.
         let _ = self.settle(physical, None);
@@ -148,8 +149,9 @@ impl Hotplug {
         }
     }
 
-    /// As [`enable_virtual`](Self::enable_virtual), by the driver of the physical function: `owner` is its handle. It cannot give
-    /// the function back before they are off: a reset would end them, so that it never counts as [quiet](quieten).
+    /// As [`enable_virtual`](Self::enable_virtual), by the driver of the physical function: `owner` is its handle. It
+    /// cannot give the function back before they are off: a reset would end them, so that it never counts as
+    /// [quiet](quieten).
     ///
     /// # Errors
     /// As there.
@@ -253,7 +255,8 @@ impl Hotplug {
         list.iter_mut().flatten().find(|owned| owned.dma.function() == physical).map(act)
     }
 
-    /// A kept function has been given its virtual ones, for which `primary` is kept with it. It may have gone meanwhile.
+    /// A kept function has been given its virtual ones, for which `primary` is kept with it. It may have gone
+    /// meanwhile.
     fn settle(&self, physical: PciAddress, primary: Option<Primary>) -> Result<(), VirtualError> {
         let mut primary = primary;
         let settled = self.with_owned(physical, |owned| {

@@ -1,8 +1,9 @@
 //! What network drivers have in common: received frames on their way to the owner, faults, recovery.
 //!
-//! A frame is handed on if the device says that it has arrived *and* no fault of the device was counted since it got its
-//! buffer. A device that breaks its protocol, asks for a reset, or leaves a frame unsent for too long is reset, and what
-//! it had is lost; buffers and rings are used again only after it has become quiet, and stay pinned if it does not.
+//! A frame is handed on if the device says that it has arrived *and* no fault of the device was counted since it got
+//! its buffer. A device that breaks its protocol, asks for a reset, or leaves a frame unsent for too long is reset, and
+//! what it had is lost; buffers and rings are used again only after it has become quiet, and stay pinned if it does
+//! not.
 
 use alloc::{boxed::Box, collections::VecDeque, sync::Arc};
 use core::{
@@ -153,8 +154,9 @@ impl<R: Rings> Engine<R> {
         Ok(())
     }
 
-    /// Drops those frames from number `first` on during whose stay with the device an access of it was, or may have been,
-    /// blocked. The counts are read after the device's word was taken: a fault that it keeps quiet about is in them.
+    /// Drops those frames from number `first` on during whose stay with the device an access of it was, or may have
+    /// been, blocked. The counts are read after the device's word was taken: a fault that it keeps quiet about is in
+    /// them.
     fn drop_doubtful(&mut self, first: usize) {
         self.faults = self.dma.fault_counts();
         let (now, before) = (self.faults, self.arrived.len());
@@ -221,8 +223,8 @@ impl<R: Rings> Engine<R> {
         self.look_at_link(self.host.now_ns());
     }
 
-    /// The device is in quarantine, or taken away: it is stopped, and not started again. After its release another driver does
-    /// that.
+    /// The device is in quarantine, or taken away: it is stopped, and not started again. After its release another
+    /// driver does that.
     fn seclude(&mut self) {
         log::warn!("{} {}: in quarantine or taken away, and stopped", R::NAME, self.dma.function());
         self.quieten(Phase::Gone);

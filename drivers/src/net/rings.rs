@@ -31,7 +31,8 @@ pub trait Rings: Send + 'static {
     /// It did not say so in time. What it was given must stay as it is.
     fn stop(&mut self) -> Result<(), Self::Error>;
 
-    /// Takes all buffers back from a device that is quiet, and makes the rings as new. Returns how many frames were not sent.
+    /// Takes all buffers back from a device that is quiet, and makes the rings as new. Returns how many frames were not
+    /// sent.
     fn clear(&mut self) -> u64;
 
     /// Takes bus mastering away.
@@ -49,8 +50,8 @@ pub trait Rings: Send + 'static {
     /// What the device says cannot be true.
     fn take_received(&mut self) -> Result<Option<Arrived>, Self::Error>;
 
-    /// Gives the device as many empty buffers as there are and it can have, each with the fault counts of this moment, and
-    /// tells it of them.
+    /// Gives the device as many empty buffers as there are and it can have, each with the fault counts of this moment,
+    /// and tells it of them.
     fn refill(&mut self, faults: FaultCounts);
 
     /// Takes the buffer of the next frame back that the device has sent; false if there is none.
@@ -71,8 +72,8 @@ pub trait Rings: Send + 'static {
     /// Tells the device of queued frames, if it wants to know.
     fn flush(&mut self);
 
-    /// Asks for an interrupt at the next thing of those that are awaited. True if there has been one meanwhile, so that there
-    /// may be no interrupt for it.
+    /// Asks for an interrupt at the next thing of those that are awaited. True if there has been one meanwhile, so that
+    /// there may be no interrupt for it.
     fn rearm(&mut self, awaited: Awaited) -> bool;
 
     /// How often the device was told of something.

@@ -32,8 +32,9 @@ impl Controller {
         Ok(self.execute(Command::get_timestamp(iova.as_u64()))?.status)
     }
 
-    /// Keeps the admin queue full of commands that write 4 KiB to `iova`, until `count` were sent or the controller does not
-    /// answer any more, which is no error here. Returns how many it has finished. See [`write_at`](Self::write_at).
+    /// Keeps the admin queue full of commands that write 4 KiB to `iova`, until `count` were sent or the controller
+    /// does not answer any more, which is no error here. Returns how many it has finished. See
+    /// [`write_at`](Self::write_at).
     ///
     /// # Errors
     /// It broke the protocol of its queue, or could not be reset after that or its silence.

@@ -50,8 +50,8 @@ pub struct Controller {
     msix: Msix,
 }
 
-/// Whether `device`, an NVMe controller, has memory of its own (a controller memory buffer, a persistent memory region), which outlives
-/// its reset. One that does not answer may have some.
+/// Whether `device`, an NVMe controller, has memory of its own (a controller memory buffer, a persistent memory
+/// region), which outlives its reset. One that does not answer may have some.
 ///
 /// # Errors
 /// Its registers cannot be reached.
@@ -168,8 +168,8 @@ impl Controller {
         self.execute_with(buffer, FromDevice, command)
     }
 
-    /// Does the admin command that `command` makes of the address of `buffer`, which the controller reaches in `direction`
-    /// meanwhile.
+    /// Does the admin command that `command` makes of the address of `buffer`, which the controller reaches in
+    /// `direction` meanwhile.
     pub(super) fn execute_with<D: Direction>(
         &mut self,
         buffer: PageBuffer,

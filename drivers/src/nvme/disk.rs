@@ -1,4 +1,5 @@
-//! An NVMe controller as a block device: its first namespace, by an I/O queue pair for each CPU as far as there are any.
+//! An NVMe controller as a block device: its first namespace, by an I/O queue pair for each CPU as far as there are
+//! any.
 
 use alloc::{sync::Arc, vec::Vec};
 

@@ -1,13 +1,13 @@
 //! NVMe: controllers, and their namespaces as disks.
 //!
-//! [`QueuePair`] is a submission and a completion queue with what is in flight between them. [`Controller`] has the admin
-//! queue; [`open`] makes a block device of a controller, with an I/O queue pair for each CPU. Reads and writes are
-//! the business of `block/engine.rs`; `requests.rs` is how the controller is told.
+//! [`QueuePair`] is a submission and a completion queue with what is in flight between them. [`Controller`] has the
+//! admin queue; [`open`] makes a block device of a controller, with an I/O queue pair for each CPU. Reads and writes
+//! are the business of `block/engine.rs`; `requests.rs` is how the controller is told.
 //!
 //! A [`Primary`] is a controller that has others under it, its virtual functions, and gives them what they work with.
 //!
-//! The admin queue makes a fast attacker too: a controller writes an Identify page to any address it is given at once, and
-//! reports success whatever the IOMMU made of it.
+//! The admin queue makes a fast attacker too: a controller writes an Identify page to any address it is given at once,
+//! and reports success whatever the IOMMU made of it.
 
 mod attack;
 mod controller;

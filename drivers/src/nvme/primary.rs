@@ -1,9 +1,9 @@
-//! A controller that has others under it: the physical function of an NVMe device, whose virtual functions are *secondary
-//! controllers*.
+//! A controller that has others under it: the physical function of an NVMe device, whose virtual functions are
+//! *secondary controllers*.
 //!
-//! These can do nothing until the primary one has given them queues and interrupts and has said that they may be used, and that holds
-//! until it is reset itself, or turned off. So whoever has the primary controller rules over all of them, and it is the kernel's as
-//! long as they are on. It does nothing else meanwhile.
+//! These can do nothing until the primary one has given them queues and interrupts and has said that they may be used,
+//! and that holds until it is reset itself, or turned off. So whoever has the primary controller rules over all of
+//! them, and it is the kernel's as long as they are on. It does nothing else meanwhile.
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -61,8 +61,9 @@ impl Primary {
         self.controller.dma()
     }
 
-    /// Has the first `count` virtual functions, which are on, work as controllers, each with an equal share of queues and
-    /// interrupts. Each has a namespace that is attached to no other controller afterwards, as far as there are any.
+    /// Has the first `count` virtual functions, which are on, work as controllers, each with an equal share of queues
+    /// and interrupts. Each has a namespace that is attached to no other controller afterwards, as far as there are
+    /// any.
     ///
     /// # Errors
     /// See [`NvmeError`]. Some of them may work then.

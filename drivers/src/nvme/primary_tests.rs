@@ -71,7 +71,8 @@ fn each_gets_its_share_and_a_namespace_that_is_nobody_elses() {
 #[test]
 fn a_namespace_of_another_controller_is_given_to_nobody() {
     let (bench, device) = primary(FUNCTION_LEVEL_RESET);
-    // The first one is a stranger's, and the second one is the second controller's already, and shared with another stranger.
+    // The first one is a stranger's, and the second one is the second controller's already, and shared with another
+    // stranger.
     device.set(|state| {
         state.secondaries.namespaces = vec![5, 7, 9, 11, 13];
         state.secondaries.strangers = vec![(7, 0x99), (9, 0x98)];

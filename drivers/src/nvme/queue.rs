@@ -126,8 +126,8 @@ impl<M: QueueMemory, T> QueuePair<M, T> {
         Some(token)
     }
 
-    /// Puts a command into the submission queue, under the [next](Self::next_id) identifier. The controller sees it when it
-    /// is told the new tail.
+    /// Puts a command into the submission queue, under the [next](Self::next_id) identifier. The controller sees it
+    /// when it is told the new tail.
     ///
     /// # Errors
     /// The token comes back if the queue is full.

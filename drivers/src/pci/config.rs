@@ -118,8 +118,8 @@ impl<'a, C: ConfigSpace + ?Sized> Config<'a, C> {
         self.space.write16(self.function, offset & !1, value);
     }
 
-    /// Whether a function answers. A virtual one has no vendor of its own, but a class; where nothing is, all registers are
-    /// all ones.
+    /// Whether a function answers. A virtual one has no vendor of its own, but a class; where nothing is, all registers
+    /// are all ones.
     pub fn is_present(&self) -> bool {
         let is_virtual = || {
             self.read32(offset::ID) == u32::MAX
@@ -128,13 +128,14 @@ impl<'a, C: ConfigSpace + ?Sized> Config<'a, C> {
         self.has_vendor() || is_virtual()
     }
 
-    /// Whether a function answers that says who made it: vendor 0xffff is never given out, and 0 is what broken ones return.
+    /// Whether a function answers that says who made it: vendor 0xffff is never given out, and 0 is what broken ones
+    /// return.
     pub(super) fn has_vendor(&self) -> bool {
         !matches!(self.read16(offset::ID), 0xffff | 0)
     }
 
-    /// Changes command bits, of which the IOMMU may be changing others. The status half is written as zeros, which leaves
-    /// its write-1-to-clear bits alone.
+    /// Changes command bits, of which the IOMMU may be changing others. The status half is written as zeros, which
+    /// leaves its write-1-to-clear bits alone.
     pub(super) fn change_command(&self, set: u16, clear: u16) {
         const STATUS: u32 = 0xffff << 16;
         self.space.change32(self.function, offset::COMMAND_STATUS, STATUS | u32::from(clear), set.into());

@@ -94,8 +94,8 @@ impl<C: ConfigSpace + ?Sized> Config<'_, C> {
         self.acs()
     }
 
-    /// Has a port pass on configuration requests to all 256 function numbers of the device behind it, or only to the usual
-    /// eight. Whether it does as told: not every port can.
+    /// Has a port pass on configuration requests to all 256 function numbers of the device behind it, or only to the
+    /// usual eight. Whether it does as told: not every port can.
     pub fn forward_all_functions(self, on: bool) -> bool {
         let Some(offset) = self.find(id::EXPRESS, EXPRESS_FORWARDING_BYTES) else { return false };
         // The first version of the capability ends before these registers.

@@ -39,12 +39,13 @@ pub struct Function {
     pub parent: Option<PciAddress>,
     /// The physical function that it is a virtual function of.
     pub physical: Option<PciAddress>,
-    /// Its registers, as they were when it was [measured](Self::measure); of a virtual function, as its physical one has them.
+    /// Its registers, as they were when it was [measured](Self::measure); of a virtual function, as its physical one
+    /// has them.
     pub bars: Option<Bars>,
     /// The same, compared with what others have, once that was [settled](super::Claims::settle): what drivers may map.
     pub places: Option<Places>,
-    /// Of a physical function: the registers of the first virtual function, which those of the others follow, once they have
-    /// addresses.
+    /// Of a physical function: the registers of the first virtual function, which those of the others follow, once they
+    /// have addresses.
     pub virtual_bars: Option<Bars>,
     /// For how many virtual functions those addresses are, whatever the function says later.
     pub virtual_room: u16,
@@ -175,8 +176,8 @@ impl Function {
         self.acs = Config::new(space, self.address).enable_isolation();
     }
 
-    /// Notes where its registers are. What it says of them later changes nothing. Comes after they have their addresses, and before
-    /// anybody drives it: decoding is off for a moment.
+    /// Notes where its registers are. What it says of them later changes nothing. Comes after they have their
+    /// addresses, and before anybody drives it: decoding is off for a moment.
     pub fn measure<C: ConfigSpace + ?Sized>(&mut self, space: &C) {
         if self.physical.is_some() {
             return;

@@ -1,12 +1,12 @@
 //! What of a function's registers may be mapped for somebody who is not trusted.
 //!
-//! A page of a BAR can be mapped or not. Two kinds of pages cannot: those that a table of MSI-X or its pending bits touch, as
-//! who drives the function from outside the kernel gets its interrupts by asking for them; and those that are not the BAR's
-//! alone, as another function's registers may be beside it.
+//! A page of a BAR can be mapped or not. Two kinds of pages cannot: those that a table of MSI-X or its pending bits
+//! touch, as who drives the function from outside the kernel gets its interrupts by asking for them; and those that are
+//! not the BAR's alone, as another function's registers may be beside it.
 //!
-//! What is behind a BAR are registers, or a memory of the device's own ([`Contents`]). That it is prefetchable does not say
-//! which: virtio devices have their registers in such a BAR, and so have network controllers. Memory is what display controllers
-//! have there.
+//! What is behind a BAR are registers, or a memory of the device's own ([`Contents`]). That it is prefetchable does not
+//! say which: virtio devices have their registers in such a BAR, and so have network controllers. Memory is what
+//! display controllers have there.
 
 use core::fmt;
 
@@ -123,7 +123,8 @@ impl Lendable {
     }
 }
 
-/// Whether it is a display controller that has memory behind its prefetchable BARs. Virtio devices have registers there.
+/// Whether it is a display controller that has memory behind its prefetchable BARs. Virtio devices have registers
+/// there.
 fn is_display(device: &Device) -> bool {
     device.class().base == Class::DISPLAY && device.id().vendor != virtio::VENDOR
 }
@@ -170,7 +171,8 @@ mod tests {
     /// Another one is there already.
     const INDEX: u8 = 2;
 
-    /// A function with a BAR of `bytes` bytes at [`BASE`] and its MSI-X capability, if any: entries, table and pending bits.
+    /// A function with a BAR of `bytes` bytes at [`BASE`] and its MSI-X capability, if any: entries, table and pending
+    /// bits.
     fn lendable(bytes: u32, msix: Option<(u32, u32, u32)>) -> Result<Lendable, LendError> {
         let mut function = FakeFunction::new(0x11e8_1234, 0x00ff_0000, 0).with(0x34, 0x40);
         function = function.with(0x18, BASE).writable(0x18, !(bytes - 1));
@@ -229,7 +231,8 @@ mod tests {
         assert_eq!(pieces(0x4000, Some((0x800, 0xffff_fff8, 0xffff_fff8))), [(0, 0x4000)]);
     }
 
-    /// What is behind a BAR of a function with these ids, class and BAR flags, whose MSI-X tables are at `tables`, if it has any.
+    /// What is behind a BAR of a function with these ids, class and BAR flags, whose MSI-X tables are at `tables`, if
+    /// it has any.
     fn contents(id: u32, class: u32, flags: u32, tables: Option<u32>) -> Contents {
         let mut function = FakeFunction::new(id, class, 0).with(0x34, 0x40);
         function = function.with(0x18, BASE | flags).writable(0x18, !0x3fff);

@@ -1,7 +1,7 @@
 //! The hot-plug slot of a PCI Express port: power, presence, link, attention button.
 //!
-//! Slot Control and Slot Status share a dword, and most bits of the status are cleared by ones: each is written alone, as a
-//! word.
+//! Slot Control and Slot Status share a dword, and most bits of the status are cleared by ones: each is written alone,
+//! as a word.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -110,7 +110,8 @@ pub struct Slot {
     capabilities: u32,
 }
 
-/// Where the PCI Express capability of a port with a hot-plug slot is, and the Slot Capabilities; `None` of any other function.
+/// Where the PCI Express capability of a port with a hot-plug slot is, and the Slot Capabilities; `None` of any other
+/// function.
 fn capabilities<C: ConfigSpace + ?Sized>(config: Config<'_, C>) -> Option<(u16, u32)> {
     let express = config.find(id::EXPRESS, offset::END)?;
     let capabilities = config.read32(express + offset::SLOT_CAPABILITIES);

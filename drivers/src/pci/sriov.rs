@@ -1,11 +1,11 @@
 //! Virtual functions: Single Root I/O Virtualization.
 //!
-//! A physical function offers a number of virtual ones, each with a requester id of its own. They are there as long as it has
-//! VF Enable set, and say little of themselves: vendor and device read as all ones and the BARs as zeros, so that who they
-//! are and where their registers are comes from the capability of the physical function.
+//! A physical function offers a number of virtual ones, each with a requester id of its own. They are there as long as
+//! it has VF Enable set, and say little of themselves: vendor and device read as all ones and the BARs as zeros, so
+//! that who they are and where their registers are comes from the capability of the physical function.
 //!
-//! Only virtual functions on the bus of the physical one are enabled: those on further buses would need bus numbers that
-//! bridges above have not been given.
+//! Only virtual functions on the bus of the physical one are enabled: those on further buses would need bus numbers
+//! that bridges above have not been given.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::fmt;
@@ -203,8 +203,8 @@ impl<'a> Sriov<'a> {
         self.config().is_present() && self.read16(layout::CONTROL) & control::ENABLE != 0
     }
 
-    /// The registers of the first virtual function, sized for pages of 4 KiB, with no addresses. There must be no virtual
-    /// functions.
+    /// The registers of the first virtual function, sized for pages of 4 KiB, with no addresses. There must be no
+    /// virtual functions.
     pub(super) fn size_bars(&self) -> Result<Bars, SriovError> {
         self.set_page_size()?;
         let mut bars = Bars::default();
@@ -231,12 +231,12 @@ impl<'a> Sriov<'a> {
         Ok(bars)
     }
 
-    /// Turns `count` virtual functions on, and returns them: they can be talked to, and may not send requests yet. `known` are
-    /// all other functions.
+    /// Turns `count` virtual functions on, and returns them: they can be talked to, and may not send requests yet.
+    /// `known` are all other functions.
     ///
     /// # Errors
-    /// See [`SriovError`]. There are none then, but after [`StaysOn`](SriovError::StaysOn) and [`Gone`](SriovError::Gone):
-    /// the IOMMU does not know those, so that they reach nothing.
+    /// See [`SriovError`]. There are none then, but after [`StaysOn`](SriovError::StaysOn) and
+    /// [`Gone`](SriovError::Gone): the IOMMU does not know those, so that they reach nothing.
     pub fn enable(&self, count: u16, known: &[Function]) -> Result<Vec<Function>, SriovError> {
         if !self.config().is_present() {
             return Err(SriovError::Gone);
@@ -280,8 +280,8 @@ impl<'a> Sriov<'a> {
         Ok(())
     }
 
-    /// Brings everything into the capability that has to be there before VF Enable. The registers of the first function are
-    /// returned.
+    /// Brings everything into the capability that has to be there before VF Enable. The registers of the first function
+    /// are returned.
     fn prepare(&self, count: u16) -> Result<Bars, SriovError> {
         let bars = self.physical.virtual_bars.ok_or(SriovError::NoAddresses)?;
         // A reset of the physical function may have taken all of it away.
@@ -294,7 +294,8 @@ impl<'a> Sriov<'a> {
         let is_forwarded = self.config().find_extended(extended_id::ARI, 8).is_some()
             && self.physical.parent.is_some_and(|port| self.config_of(port).forward_all_functions(true));
         if is_forwarded {
-            // Before NumVFs: offset and stride depend on both. Only the first physical function of a device has the bit.
+            // Before NumVFs: offset and stride depend on both. Only the first physical function of a device has the
+            // bit.
             let control = self.read16(layout::CONTROL);
             self.write16(layout::CONTROL, control | control::ARI);
         }

@@ -167,8 +167,8 @@ impl<M: RingMemory, T> SplitQueue<M, T> {
         (0 < descriptors && descriptors <= self.free).then_some(self.free_head)
     }
 
-    /// Hands a chain of `segments` to the device, in an indirect table if there is one that has room. Whether the device must
-    /// be told [`wants_notification`](Self::wants_notification) says.
+    /// Hands a chain of `segments` to the device, in an indirect table if there is one that has room. Whether the
+    /// device must be told [`wants_notification`](Self::wants_notification) says.
     ///
     /// # Errors
     /// The token comes back if there are no segments, or too few free descriptors for them.

@@ -43,7 +43,8 @@ pub trait RingMemory {
     fn indirect_limit(&self) -> u16 {
         0
     }
-    /// Stores descriptor number `position` of the indirect table of `head`, and returns where the device finds the table.
+    /// Stores descriptor number `position` of the indirect table of `head`, and returns where the device finds the
+    /// table.
     fn write_indirect(&mut self, _head: u16, _position: u16, _descriptor: Descriptor) -> Iova {
         Iova::new(0)
     }
@@ -69,8 +70,8 @@ pub trait RingMemory {
 /// The three rings of a queue in coherent memory.
 ///
 /// The available ring is `flags, index, ring[size], used_event` in words, the used ring `flags|index << 16,
-/// {head, bytes}[size], avail_event` in dwords: all little-endian, like the CPU. Each descriptor of the table may have an
-/// indirect table of its own beside them.
+/// {head, bytes}[size], avail_event` in dwords: all little-endian, like the CPU. Each descriptor of the table may have
+/// an indirect table of its own beside them.
 pub struct Rings {
     descriptors: Coherent<Descriptor>,
     available: Coherent<u16>,
@@ -98,8 +99,8 @@ impl Rings {
         })
     }
 
-    /// The same, with chains of up to `per_chain` segments in indirect tables: each takes one descriptor of the ring. The
-    /// device must have agreed to that.
+    /// The same, with chains of up to `per_chain` segments in indirect tables: each takes one descriptor of the ring.
+    /// The device must have agreed to that.
     ///
     /// # Errors
     /// No memory, or it cannot be mapped.

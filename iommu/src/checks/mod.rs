@@ -5,13 +5,15 @@
 //!
 //! - **leaks**: what is still mapped a second after the driver's last handle of the device went;
 //! - **overlaps**: memory that is lent twice at the same time, where one of the devices may write it;
-//! - **memory that no device may have**: code, constants, variables and stacks of the kernel, which are refused in every
-//!   mode; this one says which it was, and who wanted it;
-//! - **sync errors**: a device that writes a buffer that the CPU has ([`sync_for_cpu`](crate::Mapping::sync_for_cpu)). Found
-//!   by a digest of the buffer, so for mappings that only the device writes, and not in what stands in for ragged ends.
+//! - **memory that no device may have**: code, constants, variables and stacks of the kernel, which are refused in
+//!   every mode; this one says which it was, and who wanted it;
+//! - **sync errors**: a device that writes a buffer that the CPU has ([`sync_for_cpu`](crate::Mapping::sync_for_cpu)).
+//!   Found by a digest of the buffer, so for mappings that only the device writes, and not in what stands in for ragged
+//!   ends.
 //!
-//! The other sync errors do not compile (`iommu/tests/compile_fail`): reading what is mapped and not synced, giving the device
-//! what is synced for the CPU, giving it pieces of a reservation before their sync, using a buffer that is unmapped.
+//! The other sync errors do not compile (`iommu/tests/compile_fail`): reading what is mapped and not synced, giving the
+//! device what is synced for the CPU, giving it pieces of a reservation before their sync, using a buffer that is
+//! unmapped.
 //!
 //! Nothing is refused for what is found: it is logged, within a budget, and the last findings are kept for
 //! [`Visitor::misuse`]. Records are cut from table pages; there are `MAX_RECORDS` of them at most, and
@@ -73,7 +75,8 @@ struct Departed {
 
 impl<P: Platform> Checks<P> {
     pub fn new(platform: Arc<P>) -> Self {
-        // SAFETY: records are of this structure alone, with the platform's table memory, and are released when it is dropped.
+        // SAFETY: records are of this structure alone, with the platform's table memory, and are released when it is
+        // dropped.
         let records = unsafe { Records::new() };
         let state = State {
             records,

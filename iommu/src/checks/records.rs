@@ -109,8 +109,8 @@ impl Records {
         true
     }
 
-    /// Removes a record of the `bytes` bytes that `claim` has at `iova`: the first at `from` or behind it. Returns where that
-    /// was. Without isolation others of the same claim may have a part of them too: theirs stay.
+    /// Removes a record of the `bytes` bytes that `claim` has at `iova`: the first at `from` or behind it. Returns
+    /// where that was. Without isolation others of the same claim may have a part of them too: theirs stay.
     pub fn remove<M: TableMemory>(
         &mut self,
         tables: &M,

@@ -1,5 +1,5 @@
-//! The list of dropped mappings. It is cut from table pages, because its room grows while something is being mapped, which
-//! does not touch the heap, and under a lock, which is no place to move what is there.
+//! The list of dropped mappings. It is cut from table pages, because its room grows while something is being mapped,
+//! which does not touch the heap, and under a lock, which is no place to move what is there.
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
 use mm::table::TableMemory;
@@ -70,8 +70,8 @@ impl Backlog {
         self.roused
     }
 
-    /// As [`push`](Self::push), for one that was tried after so many devices had become quiet, and waits for another: it is set
-    /// aside, unless one has become quiet since.
+    /// As [`push`](Self::push), for one that was tried after so many devices had become quiet, and waits for another:
+    /// it is set aside, unless one has become quiet since.
     pub fn set_aside(&mut self, abandoned: Abandoned, roused: u64) -> Result<(), Abandoned> {
         if roused != self.roused {
             return self.push(abandoned);

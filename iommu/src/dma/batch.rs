@@ -6,8 +6,8 @@ use core::{fmt, mem};
 use super::{Direction, DmaBuffer, DmaError, Mapping, segment::Segment, space::Batch};
 use crate::arc::TryArc;
 
-/// The buffers of mappings that were unmapped [together](super::DmaDevice::unmap_batch), in their order. Those that are not
-/// taken out are freed with it.
+/// The buffers of mappings that were unmapped [together](super::DmaDevice::unmap_batch), in their order. Those that are
+/// not taken out are freed with it.
 ///
 /// # Examples
 /// ```no_run
@@ -44,8 +44,8 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
         Ok(Self { mappings })
     }
 
-    /// After an error of the `run` mappings that come after `done` ones: those before are unmapped, and freed; those after,
-    /// and these if a device was taken away, are left to the reaper; these stay pinned for any other reason.
+    /// After an error of the `run` mappings that come after `done` ones: those before are unmapped, and freed; those
+    /// after, and these if a device was taken away, are left to the reaper; these stay pinned for any other reason.
     fn give_up(mut mappings: Vec<Mapping<B, D>>, done: usize, run: usize, error: DmaError) {
         let rest = Rest(&mut mappings);
         while let Some(mapping) = rest.0.pop() {
@@ -60,7 +60,8 @@ impl<B: DmaBuffer, D: Direction> Unmapped<B, D> {
         }
     }
 
-    /// The list, empty, for the next batch: its memory need not be allocated again. Buffers that were not taken out are freed.
+    /// The list, empty, for the next batch: its memory need not be allocated again. Buffers that were not taken out are
+    /// freed.
     ///
     /// # Examples
     /// ```no_run
@@ -133,8 +134,8 @@ impl<B: DmaBuffer, D: Direction> Drop for Unmapped<B, D> {
     }
 }
 
-/// Former mappings that are lost if the drop of a buffer panics: dropped as mappings they would give back what is another's by
-/// now.
+/// Former mappings that are lost if the drop of a buffer panics: dropped as mappings they would give back what is
+/// another's by now.
 struct Rest<'a, B: DmaBuffer, D: Direction>(&'a mut Vec<Mapping<B, D>>);
 
 impl<B: DmaBuffer, D: Direction> Drop for Rest<'_, B, D> {

@@ -88,9 +88,9 @@ impl DmaDevice {
         self.shared.limits.set_last(last);
     }
 
-    /// States what one entry of the device's lists can describe. A buffer that is mapped from now on, and one of a pool, is
-    /// one run within the limits, or refused; a list is cut into such runs by [`ScatterMapping::segments`]. Coherent memory is
-    /// where lists are, and in none. No limits until it is called.
+    /// States what one entry of the device's lists can describe. A buffer that is mapped from now on, and one of a
+    /// pool, is one run within the limits, or refused; a list is cut into such runs by [`ScatterMapping::segments`].
+    /// Coherent memory is where lists are, and in none. No limits until it is called.
     ///
     /// # Panics
     /// If there is nothing that fits: no bytes, or a boundary that is neither 0 nor a power of two of at least 4 KiB.
@@ -114,9 +114,9 @@ impl DmaDevice {
 
     /// Lends `buffer`, of any length and alignment, to the device in direction `D`.
     ///
-    /// The device reaches the buffer's bytes and none beside them. Whole pages are mapped where they are; what is left at the
-    /// two ends is copied to a page of its own each, and back by [`unmap`](Mapping::unmap) if the device may write. Buffers of
-    /// whole pages cost no copy: [`PageBuffer`](super::PageBuffer) always is.
+    /// The device reaches the buffer's bytes and none beside them. Whole pages are mapped where they are; what is left
+    /// at the two ends is copied to a page of its own each, and back by [`unmap`](Mapping::unmap) if the device may
+    /// write. Buffers of whole pages cost no copy: [`PageBuffer`](super::PageBuffer) always is.
     ///
     /// # Errors
     /// The buffer comes back in [`Rejected`], together with the reason.
@@ -142,11 +142,12 @@ impl DmaDevice {
         Mapping::new(&self.shared.space, buffer, limits.whole(), limits.longest())
     }
 
-    /// As [`dma_map`](Self::dma_map), at an IOVA of the caller's choice: for protocols that fix addresses, for owners that
-    /// lay out the address space of their domain, and tests. It has the buffer's offset in its page.
+    /// As [`dma_map`](Self::dma_map), at an IOVA of the caller's choice: for protocols that fix addresses, for owners
+    /// that lay out the address space of their domain, and tests. It has the buffer's offset in its page.
     ///
     /// # Errors
-    /// [`DmaError::TooLong`] is said of the longest run from there, up to the next multiple of a boundary. Also [`DmaError::IovaTaken`], [`DmaError::IovaReserved`], [`DmaError::IovaBeyond`] and [`DmaError::IovaUnaligned`].
+    /// [`DmaError::TooLong`] is said of the longest run from there, up to the next multiple of a boundary. Also
+    /// [`DmaError::IovaTaken`], [`DmaError::IovaReserved`], [`DmaError::IovaBeyond`] and [`DmaError::IovaUnaligned`].
     ///
     /// # Examples
     /// ```no_run
@@ -227,12 +228,12 @@ impl DmaDevice {
         ScatterMapping::new(&self.shared.space, list, limits.anywhere(), limits.segment())
     }
 
-    /// A range of addresses of `bytes` bytes, made whole pages, for buffers that the driver comes to one by one, with room
-    /// for `pieces` of them: see [`Reservation`]. Each takes the pages that it touches.
+    /// A range of addresses of `bytes` bytes, made whole pages, for buffers that the driver comes to one by one, with
+    /// room for `pieces` of them: see [`Reservation`]. Each takes the pages that it touches.
     ///
     /// # Errors
-    /// [`DmaError::BadLength`] for no bytes, or more than there can be; [`DmaError::NoIova`]; [`DmaError::OutOfMemory`];
-    /// and what says that nothing can be mapped for the device any more.
+    /// [`DmaError::BadLength`] for no bytes, or more than there can be; [`DmaError::NoIova`];
+    /// [`DmaError::OutOfMemory`]; and what says that nothing can be mapped for the device any more.
     ///
     /// # Examples
     /// ```no_run
@@ -256,8 +257,8 @@ impl DmaDevice {
         Reservation::new(&self.shared.space, pieces, bytes, limits.anywhere(), limits.segment())
     }
 
-    /// Takes many buffers back for one doorbell and one wait. When this returns, no unit can translate an address of any
-    /// of them. Takes nothing from the heap.
+    /// Takes many buffers back for one doorbell and one wait. When this returns, no unit can translate an address of
+    /// any of them. Takes nothing from the heap.
     ///
     /// # Errors
     /// Those of [`Mapping::unmap`], with the same consequences for all buffers.
@@ -282,8 +283,8 @@ impl DmaDevice {
         Unmapped::new(mappings)
     }
 
-    /// `count` buffers of `bytes` bytes each, zeroed, that the device can reach in direction `D` until the pool is gone: for
-    /// devices that move many small pieces, such as packets.
+    /// `count` buffers of `bytes` bytes each, zeroed, that the device can reach in direction `D` until the pool is
+    /// gone: for devices that move many small pieces, such as packets.
     ///
     /// # Errors
     /// [`DmaError::BadLength`] for no buffers, buffers of no bytes, or more than there can be, and the errors of

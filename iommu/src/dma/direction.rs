@@ -44,8 +44,8 @@ pub trait Within<D: Direction>: Direction {}
 pub struct ToDevice;
 
 /// The device writes; it cannot read, unless a first stage translates, which has no entry for writes alone: see
-/// [`UnitReport::first_stage`](crate::dump::UnitReport::first_stage). (A read of length zero moves nothing; units with CAP.ZLR let
-/// it pass.)
+/// [`UnitReport::first_stage`](crate::dump::UnitReport::first_stage). (A read of length zero moves nothing; units with
+/// CAP.ZLR let it pass.)
 #[derive(Clone, Copy, Debug)]
 pub struct FromDevice;
 

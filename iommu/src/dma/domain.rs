@@ -11,11 +11,11 @@ use crate::{Iova, arc::TryArc, subsystem::Control};
 
 /// A domain that was created for devices which come and go. Clones are the same domain.
 ///
-/// Its devices are in the hands of one owner, who lays out its address space: groups of functions, also behind different
-/// units, are assigned to it ([`Iommu::assign`](crate::Iommu::assign)) and taken out
-/// ([`Iommu::release`](crate::Iommu::release)). A group that is taken out, in whatever way, reaches nothing of it from then on;
-/// until it is known to be quiet nothing that the domain has mapped comes back, and nothing more is mapped there
-/// ([`DmaError::Restless`]).
+/// Its devices are in the hands of one owner, who lays out its address space: groups of functions, also behind
+/// different units, are assigned to it ([`Iommu::assign`](crate::Iommu::assign)) and taken out
+/// ([`Iommu::release`](crate::Iommu::release)). A group that is taken out, in whatever way, reaches nothing of it from
+/// then on; until it is known to be quiet nothing that the domain has mapped comes back, and nothing more is mapped
+/// there ([`DmaError::Restless`]).
 ///
 /// Dropping the handle changes nothing: the domain stays until it is [destroyed](Self::destroy).
 #[derive(Clone)]

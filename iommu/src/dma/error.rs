@@ -87,8 +87,8 @@ pub enum DmaError {
         /// Its length in bytes.
         bytes: usize,
     },
-    /// Too many buffers of the domain that are not whole pages are mapped at the same time: there is no page left to stand
-    /// in for their ends.
+    /// Too many buffers of the domain that are not whole pages are mapped at the same time: there is no page left to
+    /// stand in for their ends.
     NoBounceSlot,
     /// A count of elements, or a length in bytes, that is zero or does not fit into the address space.
     BadLength {
@@ -100,26 +100,28 @@ pub enum DmaError {
         /// First address of the range.
         iova: Iova,
     },
-    /// The device was taken away from its driver, or is in quarantine. Nothing new is mapped; what is mapped comes back to
-    /// the system, not to the driver, when the device is known to be quiet.
+    /// The device was taken away from its driver, or is in quarantine. Nothing new is mapped; what is mapped comes back
+    /// to the system, not to the driver, when the device is known to be quiet.
     Revoked,
-    /// A device was taken out of the domain and is not known to be quiet yet: what the domain has mapped may still be on
-    /// its way. As with [`Revoked`](Self::Revoked) it comes back to the system; but a retired mapping that is polled waits until
-    /// then ([`Retired::poll`](super::Retired::poll)). Nothing new is mapped meanwhile, as it could not come back.
+    /// A device was taken out of the domain and is not known to be quiet yet: what the domain has mapped may still be
+    /// on its way. As with [`Revoked`](Self::Revoked) it comes back to the system; but a retired mapping that is polled
+    /// waits until then ([`Retired::poll`](super::Retired::poll)). Nothing new is mapped meanwhile, as it could not
+    /// come back.
     Restless,
     /// Memory that firmware reserves for a device (RMRR) is for that device alone: its domain has no room for another
     /// group, or others are there already.
     ReservedForOne,
     /// The remapping unit does not answer. Nothing can be mapped or given back behind it.
     Stuck(Stuck),
-    /// The device did not empty its TLB. Nothing can be mapped for it, nor given back by it, until its group is released.
+    /// The device did not empty its TLB. Nothing can be mapped for it, nor given back by it, until its group is
+    /// released.
     Silent(Silent),
 }
 
 /// A device did not invalidate its TLB in the time that devices have for that.
 ///
-/// It is stopped, and its group reaches nothing any more. The buffer of an unmapping that failed with this stays pinned for
-/// ever; what is still mapped comes back when the group is released.
+/// It is stopped, and its group reaches nothing any more. The buffer of an unmapping that failed with this stays pinned
+/// for ever; what is still mapped comes back when the group is released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Silent {
     /// The device, as the unit sees it.

@@ -30,9 +30,9 @@ impl Share {
 /// A mapping, in the domain of its owner, whose memory the devices of a second domain reach too.
 ///
 /// It holds the mapping, so there is one order in which the memory comes back: first the grant is
-/// [revoked](Self::revoke), which unmaps and flushes it in the second domain whether its owner agrees or not, and only then
-/// can the mapping be unmapped. The end of either domain changes nothing about that. While a device that was taken out of
-/// the second domain is not known to be quiet the memory is not given back to anybody.
+/// [revoked](Self::revoke), which unmaps and flushes it in the second domain whether its owner agrees or not, and only
+/// then can the mapping be unmapped. The end of either domain changes nothing about that. While a device that was taken
+/// out of the second domain is not known to be quiet the memory is not given back to anybody.
 ///
 /// Dropping it leaves both to the reaper, in the same order.
 ///
@@ -56,7 +56,8 @@ pub struct Grant<B: DmaBuffer, D: Direction> {
 }
 
 impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
-    /// Lets the devices of `domain` reach the buffer too, in direction `E`, which goes no further than the mapping's own.
+    /// Lets the devices of `domain` reach the buffer too, in direction `E`, which goes no further than the mapping's
+    /// own.
     ///
     /// # Errors
     /// The mapping comes back in [`Rejected`]. [`DmaError::NotWholePages`], and those of [`DmaDomain::dma_map`].
@@ -139,12 +140,12 @@ impl<B: DmaBuffer, D: Direction> Grant<B, D> {
         &self.mapping
     }
 
-    /// Takes the memory from the devices of the second domain. When this returns, no unit can translate its address there any
-    /// more, and the owner has the mapping as it was.
+    /// Takes the memory from the devices of the second domain. When this returns, no unit can translate its address
+    /// there any more, and the owner has the mapping as it was.
     ///
     /// # Errors
-    /// Those of [`Mapping::unmap`], for the second domain, with the same consequences for the memory and its mapping: after
-    /// [`DmaError::Revoked`] and [`DmaError::Restless`] both are left to the reaper.
+    /// Those of [`Mapping::unmap`], for the second domain, with the same consequences for the memory and its mapping:
+    /// after [`DmaError::Revoked`] and [`DmaError::Restless`] both are left to the reaper.
     pub fn revoke(self) -> Result<Mapping<B, D>, DmaError> {
         let (share, mapping) = self.into_parts();
         match share.unmap(mapping.buffer()) {

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{Iova, arc::TryArc};
 
-/// Buffers that are to be mapped together. A list can be used again and again: what it needs is reserved when buffers are
-/// added, and mapping it takes nothing from the heap.
+/// Buffers that are to be mapped together. A list can be used again and again: what it needs is reserved when buffers
+/// are added, and mapping it takes nothing from the heap.
 ///
 /// # Examples
 /// ```no_run
@@ -86,8 +86,8 @@ impl<B: DmaBuffer> fmt::Debug for ScatterList<B> {
     }
 }
 
-/// A [`ScatterList`] that a device can reach, as one range of addresses in which each buffer begins on a page of its own.
-/// Buffers of whole pages, and a first one that ends and a last one that begins with a page, are contiguous.
+/// A [`ScatterList`] that a device can reach, as one range of addresses in which each buffer begins on a page of its
+/// own. Buffers of whole pages, and a first one that ends and a last one that begins with a page, are contiguous.
 ///
 /// Dropping it leaves the flush and the freeing of all buffers to the reaper.
 pub struct ScatterMapping<B: DmaBuffer, D: Direction> {
@@ -131,8 +131,8 @@ impl<B: DmaBuffer, D: Direction> ScatterMapping<B, D> {
         }
     }
 
-    /// The buffers as the device finds them, in their order: runs are as long as addresses are contiguous and the device's
-    /// [limits](super::DmaDevice::set_segment_limits) allow.
+    /// The buffers as the device finds them, in their order: runs are as long as addresses are contiguous and the
+    /// device's [limits](super::DmaDevice::set_segment_limits) allow.
     ///
     /// # Examples
     /// ```no_run

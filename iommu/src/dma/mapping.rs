@@ -74,14 +74,15 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
         self.live.segment.buffer.bytes
     }
 
-    /// Gives the device's access up without waiting: the buffer comes by [`Retired::poll`] or [`Retired::wait`], once no
-    /// unit can translate its address any more. See [`options::Flush`](crate::options::Flush) for when that is.
+    /// Gives the device's access up without waiting: the buffer comes by [`Retired::poll`] or [`Retired::wait`], once
+    /// no unit can translate its address any more. See [`options::Flush`](crate::options::Flush) for when that is.
     pub fn retire(self) -> Retired<B, D> {
         Retired::new(self.into_live())
     }
 
     /// Takes what the device has to leave alone for a while: the CPU has access until
-    /// [`sync_for_device`](Synced::sync_for_device), and there is no address meanwhile that could be given to the device.
+    /// [`sync_for_device`](Synced::sync_for_device), and there is no address meanwhile that could be given to the
+    /// device.
     #[must_use]
     #[track_caller]
     pub fn sync_for_cpu(self) -> Synced<B, D> {
@@ -92,8 +93,8 @@ impl<B: DmaBuffer, D: Direction> Mapping<B, D> {
     ///
     /// # Errors
     /// If the unit, or the device's own TLB, does not answer: the device may still reach the buffer, so it stays pinned
-    /// for ever. If the device was taken away from the driver ([`DmaError::Revoked`]): the reaper frees the buffer when the
-    /// device is known to be quiet.
+    /// for ever. If the device was taken away from the driver ([`DmaError::Revoked`]): the reaper frees the buffer when
+    /// the device is known to be quiet.
     pub fn unmap(self) -> Result<B, DmaError> {
         let live = self.into_live();
         match live.space.unmap(&live.segment, D::ACCESS) {

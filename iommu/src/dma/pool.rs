@@ -33,10 +33,10 @@ const PAGES_AT_ONCE: usize = 16;
 /// holds nothing else, what lies in a buffer is copied in and out and never borrowed, and what was copied out is as
 /// untrustworthy as the device. Two devices never share a pool.
 ///
-/// Clones are the same pool. Taking a buffer and dropping it needs no lock and no memory, so both may happen in an interrupt
-/// handler, as long as another handle keeps the pool alive. The pool is unmapped, by the reaper, when the last handle and
-/// the last buffer are gone. If the device is taken away from its driver, its pools are unreachable at once, and their
-/// memory comes back when the device is quiet.
+/// Clones are the same pool. Taking a buffer and dropping it needs no lock and no memory, so both may happen in an
+/// interrupt handler, as long as another handle keeps the pool alive. The pool is unmapped, by the reaper, when the
+/// last handle and the last buffer are gone. If the device is taken away from its driver, its pools are unreachable at
+/// once, and their memory comes back when the device is quiet.
 ///
 /// # Examples
 /// ```no_run
@@ -218,7 +218,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// `None` for no bytes, or more than the address space has. A run is at most `longest` bytes, or a page or a buffer.
+    /// `None` for no bytes, or more than the address space has. A run is at most `longest` bytes, or a page or a
+    /// buffer.
     fn of(bytes: usize, longest: u64) -> Option<Self> {
         if bytes == 0 {
             return None;

@@ -3,9 +3,10 @@
 //! A drop may happen anywhere, so it neither waits nor allocates: it moves the mapping into a list whose room was
 //! reserved when the mapping was made, and a thread of the host flushes and frees it.
 //!
-//! One thread does it for all domains. Dropping is the exception (a driver that fails or ends; others unmap), the list is
-//! never longer than there are live mappings, and what waits in it keeps nobody from mapping elsewhere. A unit that does not
-//! answer costs the thread one deadline, and then fails at once: it holds the others' mappings up no longer than that.
+//! One thread does it for all domains. Dropping is the exception (a driver that fails or ends; others unmap), the list
+//! is never longer than there are live mappings, and what waits in it keeps nobody from mapping elsewhere. A unit that
+//! does not answer costs the thread one deadline, and then fails at once: it holds the others' mappings up no longer
+//! than that.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -134,7 +135,8 @@ impl<P: Platform> Reaper<P> {
             platform,
             live: AtomicUsize::new(0),
             capacity: AtomicUsize::new(0),
-            // SAFETY: the list is this reaper's alone, with the platform's table memory, and is released when it is dropped.
+            // SAFETY: the list is this reaper's alone, with the platform's table memory, and is released when it is
+            // dropped.
             queue: IrqLock::new(LockClass::Reaper, unsafe { Backlog::new() }),
             flush,
             pinned: AtomicU64::new(0),

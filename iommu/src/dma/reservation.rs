@@ -15,9 +15,10 @@ use crate::{Iova, arc::TryArc};
 /// once it is [synced](Self::sync).
 ///
 /// Nobody learns an address before: what `sync` returns has them. Each buffer begins on a page of its own, as in a
-/// [`ScatterMapping`]. Linking asks nothing of a unit, and allocates nothing while there is room for the pieces that were
-/// announced; what units have to be told waits for `sync`, and is said once. A malicious device may find a piece earlier: like
-/// every buffer that is mapped, it is out of the CPU's hands from `link` on, and comes back after a flush.
+/// [`ScatterMapping`]. Linking asks nothing of a unit, and allocates nothing while there is room for the pieces that
+/// were announced; what units have to be told waits for `sync`, and is said once. A malicious device may find a piece
+/// earlier: like every buffer that is mapped, it is out of the CPU's hands from `link` on, and comes back after a
+/// flush.
 ///
 /// Dropping it gives the range back, and leaves the flush and the freeing of what was linked to the reaper.
 ///
@@ -104,8 +105,8 @@ impl<B: DmaBuffer, D: Direction> Reservation<B, D> {
         self.mapping.list.segments.is_empty()
     }
 
-    /// Makes what was linked visible to the device, with the one flush that caching mode or a write buffer asks for. The
-    /// device may use it from now on; [`ScatterMapping::unmap`] takes all of it back, with one flush.
+    /// Makes what was linked visible to the device, with the one flush that caching mode or a write buffer asks for.
+    /// The device may use it from now on; [`ScatterMapping::unmap`] takes all of it back, with one flush.
     ///
     /// A unit that does not answer is given up, as it is by a map: nothing new is mapped, and `unmap` says so.
     #[must_use = "a mapping that is dropped is left to the reaper"]

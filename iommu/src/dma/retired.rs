@@ -11,8 +11,8 @@ use super::{
 
 /// A buffer whose mapping was [given up](super::Mapping::retire), and that some unit may still translate to.
 ///
-/// What the device had to say is in it already, and may be copied; the buffer itself comes when the flush is over. Dropping
-/// the handle leaves the buffer to the reaper.
+/// What the device had to say is in it already, and may be copied; the buffer itself comes when the flush is over.
+/// Dropping the handle leaves the buffer to the reaper.
 ///
 /// # Examples
 /// ```no_run
@@ -81,8 +81,8 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
         }
     }
 
-    /// Waits for the buffer. The flush is carried out now if nobody has begun it. It is not waited until another device of the
-    /// domain is quiet: [`DmaError::Restless`].
+    /// Waits for the buffer. The flush is carried out now if nobody has begun it. It is not waited until another device
+    /// of the domain is quiet: [`DmaError::Restless`].
     ///
     /// # Errors
     /// Those of [`Mapping::unmap`](super::Mapping::unmap), with the same consequences.
@@ -120,8 +120,8 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
 }
 
 impl<B: DmaBuffer, D: DeviceWrites> Retired<B, D> {
-    /// Copies the bytes from `offset` on, as they are now, into `data`: no device is to write them any more, and one that
-    /// does all the same may change them until the flush, but not the copy.
+    /// Copies the bytes from `offset` on, as they are now, into `data`: no device is to write them any more, and one
+    /// that does all the same may change them until the flush, but not the copy.
     ///
     /// # Panics
     /// If the bytes do not lie inside the buffer.

@@ -1,7 +1,8 @@
 //! A buffer as it lies in an address space.
 //!
-//! A page is the least that a table can grant, so the ends of a buffer that are not whole pages are *bounced*: a page of
-//! the subsystem's own stands in for them, and what the device may see of the buffer's own pages is whole pages of it.
+//! A page is the least that a table can grant, so the ends of a buffer that are not whole pages are *bounced*: a page
+//! of the subsystem's own stands in for them, and what the device may see of the buffer's own pages is whole pages of
+//! it.
 //!
 //! ```text
 //!   memory   |....====|========|========|===.....|      = buffer   . what lies beside it

@@ -1,8 +1,8 @@
 //! A page table of the CPU's that devices walk as well.
 //!
-//! First-stage translation has the CPU's format, so a domain can use a table that is somebody's address space already. It maps
-//! nothing itself then: what the owner maps for the CPU its devices reach at the same addresses, with the same rights, as far
-//! as it is the user's; and what the owner takes away has to be flushed from both.
+//! First-stage translation has the CPU's format, so a domain can use a table that is somebody's address space already.
+//! It maps nothing itself then: what the owner maps for the CPU its devices reach at the same addresses, with the same
+//! rights, as far as it is the user's; and what the owner takes away has to be flushed from both.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -27,18 +27,21 @@ pub struct SharedTable {
 pub(crate) type Keeper = Arc<dyn Send + Sync>;
 
 impl SharedTable {
-    /// `table`, whose pages, like the memory that it maps for users, have physical addresses of at most `physical_bits` bits (what
-    /// else it maps beyond the units' width they block), and which stays until `keeper` is dropped: by a thread that destroys the
-    /// domain, gives a device back or asks for one, without a lock of the subsystem's held.
+    /// `table`, whose pages, like the memory that it maps for users, have physical addresses of at most `physical_bits`
+    /// bits (what else it maps beyond the units' width they block), and which stays until `keeper` is dropped: by a
+    /// thread that destroys the domain, gives a device back or asks for one, without a lock of the subsystem's held.
     ///
     /// # Safety
-    /// - As long as `keeper` has an owner, neither a page of the table nor memory that it maps for users is used for anything
-    ///   else, but what [`SharedDomain::flush`] has been told of, of every domain that shares it, and returned `Ok`. That is for
-    ///   devices that are in the domain: one that was taken out and may not be quiet may be writing to it still.
-    /// - What is the supervisor's is so in each entry from the root on, or no page of its tables is ever used for anything else than
-    ///   tables for the supervisor: units may remember any table on the way, and are not told what becomes of those.
-    /// - Entries that `mm` did not make are for the supervisor, or have A and D set: a walker's update of an entry is not
-    ///   expected by whoever edits it. If its format says that it is written back, they are as well, with all that they lead to.
+    /// - As long as `keeper` has an owner, neither a page of the table nor memory that it maps for users is used for
+    ///   anything else, but what [`SharedDomain::flush`] has been told of, of every domain that shares it, and returned
+    ///   `Ok`. That is for devices that are in the domain: one that was taken out and may not be quiet may be writing
+    ///   to it still.
+    /// - What is the supervisor's is so in each entry from the root on, or no page of its tables is ever used for
+    ///   anything else than tables for the supervisor: units may remember any table on the way, and are not told what
+    ///   becomes of those.
+    /// - Entries that `mm` did not make are for the supervisor, or have A and D set: a walker's update of an entry is
+    ///   not expected by whoever edits it. If its format says that it is written back, they are as well, with all that
+    ///   they lead to.
     /// - Whoever may use the devices may use what the table maps for users, as it says.
     #[must_use]
     pub unsafe fn new<M: TableMemory>(
@@ -59,7 +62,8 @@ impl fmt::Debug for SharedTable {
 /// Why units do not walk a table of the CPU's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotShareable {
-    /// Page tables of the machine's units are of the second stage: see [`Options::first_stage`](crate::Options::first_stage).
+    /// Page tables of the machine's units are of the second stage: see
+    /// [`Options::first_stage`](crate::Options::first_stage).
     SecondStage,
     /// A unit's walks do not snoop the CPU's caches, and the table is not [written back](X86Format::written_back).
     NotCoherent,
@@ -111,14 +115,15 @@ pub(crate) struct SharedParts {
     pub shares: TryArc<dyn Shares>,
 }
 
-/// A domain whose devices use an address space of the CPU's as it stands ([`Iommu::share_table`](crate::Iommu::share_table)).
+/// A domain whose devices use an address space of the CPU's as it stands
+/// ([`Iommu::share_table`](crate::Iommu::share_table)).
 ///
-/// Its table is its owner's, who tells it of every change. The DMA API maps nothing in it ([`DmaError::SharedTable`]). Devices come
-/// and go as in any domain that was created ([`domain`](Self::domain)). What keeps the table is let go when the domain was destroyed and
-/// the last device that was in it is known to be quiet, whoever still has a handle.
+/// Its table is its owner's, who tells it of every change. The DMA API maps nothing in it ([`DmaError::SharedTable`]).
+/// Devices come and go as in any domain that was created ([`domain`](Self::domain)). What keeps the table is let go
+/// when the domain was destroyed and the last device that was in it is known to be quiet, whoever still has a handle.
 ///
-/// Devices are users: entries for the supervisor block them. What may be executed is of no concern to them, and what they may write
-/// they may read. Where a group has reserved memory it cannot come in.
+/// Devices are users: entries for the supervisor block them. What may be executed is of no concern to them, and what
+/// they may write they may read. Where a group has reserved memory it cannot come in.
 #[derive(Clone)]
 pub struct SharedDomain {
     domain: DmaDomain,
@@ -136,8 +141,8 @@ impl SharedDomain {
         &self.domain
     }
 
-    /// Makes the domain's units, and the devices behind them, forget what `stale`, a token of the shared table, speaks of. The
-    /// table pages in the token are still the owner's, who flushes the CPUs as well before they are redeemed.
+    /// Makes the domain's units, and the devices behind them, forget what `stale`, a token of the shared table, speaks
+    /// of. The table pages in the token are still the owner's, who flushes the CPUs as well before they are redeemed.
     ///
     /// # Errors
     /// A unit does not answer. What the token speaks of may be in use by a device then, for ever.
@@ -167,8 +172,8 @@ impl SharedDomain {
         self.table.forget(stale)
     }
 
-    /// Makes the domain's units see what was mapped in the `bytes` bytes from `address`, which units with caching mode or a write
-    /// buffer do not by themselves.
+    /// Makes the domain's units see what was mapped in the `bytes` bytes from `address`, which units with caching mode
+    /// or a write buffer do not by themselves.
     ///
     /// # Errors
     /// A unit does not answer.
@@ -176,8 +181,8 @@ impl SharedDomain {
         self.table.publish_mapped(Iova::new(address), bytes)
     }
 
-    /// Whether what is mapped in the `bytes` bytes from `address` is what devices reach there. It is not where writes are interrupts
-    /// (0xFEEx_xxxx), where registers answer before a unit sees the request
+    /// Whether what is mapped in the `bytes` bytes from `address` is what devices reach there. It is not where writes
+    /// are interrupts (0xFEEx_xxxx), where registers answer before a unit sees the request
     /// ([`Machine::registers`](crate::Machine::registers)), and beyond what the units translate.
     #[must_use]
     pub fn reaches(&self, address: u64, bytes: u64) -> bool {
@@ -185,8 +190,8 @@ impl SharedDomain {
         last.is_some_and(|last| self.table.is_clear(Iova::new(address), Iova::new(last)))
     }
 
-    /// Ends the domain: no device comes in any more. Those that are in it stay, with all that the table maps, until they are given
-    /// back: whoever has the table may end before they do.
+    /// Ends the domain: no device comes in any more. Those that are in it stay, with all that the table maps, until
+    /// they are given back: whoever has the table may end before they do.
     ///
     /// # Errors
     /// [`DomainError::Unknown`] if it has ended already.

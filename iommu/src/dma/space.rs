@@ -68,27 +68,28 @@ pub(crate) trait Space: Send + Sync {
     /// Maps a buffer and reserves what giving it back will need.
     fn map(&self, request: &MapRequest) -> Result<Placed, NotMapped>;
 
-    /// Undoes [`map`](Self::map); when it returns `Ok`, no unit can translate the range any more, and what a device with
-    /// this `access` wrote is in the buffer. After an error that [passes](DmaError::passes) nothing was done, and the mapping is to be
-    /// abandoned; after any other error the memory must never be used again.
+    /// Undoes [`map`](Self::map); when it returns `Ok`, no unit can translate the range any more, and what a device
+    /// with this `access` wrote is in the buffer. After an error that [passes](DmaError::passes) nothing was done, and
+    /// the mapping is to be abandoned; after any other error the memory must never be used again.
     fn unmap(&self, segment: &Segment, access: Access) -> Result<(), DmaError>;
 
-    /// Undoes [`map`](Self::map) for all of `batch`, with one flush. Errors are those of [`unmap`](Self::unmap), for all of
-    /// them.
+    /// Undoes [`map`](Self::map) for all of `batch`, with one flush. Errors are those of [`unmap`](Self::unmap), for
+    /// all of them.
     fn unmap_all(&self, batch: &dyn Batch, access: Access) -> Result<(), DmaError>;
 
-    /// Begins to undo [`map`](Self::map), without waiting: the device finds the range until it is flushed, and nobody else
-    /// gets it. Errors are those of [`unmap`](Self::unmap).
+    /// Begins to undo [`map`](Self::map), without waiting: the device finds the range until it is flushed, and nobody
+    /// else gets it. Errors are those of [`unmap`](Self::unmap).
     fn retire(&self, segment: &Segment) -> Result<Owed, DmaError>;
 
     /// Whether [`redeem`](Self::redeem) would wait for a flush.
     fn is_pending(&self, owed: Owed) -> bool;
 
-    /// Ends what [`retire`](Self::retire) began, after waiting for the flush. Results are those of [`unmap`](Self::unmap).
+    /// Ends what [`retire`](Self::retire) began, after waiting for the flush. Results are those of
+    /// [`unmap`](Self::unmap).
     fn redeem(&self, segment: &Segment, access: Access, owed: Owed) -> Result<(), DmaError>;
 
-    /// Maps all buffers of `list` into one range of addresses, as `origin` asks for. They come without addresses, and have
-    /// them if it returns `Ok`.
+    /// Maps all buffers of `list` into one range of addresses, as `origin` asks for. They come without addresses, and
+    /// have them if it returns `Ok`.
     fn map_list(
         &self,
         list: &mut List,
@@ -97,12 +98,13 @@ pub(crate) trait Space: Send + Sync {
         origin: Origin,
     ) -> Result<(), NotMapped>;
 
-    /// Takes a range of `bytes` bytes, whole pages, for the buffers of an empty `list`, and what giving it back will need.
+    /// Takes a range of `bytes` bytes, whole pages, for the buffers of an empty `list`, and what giving it back will
+    /// need.
     fn reserve(&self, list: &mut List, bytes: u64, placement: Placement) -> Result<(), DmaError>;
 
-    /// Maps the last buffer of `list` behind the others into its range. It comes without an address, and has one if this
-    /// returns `Ok`. No unit need see it before [`sync`](Self::sync). The `placement` is that of the range, for a space in
-    /// which a buffer lies where its memory does.
+    /// Maps the last buffer of `list` behind the others into its range. It comes without an address, and has one if
+    /// this returns `Ok`. No unit need see it before [`sync`](Self::sync). The `placement` is that of the range, for a
+    /// space in which a buffer lies where its memory does.
     fn link(
         &self,
         list: &mut List,
@@ -121,7 +123,8 @@ pub(crate) trait Space: Send + Sync {
     /// Copies between a mapped buffer's ends and what stands in for them.
     fn copy_ends(&self, segment: &Segment, way: Way);
 
-    /// Makes what a device with this `access` wrote ready for the CPU, which has the buffer from now on, as `origin` asks for.
+    /// Makes what a device with this `access` wrote ready for the CPU, which has the buffer from now on, as `origin`
+    /// asks for.
     fn to_cpu(&self, segment: &Segment, access: Access, origin: Origin) {
         let _ = origin;
         if access.write {

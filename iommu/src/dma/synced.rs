@@ -11,8 +11,8 @@ use crate::checks::Origin;
 
 /// A buffer that stays mapped while the CPU works on it: [`Mapping::sync_for_cpu`] makes one.
 ///
-/// The device is to leave it alone until it is given back. One that does not may still write, so bytes are copied in and
-/// out and never borrowed. Dropping it unmaps it, by the reaper.
+/// The device is to leave it alone until it is given back. One that does not may still write, so bytes are copied in
+/// and out and never borrowed. Dropping it unmaps it, by the reaper.
 ///
 /// # Examples
 /// ```no_run

@@ -55,9 +55,10 @@ impl DmaDevice {
         self.shared.tenure.is_over()
     }
 
-    /// Gives the device back, with its group, as [`Iommu::release`](crate::Iommu::release) does for whoever has it: but once
-    /// it was taken back, and another driver may have it, this changes nothing. A driver or an owner that ends gives its
-    /// device back by this, because another may have been faster; by its address whoever rules over all of them takes it.
+    /// Gives the device back, with its group, as [`Iommu::release`](crate::Iommu::release) does for whoever has it: but
+    /// once it was taken back, and another driver may have it, this changes nothing. A driver or an owner that ends
+    /// gives its device back by this, because another may have been faster; by its address whoever rules over all of
+    /// them takes it.
     ///
     /// # Errors
     /// See [`ReleaseError`]; [`Over`](ReleaseError::Over) if it was taken back before.
@@ -100,8 +101,8 @@ impl DmaDevice {
         own.saturating_add(unattributed)
     }
 
-    /// The same, with what is certainly the device's apart from what may be another's. In a storm of another device behind
-    /// the same unit only the second number grows: what was in flight is in doubt, and can be done again.
+    /// The same, with what is certainly the device's apart from what may be another's. In a storm of another device
+    /// behind the same unit only the second number grows: what was in flight is in doubt, and can be done again.
     ///
     /// # Examples
     /// ```no_run
@@ -119,11 +120,12 @@ impl DmaDevice {
     }
 
     /// Makes `listener` the one that is told of the device's faults, and of its end. It is called in the thread that
-    /// runs [`Iommu::process_faults`](crate::Iommu::process_faults) or that takes the device away, and should wake a thread of
-    /// the driver rather than work. In a storm not every fault is told; [`fault_count`](Self::fault_count) counts them all.
+    /// runs [`Iommu::process_faults`](crate::Iommu::process_faults) or that takes the device away, and should wake a
+    /// thread of the driver rather than work. In a storm not every fault is told; [`fault_count`](Self::fault_count)
+    /// counts them all.
     ///
-    /// Nothing is missed by who comes late: of a device that is in quarantine already, or was taken back, `listener` is told
-    /// before this returns. A quarantine that comes at the same time may be told twice.
+    /// Nothing is missed by who comes late: of a device that is in quarantine already, or was taken back, `listener` is
+    /// told before this returns. A quarantine that comes at the same time may be told twice.
     ///
     /// ```no_run
     /// # use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Pages that stand in for the ends of buffers which are not whole pages.
 //!
-//! A slot is a page, and never leaves its domain. What was copied to it goes with its buffer, so that what is left in it from
-//! one use to the next is what the domain's own devices have written beside one. Slots are made sixteen at a time when there
-//! is none, and kept.
+//! A slot is a page, and never leaves its domain. What was copied to it goes with its buffer, so that what is left in
+//! it from one use to the next is what the domain's own devices have written beside one. Slots are made sixteen at a
+//! time when there is none, and kept.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{mem, ptr::NonNull, slice};
@@ -99,8 +99,8 @@ impl<P: Platform> Bounce<P> {
     /// The CPU side owns what lies at the ends of the segment's buffer: they are never what a device reaches.
     pub unsafe fn copy(&self, segment: &Segment, way: Way) {
         for End { in_buffer, in_slot, bytes } in self.ends(segment) {
-            // SAFETY: the ends of the buffer are the caller's, and the slot is the segment's. A device may use the slot at
-            // the same time, hence the volatile copies.
+            // SAFETY: the ends of the buffer are the caller's, and the slot is the segment's. A device may use the slot
+            // at the same time, hence the volatile copies.
             unsafe {
                 match way {
                     Way::In => copy_in(slice::from_raw_parts(in_buffer.as_ptr(), bytes), in_slot),

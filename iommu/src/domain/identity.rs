@@ -1,10 +1,10 @@
 //! All of RAM one to one: what a group reaches that is trusted (`iommu=passthrough`, or claimed as such).
 //!
-//! It is a domain like any other, with second-stage tables of the largest leaves that the units have, and not the translation
-//! type that passes requests through. So units without that type serve it, memory that is not RAM (registers of other
-//! devices) stays out of reach, reserved memory is the group's own as always, and it is taken back by the way that there
-//! is: context entries not present, flushed under the domain's id. It costs a table page for each GiB where leaves of 2 MiB
-//! are the largest.
+//! It is a domain like any other, with second-stage tables of the largest leaves that the units have, and not the
+//! translation type that passes requests through. So units without that type serve it, memory that is not RAM
+//! (registers of other devices) stays out of reach, reserved memory is the group's own as always, and it is taken back
+//! by the way that there is: context entries not present, flushed under the domain's id. It costs a table page for each
+//! GiB where leaves of 2 MiB are the largest.
 
 use mm::{PAGE_BYTES, PhysAddr, PhysRange};
 
@@ -18,8 +18,8 @@ use crate::{
 };
 
 impl<B: Backend> Domain<B> {
-    /// Maps `memory` one to one, but for the reserved memory in it, which is mapped. It is for good: a domain of a group's own
-    /// ends with its owner.
+    /// Maps `memory` one to one, but for the reserved memory in it, which is mapped. It is for good: a domain of a
+    /// group's own ends with its owner.
     pub fn become_identity(&self, memory: &[PhysRange]) -> Result<(), DmaError> {
         for &region in memory {
             let mut first = region.start.as_u64();

@@ -75,8 +75,8 @@ impl<B: Backend> Domain<B> {
         self.members.lock(&**self.backend.platform()).groups
     }
 
-    /// A group is about to be taken out: nothing comes back until it is [quiet](Self::set_quiet). A domain of the group's
-    /// own ends with that.
+    /// A group is about to be taken out: nothing comes back until it is [quiet](Self::set_quiet). A domain of the
+    /// group's own ends with that.
     pub fn begin_revoking(&self) {
         match self.kind {
             Kind::Own => self.standing.close_restless(),
@@ -101,8 +101,8 @@ impl<B: Backend> Domain<B> {
         self.let_go()
     }
 
-    /// Lets no more in: neither groups nor mappings. Fails, with their number, while groups are attached; but where the table is
-    /// shared these stay as they are, with what keeps it.
+    /// Lets no more in: neither groups nor mappings. Fails, with their number, while groups are attached; but where the
+    /// table is shared these stay as they are, with what keeps it.
     pub fn close(&self) -> Result<(), usize> {
         {
             let members = self.members.lock(&**self.backend.platform());

@@ -116,7 +116,8 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    /// Gets slots for the ends of all `segments` that have some, and says what memory they are. Returns the length of their pages.
+    /// Gets slots for the ends of all `segments` that have some, and says what memory they are. Returns the length of
+    /// their pages.
     fn stand_in_all(
         &self,
         segments: &mut [Segment],
@@ -139,8 +140,8 @@ impl<B: Backend> Domain<B> {
         Ok(sum)
     }
 
-    /// Gets slots for the ends of a segment, not whole pages, whose buffer lies in `memory`, fills them, and says what memory the device is
-    /// to reach instead: at most a slot, whole pages, a slot.
+    /// Gets slots for the ends of a segment, not whole pages, whose buffer lies in `memory`, fills them, and says what
+    /// memory the device is to reach instead: at most a slot, whole pages, a slot.
     #[cold]
     fn stand_in(
         &self,
@@ -175,7 +176,8 @@ impl<B: Backend> Domain<B> {
         segment.ends = Ends::NONE;
     }
 
-    /// What was written to the slots of a segment that is not mapped any more goes to its buffer, and the slots are free.
+    /// What was written to the slots of a segment that is not mapped any more goes to its buffer, and the slots are
+    /// free.
     #[cold]
     #[inline(never)]
     pub(super) fn settle(&self, segment: &Segment, access: Access) {

@@ -26,11 +26,12 @@ impl<B: Backend> Domain<B> {
         Ok(domain)
     }
 
-    /// What keeps a shared table, to be let go without a lock held: if no group is in the domain, nor comes, all that were are quiet,
-    /// and no unit walks the table.
+    /// What keeps a shared table, to be let go without a lock held: if no group is in the domain, nor comes, all that
+    /// were are quiet, and no unit walks the table.
     pub(super) fn let_go(&self) -> Option<Keeper> {
         let mut members = self.members.lock(&**self.backend.platform());
-        // A group that has come in may be about to be attached. One that has left may still be, by a unit that does not answer.
+        // A group that has come in may be about to be attached. One that has left may still be, by a unit that does not
+        // answer.
         let is_over = members.groups == 0 && self.standing.is_over() && self.backend.is_unused(&self.tags);
         is_over.then(|| members.keeper.take()).flatten()
     }

@@ -35,8 +35,8 @@ impl<B: Backend> Domain<B> {
         if stale.changed_bytes() == bytes { Ok(stale) } else { Err(self.half_mapped(iova, stale)) }
     }
 
-    /// Clears the leaves of a whole batch. Addresses are used again and again, so that those of a batch are close to each other,
-    /// in any order: neighbours are cleared together. An error speaks of all of them.
+    /// Clears the leaves of a whole batch. Addresses are used again and again, so that those of a batch are close to
+    /// each other, in any order: neighbours are cleared together. An error speaks of all of them.
     fn clear_all(&self, batch: &dyn Batch) -> (StaleRanges, Result<(), DmaError>) {
         let (mut all, mut result) = (StaleRanges::new(), Ok(()));
         let mut spans = [Span { first: 0, bytes: 0 }; SORTED];
@@ -66,7 +66,8 @@ impl<B: Backend> Domain<B> {
         }
     }
 
-    /// Gives back what a segment that no unit can translate any more has taken, but for its buffer and its reaper's slot.
+    /// Gives back what a segment that no unit can translate any more has taken, but for its buffer and its reaper's
+    /// slot.
     #[inline(always)]
     fn give_back(&self, segment: &Segment, access: Access) {
         if segment.ends != Ends::NONE {
@@ -141,8 +142,8 @@ impl<B: Backend> Space for Domain<B> {
     }
 
     fn is_pending(&self, owed: Owed) -> bool {
-        // Of a domain that was revoked, and of a flush that failed, `redeem` says so at once. Once the devices are quiet
-        // nothing translates through the domain, and the flush is nothing to wait for.
+        // Of a domain that was revoked, and of a flush that failed, `redeem` says so at once. Once the devices are
+        // quiet nothing translates through the domain, and the flush is nothing to wait for.
         let is_restless = self.standing.check_return() == Err(DmaError::Restless);
         !self.standing.is_closed() && (is_restless || self.is_paid(owed) == Ok(false))
     }

@@ -7,8 +7,8 @@ use crate::{
 
 /// Whether anything new is mapped in a domain, and how many groups have left it and may not be quiet.
 ///
-/// What such a group had translated before it was blocked may still be on its way, so nothing that the domain has mapped
-/// comes back until it is quiet.
+/// What such a group had translated before it was blocked may still be on its way, so nothing that the domain has
+/// mapped comes back until it is quiet.
 pub(super) struct Standing(AtomicU32);
 
 impl Standing {
@@ -56,8 +56,8 @@ impl Standing {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The only group that the domain can have is about to be blocked, and the domain ends with it: both at once, so that
-    /// its driver is never told that its mappings wait for another's.
+    /// The only group that the domain can have is about to be blocked, and the domain ends with it: both at once, so
+    /// that its driver is never told that its mappings wait for another's.
     pub fn close_restless(&self) {
         let update = |standing| Some((standing | Self::CLOSED) + 1);
         let _always_some = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, update);

@@ -1,7 +1,7 @@
 //! Giving a group's functions to somebody.
 //!
-//! There is one way for all kinds of domains: blocked, if anything was reachable; then the domain has all that it needs;
-//! then the sources are attached.
+//! There is one way for all kinds of domains: blocked, if anything was reachable; then the domain has all that it
+//! needs; then the sources are attached.
 
 use core::mem;
 
@@ -17,7 +17,8 @@ use crate::{
 
 /// The domain that whoever claims a function wants it in.
 pub(crate) enum Home<'a, B: Backend> {
-    /// One of the group's own, made for it if it has none. With the TLB the function, which is all of the group, may use it.
+    /// One of the group's own, made for it if it has none. With the TLB the function, which is all of the group, may
+    /// use it.
     Own(Option<DeviceTlb>),
     /// The same, with all of RAM in it.
     Identity,
@@ -71,8 +72,8 @@ impl<B: Backend> Group<B> {
         claimed
     }
 
-    /// Checks that `function` may be claimed, and makes room for the claim. Returns whether nobody has had the group since its
-    /// last reset.
+    /// Checks that `function` may be claimed, and makes room for the claim. Returns whether nobody has had the group
+    /// since its last reset.
     fn admit(
         &self,
         platform: &B::Platform,
@@ -123,10 +124,11 @@ impl<B: Backend> Group<B> {
         Ok(domain)
     }
 
-    /// `before`, or a new domain of the group's own, with all of RAM in it. Returns where the group is then, and the domain.
+    /// `before`, or a new domain of the group's own, with all of RAM in it. Returns where the group is then, and the
+    /// domain.
     ///
-    /// What is in `before`, which nobody uses, is the group's reserved memory. It is left for a new one, so that what cannot be
-    /// mapped leaves nothing behind.
+    /// What is in `before`, which nobody uses, is the group's reserved memory. It is left for a new one, so that what
+    /// cannot be mapped leaves nothing behind.
     fn trusted(&self, maker: &DomainMaker<B>, before: Option<TryArc<Domain<B>>>) -> Moved<B> {
         if let Some(before) = before.as_ref().filter(|before| before.is_identity()) {
             return (Some(before.clone()), Ok(before.clone()));
@@ -151,10 +153,11 @@ impl<B: Backend> Group<B> {
         }
     }
 
-    /// Takes the group from `before`, which nobody uses, to `domain`. Returns where it is then, and `domain` if it is there.
+    /// Takes the group from `before`, which nobody uses, to `domain`. Returns where it is then, and `domain` if it is
+    /// there.
     ///
-    /// Nobody has claimed the group: `before` has its reserved memory alone, or it is in `domain` already, with another of its
-    /// functions.
+    /// Nobody has claimed the group: `before` has its reserved memory alone, or it is in `domain` already, with another
+    /// of its functions.
     fn moved(
         &self,
         maker: &DomainMaker<B>,
@@ -176,8 +179,8 @@ impl<B: Backend> Group<B> {
         }
     }
 
-    /// Blocks the group, in which nobody has a function, where its reserved memory is all that it reaches. Its devices are
-    /// stopped: what they would try meanwhile would be blocked.
+    /// Blocks the group, in which nobody has a function, where its reserved memory is all that it reaches. Its devices
+    /// are stopped: what they would try meanwhile would be blocked.
     fn leave_reserved(&self, maker: &DomainMaker<B>, domain: &TryArc<Domain<B>>) -> Result<(), Stuck> {
         let platform = &**maker.backend.platform();
         self.layout.endpoints.iter().for_each(|&function| stop_bus_master(platform, function));

@@ -42,8 +42,8 @@ pub enum ClaimError {
         /// The function of the group that was not reset.
         function: PciAddress,
     },
-    /// Firmware wants its group to reach memory at all times (RMRR), and so to share it with whoever made that memory: it is
-    /// not given to an owner who is to be isolated, unless `iommu=rmrr=relaxed` says so.
+    /// Firmware wants its group to reach memory at all times (RMRR), and so to share it with whoever made that memory:
+    /// it is not given to an owner who is to be isolated, unless `iommu=rmrr=relaxed` says so.
     Reserved {
         /// The function asked for.
         function: PciAddress,

@@ -35,8 +35,8 @@ impl<B: Backend> Group<B> {
     /// Takes the group back from its drivers: it reaches nothing, then `reset` makes each of its endpoints quiet, then
     /// the memory that was mapped for it comes back and it can be claimed again. Ends quarantine.
     ///
-    /// If something fails on the way the group is in quarantine, and its memory stays pinned. With a [`term`](Self::term) it
-    /// is taken from those alone who have it since then.
+    /// If something fails on the way the group is in quarantine, and its memory stays pinned. With a
+    /// [`term`](Self::term) it is taken from those alone who have it since then.
     pub fn release(
         &self,
         maker: &DomainMaker<B>,
@@ -47,8 +47,8 @@ impl<B: Backend> Group<B> {
         self.give_back(maker, function, term, reset, Future::Free)
     }
 
-    /// As [`release`](Self::release), for functions that are gone or about to go. Their drivers are told, and nobody can
-    /// claim them any more.
+    /// As [`release`](Self::release), for functions that are gone or about to go. Their drivers are told, and nobody
+    /// can claim them any more.
     pub fn remove(
         &self,
         maker: &DomainMaker<B>,
@@ -104,7 +104,8 @@ impl<B: Backend> Group<B> {
         Ok(())
     }
 
-    /// Begins a change that starts with the group in quarantine: puts it there if it is not. Ended by [`end`](Self::end).
+    /// Begins a change that starts with the group in quarantine: puts it there if it is not. Ended by
+    /// [`end`](Self::end).
     fn seize(
         &self,
         maker: &DomainMaker<B>,
@@ -146,7 +147,8 @@ impl<B: Backend> Group<B> {
         Ok(Seizure { is_new, result: result.and(maker.backend.check(self.layout.units())) })
     }
 
-    /// Makes a group that nobody has reach not even its reserved memory. Its caller is the only one that changes the group.
+    /// Makes a group that nobody has reach not even its reserved memory. Its caller is the only one that changes the
+    /// group.
     pub(super) fn block_reserved(&self, platform: &B::Platform) -> Result<(), Stuck> {
         let Some(domain) = self.domain(platform) else { return Ok(()) };
         let sources = self.layout.sources.len();
@@ -217,8 +219,8 @@ impl<B: Backend> Group<B> {
         Taken { remaining, revoked, ..Taken::nothing() }
     }
 
-    /// A scratch page to which the group's sources are attached. One that cannot be, while others are, stays blocked: they may
-    /// have the page on their way already, so that it goes when they are quiet and not before.
+    /// A scratch page to which the group's sources are attached. One that cannot be, while others are, stays blocked:
+    /// they may have the page on their way already, so that it goes when they are quiet and not before.
     fn on_scratch_page(&self, maker: &DomainMaker<B>) -> Result<Scratch<B>, DmaError> {
         let scratch = Scratch::new(maker.backend.clone(), self.layout.units(), &self.layout.reserved)?;
         let (mut is_used, mut result) = (false, Ok(()));
@@ -241,8 +243,8 @@ impl<B: Backend> Group<B> {
         self.block_sources(self.layout.sources.len(), |unit, source| scratch.block(unit, source))
     }
 
-    /// Lets what the group tries be recorded again, whose devices are quiet. If it has a future, and comes from a scratch page,
-    /// beside which its reserved memory was mapped, that is mapped again.
+    /// Lets what the group tries be recorded again, whose devices are quiet. If it has a future, and comes from a
+    /// scratch page, beside which its reserved memory was mapped, that is mapped again.
     fn report_again(&self, maker: &DomainMaker<B>, future: Future) -> Result<(), Stuck> {
         let platform = &**maker.backend.platform();
         let reserved = match self.domain(platform) {
@@ -261,8 +263,8 @@ impl<B: Backend> Group<B> {
     }
 
     /// Changes whether what the group tries is recorded, while it is attached to `domain`: that is said in its context
-    /// entries, which change only while they are not present. Its devices are stopped. Returns `domain`, or if it cannot be
-    /// attached again, so that the group is blocked, nothing.
+    /// entries, which change only while they are not present. Its devices are stopped. Returns `domain`, or if it
+    /// cannot be attached again, so that the group is blocked, nothing.
     fn reattached(
         &self,
         maker: &DomainMaker<B>,

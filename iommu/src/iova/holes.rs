@@ -1,10 +1,10 @@
 //! The free addresses: an intrusive tree of holes, and for each power of two the holes that have room for it.
 //!
-//! A *hole* is a longest run of free pages. All holes are in one tree by address, which is how neighbours are found when
-//! a range comes back. Each is also in the tree of its *order*: the largest power of two of pages that fits into it
-//! naturally aligned. A request for 2^k aligned pages fits exactly the holes of order k and above, so the search looks
-//! at the lowest hole of one order after the other: it needs no luck, and a device mask makes it no longer. It takes the
-//! lowest order that fits, which is what keeps large aligned holes whole.
+//! A *hole* is a longest run of free pages. All holes are in one tree by address, which is how neighbours are found
+//! when a range comes back. Each is also in the tree of its *order*: the largest power of two of pages that fits into
+//! it naturally aligned. A request for 2^k aligned pages fits exactly the holes of order k and above, so the search
+//! looks at the lowest hole of one order after the other: it needs no luck, and a device mask makes it no longer. It
+//! takes the lowest order that fits, which is what keeps large aligned holes whole.
 //!
 //! Page 0, the rest below 4 GiB, and what lies above have walls between them that no hole crosses. So a device that
 //! reaches all of the space leaves the addresses below 4 GiB to those that reach nothing else, and page 0 is there for

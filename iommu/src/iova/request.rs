@@ -16,7 +16,8 @@ pub struct IovaRequest {
     pub last: u64,
     /// Alignment in bytes, a power of two of at least one page.
     pub alignment: u64,
-    /// Boundary in bytes, a power of two of at least one page, or 0 for none: the range does not cross a multiple of it.
+    /// Boundary in bytes, a power of two of at least one page, or 0 for none: the range does not cross a multiple of
+    /// it.
     pub boundary: u64,
 }
 

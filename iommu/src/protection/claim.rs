@@ -102,8 +102,8 @@ impl<P: Platform> Shared<P> {
     }
 }
 
-/// A claimed function: it is its driver's in the `term` of its group in which it was claimed. Faults are those of the group,
-/// because its unit cannot tell them apart.
+/// A claimed function: it is its driver's in the `term` of its group in which it was claimed. Faults are those of the
+/// group, because its unit cannot tell them apart.
 struct GroupTenure<P: Platform> {
     shared: Arc<Shared<P>>,
     maker: Arc<DomainMaker<Vtd<P>>>,

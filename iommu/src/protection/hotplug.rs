@@ -1,8 +1,8 @@
 //! Functions that come and go while the machine runs.
 //!
-//! Nothing of what a function was allowed reaches the next one at its address: a group that goes is blocked, flushed and
-//! without interrupts. What a unit with caching mode notes of an empty place in the meantime, that nobody there may do
-//! anything, it forgets when the next one is attached.
+//! Nothing of what a function was allowed reaches the next one at its address: a group that goes is blocked, flushed
+//! and without interrupts. What a unit with caching mode notes of an empty place in the meantime, that nobody there may
+//! do anything, it forgets when the next one is attached.
 
 use alloc::vec::Vec;
 use core::{
@@ -34,8 +34,8 @@ pub enum HotplugError {
         /// The first function of such a group.
         function: PciAddress,
     },
-    /// A group could not be taken back from its drivers, the first if there are several. It is in quarantine, unless it was
-    /// changing hands ([`Busy`](ReleaseError::Busy)), and all functions stay known.
+    /// A group could not be taken back from its drivers, the first if there are several. It is in quarantine, unless it
+    /// was changing hands ([`Busy`](ReleaseError::Busy)), and all functions stay known.
     Release(ReleaseError),
     /// A unit does not answer. Nothing was added.
     Stuck(Stuck),
@@ -102,7 +102,8 @@ impl<P: Platform> Protection<P> {
         let shared = &*self.shared;
         let _turn = Turn::take(&shared.changing)?;
         let before = shared.layout();
-        // All of them, whatever becomes of the first: each is out of its drivers' hands, or nobody will come to take it.
+        // All of them, whatever becomes of the first: each is out of its drivers' hands, or nobody will come to take
+        // it.
         let mut result = Ok(());
         for &function in gone {
             if let Some(group) = before.group(function).filter(|group| !group.is_retired(&shared.platform)) {

@@ -1,10 +1,11 @@
 //! What firmware reserves for functions (RMRR), and how far it is believed.
 //!
-//! Firmware's word is taken for memory that is nobody's: it knows what it uses. Not for what is the kernel's (its image, what it
-//! hands out) or no memory (0xFEEx_xxxx, and the registers of the remapping units and of whatever else the host knows of): that
-//! is refused, and the function goes without. Memory that the memory map does not call reserved is mapped, and the log says so:
-//! firmware is at odds with itself, and the function would fail without it. Regions that overlap are in the log too (`dmar::Warning::OverlappingRegions`); each
-//! function gets its own, and those of a group are joined.
+//! Firmware's word is taken for memory that is nobody's: it knows what it uses. Not for what is the kernel's (its
+//! image, what it hands out) or no memory (0xFEEx_xxxx, and the registers of the remapping units and of whatever else
+//! the host knows of): that is refused, and the function goes without. Memory that the memory map does not call
+//! reserved is mapped, and the log says so: firmware is at odds with itself, and the function would fail without it.
+//! Regions that overlap are in the log too (`dmar::Warning::OverlappingRegions`); each function gets its own, and those
+//! of a group are joined.
 
 use mm::PhysRange;
 

@@ -26,8 +26,8 @@ pub(crate) enum Trust {
     Memory,
 }
 
-/// What a handle does, without the platform's and the vendor's types. Where nothing is said, what it does without a unit:
-/// nothing is isolated, nothing faults, and interrupts name CPU and vector themselves.
+/// What a handle does, without the platform's and the vendor's types. Where nothing is said, what it does without a
+/// unit: nothing is isolated, nothing faults, and interrupts name CPU and vector themselves.
 pub(crate) trait Control: Send + Sync {
     fn claim(&self, function: PciAddress, trust: Trust) -> Result<DmaDevice, ClaimError>;
 

@@ -10,9 +10,9 @@ use crate::{
 };
 
 impl Iommu {
-    /// A domain by itself, that all units which see `functions` can walk, and that groups of functions behind these units can
-    /// be [assigned](Self::assign) to. What is mapped in it, by its handle or by those of its functions, is what all of them
-    /// reach. It stays until it is [destroyed](DmaDomain::destroy).
+    /// A domain by itself, that all units which see `functions` can walk, and that groups of functions behind these
+    /// units can be [assigned](Self::assign) to. What is mapped in it, by its handle or by those of its functions, is
+    /// what all of them reach. It stays until it is [destroyed](DmaDomain::destroy).
     ///
     /// # Errors
     /// See [`DomainError`].
@@ -46,8 +46,8 @@ impl Iommu {
         Ok(DmaDomain::new(self.control.clone(), number, space))
     }
 
-    /// A domain in which all units that see `functions` walk `table`, the CPU's: whoever is assigned to it uses the address space as
-    /// it stands. It takes units that translate by first-stage tables.
+    /// A domain in which all units that see `functions` walk `table`, the CPU's: whoever is assigned to it uses the
+    /// address space as it stands. It takes units that translate by first-stage tables.
     ///
     /// # Errors
     /// See [`DomainError`].
@@ -67,12 +67,12 @@ impl Iommu {
         Some(DmaDomain::new(self.control.clone(), number, space))
     }
 
-    /// Gives `function`, of a group that nobody has or that is in `domain` already, to the owner of `domain`: its group reaches
-    /// what is mapped there. What is mapped by the handle is mapped in the domain, for all that are in it.
+    /// Gives `function`, of a group that nobody has or that is in `domain` already, to the owner of `domain`: its group
+    /// reaches what is mapped there. What is mapped by the handle is mapped in the domain, for all that are in it.
     ///
-    /// Every endpoint of the group is stopped, and unless nobody has had it since it was last released, `reset` is called for
-    /// it as by [`release`](Self::release). Until the group is attached it reaches nothing. To give a group from one owner
-    /// to another, release it first: in between it reaches nothing but its reserved memory.
+    /// Every endpoint of the group is stopped, and unless nobody has had it since it was last released, `reset` is
+    /// called for it as by [`release`](Self::release). Until the group is attached it reaches nothing. To give a group
+    /// from one owner to another, release it first: in between it reaches nothing but its reserved memory.
     ///
     /// # Errors
     /// See [`ClaimError`]; the function stays as it was, but stopped.
@@ -89,8 +89,8 @@ impl Iommu {
         self.control.assign(function, number, &mut reset)
     }
 
-    /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing else,
-    /// its drivers are told, and what they had mapped stays pinned until [`release`](Self::release).
+    /// Puts the group of `function` in quarantine, as its faults would: it reaches its reserved memory and nothing
+    /// else, its drivers are told, and what they had mapped stays pinned until [`release`](Self::release).
     ///
     /// # Errors
     /// See [`ReleaseError`].
@@ -108,13 +108,14 @@ impl Iommu {
         self.control.quarantine(function)
     }
 
-    /// Takes the group of `function` back from its drivers, or out of quarantine, so that it can be claimed again. Whoever has
-    /// it: a driver that gives its own device back does so by [`DmaDevice::release`].
+    /// Takes the group of `function` back from its drivers, or out of quarantine, so that it can be claimed again.
+    /// Whoever has it: a driver that gives its own device back does so by [`DmaDevice::release`].
     ///
-    /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions that is no
-    /// bridge, and says whether the function is quiet: whether whatever it had begun has ended, or will never touch memory.
-    /// Only then does the memory that was mapped for it come back. Handles of the old drivers stay valid, and map nothing
-    /// more in a domain of the group's own; in one that was created they map for those who are left in it.
+    /// Bus mastering is turned off and the group blocked first. Then `reset` is called for each of its functions that
+    /// is no bridge, and says whether the function is quiet: whether whatever it had begun has ended, or will never
+    /// touch memory. Only then does the memory that was mapped for it come back. Handles of the old drivers stay valid,
+    /// and map nothing more in a domain of the group's own; in one that was created they map for those who are left in
+    /// it.
     ///
     /// # Errors
     /// See [`ReleaseError`]. The group is in quarantine then, unless it was [`Busy`](ReleaseError::Busy) or unknown.

@@ -91,8 +91,9 @@ impl Coverage {
         push(&mut self.platform, PlatformDevice { kind: scope.kind, unit, source: address.source_id() })
     }
 
-    /// However often a region names a function, or a bridge above it, it is the function's once: there are at most as many
-    /// pairs as functions times regions, and of these no more than [`MAX_STRUCTURES`](crate::dmar::MAX_STRUCTURES).
+    /// However often a region names a function, or a bridge above it, it is the function's once: there are at most as
+    /// many pairs as functions times regions, and of these no more than
+    /// [`MAX_STRUCTURES`](crate::dmar::MAX_STRUCTURES).
     fn reserved(&mut self, resolver: &mut Resolver<'_>, dmar: &Dmar<'_>) -> Result<(), TopologyError> {
         let hierarchy = resolver.hierarchy;
         let count = hierarchy.functions().len();

@@ -103,8 +103,8 @@ pub enum Problem {
         /// The unit of another.
         second: Option<usize>,
     },
-    /// A function is to have what the kernel has as its own, memory or the registers of a unit, or the addresses that raise
-    /// interrupts: it does not get it.
+    /// A function is to have what the kernel has as its own, memory or the registers of a unit, or the addresses that
+    /// raise interrupts: it does not get it.
     ReservedMemoryInUse {
         /// The function.
         function: PciAddress,
@@ -118,8 +118,8 @@ pub enum Problem {
         /// The region, as whole pages.
         region: PhysRange,
     },
-    /// A function is to have memory that, with that of others, is more than all functions together may have reserved: it
-    /// does not get it.
+    /// A function is to have memory that, with that of others, is more than all functions together may have reserved:
+    /// it does not get it.
     TooMuchReservedMemory {
         /// The function.
         function: PciAddress,

@@ -196,8 +196,8 @@ impl Capability {
         sizes
     }
 
-    /// CAP.PSI and CAP.MAMV: log2 of the most pages that one IOTLB invalidation of the second stage may name, or `None` if it
-    /// names no pages at all.
+    /// CAP.PSI and CAP.MAMV: log2 of the most pages that one IOTLB invalidation of the second stage may name, or `None`
+    /// if it names no pages at all.
     #[must_use]
     #[inline]
     pub fn page_selective_order(&self) -> Option<u8> {

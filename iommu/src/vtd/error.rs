@@ -8,9 +8,9 @@ use super::unit::{BringUpError, DiscoverError};
 
 /// Why the units could not be brought up.
 ///
-/// What had been turned on of any of them is off again, interrupt remapping too, but for a unit that does not obey: that one
-/// stays as it is, and the log says so. Translation that firmware had left on is off as well, from the moment that its
-/// unit was taken over.
+/// What had been turned on of any of them is off again, interrupt remapping too, but for a unit that does not obey:
+/// that one stays as it is, and the log says so. Translation that firmware had left on is off as well, from the moment
+/// that its unit was taken over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum VtdError {
     /// There is no usable unit where the DMAR table says.

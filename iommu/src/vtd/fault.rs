@@ -1,11 +1,11 @@
 //! Reading what a unit recorded of the requests that it blocked.
 //!
-//! While a record, the overflow bit or a queue error is pending, a unit sends no further fault event. So draining leaves
-//! none of them behind, or says that it did.
+//! While a record, the overflow bit or a queue error is pending, a unit sends no further fault event. So draining
+//! leaves none of them behind, or says that it did.
 //!
-//! How often a unit may interrupt for faults is limited ([`EventRate`]): not every source of faults can be stopped, and a
-//! device must not keep a CPU in the handler. Past the limit the event is masked, and the records are looked at now and then
-//! by a thread.
+//! How often a unit may interrupt for faults is limited ([`EventRate`]): not every source of faults can be stopped, and
+//! a device must not keep a CPU in the handler. Past the limit the event is masked, and the records are looked at now
+//! and then by a thread.
 
 mod rate;
 
@@ -43,8 +43,8 @@ impl Lap {
 }
 
 impl<P: Platform> Unit<P> {
-    /// As [`drain_faults`](Self::drain_faults), for whoever was called because there are faults: by the unit's event, or
-    /// because draining has left some. Too many such calls mask the event.
+    /// As [`drain_faults`](Self::drain_faults), for whoever was called because there are faults: by the unit's event,
+    /// or because draining has left some. Too many such calls mask the event.
     pub fn answer_faults(&self, platform: &P, mut sink: impl FnMut(Fault)) -> Drained {
         let now_ns = platform.now_ns();
         let mut rate = self.draining.lock(platform);
@@ -114,8 +114,8 @@ impl<P: Platform> Unit<P> {
             queue.recover(platform, &self.hardware);
         }
         let Some(status) = self.read_live_fault_status() else { return Lap { any, more: false } };
-        // What was recorded beside an error of the queue has raised no event. A unit that says a second time that a record is
-        // pending, and has none, would have us try for ever.
+        // What was recorded beside an error of the queue has raised no event. A unit that says a second time that a
+        // record is pending, and has none, would have us try for ever.
         Lap { any, more: (status.pending() && (found > 0 || !was_pending)) || status.overflow() }
     }
 

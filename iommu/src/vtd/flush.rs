@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl<P: Platform> Vtd<P> {
-    /// What a unit with caching mode or a write buffer needs before it sees a context entry that was not present before:
-    /// one that leads to `domain`, or one that still leads nowhere.
+    /// What a unit with caching mode or a write buffer needs before it sees a context entry that was not present
+    /// before: one that leads to `domain`, or one that still leads nowhere.
     pub(super) fn publish_context(
         &self,
         unit: usize,
@@ -48,8 +48,9 @@ impl<P: Platform> Vtd<P> {
         Ok(())
     }
 
-    /// Makes every cache that may hold a translation of `first..=last` forget it: [`forget_ranges`](Self::forget_ranges) for the
-    /// domain with one unit, and the range that one invalidation covers, which most are.
+    /// Makes every cache that may hold a translation of `first..=last` forget it:
+    /// [`forget_ranges`](Self::forget_ranges) for the domain with one unit, and the range that one invalidation covers,
+    /// which most are.
     #[inline(always)]
     pub(super) fn forget_range(
         &self,
@@ -109,8 +110,8 @@ impl<P: Platform> Vtd<P> {
         result.map_err(|error| self.unflushed(tags, index, error))
     }
 
-    /// Starts the invalidation of `ranges` at each of `units`, and at the `device` behind one of them, then waits for all
-    /// of them.
+    /// Starts the invalidation of `ranges` at each of `units`, and at the `device` behind one of them, then waits for
+    /// all of them.
     fn invalidate_ranges(
         &self,
         tags: &Tags,
@@ -131,8 +132,8 @@ impl<P: Platform> Vtd<P> {
         completed.map_err(|error| self.unflushed(tags, tag.unit, error)).and(result)
     }
 
-    /// Whose fault an `error` of `unit` is, on behalf of a domain. A device that did not answer is to be stopped, with its
-    /// group; the unit goes on.
+    /// Whose fault an `error` of `unit` is, on behalf of a domain. A device that did not answer is to be stopped, with
+    /// its group; the unit goes on.
     #[cold]
     pub(super) fn unflushed(&self, tags: &Tags, unit: usize, error: InvalidationError) -> Unflushed {
         // A domain has one device with a TLB: there are no others.
@@ -147,8 +148,8 @@ impl<P: Platform> Vtd<P> {
         Unflushed::Device(Silent { source })
     }
 
-    /// Makes a unit forget the entry of `source`, which is not present any more, and all that it led to. What `source` may
-    /// hold in a TLB of its own does it no good: without the entry its translated requests are blocked as well.
+    /// Makes a unit forget the entry of `source`, which is not present any more, and all that it led to. What `source`
+    /// may hold in a TLB of its own does it no good: without the entry its translated requests are blocked as well.
     pub(super) fn forget_source(&self, unit: usize, source: SourceId, domain: DomainId) -> Result<(), Stuck> {
         let mode = self.units[unit].unit.mode();
         mode.forget_source(source, domain, |batch| self.invalidate(unit, batch))

@@ -1,7 +1,7 @@
 //! The format of page tables: what a domain's IOVAs lead to.
 //!
-//! Tables of the second stage have a format of their own, those of the first stage the CPU's. As far as the engine sees, both
-//! differ in a few bits only, which are values of the format.
+//! Tables of the second stage have a format of their own, those of the first stage the CPU's. As far as the engine
+//! sees, both differ in a few bits only, which are values of the format.
 
 use mm::{
     PAGE_BYTES, PhysAddr,
@@ -21,13 +21,13 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// First stage, U/S: for requests of users too. Those without a PASID are.
 const USER: u64 = 1 << 2;
-/// First stage, A and D. Hardware sets them, unless they are: in our entries they are, so that it writes to no table. Of EA, bit
-/// 10, it takes no notice: EAFE (bit 135) is 0 in our PASID entries. It has to be, because in links `mm` has a use of its own for
-/// that bit.
+/// First stage, A and D. Hardware sets them, unless they are: in our entries they are, so that it writes to no table.
+/// Of EA, bit 10, it takes no notice: EAFE (bit 135) is 0 in our PASID entries. It has to be, because in links `mm` has
+/// a use of its own for that bit.
 const FIRST_ACCESSED: u64 = 1 << 5;
 const FIRST_DIRTY: u64 = 1 << 6;
-/// Second stage, SNP, in a leaf: accesses snoop the CPU's caches even if the request says that they need not. Reserved unless
-/// ECAP.SC is set.
+/// Second stage, SNP, in a leaf: accesses snoop the CPU's caches even if the request says that they need not. Reserved
+/// unless ECAP.SC is set.
 const SNOOP: u64 = 1 << 11;
 /// Bits 51:12. Those from the host address width up are reserved.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -37,8 +37,9 @@ pub(super) const FIRST_STAGE_BITS: u8 = 47;
 
 /// What a device may do with a page: read it, write it, or both.
 ///
-/// There is no value for neither: such an entry would not be present. Where the first stage translates, what a device may write
-/// it may read as well: that stage has no entry for writes alone, and an entry says [`ReadWrite`](Self::ReadWrite).
+/// There is no value for neither: such an entry would not be present. Where the first stage translates, what a device
+/// may write it may read as well: that stage has no entry for writes alone, and an entry says
+/// [`ReadWrite`](Self::ReadWrite).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableAccess {
     /// The device reads. To the CPU: to the device.
@@ -79,8 +80,8 @@ pub struct TableFormat {
 }
 
 impl TableFormat {
-    /// A second-stage table of 3, 4 or 5 `levels` (CAP.SAGAW) with leaves of `leaf_sizes` (CAP.SSLPS; 4 KiB always), for
-    /// `output_bits` bits of physical address (the host address width of the DMAR table).
+    /// A second-stage table of 3, 4 or 5 `levels` (CAP.SAGAW) with leaves of `leaf_sizes` (CAP.SSLPS; 4 KiB always),
+    /// for `output_bits` bits of physical address (the host address width of the DMAR table).
     ///
     /// `is_coherent`: the walk snoops the CPU's caches (ECAP.C). `snoops`: so does every access through the table,
     /// which needs ECAP.SC.
@@ -111,7 +112,8 @@ impl TableFormat {
         })
     }
 
-    /// A first-stage table of 4 levels, else as [`new`](Self::new). It translates the lower half of the canonical addresses.
+    /// A first-stage table of 4 levels, else as [`new`](Self::new). It translates the lower half of the canonical
+    /// addresses.
     #[must_use]
     pub const fn first_stage(leaf_sizes: LeafSizes, output_bits: u8, is_coherent: bool) -> Option<Self> {
         const LEVELS: u8 = 4;
@@ -195,8 +197,8 @@ impl Format for TableFormat {
         }
     }
 
-    /// An entry of ours above level 1 is 0, or has one of the permission bits and, if it is a leaf, PS. So what is in its
-    /// low byte, read as a signed number, is positive for a table.
+    /// An entry of ours above level 1 is 0, or has one of the permission bits and, if it is a leaf, PS. So what is in
+    /// its low byte, read as a signed number, is positive for a table.
     #[inline]
     fn decode_table(&self, _level: u8, raw: u64) -> Option<PhysAddr> {
         const { assert!(PAGE_SIZE == 1 << 7 && (READ | WRITE | USER | FIRST_ACCESSED) & PAGE_SIZE == 0) };

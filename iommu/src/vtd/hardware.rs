@@ -197,8 +197,8 @@ impl<P: Platform> Vtd<P> {
         }
     }
 
-    /// Logs what made a unit fail, and has its devices stopped. What fails afterwards fails for that, and is not logged:
-    /// it is as much as is mapped.
+    /// Logs what made a unit fail, and has its devices stopped. What fails afterwards fails for that, and is not
+    /// logged: it is as much as is mapped.
     #[cold]
     pub(super) fn failed(&self, unit: usize, error: impl core::fmt::Display) -> Stuck {
         if self.stuck.fetch_or(1 << unit, Ordering::Relaxed) >> unit & 1 == 0 {

@@ -1,11 +1,11 @@
 //! Which of its two sets of tables a unit walks, and what that changes.
 //!
-//! In *legacy mode* the context entry of a source leads to its page table. In *scalable mode* it leads to the source's PASID
-//! directory, this to a PASID table, and the entry of a PASID there to the page table. Requests without a PASID, the only ones
-//! that are served, are those of PASID 0. With the mode there comes one cache more, of PASID entries. The page tables are the
-//! same second-stage tables as in legacy mode or, where a unit has no second stage, tables of the first stage. What is cached of
-//! those has the PASID as a part of its tag, and other invalidations. What the entries look like is in
-//! [`tables`](super::tables), and everything else that depends on the mode is here.
+//! In *legacy mode* the context entry of a source leads to its page table. In *scalable mode* it leads to the source's
+//! PASID directory, this to a PASID table, and the entry of a PASID there to the page table. Requests without a PASID,
+//! the only ones that are served, are those of PASID 0. With the mode there comes one cache more, of PASID entries. The
+//! page tables are the same second-stage tables as in legacy mode or, where a unit has no second stage, tables of the
+//! first stage. What is cached of those has the PASID as a part of its tag, and other invalidations. What the entries
+//! look like is in [`tables`](super::tables), and everything else that depends on the mode is here.
 
 use core::fmt;
 
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{Options, SourceId};
 
-/// The stage of translation that the page tables of a unit are of. Requests without a PASID pass through one of them only.
+/// The stage of translation that the page tables of a unit are of. Requests without a PASID pass through one of them
+/// only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TableStage {
     /// The first: the format of the CPU's own page tables.
@@ -68,8 +69,9 @@ impl fmt::Display for NotScalable {
 }
 
 impl TableStage {
-    /// The stage for all of `units`, so that any of them can share a domain: the first, if it is asked for, or one has no other in
-    /// scalable mode, and each of them has it; else the second, which those that do not have it in scalable mode have in legacy mode.
+    /// The stage for all of `units`, so that any of them can share a domain: the first, if it is asked for, or one has
+    /// no other in scalable mode, and each of them has it; else the second, which those that do not have it in scalable
+    /// mode have in legacy mode.
     pub(super) fn of_all<'a>(units: impl Iterator<Item = &'a Capability> + Clone, options: Options) -> Self {
         let is_able = |unit: &Capability| TranslationMode::why_legacy(unit, options, Self::First).is_none();
         let is_needed = || units.clone().any(|unit| !unit.has_scalable_second_stage());
@@ -173,8 +175,8 @@ impl TranslationMode {
         }
     }
 
-    /// What makes a unit forget the entry of `source`, which is not present any more, and all that it led to under `domain`.
-    /// `invalidate` is given the batch.
+    /// What makes a unit forget the entry of `source`, which is not present any more, and all that it led to under
+    /// `domain`. `invalidate` is given the batch.
     pub(super) fn forget_source<T>(
         self,
         source: SourceId,
@@ -191,8 +193,8 @@ impl TranslationMode {
         }
     }
 
-    /// What a unit with caching mode needs before it sees the entry of `source`, which was not present: one that leads to
-    /// `domain`, or one that still leads nowhere. `invalidate` is given the batch.
+    /// What a unit with caching mode needs before it sees the entry of `source`, which was not present: one that leads
+    /// to `domain`, or one that still leads nowhere. `invalidate` is given the batch.
     pub(super) fn publish_source<T>(
         self,
         source: SourceId,

@@ -3,12 +3,12 @@
 //! A batch of [`Invalidation`]s becomes descriptors in a ring, one doorbell, and a wait descriptor whose completion the
 //! unit writes to memory. What makes it safe:
 //!
-//! - The lock is held while entries are written and the doorbell is rung, never while anything is waited for: any number
-//!   of CPUs wait at once, each for a status slot of its own.
-//! - A slot's value is used once, and a slot is used again only after its completion was seen, so that a late completion
-//!   is never taken for another's ([`slots`]).
-//! - Device TLBs complete under a wait of their own: a device may take a minute to be declared dead by the unit, and what
-//!   does not concern it must not be given up for that ([`ticket`]).
+//! - The lock is held while entries are written and the doorbell is rung, never while anything is waited for: any
+//!   number of CPUs wait at once, each for a status slot of its own.
+//! - A slot's value is used once, and a slot is used again only after its completion was seen, so that a late
+//!   completion is never taken for another's ([`slots`]).
+//! - Device TLBs complete under a wait of their own: a device may take a minute to be declared dead by the unit, and
+//!   what does not concern it must not be given up for that ([`ticket`]).
 //! - A descriptor that the unit refuses, and a device that does not answer, stop the queue. Whoever notices first,
 //!   a waiter or the fault handler, sets it going again and tells those concerned ([`recovery`]).
 //! - No completion raises an interrupt (IF is never set): who unmaps cannot go on without the result, and has nothing
@@ -199,8 +199,8 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Puts invalidations of translations into the queue, and their wait: what most batches come to. `None` if there is no
-    /// room, or nothing to do.
+    /// Puts invalidations of translations into the queue, and their wait: what most batches come to. `None` if there is
+    /// no room, or nothing to do.
     #[inline(always)]
     fn try_submit_translations<P: Platform>(
         &self,

@@ -173,8 +173,8 @@ impl InterruptTable {
         (usize::from(index) < self.entries()).then(|| self.with_entry(platform, index, load))
     }
 
-    /// Notes in the entry at `index`, which nobody has, who will use it: whoever that is can be [muted](Self::mute) from
-    /// now on. It lets nothing through.
+    /// Notes in the entry at `index`, which nobody has, who will use it: whoever that is can be [muted](Self::mute)
+    /// from now on. It lets nothing through.
     fn reserve<P: Platform>(&self, platform: &P, index: u16, sender: Sender) {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
@@ -186,8 +186,8 @@ impl InterruptTable {
     }
 
     /// Stores `entry` at `index`, which was [reserved](Self::reserve) for its sender. An entry in use may change its
-    /// destination and vector alone: these lie in one word, so that the unit sees the old entry or the new one and never
-    /// half of each.
+    /// destination and vector alone: these lie in one word, so that the unit sees the old entry or the new one and
+    /// never half of each.
     fn store<P: Platform>(&self, platform: &P, index: u16, entry: InterruptEntry) -> Result<(), RouteError> {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
@@ -217,8 +217,8 @@ impl InterruptTable {
         });
     }
 
-    /// Makes the entry at `index`, which was [withdrawn](Self::withdraw) and which the unit has forgotten, nobody's: whoever had
-    /// it may have been muted meanwhile, and what others try with it is recorded.
+    /// Makes the entry at `index`, which was [withdrawn](Self::withdraw) and which the unit has forgotten, nobody's:
+    /// whoever had it may have been muted meanwhile, and what others try with it is recorded.
     fn clear<P: Platform>(&self, platform: &P, index: u16) {
         let _changing = self.free.lock(platform);
         self.with_entry(platform, index, |words| {
@@ -227,9 +227,9 @@ impl InterruptTable {
         });
     }
 
-    /// Takes the entry at `index` out of use for good if `is_meant` says so, whether or not anything was stored there; until
-    /// it is [reserved](Self::reserve) anew nothing can be. What is tried with it is not recorded. Returns whether it changed:
-    /// the unit may go on using what it was, even that it was not present, until it is invalidated.
+    /// Takes the entry at `index` out of use for good if `is_meant` says so, whether or not anything was stored there;
+    /// until it is [reserved](Self::reserve) anew nothing can be. What is tried with it is not recorded. Returns
+    /// whether it changed: the unit may go on using what it was, even that it was not present, until it is invalidated.
     fn mute<P: Platform>(
         &self,
         platform: &P,
@@ -311,8 +311,8 @@ impl<P: Platform> Unit<P> {
         Ok(block)
     }
 
-    /// Lets `route` through entry `offset` of `block`. An entry in use may be given another vector and destination while
-    /// interrupts arrive; when this returns, none goes to the old ones any more.
+    /// Lets `route` through entry `offset` of `block`. An entry in use may be given another vector and destination
+    /// while interrupts arrive; when this returns, none goes to the old ones any more.
     ///
     /// # Errors
     /// See [`RouteError`].
@@ -331,8 +331,8 @@ impl<P: Platform> Unit<P> {
         self.invalidate_interrupts(platform, index, 0)
     }
 
-    /// Takes `block` back. Its entries are handed out again only after the unit has forgotten them: after an error, they
-    /// never are.
+    /// Takes `block` back. Its entries are handed out again only after the unit has forgotten them: after an error,
+    /// they never are.
     ///
     /// # Errors
     /// [`RouteError::Invalidation`] if the unit does not answer.
@@ -350,8 +350,9 @@ impl<P: Platform> Unit<P> {
         Ok(())
     }
 
-    /// Takes all entries that `source` may use, or could once they are routed, from their owners, who can only free them.
-    /// When this returns `Ok`, no interrupt of `source` comes any more, unless somebody allocates and routes one anew.
+    /// Takes all entries that `source` may use, or could once they are routed, from their owners, who can only free
+    /// them. When this returns `Ok`, no interrupt of `source` comes any more, unless somebody allocates and routes one
+    /// anew.
     ///
     /// # Errors
     /// [`RouteError::Invalidation`] if the unit does not answer.

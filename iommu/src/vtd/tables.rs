@@ -75,8 +75,8 @@ impl<P: Platform> ContextTables<P> {
         self.root
     }
 
-    /// Has `source`, whose entry must not be present, translated by `target`. Whether its faults are recorded stays as it was
-    /// said.
+    /// Has `source`, whose entry must not be present, translated by `target`. Whether its faults are recorded stays as
+    /// it was said.
     pub fn publish(&mut self, source: SourceId, target: Target) -> Result<(), DmaError> {
         let words = match self.context_words(source) {
             Some(words) => words,
@@ -100,8 +100,8 @@ impl<P: Platform> ContextTables<P> {
         Ok(())
     }
 
-    /// Clears Present in the entry of `source`, leaving the rest for the unit to finish walks with, and returns the domain
-    /// that it led to, if it was present. The unit may go on using it until it is invalidated.
+    /// Clears Present in the entry of `source`, leaving the rest for the unit to finish walks with, and returns the
+    /// domain that it led to, if it was present. The unit may go on using it until it is invalidated.
     pub fn withdraw(&mut self, source: SourceId) -> Option<DomainId> {
         let words = self.context_words(source)?;
         let state = context_state(words);
@@ -117,7 +117,8 @@ impl<P: Platform> ContextTables<P> {
         Some(domain)
     }
 
-    /// Says whether faults of `source`, whose entry is not present, are recorded (FPD). Returns whether the entry changed.
+    /// Says whether faults of `source`, whose entry is not present, are recorded (FPD). Returns whether the entry
+    /// changed.
     pub fn set_reporting(&mut self, source: SourceId, reports: bool) -> Result<bool, DmaError> {
         let words = match self.context_words(source) {
             Some(words) => words,
@@ -187,7 +188,8 @@ impl<P: Platform> ContextTables<P> {
     }
 
     fn table(&self, page: PhysAddr) -> &Table {
-        // SAFETY: only the root and pages that `add_page` gave out and that were linked get here; none of them is ever freed.
+        // SAFETY: only the root and pages that `add_page` gave out and that were linked get here; none of them is ever
+        // freed.
         unsafe { self.platform.tables().table(page) }
     }
 

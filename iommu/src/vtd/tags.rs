@@ -124,9 +124,9 @@ impl Tags {
         }
     }
 
-    /// The unit that knows the domain, if that is one, and no device does. It is read after the leaves were cleared, with a
-    /// fence in between; with another after it was written, before the unit can walk the tables. So whoever does not find a
-    /// unit here has cleared the leaves before the unit could see them.
+    /// The unit that knows the domain, if that is one, and no device does. It is read after the leaves were cleared,
+    /// with a fence in between; with another after it was written, before the unit can walk the tables. So whoever does
+    /// not find a unit here has cleared the leaves before the unit could see them.
     #[inline(always)]
     pub(super) fn only_unit(&self) -> Option<(usize, DomainId)> {
         self.only.get()

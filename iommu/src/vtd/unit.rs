@@ -1,10 +1,10 @@
 //! One remapping unit: found, brought up, commanded, and given up when it stops answering.
 //!
 //! Bring-up goes in an order in which the unit never uses a table or a cache that is not right: see [`Unit::bring_up`].
-//! Translation is turned on by a separate call, last, after every table of every unit is in place. Until then memory is as
-//! open to bus masters as without a unit: what firmware had translated is not, from when its translation is turned off. The host
-//! sees to it that there are none, but for devices that need reserved memory, and what firmware protects by other means
-//! (PMEN) stays so until translation is on.
+//! Translation is turned on by a separate call, last, after every table of every unit is in place. Until then memory is
+//! as open to bus masters as without a unit: what firmware had translated is not, from when its translation is turned
+//! off. The host sees to it that there are none, but for devices that need reserved memory, and what firmware protects
+//! by other means (PMEN) stays so until translation is on.
 //!
 //! A unit that does not do what it was told within its deadline is *stuck* for good: every later request fails at once,
 //! and what the unit may still reach stays pinned. Nothing here tries again behind the caller's back.
@@ -56,7 +56,8 @@ pub struct Location {
     pub base: PhysAddr,
     /// PCI segment that it serves.
     pub segment: u16,
-    /// Width of the addresses that it can put out (host address width of the DMAR table), in bits. Its tables lie below.
+    /// Width of the addresses that it can put out (host address width of the DMAR table), in bits. Its tables lie
+    /// below.
     pub host_address_bits: u8,
 }
 
@@ -139,8 +140,8 @@ impl<P: Platform> Unit<P> {
         self.mode
     }
 
-    /// Whether it remembers that a leaf was not there (CAP.CM), so that a new one must be invalidated. Of the first stage no
-    /// unit does.
+    /// Whether it remembers that a leaf was not there (CAP.CM), so that a new one must be invalidated. Of the first
+    /// stage no unit does.
     pub fn caches_missing_leaves(&self) -> bool {
         self.capability().caches_not_present() && self.mode.stage() == TableStage::Second
     }
@@ -180,8 +181,8 @@ impl<P: Platform> Unit<P> {
         self.queue.as_ref()?.take_report(platform)
     }
 
-    /// Starts the invalidations in `batch`, in one go. With the queue, they are under way when this returns; without it,
-    /// they are done.
+    /// Starts the invalidations in `batch`, in one go. With the queue, they are under way when this returns; without
+    /// it, they are done.
     ///
     /// IOTLB invalidations follow those of the context cache, and device TLBs follow both, wherever they stand in the
     /// batch. The caller holds no lock.

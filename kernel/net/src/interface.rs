@@ -68,8 +68,8 @@ struct Shared {
 }
 
 impl Interface {
-    /// Starts the thread of an interface on `device`. It asks for an address by DHCP, and shows `pages` on port 80. `seed` is
-    /// as random as the host can make it: ports and sequence numbers depend on it.
+    /// Starts the thread of an interface on `device`. It asks for an address by DHCP, and shows `pages` on port 80.
+    /// `seed` is as random as the host can make it: ports and sequence numbers depend on it.
     ///
     /// # Errors
     /// See [`StartError`]. The device is left quiet.

@@ -73,7 +73,8 @@ impl Server {
                 self.served += 1;
             }
             if connection.is_over(socket, now_ns) {
-                // Also out of TIME-WAIT: somebody who comes back at once gets another port than the one that is waited for.
+                // Also out of TIME-WAIT: somebody who comes back at once gets another port than the one that is waited
+                // for.
                 socket.abort();
                 (connection.until_ns, connection.response) = (None, None);
                 // The port is not 0, and the socket is closed.
@@ -121,8 +122,8 @@ impl Connection {
     }
 }
 
-/// The response, once the request is complete. Nothing of it is taken out before: what does not fit into the socket's buffer
-/// is too long.
+/// The response, once the request is complete. Nothing of it is taken out before: what does not fit into the socket's
+/// buffer is too long.
 fn read_request(socket: &mut tcp::Socket<'_>, pages: &Pages) -> Option<Response> {
     let is_full = socket.recv_queue() == socket.recv_capacity();
     let request = socket.peek(RECEIVE_BYTES).ok()?;

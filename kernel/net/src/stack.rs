@@ -89,8 +89,8 @@ fn nanoseconds(at: Instant) -> u64 {
 }
 
 impl Stack {
-    /// An interface on `device` that asks for an address. `seed` makes its ports and sequence numbers differ from boot to
-    /// boot. `None` without memory.
+    /// An interface on `device` that asks for an address. `seed` makes its ports and sequence numbers differ from boot
+    /// to boot. `None` without memory.
     pub fn new(device: Box<dyn NetDevice>, seed: u64, now_ns: u64) -> Option<Self> {
         let mut adapter = Adapter::new(device)?;
         // Drivers hand out no address that `smoltcp` would not take.
@@ -113,8 +113,8 @@ impl Stack {
         Some(())
     }
 
-    /// Does everything that can be done at `now_ns`. Returns when there is something to do again at the latest, unless a
-    /// packet or a job comes.
+    /// Does everything that can be done at `now_ns`. Returns when there is something to do again at the latest, unless
+    /// a packet or a job comes.
     pub fn turn(&mut self, now_ns: u64, inbox: &Inbox) -> u64 {
         self.adapter.device.service();
         self.interface.poll(instant(now_ns), &mut self.adapter, &mut self.sockets);
@@ -134,8 +134,8 @@ impl Stack {
         due_ns.min(self.poll_at_ns(now_ns))
     }
 
-    /// When `smoltcp` has something to do. Without room it can send nothing, and all that it wants to send stays due: what is
-    /// waited for then is the device, which says when there is room again.
+    /// When `smoltcp` has something to do. Without room it can send nothing, and all that it wants to send stays due:
+    /// what is waited for then is the device, which says when there is room again.
     fn poll_at_ns(&mut self, now_ns: u64) -> u64 {
         if self.adapter.device.room() == 0 {
             return u64::MAX;

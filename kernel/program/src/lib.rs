@@ -1,7 +1,7 @@
 //! Program files for ring 3: untrusted bytes in, what to put where out.
 //!
-//! A program is a static ELF64 file for x86-64. [`Program::read`] checks all that the loader relies on: it then needs no more
-//! than to map the pages of each [`Segment`] and to copy its bytes there.
+//! A program is a static ELF64 file for x86-64. [`Program::read`] checks all that the loader relies on: it then needs
+//! no more than to map the pages of each [`Segment`] and to copy its bytes there.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,9 @@
 //! Errors of the local APICs: counted in the interrupt, reported by a thread, as is the first pause of a CPU that
 //! devices interrupt too often.
 //!
-//! A device can bring them about, and where interrupts are not remapped it can raise their vector, as often as it likes.
-//! So one that has no error behind it is just a vector that nobody asked for, and what is reported has its budget.
+//! A device can bring them about, and where interrupts are not remapped it can raise their vector, as often as it
+//! likes. So one that has no error behind it is just a vector that nobody asked for, and what is reported has its
+//! budget.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{

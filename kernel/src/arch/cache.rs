@@ -44,8 +44,8 @@ macro_rules! write_line {
     };
 }
 
-/// Writes the lines that hold `bytes` bytes (at least 1) from `first` back to memory, and orders that before every later
-/// store.
+/// Writes the lines that hold `bytes` bytes (at least 1) from `first` back to memory, and orders that before every
+/// later store.
 #[inline]
 pub fn write_back(first: *const u8, bytes: usize) {
     let kind = KIND.load(Relaxed);

@@ -61,8 +61,8 @@ fn counted_ns() -> u64 {
     ((u128::from(ticks) * u128::from(NS_PER_TICK_2_32.load(Relaxed))) >> 32) as u64
 }
 
-/// The first TSC value at which [`now_ns`] is at least `ns` if the machine does not stand still until then, or the last one
-/// there is.
+/// The first TSC value at which [`now_ns`] is at least `ns` if the machine does not stand still until then, or the last
+/// one there is.
 pub fn ns_to_tsc(ns: u64) -> u64 {
     let ns = ns.saturating_add(standstill::lost_ns());
     let ticks = (u128::from(ns) << 32).div_ceil(u128::from(NS_PER_TICK_2_32.load(Relaxed)));

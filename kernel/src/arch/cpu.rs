@@ -31,8 +31,8 @@ const WERE_ON: u32 = 1 << 9;
 /// What a guard adds to the count: bit 1 of RFLAGS, which is always set.
 const GUARD: u32 = 1 << 1;
 
-/// The count without a guard. A first guard that finds interrupts on also adds [`WERE_ON`], so that the count is 0 when it is
-/// the last one to go: a flag that the CPU sets by itself.
+/// The count without a guard. A first guard that finds interrupts on also adds [`WERE_ON`], so that the count is 0 when
+/// it is the last one to go: a flag that the CPU sets by itself.
 const NO_GUARD: u32 = 0_u32.wrapping_sub(WERE_ON);
 
 /// The data of one CPU. The GS base points to it.
@@ -172,7 +172,8 @@ impl Cpu {
         self.index.load(Relaxed)
     }
 
-    /// [`index`](Self::index) of the CPU that this runs on; as of [`current`](Self::current), the answer may be outdated.
+    /// [`index`](Self::index) of the CPU that this runs on; as of [`current`](Self::current), the answer may be
+    /// outdated.
     #[inline]
     pub fn current_index() -> usize {
         let index: usize;
@@ -267,8 +268,8 @@ impl Cpu {
             !matches!(Self::current().guards.load(Relaxed), NO_GUARD | 0),
             "more interrupt guards dropped than made"
         );
-        // SAFETY: as in `enter_guard`; the caller vouches for the locks. The compiler barrier (no `nomem`) keeps protected
-        // accesses before it.
+        // SAFETY: as in `enter_guard`; the caller vouches for the locks. The compiler barrier (no `nomem`) keeps
+        // protected accesses before it.
         unsafe {
             asm!(
                 "sub dword ptr gs:[{guards}], {guard}",

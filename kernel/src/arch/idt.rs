@@ -1,5 +1,5 @@
-//! The interrupt descriptor table: 256 entry stubs that end in [`super::traps::handle_trap`], or in [`super::user`] if they
-//! came from ring 3.
+//! The interrupt descriptor table: 256 entry stubs that end in [`super::traps::handle_trap`], or in [`super::user`] if
+//! they came from ring 3.
 
 use core::{arch::global_asm, cell::UnsafeCell};
 
@@ -22,10 +22,10 @@ pub const VECTORS: usize = 256;
 // the CPU aligns it to 16 bytes before it pushes five words or six. The kernel neither uses nor saves vector registers,
 // and no program can use them (see `user`).
 //
-// There are three ways on. What interrupts the kernel is handled and returned from. What interrupts ring 3 comes on the end
-// of a `UserContext`, is saved there, and goes on where the kernel went to ring 3. What has a stack of its own comes at any
-// instruction, also between entry and `swapgs`; there the GS base itself says whose it is: the kernel's is in the upper
-// half, and programs have no way to set one.
+// There are three ways on. What interrupts the kernel is handled and returned from. What interrupts ring 3 comes on the
+// end of a `UserContext`, is saved there, and goes on where the kernel went to ring 3. What has a stack of its own
+// comes at any instruction, also between entry and `swapgs`; there the GS base itself says whose it is: the kernel's is
+// in the upper half, and programs have no way to set one.
 global_asm!(
     r#"
     .section .text.traps, "ax", @progbits

@@ -148,8 +148,8 @@ pub(super) fn is_stray(vector: u8) -> bool {
     stray
 }
 
-/// Whether a non-maskable interrupt has no cause that the chip set knows of. A device can raise one where interrupts are
-/// not remapped. It is counted then.
+/// Whether a non-maskable interrupt has no cause that the chip set knows of. A device can raise one where interrupts
+/// are not remapped. It is counted then.
 pub(super) fn is_stray_nmi() -> bool {
     const SYSTEM_CONTROL: u16 = 0x61;
     const SYSTEM_ERROR: u8 = 1 << 7;

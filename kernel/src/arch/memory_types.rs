@@ -1,8 +1,9 @@
 //! Memory types: what an entry of the page-attribute table (PAT) says of the pages that choose it.
 //!
-//! Pages choose by the PWT and PCD bits of their leaves; the third bit, whose place depends on the leaf's size, stays 0. Of the four
-//! entries that this leaves, one is not as after reset: what is left by PWT alone combines writes, instead of writing through. No
-//! page has ever been mapped so when it is changed, so that no cache holds anything by it.
+//! Pages choose by the PWT and PCD bits of their leaves; the third bit, whose place depends on the leaf's size,
+//! stays 0. Of the four entries that this leaves, one is not as after reset: what is left by PWT alone combines writes,
+//! instead of writing through. No page has ever been mapped so when it is changed, so that no cache holds anything by
+//! it.
 
 use mm::table::x86::X86Access;
 use x86::msr::{IA32_PAT, wrmsr};

@@ -7,8 +7,8 @@ use super::clock;
 /// How often RDRAND is asked: it may have nothing for a moment.
 const ATTEMPTS: usize = 10;
 
-/// A number that differs from boot to boot: of RDRAND, or, on a CPU without it, of the time-stamp counter, which somebody
-/// who knows when the machine was started can guess within limits.
+/// A number that differs from boot to boot: of RDRAND, or, on a CPU without it, of the time-stamp counter, which
+/// somebody who knows when the machine was started can guess within limits.
 pub fn seed() -> u64 {
     let has_rdrand = CpuId::new().get_feature_info().is_some_and(|features| features.has_rdrand());
     let mut seed = 0;

@@ -1,15 +1,15 @@
 //! Ring 3: going there, and what comes back.
 //!
-//! Programs call the kernel by an interrupt gate ([`abi::VECTOR`]), as everything else comes too. `syscall` would be faster
-//! and is the less plain choice: it leaves the program's stack in place, so that each instruction before the switch is
-//! one at which an NMI finds a stack that it must not use, and `sysret` faults in ring 0, on the program's stack, if the
-//! program's RIP is not canonical. A gate switches stacks by itself, and `iretq` finds a frame whose every field the kernel
-//! has checked or written.
+//! Programs call the kernel by an interrupt gate ([`abi::VECTOR`]), as everything else comes too. `syscall` would be
+//! faster and is the less plain choice: it leaves the program's stack in place, so that each instruction before the
+//! switch is one at which an NMI finds a stack that it must not use, and `sysret` faults in ring 0, on the program's
+//! stack, if the program's RIP is not canonical. A gate switches stacks by itself, and `iretq` finds a frame whose
+//! every field the kernel has checked or written.
 //!
-//! The kernel itself always runs on its own page table: a program's is loaded on the way to ring 3, and left on the way back
-//! before anything else. So no table of a program is in use on any CPU but in ring 3, and one whose program does not run can be
-//! given back. The kernel's memory is in each of them, out of ring 3's reach, as entry and exit need it. It never follows a
-//! pointer of a program: see `process::space`.
+//! The kernel itself always runs on its own page table: a program's is loaded on the way to ring 3, and left on the way
+//! back before anything else. So no table of a program is in use on any CPU but in ring 3, and one whose program does
+//! not run can be given back. The kernel's memory is in each of them, out of ring 3's reach, as entry and exit need it.
+//! It never follows a pointer of a program: see `process::space`.
 //!
 //! Nothing saves the registers of x87 and SSE: the kernel does not use them, and a program that does gets an exception
 //! ([`init`]), which is its end. Programs for `x86_64-unknown-none` have no such instructions.
@@ -45,7 +45,8 @@ const OWN_FLAGS: u64 = 0x0024_0cd5;
 
 /// Turns on what this CPU has to keep ring 0 and ring 3 apart, and off what programs are not to use.
 pub fn init() {
-    // SAFETY: the kernel neither runs nor reads what is open to ring 3, uses no FPU, and these bits do nothing else in ring
+    // SAFETY: the kernel neither runs nor reads what is open to ring 3, uses no FPU, and these bits do nothing else in
+    // ring
     // 0. Without the bits taken away programs can neither use SSE or AVX, nor set the GS base, nor count events.
     unsafe {
         let unwanted =
@@ -55,8 +56,8 @@ pub fn init() {
     }
 }
 
-/// The bits of CR4 by which the kernel can neither execute (SMEP) nor access (SMAP) what is open to ring 3, and ring 3 cannot
-/// ask where the kernel's tables are (UMIP): as many of them as the CPU has.
+/// The bits of CR4 by which the kernel can neither execute (SMEP) nor access (SMAP) what is open to ring 3, and ring 3
+/// cannot ask where the kernel's tables are (UMIP): as many of them as the CPU has.
 pub fn protections() -> Cr4 {
     let mut found = Cr4::empty();
     if let Some(features) = CpuId::new().get_extended_feature_info() {
@@ -134,12 +135,13 @@ impl UserContext {
         self.frame.rip
     }
 
-    /// Goes to ring 3 with the page table at `root`, until something happens there, and not at all if `stop` is set. Who
-    /// sets it and then interrupts all CPUs does not find it there any more. Interrupts are on before and after.
+    /// Goes to ring 3 with the page table at `root`, until something happens there, and not at all if `stop` is set.
+    /// Who sets it and then interrupts all CPUs does not find it there any more. Interrupts are on before and after.
     ///
     /// # Safety
     /// `root` is a table with the kernel's half in it, and nothing of the kernel's is open to ring 3 there. It stays so
-    /// until this returns. [`rip`](Self::rip) is in the lower half, below its last page: `iretq` faults on what is not canonical.
+    /// until this returns. [`rip`](Self::rip) is in the lower half, below its last page: `iretq` faults on what is not
+    /// canonical.
     pub unsafe fn run(&mut self, root: PhysAddr, stop: &AtomicBool) -> Trap {
         // First, or the interrupt might come between the look and the way there.
         disable();
@@ -153,8 +155,9 @@ impl UserContext {
         frame.ss = USER_DATA_SELECTOR.bits().into();
         frame.rflags = frame.rflags & OWN_FLAGS | RESERVED | INTERRUPTS_ON;
         let context = ptr::from_mut(self);
-        // SAFETY: interrupts are off until ring 3, so that this is the CPU it happens on; what interrupts ring 3 writes the
-        // frame, which is borrowed exclusively, and goes on here. The kernel's own code, stack and data are in both tables.
+        // SAFETY: interrupts are off until ring 3, so that this is the CPU it happens on; what interrupts ring 3 writes
+        // the frame, which is borrowed exclusively, and goes on here. The kernel's own code, stack and data are in both
+        // tables.
         unsafe {
             gdt::set_kernel_stack(context as u64 + size_of::<TrapFrame>() as u64);
             let own_root = controlregs::cr3();

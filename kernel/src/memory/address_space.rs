@@ -111,7 +111,8 @@ pub(super) unsafe fn build(ram: &RangeSet) -> Result<(), BuildError> {
     let huge = if has_huge { LeafSizes::SIZE_1G } else { LeafSizes::empty() };
     let sizes = LeafSizes::SIZE_4K | LeafSizes::SIZE_2M | huge;
     let bits = cpuid.get_processor_capacity_feature_info().map_or(36, |info| info.physical_address_bits());
-    // Its upper half is in every process's table, which units may walk that do not snoop: so it is in memory at all times.
+    // Its upper half is in every process's table, which units may walk that do not snoop: so it is in memory at all
+    // times.
     let format = X86Format::new(4, sizes, bits).ok_or(BuildError::AddressWidth(bits))?.written_back();
     let table = PageTable::new(format, OwnTables).map_err(BuildError::NoRoot)?;
 
@@ -151,8 +152,8 @@ pub(super) enum Kind {
     Firmware,
 }
 
-/// Maps the pages of `range` somewhere in the window, for good, and returns where its first byte is. Registers that are shown
-/// already are not shown again: drivers come and go.
+/// Maps the pages of `range` somewhere in the window, for good, and returns where its first byte is. Registers that are
+/// shown already are not shown again: drivers come and go.
 pub(super) fn map_window(range: PhysRange, kind: Kind) -> Option<NonNull<u8>> {
     let offset = range.start.as_u64() % PAGE_BYTES;
     let first = PhysAddr::new(range.start.as_u64() - offset);
@@ -212,7 +213,8 @@ pub(super) unsafe fn map_stack(input: u64, pages: usize) -> bool {
     mapped
 }
 
-/// Unmaps `bytes` bytes at `input`. When this returns true, no CPU can use the mapping any more; otherwise it is still there.
+/// Unmaps `bytes` bytes at `input`. When this returns true, no CPU can use the mapping any more; otherwise it is still
+/// there.
 ///
 /// # Safety
 /// The addresses belong to the caller, and nothing relies on the mapping.

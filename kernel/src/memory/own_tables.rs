@@ -1,9 +1,9 @@
 //! Table pages of the kernel's own tree.
 //!
-//! The kernel's half is in the table of each process, and units walk that for devices. They block what is the supervisor's, which the
-//! entries of a process's root say already, but a unit may read ahead, and remember a table on its way for as long as the domain
-//! lives, whose flushes are for the process's half. So a page that was a table of this tree stays one: whatever a unit still takes it
-//! for, it leads to the kernel's, and to nothing for a user.
+//! The kernel's half is in the table of each process, and units walk that for devices. They block what is the
+//! supervisor's, which the entries of a process's root say already, but a unit may read ahead, and remember a table on
+//! its way for as long as the domain lives, whose flushes are for the process's half. So a page that was a table of
+//! this tree stays one: whatever a unit still takes it for, it leads to the kernel's, and to nothing for a user.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -15,8 +15,8 @@ use mm::{
 use super::{KernelTables, frames};
 use crate::sync::{IrqMutex, Rank};
 
-/// The page that left the tree last, and is not in it again. Each has the address of the next in its first entry, which is none that
-/// is present.
+/// The page that left the tree last, and is not in it again. Each has the address of the next in its first entry, which
+/// is none that is present.
 static LEFT: IrqMutex<Option<PhysAddr>> = IrqMutex::new(Rank::OwnTables, None);
 
 /// Pages from the frame allocator, which never gets them back.

@@ -75,8 +75,8 @@ impl RangeSet {
             .any(|other| other.start.as_u64() < end && range.start.as_u64() < range_end(other))
     }
 
-    /// Drops all but the `count` largest ranges. They are looked through from the largest down then, in which most of what is
-    /// looked for lies.
+    /// Drops all but the `count` largest ranges. They are looked through from the largest down then, in which most of
+    /// what is looked for lies.
     pub fn keep_largest(&mut self, count: usize) {
         self.ranges[..self.len].sort_unstable_by_key(|range| core::cmp::Reverse(range.bytes));
         self.len = self.len.min(count);

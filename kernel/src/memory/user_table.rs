@@ -1,12 +1,12 @@
 //! The page table of a process.
 //!
 //! The lower half of the addresses is its own, by the same engine as the kernel's. The upper half is the kernel's: the
-//! entries of the kernel's root are copied when the table is made, and lead to the kernel's own tables. What the kernel maps
-//! and unmaps later shows there too, as the tables behind its root's entries never leave: each has something in it for good.
-//! The copies are for the supervisor, as is all that they lead to.
+//! entries of the kernel's root are copied when the table is made, and lead to the kernel's own tables. What the kernel
+//! maps and unmaps later shows there too, as the tables behind its root's entries never leave: each has something in it
+//! for good. The copies are for the supervisor, as is all that they lead to.
 //!
-//! Devices may walk it as well, and are users: they get no further than the root. Tables of the kernel's that go below that are
-//! nothing else later ([`OwnTables`](super::own_tables)), as the kernel flushes the CPUs alone.
+//! Devices may walk it as well, and are users: they get no further than the root. Tables of the kernel's that go below
+//! that are nothing else later ([`OwnTables`](super::own_tables)), as the kernel flushes the CPUs alone.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, mem::ManuallyDrop, sync::atomic::Ordering::Relaxed};
@@ -95,8 +95,9 @@ impl<M: TableMemory> UserTable<M> {
     /// As long as `keeper` has an owner, the table and all that it maps are there. A domain that is made of it is
     /// [added](Self::add_domain), or has no device.
     pub unsafe fn to_share(&self, physical_bits: u8, keeper: Arc<dyn Send + Sync>) -> SharedTable {
-        // SAFETY: `keeper` is what the caller says. Whatever leaves the table is flushed from the domains that it has, all of them,
-        // and is used for something else only then. The kernel's half is the supervisor's, the rest the engine's.
+        // SAFETY: `keeper` is what the caller says. Whatever leaves the table is flushed from the domains that it has,
+        // all of them, and is used for something else only then. The kernel's half is the supervisor's, the rest the
+        // engine's.
         unsafe { SharedTable::new(&self.table, physical_bits, keeper) }
     }
 
@@ -143,7 +144,8 @@ impl<M: TableMemory> UserTable<M> {
         // SAFETY: the caller's promise; `self` is borrowed by one thread, that of the process.
         match unsafe { self.table.map(input, &[range], access | X86Access::USER) } {
             Ok(emptied) => {
-                // A unit that does not answer here, or below, is dead. The mapping stands, and does its devices no good.
+                // A unit that does not answer here, or below, is dead. The mapping stands, and does its devices no
+                // good.
                 let _lost = emptied.map_or(Ok(()), |stale| self.forget(stale));
                 for domain in &self.domains {
                     let _lost = domain.publish(input, range.bytes);
@@ -158,7 +160,8 @@ impl<M: TableMemory> UserTable<M> {
         }
     }
 
-    /// Unmaps `bytes` bytes at `input`. When this returns `Ok`, neither a CPU nor a device can use the mapping any more.
+    /// Unmaps `bytes` bytes at `input`. When this returns `Ok`, neither a CPU nor a device can use the mapping any
+    /// more.
     ///
     /// # Errors
     /// See [`UserEditError`].
@@ -168,8 +171,8 @@ impl<M: TableMemory> UserTable<M> {
         self.forget(stale).map_err(UserEditError::Exposed)
     }
 
-    /// Changes what ring 3 and devices may do with `bytes` bytes at `input`, which are mapped. When this returns `Ok`, neither can do
-    /// more.
+    /// Changes what ring 3 and devices may do with `bytes` bytes at `input`, which are mapped. When this returns `Ok`,
+    /// neither can do more.
     ///
     /// # Errors
     /// See [`UserEditError`].
@@ -215,8 +218,8 @@ impl<M: TableMemory> Drop for UserTable<M> {
         for index in KERNELS {
             root[index].store(0, Relaxed);
         }
-        // SAFETY: the CPUs have the root only in ring 3, and nobody is there, as it would be borrowed (see `arch::user`).
-        // Loading another root made them forget what they had of it: there are no global pages.
+        // SAFETY: the CPUs have the root only in ring 3, and nobody is there, as it would be borrowed (see
+        // `arch::user`). Loading another root made them forget what they had of it: there are no global pages.
         unsafe { table.destroy() };
     }
 }

@@ -38,8 +38,8 @@ fn send_to_next<T>(mut send: impl FnMut(&Cpu) -> Result<T, InterruptError>) -> R
     }
 }
 
-/// What a remapping unit is given to raise `vector` with: units name CPU and vector themselves, so of the CPUs that such a
-/// message reaches the next in turn gets it. `None` if it reaches none.
+/// What a remapping unit is given to raise `vector` with: units name CPU and vector themselves, so of the CPUs that
+/// such a message reaches the next in turn gets it. `None` if it reaches none.
 pub fn event_message(vector: &Vector) -> Option<MsiMessage> {
     apic::message(smp::next_cpu(apic::has_message).apic_id(), vector.number())
 }

@@ -136,8 +136,8 @@ impl Pages {
     }
 }
 
-// SAFETY: the run is owned, stays where it is, and holds bytes, which the kernel never borrows. It is no stack and no part of
-// the image.
+// SAFETY: the run is owned, stays where it is, and holds bytes, which the kernel never borrows. It is no stack and no
+// part of the image.
 unsafe impl DmaBuffer for Pages {
     fn into_raw(self) -> RawBuffer {
         let pages = ManuallyDrop::new(self);
@@ -160,7 +160,8 @@ unsafe impl DmaBuffer for Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: allocated by `zeroed`; who has mapped the pages gives them up only when no CPU uses the mapping any more.
+        // SAFETY: allocated by `zeroed`; who has mapped the pages gives them up only when no CPU uses the mapping any
+        // more.
         unsafe { self.budget.free(self.first, self.count) }
     }
 }

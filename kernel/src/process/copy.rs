@@ -1,5 +1,5 @@
-//! Copying between the kernel's memory and what programs and devices may be writing at the same time: by volatile accesses, eight bytes
-//! at once where both are aligned.
+//! Copying between the kernel's memory and what programs and devices may be writing at the same time: by volatile
+//! accesses, eight bytes at once where both are aligned.
 
 const WORD: usize = size_of::<u64>();
 

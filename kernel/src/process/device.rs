@@ -1,12 +1,14 @@
 //! A device in the hands of a process.
 //!
-//! What the process gets is the pages of its registers ([`Lendable`]), memory of its own at addresses that it chooses, and
-//! its interrupts, by asking for them. What the device reaches is what the process has shared with it, or its whole address space, by
-//! the same addresses: its function is alone in its group, and assigned to a domain that was created for it. So it is never trusted
-//! with all memory, as those of the kernel may be, nor given with memory that is firmware's.
+//! What the process gets is the pages of its registers ([`Lendable`]), memory of its own at addresses that it chooses,
+//! and its interrupts, by asking for them. What the device reaches is what the process has shared with it, or its whole
+//! address space, by the same addresses: its function is alone in its group, and assigned to a domain that was created
+//! for it. So it is never trusted with all memory, as those of the kernel may be, nor given with memory that is
+//! firmware's.
 //!
-//! The end of the process takes the device as a quarantine and a release do: it is stopped, reaches nothing, is made quiet, and
-//! only then is the memory that it had given back. One that cannot be made quiet keeps it, and stays in quarantine.
+//! The end of the process takes the device as a quarantine and a release do: it is stopped, reaches nothing, is made
+//! quiet, and only then is the memory that it had given back. One that cannot be made quiet keeps it, and stays in
+//! quarantine.
 
 mod clear;
 mod give;
@@ -116,8 +118,8 @@ impl Interrupts {
     }
 }
 
-/// One interrupt: whether it has come, and whom to wake. It has nothing of the process but where that waits, as what is dropped in
-/// an interrupt may not be the last of anything that frees memory.
+/// One interrupt: whether it has come, and whom to wake. It has nothing of the process but where that waits, as what is
+/// dropped in an interrupt may not be the last of anything that frees memory.
 struct Line {
     arrived: AtomicBool,
     changed: spin::Once<Arc<WaitQueue>>,
@@ -277,8 +279,8 @@ impl Given {
         if self.mapped[index] {
             return Err(Error::InUse);
         }
-        // SAFETY: of the process's device, where firmware or this kernel has placed it; it was checked to be nobody else's, RAM
-        // least of all.
+        // SAFETY: of the process's device, where firmware or this kernel has placed it; it was checked to be nobody
+        // else's, RAM least of all.
         let start = unsafe { space.map_bar(&lendable) }?;
         self.mapped[index] = true;
         Ok(start)

@@ -1,13 +1,14 @@
 //! Processes: programs in ring 3, each in an address space of its own.
 //!
 //! A process is one thread of the kernel's whose body ([`Running::run`]) goes to ring 3, comes back with what happened
-//! there, and deals with it: an interrupt is handled, a call is served ([`calls`]), and what the CPU did not let the program do is
-//! its end. The thread sleeps and is preempted like any other, and ends by returning, so that all that the process had is
-//! given back by being dropped. To kill a process is to set a flag that this loop looks at, and to interrupt the CPU that it
-//! may be on.
+//! there, and deals with it: an interrupt is handled, a call is served ([`calls`]), and what the CPU did not let the
+//! program do is its end. The thread sleeps and is preempted like any other, and ends by returning, so that all that
+//! the process had is given back by being dropped. To kill a process is to set a flag that this loop looks at, and to
+//! interrupt the CPU that it may be on.
 //!
-//! How many processes there are, and what each may have, is bounded here. What a program can make the kernel allocate is asked for so
-//! that it can be refused; starting a process is the kernel's own decision, and takes what starting a thread takes.
+//! How many processes there are, and what each may have, is bounded here. What a program can make the kernel allocate
+//! is asked for so that it can be refused; starting a process is the kernel's own decision, and takes what starting a
+//! thread takes.
 
 mod budget;
 mod calls;
@@ -262,8 +263,8 @@ impl Drop for Listed {
 /// What its own thread has of a process.
 struct Running {
     context: UserContext,
-    /// They go before the space: what of it they were lent is nobody else's before they are quiet. The program, which could
-    /// use their registers, does not run any more.
+    /// They go before the space: what of it they were lent is nobody else's before they are quiet. The program, which
+    /// could use their registers, does not run any more.
     devices: Vec<Given>,
     space: Space,
     lines: Lines,
@@ -290,8 +291,8 @@ impl Running {
                 return Ending::Astray(rip);
             }
             debug_assert!(self.space.has_kernels_half());
-            // SAFETY: the table has the kernel's half, and in the lower one the pages of the process. It is dropped with
-            // `self`. The address was checked.
+            // SAFETY: the table has the kernel's half, and in the lower one the pages of the process. It is dropped
+            // with `self`. The address was checked.
             match unsafe { self.context.run(self.space.root(), &self.process.killed) } {
                 Trap::Interrupt => {}
                 Trap::Call => {

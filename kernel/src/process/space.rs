@@ -1,12 +1,12 @@
 //! What a program sees: the pages of its file, its stack, and memory that it asked for.
 //!
-//! The space belongs to the process's thread, as nobody else changes or reads it: there is no lock. The kernel follows no
-//! pointer of a program. It looks the address up among the [`Region`]s, which it made itself, and copies by the direct map:
-//! no access of it can fault, and SMAP is never lifted.
+//! The space belongs to the process's thread, as nobody else changes or reads it: there is no lock. The kernel follows
+//! no pointer of a program. It looks the address up among the [`Region`]s, which it made itself, and copies by the
+//! direct map: no access of it can fault, and SMAP is never lifted.
 //!
-//! Devices of the process may walk its table, and have the program's own addresses then. What the program gives back stays the
-//! process's, for its next memory, until they are quiet; and what of the space devices may still use when it goes, goes with the last
-//! of their domains.
+//! Devices of the process may walk its table, and have the program's own addresses then. What the program gives back
+//! stays the process's, for its next memory, until they are quiet; and what of the space devices may still use when it
+//! goes, goes with the last of their domains.
 
 mod copying;
 mod sharing;
@@ -45,9 +45,9 @@ pub struct Space {
 struct Contents {
     table: UserTable<BudgetedTables>,
     regions: [Option<Region>; REGIONS_MAX],
-    /// What the program gave back of the memory that a device had. A device may have translated before it was taken away and
-    /// still be writing: this goes with the space, which goes after the devices, as they are quiet then. Or the program gets it
-    /// again.
+    /// What the program gave back of the memory that a device had. A device may have translated before it was taken
+    /// away and still be writing: this goes with the space, which goes after the devices, as they are quiet then. Or
+    /// the program gets it again.
     kept: Vec<Pages>,
 }
 
@@ -176,9 +176,9 @@ impl Space {
         Ok(start)
     }
 
-    /// Addresses for `bytes` bytes, whole pages, and a page behind them that stays free. They are not where somebody else would
-    /// answer to its devices: other functions' memory is at such addresses, in a few places, each of which is stepped over in ever
-    /// longer steps.
+    /// Addresses for `bytes` bytes, whole pages, and a page behind them that stays free. They are not where somebody
+    /// else would answer to its devices: other functions' memory is at such addresses, in a few places, each of which
+    /// is stepped over in ever longer steps.
     fn reserve(&mut self, bytes: u64) -> Result<u64, Error> {
         const FIRST_STEP: u64 = 1 << 30;
         const STEPS: u32 = 16;
@@ -267,8 +267,8 @@ impl Space {
         match table.unmap(region.start, region.range.bytes) {
             Ok(()) => Some(region),
             Err(error) => {
-                // Of the CPUs it cannot be, as the table has just what the regions say; and a unit that does not answer may
-                // let its devices use for ever what they used. Pages that somebody may still reach are lost.
+                // Of the CPUs it cannot be, as the table has just what the regions say; and a unit that does not answer
+                // may let its devices use for ever what they used. Pages that somebody may still reach are lost.
                 log::error!("{error}");
                 core::mem::forget(region);
                 None
@@ -318,8 +318,8 @@ impl Space {
     ) -> Result<&mut Region, Error> {
         let Contents { table, regions, .. } = &mut **self.contents;
         let slot = regions.iter_mut().find(|slot| slot.is_none()).ok_or(Error::OutOfMemory)?;
-        // SAFETY: the loader and `reserve` keep to the lower half; memory is the backing's, and the kernel reaches it by
-        // copying alone; what is a device's is what the caller of `map_bar` says.
+        // SAFETY: the loader and `reserve` keep to the lower half; memory is the backing's, and the kernel reaches it
+        // by copying alone; what is a device's is what the caller of `map_bar` says.
         unsafe { table.map(start, range, access) }.map_err(|error| {
             if let UserMapError::Exposed(error) = error {
                 // As in `protect_memory`.

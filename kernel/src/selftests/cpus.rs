@@ -28,7 +28,8 @@ use crate::{
     threads::{self, Event},
 };
 
-/// What tests wait at most. A host with other things to do keeps emulated CPUs waiting for seconds, each at another time.
+/// What tests wait at most. A host with other things to do keeps emulated CPUs waiting for seconds, each at another
+/// time.
 const PATIENCE_NS: u64 = 40 * NS_PER_S;
 
 /// A place where all CPUs meet: nobody goes on before everybody came, as often as they like.
@@ -58,8 +59,8 @@ impl Meeting {
     }
 }
 
-/// Runs `body` on every CPU at the same time, each in a thread bound to it, and returns what they found, by number of the
-/// CPU.
+/// Runs `body` on every CPU at the same time, each in a thread bound to it, and returns what they found, by number of
+/// the CPU.
 fn on_every_cpu<R: Send + 'static>(
     deadline_ns: u64,
     body: impl Fn(&Meeting) -> R + Send + Sync + 'static,

@@ -1,8 +1,8 @@
-//! What a request to the disk costs, from its submission to its completion in the hands of its owner: the block layer, the
-//! driver, the DMA API and the interrupt, on a disk that has no medium behind it.
+//! What a request to the disk costs, from its submission to its completion in the hands of its owner: the block layer,
+//! the driver, the DMA API and the interrupt, on a disk that has no medium behind it.
 //!
-//! `disk_cost` counts instructions, leaving out the ticks in which the CPU has nothing to do; it wants one CPU, and a tick
-//! for each instruction. `disk_speed` measures time.
+//! `disk_cost` counts instructions, leaving out the ticks in which the CPU has nothing to do; it wants one CPU, and a
+//! tick for each instruction. `disk_speed` measures time.
 
 use alloc::{sync::Arc, vec::Vec};
 

@@ -1,4 +1,5 @@
-//! Displays in the hands of programs: somebody looks at what is on their screens, and the next program at what is left of it.
+//! Displays in the hands of programs: somebody looks at what is on their screens, and the next program at what is left
+//! of it.
 
 use alloc::{sync::Arc, vec};
 
@@ -26,7 +27,8 @@ use crate::{
     threads,
 };
 
-/// How long the host may take to see a picture. It looks for 100 s, and calls a kernel hung that says nothing for 120 s.
+/// How long the host may take to see a picture. It looks for 100 s, and calls a kernel hung that says nothing for 120
+/// s.
 const LOOK_NS: u64 = 110 * NS_PER_S;
 
 const BOCHS: Id = Id { vendor: 0x1234, device: 0x1111 };
@@ -63,7 +65,8 @@ impl<'a> Display<'a> {
         Self::find(context, "gpu", VIRTIO_GPU, false)
     }
 
-    /// Starts a process that finds nothing in the memory that it gets, and shows a picture, and waits until that is on the screen.
+    /// Starts a process that finds nothing in the memory that it gets, and shows a picture, and waits until that is on
+    /// the screen.
     fn show(&self, context: &Context<'_>, picture: u32) -> Result<Arc<Process>, Failure> {
         let devices = vec![self.giver.give(self.function)?];
         let process = process::start("display", picture.into(), devices)?;
@@ -121,8 +124,8 @@ test! {
 }
 
 test! {
-    /// A display fetches a picture by DMA from the process that has it, is taken back while it does, shows nothing of it then, and
-    /// fetches another one from the next process.
+    /// A display fetches a picture by DMA from the process that has it, is taken back while it does, shows nothing of
+    /// it then, and fetches another one from the next process.
     deadline_ms = 900_000,
     lacks = lacks::displays,
     fn a_picture_that_is_fetched_by_dma_goes_with_its_process(context) {

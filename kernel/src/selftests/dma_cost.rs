@@ -1,8 +1,8 @@
-//! What the DMA API costs, whole: checks, IOVAs, tables, bookkeeping, and the unit's invalidation, by the handle that a driver
-//! has. The device is an `edu`, which nobody asks to do anything.
+//! What the DMA API costs, whole: checks, IOVAs, tables, bookkeeping, and the unit's invalidation, by the handle that a
+//! driver has. The device is an `edu`, which nobody asks to do anything.
 //!
-//! Instructions by the counter of `mapping_cost`; what is written to units, by theirs: a doorbell is a register write, and the
-//! only one of an invalidation by the queue.
+//! Instructions by the counter of `mapping_cost`; what is written to units, by theirs: a doorbell is a register write,
+//! and the only one of an invalidation by the queue.
 
 use alloc::vec::Vec;
 

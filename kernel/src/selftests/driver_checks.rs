@@ -25,8 +25,8 @@ struct Astray(NonNull<u8>, usize);
 // SAFETY: it is a number, which nothing here reads or writes through.
 unsafe impl Send for Astray {}
 
-// SAFETY: it breaks what the trait asks for, which is what the tests are about. Each of them maps only what is refused, or
-// memory that is still in the hands of another mapping, and lets no device write to the latter.
+// SAFETY: it breaks what the trait asks for, which is what the tests are about. Each of them maps only what is refused,
+// or memory that is still in the hands of another mapping, and lets no device write to the latter.
 unsafe impl DmaBuffer for Astray {
     fn into_raw(self) -> RawBuffer {
         RawBuffer { first: self.0, bytes: self.1, cookie: 0 }

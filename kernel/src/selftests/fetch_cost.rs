@@ -1,8 +1,8 @@
-//! What a file costs that is fetched from the host by TCP: the driver, the DMA API, the interrupts, and all of TCP/IP, checksums
-//! by the CPU among it.
+//! What a file costs that is fetched from the host by TCP: the driver, the DMA API, the interrupts, and all of TCP/IP,
+//! checksums by the CPU among it.
 //!
-//! `fetch_cost` counts instructions, leaving out the ticks in which the CPU has nothing to do; it wants one CPU, and a tick
-//! for each instruction. `fetch_speed` measures time.
+//! `fetch_cost` counts instructions, leaving out the ticks in which the CPU has nothing to do; it wants one CPU, and a
+//! tick for each instruction. `fetch_speed` measures time.
 
 use alloc::{format, sync::Arc, vec::Vec};
 

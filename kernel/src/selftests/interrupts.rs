@@ -170,8 +170,8 @@ test! {
 }
 
 test! {
-    /// The serial line's interrupt comes by the I/O APIC, each time that the port raises it; where interrupts are remapped by
-    /// an entry that lets the I/O APIC in and no PCI function.
+    /// The serial line's interrupt comes by the I/O APIC, each time that the port raises it; where interrupts are
+    /// remapped by an entry that lets the I/O APIC in and no PCI function.
     fn the_serial_line_interrupts_by_an_entry_of_its_own(context) {
         let machine = Machine::of(context)?;
         let functions = machine.hotplug.functions()?;

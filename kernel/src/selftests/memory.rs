@@ -81,7 +81,8 @@ test! {
 extern "C" fn returns_at_once() {}
 
 test! {
-    /// Neither address 0 nor the addresses that the kernel booted at are mapped, and the direct map leaves the image out.
+    /// Neither address 0 nor the addresses that the kernel booted at are mapped, and the direct map leaves the image
+    /// out.
     fn nothing_else_is_mapped(_context) {
         check_unmapped(0)?;
         let image = layout::image_physical().start;
@@ -236,7 +237,8 @@ test! {
 }
 
 test! {
-    /// Addresses that come back are used again for shorter pieces and, once their neighbours have come back, for longer ones.
+    /// Addresses that come back are used again for shorter pieces and, once their neighbours have come back, for longer
+    /// ones.
     fn addresses_of_aliases_are_split_and_joined(_context) {
         const PAGES: u64 = 8;
         let frames_start = frames::allocate_zeroed(PAGES as usize).ok_or(failure!("no memory"))?;

@@ -176,7 +176,8 @@ test! {
 }
 
 test! {
-    /// There is a bound to how many processes there are. Nothing is left of one too many, nor of a program that is none.
+    /// There is a bound to how many processes there are. Nothing is left of one too many, nor of a program that is
+    /// none.
     deadline_ms = 60_000,
     fn processes_are_bounded(_context) {
         let mut sleeping = Vec::new();

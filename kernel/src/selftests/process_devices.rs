@@ -87,7 +87,8 @@ impl<'a> Edu<'a> {
         reports::group(&self.machine.iommu, self.function).map_or(0, |group| group.faults)
     }
 
-    /// `process` comes to its end because its device was taken. One that waits for an interrupt may be told so first, and exit.
+    /// `process` comes to its end because its device was taken. One that waits for an interrupt may be told so first,
+    /// and exit.
     pub fn expect_loss(&self, process: &Process) -> Result<(), Failure> {
         let ending = end_of(process)?;
         check!(
@@ -113,8 +114,8 @@ impl<'a> Edu<'a> {
 }
 
 test! {
-    /// A process drives the device that it was given: registers, memory that they share, and its interrupt. Afterwards the
-    /// device is free, and the next process finds it as the first one did.
+    /// A process drives the device that it was given: registers, memory that they share, and its interrupt. Afterwards
+    /// the device is free, and the next process finds it as the first one did.
     lacks = lacks::idle_remapped_edu,
     fn a_process_drives_its_device(context) {
         let edu = Edu::of(context)?;
@@ -129,8 +130,8 @@ test! {
 }
 
 test! {
-    /// What a process has its device do to memory that it has not shared with it, or not so, is blocked and recorded: the kernel's,
-    /// its own, and what it shared before.
+    /// What a process has its device do to memory that it has not shared with it, or not so, is blocked and recorded:
+    /// the kernel's, its own, and what it shared before.
     lacks = lacks::idle_remapped_edu,
     fn memory_that_was_not_shared_is_out_of_reach(context) {
         const CODE_BYTES: usize = 64;
@@ -146,7 +147,8 @@ test! {
 }
 
 test! {
-    /// A process sees the registers of its device and nothing behind them, and no call about a device takes hostile arguments.
+    /// A process sees the registers of its device and nothing behind them, and no call about a device takes hostile
+    /// arguments.
     lacks = lacks::idle_remapped_edu,
     fn registers_end_where_they_end(context) {
         let edu = Edu::of(context)?;
@@ -161,8 +163,8 @@ test! {
 }
 
 test! {
-    /// A process that is killed in the middle of a transfer, at any moment of it, leaves a quiet device, whose memory comes back, and
-    /// which the next process can have. As often as `kills=` says, 3 times otherwise.
+    /// A process that is killed in the middle of a transfer, at any moment of it, leaves a quiet device, whose memory
+    /// comes back, and which the next process can have. As often as `kills=` says, 3 times otherwise.
     deadline_ms = 900_000,
     lacks = lacks::idle_remapped_edu,
     fn a_killed_process_leaves_its_device_quiet(context) {
@@ -338,8 +340,8 @@ fn remapped_nvme(context: &Context<'_>) -> Option<&'static str> {
 }
 
 test! {
-    /// A device that says that its registers are where somebody else's are is given to nobody: the kernel sets up its interrupts
-    /// there.
+    /// A device that says that its registers are where somebody else's are is given to nobody: the kernel sets up its
+    /// interrupts there.
     lacks = remapped_nvme,
     fn a_device_in_the_place_of_another_is_not_given(context) {
         let machine = Machine::of(context)?;

@@ -132,7 +132,8 @@ fn other_disk(machine: &Machine, disk: &dyn BlockDevice) -> Result<Arc<dyn Block
     disks.find(|disk| disk.dma().function() != function).ok_or(failure!("there is one disk"))
 }
 
-/// Submits everything, kills the driver, and looks that everything comes back. Returns how many requests the kill ended.
+/// Submits everything, kills the driver, and looks that everything comes back. Returns how many requests the kill
+/// ended.
 pub(super) fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> Result<usize, Failure> {
     let process = driver_of(disk)?;
     let ended = end_with_requests(machine, disk, || {
@@ -143,7 +144,8 @@ pub(super) fn kill_with_requests(machine: &Machine, disk: &dyn BlockDevice) -> R
     Ok(ended)
 }
 
-/// Submits everything, ends the driver by `end`, and looks that everything comes back. Returns how many requests that ended.
+/// Submits everything, ends the driver by `end`, and looks that everything comes back. Returns how many requests that
+/// ended.
 pub(super) fn end_with_requests(
     machine: &Machine,
     disk: &dyn BlockDevice,
@@ -193,8 +195,8 @@ pub(super) fn check_kept(machine: &Machine, disk: &dyn BlockDevice) -> Result<()
 }
 
 test! {
-    /// A disk's driver is killed with requests in flight: all of them end at once, with their buffers, others' requests go on, the
-    /// device is free, and the next process finds on it what was there. As often as `kills=` says.
+    /// A disk's driver is killed with requests in flight: all of them end at once, with their buffers, others' requests
+    /// go on, the device is free, and the next process finds on it what was there. As often as `kills=` says.
     deadline_ms = 900_000,
     lacks = lacks::served_disk,
     fn a_killed_driver_takes_nothing_along(context) {
@@ -256,7 +258,8 @@ fn check_gone(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> 
 }
 
 test! {
-    /// Answers to no request, twice, and from memory that the program does not have are none; offers that make no sense are refused.
+    /// Answers to no request, twice, and from memory that the program does not have are none; offers that make no sense
+    /// are refused.
     lacks = lacks::idle_remapped_edu,
     fn answers_that_are_lies_are_none(context) {
         let machine = Machine::of(context)?;

@@ -81,8 +81,8 @@ impl<'a> Shared<'a> {
 }
 
 test! {
-    /// The device uses the addresses of the space, with the rights that these have, and whatever becomes of them is so for the
-    /// device at once.
+    /// The device uses the addresses of the space, with the rights that these have, and whatever becomes of them is so
+    /// for the device at once.
     lacks = lacks::shareable_spaces,
     fn a_device_has_the_addresses_of_a_space(context) {
         let mut shared = Shared::of(context)?;
@@ -181,8 +181,8 @@ test! {
 }
 
 test! {
-    /// A process and its device use the same pointers, for code, data and stack alike, and what is not the process's is not the
-    /// device's.
+    /// A process and its device use the same pointers, for code, data and stack alike, and what is not the process's is
+    /// not the device's.
     lacks = lacks::shareable_spaces,
     fn a_process_and_its_device_share_pointers(context) {
         let edu = Edu::of(context)?.sharing(true);
@@ -207,8 +207,8 @@ test! {
 }
 
 test! {
-    /// Killed in the middle of a transfer, taken by somebody else, or put in quarantine: the device is quiet before anything of the
-    /// space is somebody else's.
+    /// Killed in the middle of a transfer, taken by somebody else, or put in quarantine: the device is quiet before
+    /// anything of the space is somebody else's.
     lacks = lacks::shareable_spaces,
     fn a_space_goes_after_its_device(context) {
         let edu = Edu::of(context)?.sharing(true);

@@ -1,4 +1,5 @@
-//! What a page costs that a program and its device both have: mapped for each by itself, or once in a table that both walk.
+//! What a page costs that a program and its device both have: mapped for each by itself, or once in a table that both
+//! walk.
 
 use alloc::sync::Arc;
 use core::{mem::ManuallyDrop, ptr::NonNull};

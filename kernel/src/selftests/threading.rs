@@ -146,9 +146,9 @@ test! {
 }
 
 test! {
-    /// Threads that end give their stacks and themselves back. What stays is for the next ones: stacks stay mapped (there are
-    /// as many as were in use at the same time, which preemption decides), and the heap keeps what it has grown by; so those
-    /// are counted, and not frames.
+    /// Threads that end give their stacks and themselves back. What stays is for the next ones: stacks stay mapped
+    /// (there are as many as were in use at the same time, which preemption decides), and the heap keeps what it has
+    /// grown by; so those are counted, and not frames.
     fn threads_give_their_memory_back(context) {
         let deadline = context.now_ns() + 8 * NS_PER_S;
         let in_use = || (stacks::count().0, memory::small_bytes());

@@ -28,8 +28,8 @@ const COUNT: u16 = 2;
 /// Blocks of each request, and how many requests each disk has at a time.
 const BLOCKS: u32 = 8;
 const REQUESTS: u64 = 24;
-/// By how much a driver's memory moves up for the controller for each number that it is started with, and where the data of the
-/// first request are before that.
+/// By how much a driver's memory moves up for the controller for each number that it is started with, and where the
+/// data of the first request are before that.
 const STEP: u64 = 1 << 32;
 const DATA_AT: u64 = 0x4000_0000;
 
@@ -126,8 +126,8 @@ fn check_own_data(machine: &Machine, disks: &[&dyn BlockDevice]) -> Result<(), F
 }
 
 test! {
-    /// Three processes drive a controller and two virtual functions of another one at once, each by the same addresses in a domain
-    /// of its own, and each finds on its disk what was written there.
+    /// Three processes drive a controller and two virtual functions of another one at once, each by the same addresses
+    /// in a domain of its own, and each finds on its disk what was written there.
     deadline_ms = 120_000,
     lacks = lacks::virtual_disks,
     fn three_processes_have_three_disks(context) {
@@ -173,8 +173,8 @@ fn transfer_at(
 }
 
 test! {
-    /// A virtual function that is told to reach the memory that another process has shared with another one, or that one's
-    /// registers, is blocked, under its own id; the other one reaches its memory, and its requests go on.
+    /// A virtual function that is told to reach the memory that another process has shared with another one, or that
+    /// one's registers, is blocked, under its own id; the other one reaches its memory, and its requests go on.
     deadline_ms = 120_000,
     lacks = lacks::virtual_disks,
     fn what_others_have_is_out_of_reach(context) {
@@ -207,8 +207,9 @@ test! {
 }
 
 test! {
-    /// The driver of a virtual function is killed with requests in flight, and then that of the disk: all of its requests end, those of
-    /// the others go on, its function is free and given to the next process, which finds what was there. As often as `kills=` says.
+    /// The driver of a virtual function is killed with requests in flight, and then that of the disk: all of its
+    /// requests end, those of the others go on, its function is free and given to the next process, which finds what
+    /// was there. As often as `kills=` says.
     deadline_ms = 900_000,
     lacks = lacks::virtual_disks,
     fn a_killed_driver_leaves_the_others_alone(context) {
@@ -251,8 +252,9 @@ test! {
 }
 
 test! {
-    /// Virtual functions are turned off under processes that have requests in flight: they end, all of their requests with them, their
-    /// memory is free, and nothing is left of their disks; the disk of another process does not notice. So it is the second time.
+    /// Virtual functions are turned off under processes that have requests in flight: they end, all of their requests
+    /// with them, their memory is free, and nothing is left of their disks; the disk of another process does not
+    /// notice. So it is the second time.
     deadline_ms = 300_000,
     lacks = lacks::virtual_disks,
     fn turned_off_they_take_their_drivers_along(context) {
@@ -286,8 +288,8 @@ test! {
 }
 
 test! {
-    /// A physical function is the kernel's for as long as it has virtual ones: no process gets it, and none that has it has virtual
-    /// functions made of it.
+    /// A physical function is the kernel's for as long as it has virtual ones: no process gets it, and none that has it
+    /// has virtual functions made of it.
     deadline_ms = 60_000,
     lacks = lacks::virtual_disks,
     fn nobody_else_has_their_physical_function(context) {

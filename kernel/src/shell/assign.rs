@@ -34,7 +34,8 @@ fn is_assigned(shell: &Shell<'_>, function: PciAddress) -> bool {
     reports::group(&shell.machine.iommu, function).is_some_and(|group| group.is_assigned())
 }
 
-/// Why `function`, called `name`, is not given to anybody now: what has a driver, or is in quarantine, is released first.
+/// Why `function`, called `name`, is not given to anybody now: what has a driver, or is in quarantine, is released
+/// first.
 fn why_not(shell: &Shell<'_>, name: &str, function: PciAddress) -> Option<String> {
     let group = reports::group(&shell.machine.iommu, function)?;
     match group.standing {

@@ -75,8 +75,8 @@ fn attack(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
-/// Why the last request of `attacker` was blocked. It was after `before` was the last fault of all, if it can be told: a
-/// fault that is the same again is taken for that.
+/// Why the last request of `attacker` was blocked. It was after `before` was the last fault of all, if it can be told:
+/// a fault that is the same again is taken for that.
 fn blocked_for(machine: &Machine, attacker: PciAddress, before: Option<Fault>) -> Option<Reason> {
     const POLL_NS: u64 = clock::NS_PER_S / 100;
     let deadline_ns = clock::now_ns() + INTERRUPT_WAIT_NS;

@@ -149,8 +149,8 @@ fn fetch(shell: &Shell<'_>, arguments: &[&str]) -> Result<(), UsageError> {
     Ok(())
 }
 
-/// Waits for a fetch and shows how far it is. It ends by itself when nothing comes any more, and without a result when its
-/// interface is shut down.
+/// Waits for a fetch and shows how far it is. It ends by itself when nothing comes any more, and without a result when
+/// its interface is shut down.
 fn follow<T>(job: &Pending<T>) -> Result<T, NoResult> {
     loop {
         match job.wait(clock::now_ns().saturating_add(PROGRESS_NS)) {

@@ -5,8 +5,8 @@
 //! off (here, or for an [`IrqMutex`](crate::sync::IrqMutex)) does the flushes that are wanted of itself meanwhile: any
 //! number of CPUs may shoot at each other.
 //!
-//! Locks other than `IrqMutex` are not held by one that shoots, as whoever waits for them serves nothing: debug builds check
-//! it ([`sync::assert_waiters_flush`]). Only a mapping besides the direct map is ever unmapped
+//! Locks other than `IrqMutex` are not held by one that shoots, as whoever waits for them serves nothing: debug builds
+//! check it ([`sync::assert_waiters_flush`]). Only a mapping besides the direct map is ever unmapped
 //! ([`Alias`](crate::memory::Alias)), and its owners hold no lock at all.
 
 use core::sync::atomic::{
@@ -27,8 +27,8 @@ use crate::{
     sync::{self, Rank},
 };
 
-/// A CPU that has interrupts off for longer is lost. A host with other things to do has been seen to keep an emulated CPU
-/// waiting for five seconds.
+/// A CPU that has interrupts off for longer is lost. A host with other things to do has been seen to keep an emulated
+/// CPU waiting for five seconds.
 const DEADLINE_NS: u64 = 20 * clock::NS_PER_S;
 
 /// How often all CPUs were flushed.

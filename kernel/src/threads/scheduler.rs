@@ -1,9 +1,9 @@
 //! Who runs next, and where.
 //!
 //! Every thread is in one place, which owns it: on a CPU, in a run queue, among the sleepers (all that are parked,
-//! also those without a deadline), or on its way to be dropped. One lock protects all of that. There is a run queue that
-//! all CPUs take from, and one for each CPU with the threads that are bound to it; of the two that a CPU takes from, the
-//! thread goes first that has been ready longest.
+//! also those without a deadline), or on its way to be dropped. One lock protects all of that. There is a run queue
+//! that all CPUs take from, and one for each CPU with the threads that are bound to it; of the two that a CPU takes
+//! from, the thread goes first that has been ready longest.
 //!
 //! A CPU notes that it is idle under the lock, having found nothing to do; who makes a thread ready looks for one that
 //! is, under the same lock, and interrupts it. So a CPU never sleeps beside a thread that it could run.
@@ -295,8 +295,9 @@ impl Scheduler {
         }
     }
 
-    /// Sets the timer of this CPU if it would fire too late: for the end of the running thread's slice, for the watchdog,
-    /// for the first sleeper if no other CPU's timer is set for that, and to look at the clock if for nothing else.
+    /// Sets the timer of this CPU if it would fire too late: for the end of the running thread's slice, for the
+    /// watchdog, for the first sleeper if no other CPU's timer is set for that, and to look at the clock if for nothing
+    /// else.
     fn arm_timer(&mut self) {
         let this = Cpu::current().index();
         let first = self.sleepers.front().get().map(|thread| thread.deadline_ns.load(Relaxed));

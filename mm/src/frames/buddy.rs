@@ -6,7 +6,8 @@ use super::record::{FrameRecord, NONE, State};
 
 const ORDERS: usize = MAX_ORDER as usize + 1;
 
-/// The free blocks of a zone, in one list for each order. The lists run through the records of the blocks' first frames.
+/// The free blocks of a zone, in one list for each order. The lists run through the records of the blocks' first
+/// frames.
 pub(super) struct Buddy {
     heads: [u32; ORDERS],
     blocks: [usize; ORDERS],

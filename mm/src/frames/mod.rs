@@ -8,8 +8,8 @@
 //! - Everything that is given back is checked against its record: a frame that is free already, that is part of
 //!   something larger, or that was never given out, is refused.
 //!
-//! Locks: a CPU's cache, then a zone; never two of a kind. Both are held with interrupts off ([`Processor::guard`]), for
-//! a bounded time.
+//! Locks: a CPU's cache, then a zone; never two of a kind. Both are held with interrupts off ([`Processor::guard`]),
+//! for a bounded time.
 
 mod buddy;
 mod cache;
@@ -53,8 +53,8 @@ pub trait Processor: Send + Sync {
     /// Number of the CPU that this runs on. Called under a guard. A wrong answer costs time, nothing else.
     fn cpu(&self) -> usize;
 
-    /// A lock of `class` is taken: called under a guard, before it is waited for, in debug builds. A host that checks the
-    /// order in which locks nest hears of the allocator's here (see [`lock_order`](crate::lock_order)).
+    /// A lock of `class` is taken: called under a guard, before it is waited for, in debug builds. A host that checks
+    /// the order in which locks nest hears of the allocator's here (see [`lock_order`](crate::lock_order)).
     fn lock_taken(&self, class: LockClass) {
         let _ = class;
     }
@@ -249,8 +249,9 @@ impl<'m, P: Processor> FrameAllocator<'m, P> {
         })
     }
 
-    /// As [`allocate_block`](Self::allocate_block), for one that has failed: what is left may sit in the CPUs' caches. The
-    /// zone is looked at whether or not anything was found there, because somebody else may have emptied them meanwhile.
+    /// As [`allocate_block`](Self::allocate_block), for one that has failed: what is left may sit in the CPUs' caches.
+    /// The zone is looked at whether or not anything was found there, because somebody else may have emptied them
+    /// meanwhile.
     fn allocate_drained(&self, frames: u32, order: u8, zone: Zone) -> Option<u32> {
         self.drain();
         self.allocate_block(frames, order, zone)

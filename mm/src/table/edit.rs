@@ -71,8 +71,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Ok(stale)
     }
 
-    /// Gives what is mapped in the `bytes` bytes from `input` the permissions and memory type `access`. Where nothing is
-    /// mapped, nothing is done. Superpages that the range covers in part are split.
+    /// Gives what is mapped in the `bytes` bytes from `input` the permissions and memory type `access`. Where nothing
+    /// is mapped, nothing is done. Superpages that the range covers in part are split.
     ///
     /// # Errors
     /// See [`EditError`]. The table then maps what it mapped before, with the permissions that it had.
@@ -156,7 +156,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    /// Clears the table behind `entry`, if it is still there, for `range` (inclusive). Returns the bytes that were mapped.
+    /// Clears the table behind `entry`, if it is still there, for `range` (inclusive). Returns the bytes that were
+    /// mapped.
     fn clear_table(
         &self,
         entry: &AtomicU64,

@@ -49,8 +49,8 @@ pub const fn level_bytes(level: u8) -> u64 {
 /// What the engine relies on:
 ///
 /// - An entry of zero is empty. An entry whose bits 11:0 are zero is empty to the walker in hardware.
-/// - Bits 61:52 and 10 of an entry that points to a table belong to the engine: the walker in hardware ignores them, and
-///   so does [`decode`](Self::decode).
+/// - Bits 61:52 and 10 of an entry that points to a table belong to the engine: the walker in hardware ignores them,
+///   and so does [`decode`](Self::decode).
 /// - A leaf that [`encode_leaf`](Self::encode_leaf) made is never empty, whatever the access.
 /// - The output address of a leaf stands in its own bits, so that the leaf for the next piece of memory is the entry
 ///   plus the size of the leaf.
@@ -79,8 +79,8 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// What the entry `raw` at `level` says.
     fn decode(&self, level: u8, raw: u64) -> Entry<Self::Access>;
 
-    /// The table that the entry `raw` at `level` points to: [`decode`](Self::decode) without the rest. Asked once for each
-    /// level of each walk, so a format may have a shorter way to tell.
+    /// The table that the entry `raw` at `level` points to: [`decode`](Self::decode) without the rest. Asked once for
+    /// each level of each walk, so a format may have a shorter way to tell.
     #[inline]
     fn decode_table(&self, level: u8, raw: u64) -> Option<PhysAddr> {
         match self.decode(level, raw) {
@@ -96,8 +96,8 @@ pub trait Format: Copy + Send + Sync + 'static {
         0
     }
 
-    /// Whether `input` is the address of a page that the table translates. Asked once for each short change: a format may
-    /// have a shorter way to tell.
+    /// Whether `input` is the address of a page that the table translates. Asked once for each short change: a format
+    /// may have a shorter way to tell.
     #[inline]
     fn has_page(&self, input: u64) -> bool {
         input & (PAGE_BYTES - 1) == 0 && self.covers(input, input)

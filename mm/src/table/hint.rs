@@ -1,8 +1,8 @@
 //! Where the last walk went: the table of level 2 that it came to, so that the next walk nearby can start there.
 //!
-//! A hint is only set by a thread that has pinned a table below the one it points to, and is forgotten before a departure
-//! is counted. So whoever reads the count of departures, follows a hint, pins what it leads to, and finds the count
-//! unchanged, has come to the right place.
+//! A hint is only set by a thread that has pinned a table below the one it points to, and is forgotten before a
+//! departure is counted. So whoever reads the count of departures, follows a hint, pins what it leads to, and finds the
+//! count unchanged, has come to the right place.
 
 use super::format::level_shift;
 use crate::machine::{AtomicU64, Ordering};
@@ -24,7 +24,8 @@ impl Hint {
         Self(AtomicU64::new(NONE))
     }
 
-    /// The table of level 2 that translates `input`, which is one that the tree covers, if it is the one that the hint is for.
+    /// The table of level 2 that translates `input`, which is one that the tree covers, if it is the one that the hint
+    /// is for.
     #[inline]
     pub fn get(&self, input: u64) -> Option<PhysAddr> {
         table_in(self.0.load(Ordering::Acquire), input)

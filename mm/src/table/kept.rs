@@ -2,7 +2,8 @@
 //!
 //! A table that was just emptied is likely to be used again: a driver that maps and unmaps one buffer at a time would
 //! otherwise allocate, link, unlink, flush and free a table for each. The last emptied table of each slot stays; the
-//! table that was in the slot before is taken out if it is still empty. So no more than [`KEPT_TABLES`] empty tables are kept.
+//! table that was in the slot before is taken out if it is still empty. So no more than [`KEPT_TABLES`] empty tables
+//! are kept.
 //!
 //! A slot is only a note. The table in it may be in use again, or gone; what decides is its live count.
 

@@ -12,8 +12,8 @@ const LINES: usize = 2 * LINE;
 /// Segments that are looked at together.
 const GROUP: usize = 4;
 
-/// Writes `raw`, `raw + step`, `raw + 2 * step` ... into `entries`, up to the first that is in use. Returns how many were
-/// written. The caller may know that all are unused.
+/// Writes `raw`, `raw + step`, `raw + 2 * step` ... into `entries`, up to the first that is in use. Returns how many
+/// were written. The caller may know that all are unused.
 #[inline(always)]
 pub fn fill_run(entries: &[AtomicU64], raw: u64, step: u64, all_unused: bool) -> usize {
     match entries {
@@ -27,9 +27,9 @@ pub fn fill_run(entries: &[AtomicU64], raw: u64, step: u64, all_unused: bool) ->
     }
 }
 
-/// Writes `leaf` plus the start of a segment into each of `entries`, up to the first segment that is not one page or has
-/// a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written. The caller may
-/// know that `ALL_UNUSED`.
+/// Writes `leaf` plus the start of a segment into each of `entries`, up to the first segment that is not one page or
+/// has a bit of `no_output` in its start, and to the first entry that is in use. Returns how many were written. The
+/// caller may know that `ALL_UNUSED`.
 ///
 /// A function of its own, so that the loop has the registers that it needs.
 #[inline(never)]
@@ -159,9 +159,9 @@ fn clear_each(entries: &[AtomicU64]) -> u64 {
     used
 }
 
-/// Empties `entries` of an upper table up to the first that is a table. Returns how many it passed, and how many of these
-/// were in use. Unused ones are not written: only a part of the first or the last may be the caller's, and another thread
-/// may link a table there.
+/// Empties `entries` of an upper table up to the first that is a table. Returns how many it passed, and how many of
+/// these were in use. Unused ones are not written: only a part of the first or the last may be the caller's, and
+/// another thread may link a table there.
 #[inline]
 pub fn clear_leaves(entries: &[AtomicU64], is_table: impl Fn(u64) -> bool) -> (usize, u64) {
     let mut used = 0;

@@ -14,9 +14,9 @@ const ONE: u64 = 1 << COUNT_SHIFT;
 /// The bit above the count. It is 0 in every link, so that it tells when a count has overflowed.
 const OVERFLOW: u64 = 1 << 62;
 
-/// Set in a link that the walker in hardware, which does not snoop, may not find in memory yet. Formats do not use the bit
-/// in the entries that point to tables, and hardware ignores it there. (In VT-d's first stage it is EA, which hardware looks at only
-/// if a PASID entry enables it by EAFE: none of ours does.)
+/// Set in a link that the walker in hardware, which does not snoop, may not find in memory yet. Formats do not use the
+/// bit in the entries that point to tables, and hardware ignores it there. (In VT-d's first stage it is EA, which
+/// hardware looks at only if a PASID entry enables it by EAFE: none of ours does.)
 pub const UNWRITTEN: u64 = 1 << 10;
 
 /// Most references that the ten bits can hold.
@@ -47,9 +47,9 @@ pub enum Seen<A> {
     Table(PhysAddr),
 }
 
-/// Takes a reference to the table that `link`, an entry at `level`, points to. A link that whoever set it has not written
-/// back yet is written back by `write_back`: what is entered below is of no use to the hardware before that, and what is
-/// taken away there may still be found in what the link has replaced.
+/// Takes a reference to the table that `link`, an entry at `level`, points to. A link that whoever set it has not
+/// written back yet is written back by `write_back`: what is entered below is of no use to the hardware before that,
+/// and what is taken away there may still be found in what the link has replaced.
 #[inline]
 pub fn pin<F: Format>(
     format: &F,

@@ -31,8 +31,8 @@ pub(super) enum Unmapped {
 }
 
 impl<F: Format, M: TableMemory> PageTable<F, M> {
-    /// The table of level 2 on the way to `input`, if that is the address of a page, and there is such a table. The caller
-    /// has read the count of departures before.
+    /// The table of level 2 on the way to `input`, if that is the address of a page, and there is such a table. The
+    /// caller has read the count of departures before.
     #[inline(always)]
     fn level_2(&self, input: u64) -> Option<PhysAddr> {
         if !self.format.has_page(input) {
@@ -94,8 +94,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         Some(Pinned { link, table: unsafe { self.table(page) }, was_empty: references == 0 })
     }
 
-    /// Maps the page at `input` to `output`, if both are addresses of pages, the lowest table is there, and its entry is
-    /// not in use. Returns whether it did; if not, nothing was done.
+    /// Maps the page at `input` to `output`, if both are addresses of pages, the lowest table is there, and its entry
+    /// is not in use. Returns whether it did; if not, nothing was done.
     #[inline(always)]
     pub(super) fn map_page(&self, input: u64, output: PhysAddr, access: F::Access) -> bool {
         if output.as_u64() & self.no_output != 0 {
@@ -135,8 +135,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         self.let_go(link, input, 1)
     }
 
-    /// Unmaps the `bytes` bytes from `input`, if they are pages in one lowest table that is there. Returns how many were
-    /// mapped. `None`: nothing was done.
+    /// Unmaps the `bytes` bytes from `input`, if they are pages in one lowest table that is there. Returns how many
+    /// were mapped. `None`: nothing was done.
     #[inline(always)]
     pub(super) fn unmap_run(&self, input: u64, bytes: u64) -> Option<(u64, Unmapped)> {
         let first = index(input, 1);
@@ -162,7 +162,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    /// The token for a change of `removed` pages in `first..=last`, which has emptied the lowest table that they are in.
+    /// The token for a change of `removed` pages in `first..=last`, which has emptied the lowest table that they are
+    /// in.
     #[cold]
     #[inline(never)]
     pub(super) fn emptied_lowest(&self, first: u64, last: u64, removed: u64) -> Stale {

@@ -82,9 +82,9 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
     /// Maps the inputs from `input` to `segments`, one after the other, with the largest leaves that alignment and
     /// hardware allow. Start and length of each segment are multiples of 4 KiB.
     ///
-    /// A token comes back if tables have left the tree lately, on behalf of this call or of another one whose flush is not
-    /// over: walkers in hardware may not see the mapping before it is flushed. Whether a mapping that was not there before
-    /// needs a flush of its own is the hardware's affair (caching mode, write buffers).
+    /// A token comes back if tables have left the tree lately, on behalf of this call or of another one whose flush is
+    /// not over: walkers in hardware may not see the mapping before it is flushed. Whether a mapping that was not there
+    /// before needs a flush of its own is the hardware's affair (caching mode, write buffers).
     ///
     /// # Errors
     /// See [`MapError`]. The table then maps what it mapped before.

@@ -20,13 +20,14 @@
 //! 2. **Settle.** References of entries that a thread fills in or clears are added or removed together with its own
 //!    when it leaves the table. So the count is never below the number of entries in use.
 //! 3. **Link.** A table is put into an empty entry by compare-exchange, when the thread has written everything that it
-//!    wants to see below it, and (where the hardware does not snoop) has written that back. A thread that comes second takes
-//!    its own table apart again, which nobody has seen, and uses the winner's. Where the hardware does not snoop, the link
-//!    itself bears a mark (bit 10) until it is written back, and whoever pins the table meanwhile writes it back as well: what
-//!    he does below is of no use to the hardware, or even hidden from it by what was there before, until the link is in memory.
+//!    wants to see below it, and (where the hardware does not snoop) has written that back. A thread that comes second
+//!    takes its own table apart again, which nobody has seen, and uses the winner's. Where the hardware does not snoop,
+//!    the link itself bears a mark (bit 10) until it is written back, and whoever pins the table meanwhile writes it
+//!    back as well: what he does below is of no use to the hardware, or even hidden from it by what was there before,
+//!    until the link is in memory.
 //! 4. **Detach.** The thread that brings the count to 0 sees to the empty table: it stays, noted in one of a few slots,
-//!    or leaves the tree by compare-exchange of *this pointer with count 0* to empty. Nobody is inside then, and nobody can get in.
-//!    Detaching empties an entry of the table above, which has lost a reference in turn.
+//!    or leaves the tree by compare-exchange of *this pointer with count 0* to empty. Nobody is inside then, and nobody
+//!    can get in. Detaching empties an entry of the table above, which has lost a reference in turn.
 //!
 //! A pinned table cannot be detached, its link is an entry in use, which keeps the table above it, and so on up to the
 //! root: what is pinned stays where it is.
@@ -35,16 +36,16 @@
 //! and is freed when the token is redeemed. Until then, whoever maps gets a token too: a walker that remembers the page
 //! would not find what is mapped in its successor.
 //!
-//! A superpage that is split maps what it mapped, by other entries: the token is for all of it. Who owns another part and finds
-//! it split already gets a token for that part alone.
+//! A superpage that is split maps what it mapped, by other entries: the token is for all of it. Who owns another part
+//! and finds it split already gets a token for that part alone.
 //!
 //! Looking pins as well. A table that is emptied while somebody looks into it is seen to by who looks, and what has to
-//! leave the tree then waits for the next token: a map's, or that of a change by the long way. The short way, which only
-//! clears leaves, does not look for such tables.
+//! leave the tree then waits for the next token: a map's, or that of a change by the long way. The short way, which
+//! only clears leaves, does not look for such tables.
 //!
-//! The usual change, of a few pages in tables that are there, pins the lowest table only (`lowest.rs`): upper tables that
-//! have left a tree are used for tables of their level in this tree again and for nothing else, so they can be read at any
-//! time, and a count of those that left tells whether the way led to the right place.
+//! The usual change, of a few pages in tables that are there, pins the lowest table only (`lowest.rs`): upper tables
+//! that have left a tree are used for tables of their level in this tree again and for nothing else, so they can be
+//! read at any time, and a count of those that left tells whether the way led to the right place.
 
 mod edit;
 mod error;

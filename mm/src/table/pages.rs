@@ -128,8 +128,8 @@ impl Default for PageList {
 /// Pages that several threads put in and take out, without a lock.
 ///
 /// The head is the first page and a count of changes in one word, so that a page which went out and came back while a
-/// thread was looking is not mistaken for the stack that it saw, whose second page may be another by now. For that to fail,
-/// a thread would have to stand still between two instructions for exactly a multiple of 2²⁴ changes.
+/// thread was looking is not mistaken for the stack that it saw, whose second page may be another by now. For that to
+/// fail, a thread would have to stand still between two instructions for exactly a multiple of 2²⁴ changes.
 pub struct PageStack {
     head: AtomicU64,
 }

@@ -100,8 +100,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         0
     }
 
-    /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `border`. Returns the level of the one that
-    /// did, or 0.
+    /// Sees to it that no leaf below `table`, pinned by the caller, reaches over `border`. Returns the level of the one
+    /// that did, or 0.
     fn split_at(
         &self,
         table: &Table,
@@ -128,7 +128,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
                     return split;
                 }
                 Seen::Leaf { raw, output, access } => {
-                    // The leaf was here when the reserve was filled: only its owner adds leaves, and that is the caller.
+                    // The leaf was here when the reserve was filled: only its owner adds leaves, and that is the
+                    // caller.
                     let Some((page, was_spare)) = reserve.take(level - 1) else { return split };
                     let kept = raw & self.format.hardware_bits();
                     let new = self.build_split(page, level - 1, output, access, kept);

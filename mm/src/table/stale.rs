@@ -59,8 +59,8 @@ impl Stale {
         self.owner
     }
 
-    /// Says that superpages were split: an entry above the new leaves changed, and what hardware remembers of any part of a
-    /// superpage is of another size now.
+    /// Says that superpages were split: an entry above the new leaves changed, and what hardware remembers of any part
+    /// of a superpage is of another size now.
     pub(super) fn cover_split(&mut self, split: Split) {
         self.first_and_flag = self.first().min(split.first) | MORE_THAN_LEAVES;
         self.last = self.last.max(split.last);

@@ -27,11 +27,11 @@ pub struct PageTable<F: Format, M: TableMemory> {
     pub(super) hint: Hint,
     pub(super) kept: Kept,
     /// Upper tables that left the tree, those of level 2 first. A thread that walks down may still be reading one, and
-    /// takes what it finds there for tables of the level below. So a page that was a table of some upper level of this tree is
-    /// used for tables of that level again and for nothing else.
+    /// takes what it finds there for tables of the level below. So a page that was a table of some upper level of this
+    /// tree is used for tables of that level again and for nothing else.
     spare: [PageStack; UPPER_LEVELS],
-    /// Tables that left the tree where there was no token to put them in. The next token that is of more than leaves takes
-    /// them along.
+    /// Tables that left the tree where there was no token to put them in. The next token that is of more than leaves
+    /// takes them along.
     pub(super) orphans: PageStack,
     /// Pages taken from `memory` and not given back.
     pages: AtomicUsize,
@@ -169,8 +169,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         }
     }
 
-    /// The spare pages for tables of `level`; tables of the lowest level have none, as threads read them only while they
-    /// have them pinned.
+    /// The spare pages for tables of `level`; tables of the lowest level have none, as threads read them only while
+    /// they have them pinned.
     #[inline]
     fn spare(&self, level: u8) -> Option<&PageStack> {
         self.spare.get(usize::from(level).checked_sub(2)?)
@@ -284,8 +284,8 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         link::pin(&self.format, level, link, |link| self.write_back_entry(link))
     }
 
-    /// Replaces `link`, last seen as `raw`, in a table that is linked, by `new`, which points to a table that is written
-    /// back. False if it has changed. Who comes in before the link itself is written back sees that it is not.
+    /// Replaces `link`, last seen as `raw`, in a table that is linked, by `new`, which points to a table that is
+    /// written back. False if it has changed. Who comes in before the link itself is written back sees that it is not.
     pub(super) fn link(&self, link: &AtomicU64, raw: u64, new: u64) -> bool {
         let unwritten = if self.format.is_coherent() { 0 } else { link::UNWRITTEN };
         let linked = link.compare_exchange(raw, new | unwritten, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -353,11 +353,12 @@ impl<F: Format, M: TableMemory> PageTable<F, M> {
         (!is_empty).then(|| Stale::for_tables(self.id, detached.first, detached.last, detached.pages))
     }
 
-    /// The token for leaves that were just written at `input`, for `segments`, on top of `own` which the same change has
-    /// led to.
+    /// The token for leaves that were just written at `input`, for `segments`, on top of `own` which the same change
+    /// has led to.
     ///
     /// A walker in hardware may remember a table that was here before the one that the leaves are in, and find them
-    /// missing there. Until the flush on behalf of whoever took that table out is over, the leaves need one of their own.
+    /// missing there. Until the flush on behalf of whoever took that table out is over, the leaves need one of their
+    /// own.
     #[inline(always)]
     pub(super) fn visible(&self, own: Option<Stale>, input: u64, segments: &[PhysRange]) -> Option<Stale> {
         if self.all_flushed() { own } else { self.cover(own, input, segments) }

@@ -1,7 +1,7 @@
 //! The format of x86-64 paging, 4-level and 5-level: the CPU's own tables, and VT-d's first stage.
 //!
-//! Walkers set A and D in entries that do not have them, each in its own way and at its own time. In entries of ours they are set
-//! from the start, so that neither a CPU nor a device ever writes to a table.
+//! Walkers set A and D in entries that do not have them, each in its own way and at its own time. In entries of ours
+//! they are set from the start, so that neither a CPU nor a device ever writes to a table.
 
 use super::format::{Entry, Format, LeafSizes, level_shift};
 use crate::PhysAddr;
@@ -65,8 +65,8 @@ impl X86Format {
         }
     }
 
-    /// The same for tables that are walked by others than CPUs too, which do not snoop (VT-d's ECAP.SMPWCS says whether a unit
-    /// does): what is changed is written back.
+    /// The same for tables that are walked by others than CPUs too, which do not snoop (VT-d's ECAP.SMPWCS says whether
+    /// a unit does): what is changed is written back.
     #[must_use]
     pub const fn written_back(self) -> Self {
         Self { is_coherent: false, ..self }
@@ -121,8 +121,8 @@ impl Format for X86Format {
         }
     }
 
-    /// An entry of ours above level 1 is 0, or has one of the permission bits and, if it is a leaf, PS. So what is in its
-    /// low byte, read as a signed number, is positive for a table.
+    /// An entry of ours above level 1 is 0, or has one of the permission bits and, if it is a leaf, PS. So what is in
+    /// its low byte, read as a signed number, is positive for a table.
     #[inline]
     fn decode_table(&self, _level: u8, raw: u64) -> Option<PhysAddr> {
         const { assert!(PAGE_SIZE == 1 << 7 && PRESENT < PAGE_SIZE) };

@@ -1,5 +1,5 @@
-//! Table memory that finds out when a page is used that is free: its entries hold poison, which must still be there when
-//! the page is allocated, and at the end.
+//! Table memory that finds out when a page is used that is free: its entries hold poison, which must still be there
+//! when the page is allocated, and at the end.
 
 use std::sync::Mutex;
 

@@ -26,8 +26,8 @@ fn expected_leaf(sizes: LeafSizes, input: u64, output: u64, rest: u64) -> u64 {
     allowed.into_iter().find(|(size, flag)| sizes.contains(*flag) && fits(*size)).unwrap().0
 }
 
-/// Maps one range, sees that hardware finds what the rule says at each leaf, and unmaps it again. `access` is such that of
-/// the low bits only the lowest, which says that a leaf is present, is set, and those that hardware would set.
+/// Maps one range, sees that hardware finds what the rule says at each leaf, and unmaps it again. `access` is such that
+/// of the low bits only the lowest, which says that a leaf is present, is set, and those that hardware would set.
 fn check<F: Format>(format: F, access: F::Access, input: u64, output: u64, bytes: u64) {
     let memory = Arena::new(64);
     let tree = PageTable::new(format, &memory).unwrap();

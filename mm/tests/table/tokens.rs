@@ -203,9 +203,9 @@ fn one_map_takes_along_what_a_reader_displaced() {
     }
 }
 
-/// A thread may read an upper table that has left the tree meanwhile, and go on from there. What it finds is of no use to
-/// it, but must be what stands in a table of that level: were it a table of level 2 by now, its links would be taken for
-/// tables of level 2, and the lowest tables behind them can be freed at any time.
+/// A thread may read an upper table that has left the tree meanwhile, and go on from there. What it finds is of no use
+/// to it, but must be what stands in a table of that level: were it a table of level 2 by now, its links would be taken
+/// for tables of level 2, and the lowest tables behind them can be freed at any time.
 #[test]
 fn an_upper_table_is_used_for_its_own_level_again() {
     let memory = Arena::new(32);

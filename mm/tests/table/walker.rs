@@ -52,8 +52,8 @@ impl Walker {
         unreachable!("level 0 ends the loop")
     }
 
-    /// Sees that each link, in its bits 61:52, has the number of entries in use in the table behind it. Nobody is inside
-    /// any table. Returns the number of tables.
+    /// Sees that each link, in its bits 61:52, has the number of entries in use in the table behind it. Nobody is
+    /// inside any table. Returns the number of tables.
     pub fn audit(&self, memory: &Arena) -> usize {
         self.audit_below(memory, self.root, self.levels).1
     }

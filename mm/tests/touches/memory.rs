@@ -50,7 +50,8 @@ unsafe impl TableMemory for Memory {
     unsafe fn table(&self, page: PhysAddr) -> &Table {
         let index = Self::index(page);
         assert!(index < self.pages.len(), "{page} is none of these pages");
-        // SAFETY: the page is one of the vector's. By its pointer, as an index would have Miri tag all of them each time.
+        // SAFETY: the page is one of the vector's. By its pointer, as an index would have Miri tag all of them each
+        // time.
         unsafe { &*self.pages.as_ptr().add(index) }
     }
 

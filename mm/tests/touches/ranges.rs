@@ -1,4 +1,5 @@
-//! Ranges over borders between tables: each leaf is touched once, and the walk does not go back to the top between them.
+//! Ranges over borders between tables: each leaf is touched once, and the walk does not go back to the top between
+//! them.
 
 use crate::counts::{Touched, Touches, Tree, touched, tree};
 use crate::memory::Memory;
@@ -48,8 +49,8 @@ fn protect(tree: &Tree<'_>, (input, bytes): (u64, u64)) -> Touches {
     })
 }
 
-/// Each table on the way was entered and left once. At both ends, a change also looks for a superpage to split: from the top,
-/// to see how many pages that takes, and by another way down.
+/// Each table on the way was entered and left once. At both ends, a change also looks for a superpage to split: from
+/// the top, to see how many pages that takes, and by another way down.
 fn assert_entered_once(touches: &Touches, levels: core::ops::RangeInclusive<u8>, (input, bytes): (u64, u64)) {
     for level in levels {
         let links = touches.at_level(level);
@@ -91,8 +92,8 @@ fn tables_that_are_there_are_entered_once() {
     (2..=4).for_each(|level| touches.assert_each(level, RANGE, touched(2, 0, 2)));
 }
 
-/// The first table takes the short way, without a look at each entry as it is known to be empty. Its link is the only one
-/// that the walk comes to again, to go on behind it.
+/// The first table takes the short way, without a look at each entry as it is known to be empty. Its link is the only
+/// one that the walk comes to again, to go on behind it.
 #[test]
 fn a_list_is_mapped_in_one_walk() {
     let memory = Memory::new(16);
@@ -145,8 +146,8 @@ fn a_superpage_is_one_touch() {
     assert_leaves(&map(&tree, range.0, &output), 1, 0);
 }
 
-/// The root is no busier with many tables below one of its entries than with few. (Not with more than may stay empty: for each
-/// that leaves the tree, there is another walk.)
+/// The root is no busier with many tables below one of its entries than with few. (Not with more than may stay empty:
+/// for each that leaves the tree, there is another walk.)
 #[test]
 fn the_length_of_a_range_is_nothing_to_the_upper_tables() {
     let root_and_below = |tables: u64| {

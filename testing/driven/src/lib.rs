@@ -1,6 +1,7 @@
 //! The driver on a machine of the model.
 //!
-//! A crate of its own, so that the driver is compiled for the model's platform once, and not again for each test binary.
+//! A crate of its own, so that the driver is compiled for the model's platform once, and not again for each test
+//! binary.
 
 #![forbid(unsafe_code)]
 

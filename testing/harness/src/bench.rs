@@ -28,7 +28,8 @@ impl BenchCase {
 
 /// Registers a benchmark: `harness::bench! { fn name(bencher) { bencher.measure(|| work()); } }`.
 ///
-/// The body may use `?` on any error, and measures. `lacks = FUNCTION,` after the comment says what the machine lacks for it.
+/// The body may use `?` on any error, and measures. `lacks = FUNCTION,` after the comment says what the machine lacks
+/// for it.
 #[macro_export]
 macro_rules! bench {
     ($(#[$attribute:meta])* fn $name:ident($bencher:ident) $body:block) => {

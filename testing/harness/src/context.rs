@@ -57,8 +57,8 @@ impl<'a> Context<'a> {
         self.machine.send(format_args!("unplug {name}"));
     }
 
-    /// Asks the host to look at the screen of the display `name`: it has to show picture `picture` soon, or, if that is 0, nothing of
-    /// any picture now. The host presses a key when it does.
+    /// Asks the host to look at the screen of the display `name`: it has to show picture `picture` soon, or, if that is
+    /// 0, nothing of any picture now. The host presses a key when it does.
     pub fn look(&self, name: &str, picture: u32) {
         self.machine.send(format_args!("look {name} {picture}"));
     }

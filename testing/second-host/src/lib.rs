@@ -1,6 +1,6 @@
-//! Another kernel that takes `mm` and `iommu` over, as small as can be: its own frames, its own locks, its own threads. Its
-//! machine is the model's, whose hardware is reached by `self.model`. `docs/taking-over.md` goes through it, and the tests run what
-//! the suites of the first kernel run in QEMU.
+//! Another kernel that takes `mm` and `iommu` over, as small as can be: its own frames, its own locks, its own threads.
+//! Its machine is the model's, whose hardware is reached by `self.model`. `docs/taking-over.md` goes through it, and
+//! the tests run what the suites of the first kernel run in QEMU.
 
 mod frames;
 mod lock;

@@ -1,5 +1,5 @@
-//! What the suites of the first kernel show in QEMU, on the second one: each test is called as the one in `testing/suites` that it
-//! does the same as.
+//! What the suites of the first kernel show in QEMU, on the second one: each test is called as the one in
+//! `testing/suites` that it does the same as.
 
 use std::{
     sync::{

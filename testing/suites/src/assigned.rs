@@ -55,8 +55,8 @@ fn expect_blocked(machine: &Machine, edu: &mut ClaimedEdu, page: Iova) -> Result
 }
 
 test! {
-    /// The device reaches what its owner has mapped, at the same address what the next one has, and what neither maps for it
-    /// not at all.
+    /// The device reaches what its owner has mapped, at the same address what the next one has, and what neither maps
+    /// for it not at all.
     deadline_ms = 60_000,
     lacks = lacks::idle_edu,
     fn a_device_reaches_what_its_owner_maps(context) {
@@ -95,7 +95,8 @@ test! {
 }
 
 test! {
-    /// What a device has begun for one owner does not arrive when the device is another's: it ends before the memory is free.
+    /// What a device has begun for one owner does not arrive when the device is another's: it ends before the memory is
+    /// free.
     deadline_ms = 60_000,
     lacks = lacks::idle_edu,
     fn a_transfer_ends_with_its_owner(context) {

@@ -170,8 +170,8 @@ impl Load {
 }
 
 test! {
-    /// While the disk reads, another device goes for each page that the disk's driver has mapped, rings and buffers: all of
-    /// it is blocked, and what is read stays right.
+    /// While the disk reads, another device goes for each page that the disk's driver has mapped, rings and buffers:
+    /// all of it is blocked, and what is read stays right.
     deadline_ms = 90_000,
     lacks = lacks::isolated_nvme_and_kernels_disk,
     fn what_its_driver_has_mapped_is_out_of_reach_for_others(context) {

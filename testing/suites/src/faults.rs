@@ -55,9 +55,9 @@ impl Tables {
         }
     }
 
-    /// Whether `code` is what an access is to fail for, where legacy mode has `wanted`. A first stage says whether nothing is
-    /// mapped or not for writing; nothing there is mapped and not for reading. A second stage in scalable mode has reasons of its
-    /// own, and some units keep to the old ones.
+    /// Whether `code` is what an access is to fail for, where legacy mode has `wanted`. A first stage says whether
+    /// nothing is mapped or not for writing; nothing there is mapped and not for reading. A second stage in scalable
+    /// mode has reasons of its own, and some units keep to the old ones.
     fn give(self, code: u8, wanted: u8) -> bool {
         const NOT_PRESENT: u8 = 0x71;
         const SCALABLE_NO_WRITE: u8 = 0x85;

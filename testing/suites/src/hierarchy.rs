@@ -12,8 +12,8 @@ const MEMORY: u16 = 1 << 1;
 const BARS: u16 = 0x10;
 
 test! {
-    /// The buses of each bridge are out of those of the one above it, and of no other; what decodes or passes on memory behind
-    /// it lies in its windows.
+    /// The buses of each bridge are out of those of the one above it, and of no other; what decodes or passes on memory
+    /// behind it lies in its windows.
     fn what_is_behind_a_bridge_is_within_it(context) {
         let machine = Machine::of(context)?;
         let functions = machine.hotplug.functions()?;

@@ -75,8 +75,9 @@ pub fn is_back(machine: &Machine, before: (usize, u64)) -> bool {
 }
 
 test! {
-    /// An `edu` is plugged in, works, and is taken out in order; the next one at the same address finds nothing of the rights
-    /// that the first one had, though the unit has cached them. Each is put in quarantine, and its driver started anew.
+    /// An `edu` is plugged in, works, and is taken out in order; the next one at the same address finds nothing of the
+    /// rights that the first one had, though the unit has cached them. Each is put in quarantine, and its driver
+    /// started anew.
     deadline_ms = 90_000,
     lacks = lacks::plugs,
     fn the_next_device_has_none_of_the_rights_of_the_last(context) {
@@ -90,7 +91,8 @@ test! {
     }
 }
 
-/// Has `name` plugged in, an `edu` or something with one behind it, and taken out, so many times. `prepare` is shown each.
+/// Has `name` plugged in, an `edu` or something with one behind it, and taken out, so many times. `prepare` is shown
+/// each.
 pub fn come_and_go(
     context: &Context<'_>,
     name: &str,
@@ -126,8 +128,8 @@ pub fn come_and_go(
 }
 
 test! {
-    /// The slot loses its power behind the driver's back while a transfer is on its way: nothing arrives, the memory comes
-    /// back, and the next device works.
+    /// The slot loses its power behind the driver's back while a transfer is on its way: nothing arrives, the memory
+    /// comes back, and the next device works.
     deadline_ms = 90_000,
     lacks = lacks::plugs,
     fn a_transfer_ends_with_the_power(context) {
@@ -152,8 +154,8 @@ test! {
 }
 
 test! {
-    /// A disk is plugged in, read and taken out, twice; then one that takes seconds loses its power with requests in flight:
-    /// each of them ends, done or not, and every buffer comes back.
+    /// A disk is plugged in, read and taken out, twice; then one that takes seconds loses its power with requests in
+    /// flight: each of them ends, done or not, and every buffer comes back.
     deadline_ms = 120_000,
     lacks = lacks::plugs,
     fn disks_come_and_go_with_requests_in_flight(context) {

@@ -1,7 +1,7 @@
 //! Bridges that the host plugs in with something behind them.
 //!
-//! QEMU 10.0 was seen to crash when something else was plugged in after a bridge had been taken out: each test has a machine
-//! to itself, and plugs once.
+//! QEMU 10.0 was seen to crash when something else was plugged in after a bridge had been taken out: each test has a
+//! machine to itself, and plugs once.
 
 use drivers::{edu::Edu, pci::Slot};
 use harness::{Failure, check_eq, failure, test};
@@ -13,8 +13,8 @@ use crate::{
 };
 
 test! {
-    /// An `edu` behind a bridge to PCI: the bridge gets a bus and a window, and requests and interrupts of the device have ids
-    /// of that bus.
+    /// An `edu` behind a bridge to PCI: the bridge gets a bus and a window, and requests and interrupts of the device
+    /// have ids of that bus.
     deadline_ms = 90_000,
     lacks = lacks::plugs,
     fn one_comes_and_goes_with_what_is_behind_it(context) {
@@ -28,8 +28,8 @@ test! {
 test! {
     /// The same behind two bridges.
     ///
-    /// QEMU takes the ends of a range of buses in an interrupt entry the wrong way round: it blocks all interrupts from behind
-    /// a bridge to PCI that has more than one bus. So the device does without.
+    /// QEMU takes the ends of a range of buses in an interrupt entry the wrong way round: it blocks all interrupts from
+    /// behind a bridge to PCI that has more than one bus. So the device does without.
     deadline_ms = 90_000,
     lacks = lacks::plugs,
     fn two_come_and_go_with_what_is_behind_them(context) {

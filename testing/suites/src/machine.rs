@@ -229,8 +229,8 @@ impl Machine {
         Ok(self.iommu.release(function, |member| self.hotplug.is_quiet(&group, member))?)
     }
 
-    /// Takes `function` from the owner to whom it is assigned, if it is, and gives it to that of `domain`. From drivers of the
-    /// kernel's, and out of quarantine, it is not taken.
+    /// Takes `function` from the owner to whom it is assigned, if it is, and gives it to that of `domain`. From drivers
+    /// of the kernel's, and out of quarantine, it is not taken.
     pub fn assign(&self, function: PciAddress, domain: &DmaDomain) -> Result<DmaDevice, Failure> {
         if reports::group(&self.iommu, function).is_some_and(|group| group.is_assigned()) {
             self.release(function)?;

@@ -236,8 +236,8 @@ const ROUNDS_MAX: usize = 8;
 
 /// Fails unless one round of `work` in [`ROUNDS_MAX`] leaves everything as it was.
 ///
-/// What leaks, leaks in every round. What a round may take for good is bounded instead: a CPU that the test has not run on
-/// yet brings addresses of its own, whose table stays; and other threads take a frame now and then.
+/// What leaks, leaks in every round. What a round may take for good is bounded instead: a CPU that the test has not run
+/// on yet brings addresses of its own, whose table stays; and other threads take a frame now and then.
 fn leaves_nothing_behind(
     machine: &Machine,
     dma: &DmaDevice,

@@ -1,4 +1,5 @@
-//! Network interfaces: files fetched from the host, pages served to it, and neighbours that go for what a driver has mapped.
+//! Network interfaces: files fetched from the host, pages served to it, and neighbours that go for what a driver has
+//! mapped.
 //!
 //! The host's side is `xtask`'s: a server with files whose contents it knows, and a client of the guest's own server.
 
@@ -159,8 +160,8 @@ test! {
 }
 
 test! {
-    /// While files come, another device goes for each page that the interface's driver has mapped, rings and buffers: all of
-    /// it is blocked, and what comes is as it should be.
+    /// While files come, another device goes for each page that the interface's driver has mapped, rings and buffers:
+    /// all of it is blocked, and what comes is as it should be.
     deadline_ms = 300_000,
     lacks = lacks::isolated_nvme_and_net_host,
     fn what_its_driver_has_mapped_is_out_of_reach_for_others(context) {

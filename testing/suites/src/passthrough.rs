@@ -1,4 +1,5 @@
-//! A device that is trusted with all of RAM: an address is a physical address, and the device is taken back like any other.
+//! A device that is trusted with all of RAM: an address is a physical address, and the device is taken back like any
+//! other.
 
 use drivers::edu::{Transfer, Way};
 use harness::{check, check_eq, failure, test};

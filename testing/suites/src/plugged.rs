@@ -54,7 +54,8 @@ impl Plugged {
         keep(&self.edus, edu);
     }
 
-    /// Ends the driver of `function`, has it taken back by `release`, and starts its driver anew. Returns whether it has one.
+    /// Ends the driver of `function`, has it taken back by `release`, and starts its driver anew. Returns whether it
+    /// has one.
     pub fn reopen(
         &self,
         function: &Function,

@@ -21,8 +21,8 @@ fn page_of(iova: Iova) -> Iova {
 }
 
 test! {
-    /// Buffers of several owners lie on the pages of one heap. A device gets one of them, reads and writes all that it can
-    /// reach around it, and sees and changes nothing of the others.
+    /// Buffers of several owners lie on the pages of one heap. A device gets one of them, reads and writes all that it
+    /// can reach around it, and sees and changes nothing of the others.
     lacks = lacks::isolated_edu,
     fn a_device_sees_nothing_beside_a_buffer(context) {
         let machine = Machine::of(context)?;

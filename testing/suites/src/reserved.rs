@@ -25,8 +25,8 @@ fn claim(machine: &Machine, function: PciAddress) -> Result<ClaimedEdu, Failure>
 }
 
 test! {
-    /// Unclaimed, claimed, in quarantine and released the device reaches what firmware reserved for it, and of that not what is
-    /// the kernel's; and nothing beside it. It is not assigned to another owner.
+    /// Unclaimed, claimed, in quarantine and released the device reaches what firmware reserved for it, and of that not
+    /// what is the kernel's; and nothing beside it. It is not assigned to another owner.
     deadline_ms = 60_000,
     lacks = lacks::reserved_edu,
     fn firmwares_memory_is_reached_at_all_times(context) {

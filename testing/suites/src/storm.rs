@@ -105,9 +105,9 @@ impl Reader {
 }
 
 test! {
-    /// The fast attacker keeps its queue full at addresses that are not mapped, and every claimed `edu` joins in, while the
-    /// disk is read. The attacker is stopped at the threshold, what the disk gives stays right, interrupts still count
-    /// exactly, and after its release the attacker is a device like any other.
+    /// The fast attacker keeps its queue full at addresses that are not mapped, and every claimed `edu` joins in, while
+    /// the disk is read. The attacker is stopped at the threshold, what the disk gives stays right, interrupts still
+    /// count exactly, and after its release the attacker is a device like any other.
     deadline_ms = 90_000,
     lacks = lacks::isolated_nvme_and_disk,
     fn the_offender_is_quarantined_and_the_disk_goes_on(context) {
@@ -172,8 +172,8 @@ test! {
 }
 
 test! {
-    /// Several devices fault at once, more than the unit has records for. It says so, which puts the requests of all its
-    /// devices in doubt, and goes on recording: the next fault is there.
+    /// Several devices fault at once, more than the unit has records for. It says so, which puts the requests of all
+    /// its devices in doubt, and goes on recording: the next fault is there.
     deadline_ms = 60_000,
     lacks = lacks::two_isolated_edus,
     fn an_overflow_of_the_records_is_counted_and_ends(context) {
@@ -197,8 +197,8 @@ test! {
             edus[0].dma.fault_counts().unattributed > counts.unattributed
         })?;
         for edu in &mut edus {
-            // The record of the last one may still be full when the next comes, if the host lets the CPU wait: that is one more
-            // overflow, and over like the first.
+            // The record of the last one may still be full when the next comes, if the host lets the CPU wait: that is
+            // one more overflow, and over like the first.
             wait(machine, "a fault that is counted as its own", || {
                 let (page, before) = (machine.fresh_page(), edu.dma.fault_counts());
                 let recorded = edu.push(page, BYTES).is_ok()
@@ -211,8 +211,8 @@ test! {
 }
 
 test! {
-    /// A device that masters the bus again in quarantine reaches nothing that it had, and is not heard. On a scratch page it
-    /// finds what it wrote itself, anywhere.
+    /// A device that masters the bus again in quarantine reaches nothing that it had, and is not heard. On a scratch
+    /// page it finds what it wrote itself, anywhere.
     deadline_ms = 60_000,
     lacks = lacks::isolated_edu,
     fn in_quarantine_a_device_reaches_nothing_that_it_had(context) {
@@ -306,8 +306,9 @@ test! {
         for _ in 0..IN_FLIGHT {
             let done = completions.wait(start_ns + AT_ONCE_NS);
             let done = done.ok_or_else(|| failure!("a request waits for its deadline"))?;
-            // What was done before is done; but for that, nothing succeeds. A driver that saw its device fail before it was told
-            // has reset it, and unmapped what it had: that comes back. A device that a process drives never had a buffer.
+            // What was done before is done; but for that, nothing succeeds. A driver that saw its device fail before it
+            // was told has reset it, and unmapped what it had: that comes back. A device that a process drives never
+            // had a buffer.
             let was_reset = matches!(done.result, Err(BlockError::Reset));
             let may_come_back = done.result.is_ok() || was_reset || machine.served_disk;
             check!(may_come_back || done.buffer.is_none(), "{:?} with a buffer", done.result);

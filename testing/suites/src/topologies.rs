@@ -1,5 +1,5 @@
-//! One machine with everything that QEMU has between a device and the unit: which functions are one group, and what reaches
-//! memory from behind each bridge.
+//! One machine with everything that QEMU has between a device and the unit: which functions are one group, and what
+//! reaches memory from behind each bridge.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 
@@ -80,8 +80,8 @@ test! {
 }
 
 test! {
-    /// Behind each of the bridges a device writes to what is mapped for it, and when that is unmapped is blocked, and known by
-    /// one of the ids of its group.
+    /// Behind each of the bridges a device writes to what is mapped for it, and when that is unmapped is blocked, and
+    /// known by one of the ids of its group.
     deadline_ms = 120_000,
     lacks = lacks::topologies,
     fn each_device_reaches_what_is_mapped_and_no_more(context) {
@@ -106,8 +106,8 @@ test! {
 }
 
 test! {
-    /// What a bridge passes on to the devices behind it never comes to the unit when one of them asks for it: it is no address of
-    /// memory.
+    /// What a bridge passes on to the devices behind it never comes to the unit when one of them asks for it: it is no
+    /// address of memory.
     lacks = lacks::topologies,
     fn what_bridges_pass_on_is_no_iova(context) {
         let machine = Machine::of(context)?;

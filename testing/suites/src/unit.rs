@@ -38,7 +38,8 @@ fn has_scalable_tables(unit: &UnitReport) -> bool {
     unit.extended_capability >> 43 & 1 != 0 && unit.extended_capability >> 46 & 3 != 0
 }
 
-/// Widest table that CAP.SAGAW offers, or the lower half of the first stage's addresses, and what CAP.MGAW leaves of it, in bits.
+/// Widest table that CAP.SAGAW offers, or the lower half of the first stage's addresses, and what CAP.MGAW leaves of
+/// it, in bits.
 fn widest(unit: &UnitReport) -> u32 {
     let table = match unit.capability >> 8 & 0x1f {
         _ if unit.first_stage => 47,

@@ -1,8 +1,9 @@
-//! DMA of a virtual function: a queue of the controller that belongs to one reads its descriptors, and writes them back, in the
-//! name of that function.
+//! DMA of a virtual function: a queue of the controller that belongs to one reads its descriptors, and writes them
+//! back, in the name of that function.
 //!
-//! The queue is driven by the physical function's registers, which reach those of all queues: number 0 is the first virtual
-//! function's for as long as there is one. No frame is sent: the descriptors are of the kind that only sets the queue up.
+//! The queue is driven by the physical function's registers, which reach those of all queues: number 0 is the first
+//! virtual function's for as long as there is one. No frame is sent: the descriptors are of the kind that only sets the
+//! queue up.
 
 use drivers::{
     mmio::{Mmio, Register},
@@ -66,8 +67,8 @@ fn dword(bytes: &[u8], index: usize) -> u32 {
 }
 
 test! {
-    /// It reads and writes what is mapped for it; when that is unmapped, or mapped for the physical function alone, it is blocked,
-    /// under its own id.
+    /// It reads and writes what is mapped for it; when that is unmapped, or mapped for the physical function alone, it
+    /// is blocked, under its own id.
     deadline_ms = 60_000,
     lacks = lacks::virtual_functions,
     fn a_virtual_function_reaches_what_is_mapped_for_it(context) {

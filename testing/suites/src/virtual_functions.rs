@@ -62,8 +62,8 @@ fn message(device: &Device) -> Result<(u32, u32), Failure> {
 }
 
 test! {
-    /// They appear with ids, groups, domains, registers and interrupts of their own. Turned off under their drivers, they
-    /// are gone, and all that they had comes back; so it is the second time.
+    /// They appear with ids, groups, domains, registers and interrupts of their own. Turned off under their drivers,
+    /// they are gone, and all that they had comes back; so it is the second time.
     deadline_ms = 90_000,
     lacks = lacks::virtual_functions,
     fn each_has_rights_of_its_own_and_gives_all_back(context) {
@@ -136,7 +136,8 @@ test! {
 }
 
 test! {
-    /// A reset of the physical function, which would end them under their drivers, is refused for as long as they are on.
+    /// A reset of the physical function, which would end them under their drivers, is refused for as long as they are
+    /// on.
     deadline_ms = 60_000,
     lacks = lacks::virtual_functions,
     fn a_reset_that_would_end_them_is_refused(context) {
@@ -158,8 +159,8 @@ test! {
 }
 
 test! {
-    /// The slot of the physical function loses its power while they are on and have drivers: all of them are gone, and what
-    /// they had mapped comes back.
+    /// The slot of the physical function loses its power while they are on and have drivers: all of them are gone, and
+    /// what they had mapped comes back.
     deadline_ms = 90_000,
     lacks = |context| lacks::virtual_functions(context).or_else(|| lacks::plugs(context)),
     fn pulled_out_of_their_slot_they_give_all_back(context) {

@@ -58,7 +58,8 @@ impl Device {
     }
 
     /// Begins a transfer of `bytes` bytes that the unit lets through now and that goes on until the function is reset,
-    /// whatever becomes of the translation. `false` if nothing lets it through, or the memory is none that a test has lent.
+    /// whatever becomes of the translation. `false` if nothing lets it through, or the memory is none that a test has
+    /// lent.
     pub fn begin_transfer(&self, address: u64, bytes: u64) -> bool {
         let Ok(first) = self.probe(address, Access::Read).or_else(|_| self.probe(address, Access::Write))
         else {
@@ -80,8 +81,8 @@ impl Device {
         function.config.stop_bus_master();
     }
 
-    /// Makes the function try `addresses` at every moment from now on, as far as the IOMMU lets it. They replace those of
-    /// before.
+    /// Makes the function try `addresses` at every moment from now on, as far as the IOMMU lets it. They replace those
+    /// of before.
     pub fn keep_trying(&self, addresses: &[u64]) {
         let attempts = &mut self.machine.state().world.attempts;
         attempts.retain(|&(index, _)| index != self.index);

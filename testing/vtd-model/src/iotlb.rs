@@ -24,7 +24,8 @@ pub(crate) enum Stage {
     Second,
 }
 
-/// What is cached of page tables is tagged with: a domain, and whether it is the first stage's, where PASID 0 belongs to it.
+/// What is cached of page tables is tagged with: a domain, and whether it is the first stage's, where PASID 0 belongs
+/// to it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Tag {
     pub stage: Stage,
@@ -169,8 +170,8 @@ impl DomainEntries {
         all.take(SOME).collect()
     }
 
-    /// Entries of larger pages than the request names stay, as hardware may keep them: the mask has to be at least the size
-    /// of the page.
+    /// Entries of larger pages than the request names stay, as hardware may keep them: the mask has to be at least the
+    /// size of the page.
     fn invalidate(&mut self, first: u64, last: u64) -> Vec<u64> {
         let mut dropped = Vec::new();
         for (shift, pages) in SHIFTS.iter().zip(&mut self.pages) {

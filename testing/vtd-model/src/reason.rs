@@ -67,7 +67,8 @@ impl Reason {
         )
     }
 
-    /// What scalable mode calls a reason of legacy mode that a request meets below its context entry, in tables of `stage`.
+    /// What scalable mode calls a reason of legacy mode that a request meets below its context entry, in tables of
+    /// `stage`.
     pub(crate) fn in_scalable_mode(self, stage: Stage) -> Self {
         match self {
             Self::PageEntryNotAccessible if stage == Stage::First => Self::FirstStageNotAccessible,

@@ -176,8 +176,8 @@ impl PasidEntry {
         }
     }
 
-    /// Whether the unit can do what the entry asks for: a first stage of 4 levels for users alone, or a second stage, without
-    /// execute permissions or accessed bits.
+    /// Whether the unit can do what the entry asks for: a first stage of 4 levels for users alone, or a second stage,
+    /// without execute permissions or accessed bits.
     pub fn is_supported(self, unit: &UnitConfig) -> bool {
         const EXECUTE: u64 = 1 << 5;
         const ACCESSED: u64 = 1 << 9;

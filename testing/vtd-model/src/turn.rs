@@ -1,5 +1,5 @@
-//! Whose turn it is on a thread. The driver calls the model as it would call a kernel, and what the model takes from the heap
-//! meanwhile is not the driver's: a test that refuses memory to the driver asks here.
+//! Whose turn it is on a thread. The driver calls the model as it would call a kernel, and what the model takes from
+//! the heap meanwhile is not the driver's: a test that refuses memory to the driver asks here.
 
 use std::{cell::Cell, marker::PhantomData};
 

@@ -1,5 +1,5 @@
-//! Domains that are created by themselves: groups come and go, and reach what is mapped there for exactly as long as they are
-//! attached.
+//! Domains that are created by themselves: groups come and go, and reach what is mapped there for exactly as long as
+//! they are attached.
 
 mod domains;
 

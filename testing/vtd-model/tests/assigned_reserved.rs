@@ -1,5 +1,5 @@
-//! Groups that firmware reserves memory for, and domains that are created: who gets one, and with what; and what there is no memory
-//! for.
+//! Groups that firmware reserves memory for, and domains that are created: who gets one, and with what; and what there
+//! is no memory for.
 
 mod domains;
 mod short;

@@ -1,5 +1,5 @@
-//! Mappings at addresses that the driver chooses: what is refused, by which name, and that the range is the mapping's alone
-//! for as long as it lives.
+//! Mappings at addresses that the driver chooses: what is refused, by which name, and that the range is the mapping's
+//! alone for as long as it lives.
 
 use driven::Driven;
 use iommu::{Bidirectional, DmaDevice, DmaError, FromDevice, Iova};
@@ -76,8 +76,8 @@ fn each_refusal_has_its_own_name_and_leaves_everything_as_it_was() {
     driven.assert_content("after refusals");
 }
 
-/// In a window so small that the allocator has to look at every address, it never comes upon one that was chosen, and finds
-/// it again when it is free.
+/// In a window so small that the allocator has to look at every address, it never comes upon one that was chosen, and
+/// finds it again when it is free.
 #[test]
 fn a_chosen_range_is_nobody_elses_until_it_is_unmapped() {
     // What bits that small leave: the window is 256 pages, page 0 is never handed out.

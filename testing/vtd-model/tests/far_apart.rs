@@ -34,8 +34,8 @@ fn map_at(driven: &Driven, handle: &DmaDevice, iova: u64) -> Mapped {
     mapping.expect("nobody has the address")
 }
 
-/// Pages far apart whose translations are cached. Beside each is another that stays, so that no table becomes empty: that
-/// one would have to be flushed with all that it was for.
+/// Pages far apart whose translations are cached. Beside each is another that stays, so that no table becomes empty:
+/// that one would have to be flushed with all that it was for.
 fn map_all<const N: usize>(driven: &Driven, handle: &DmaDevice) -> ([Mapped; N], Vec<Mapped>) {
     let places = (1..=N as u64).map(|number| number * APART);
     let beside = places.map(|first| {
@@ -189,8 +189,8 @@ fn of_more_ranges_than_are_kept_those_that_are_close_become_one() {
     driven.assert_content("after many ranges");
 }
 
-/// Unmaps ranges of so many pages each, far apart and each behind an odd page, on a unit with CAP.MAMV `mask`. Returns the
-/// descriptors that it takes, waits included, and whether a translation beside them is still cached.
+/// Unmaps ranges of so many pages each, far apart and each behind an odd page, on a unit with CAP.MAMV `mask`. Returns
+/// the descriptors that it takes, waits included, and whether a translation beside them is still cached.
 fn unmap_ranges(mask: u8, lengths: &[u32]) -> (u64, bool) {
     let mut config = machine(false);
     config.units[0].page_selective = Some(mask);

@@ -81,8 +81,8 @@ fn a_storm_of_nobodys_takes_a_bounded_number_of_interrupts() {
     }
 }
 
-/// The limit is on what the unit sends, not on who is known: limits that condemn nobody, or a thread that does not come to
-/// put the condemned in quarantine, change nothing.
+/// The limit is on what the unit sends, not on who is known: limits that condemn nobody, or a thread that does not come
+/// to put the condemned in quarantine, change nothing.
 #[test]
 fn a_storm_of_a_known_device_is_bounded_too() {
     let (driven, _, (handle, device)) = machine(1);

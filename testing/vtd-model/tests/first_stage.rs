@@ -264,8 +264,9 @@ fn accesses_are_made_to_snoop() {
     }
 }
 
-/// All units use tables of one stage, so that a domain can span any of them. One that has the first alone goes back to legacy
-/// mode beside one that does not have it. Where all have the second, which keeps reads and writes apart, it is that.
+/// All units use tables of one stage, so that a domain can span any of them. One that has the first alone goes back to
+/// legacy mode beside one that does not have it. Where all have the second, which keeps reads and writes apart, it is
+/// that.
 #[test]
 fn units_agree_on_a_stage() {
     let both = |base| UnitConfig { first_stage: true, ..UnitConfig::scalable(base) };

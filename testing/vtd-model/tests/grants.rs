@@ -1,5 +1,5 @@
-//! Memory that two domains share: by an explicit grant, and revoked in the second before it is free in the first, in whatever
-//! order the two end.
+//! Memory that two domains share: by an explicit grant, and revoked in the second before it is free in the first, in
+//! whatever order the two end.
 
 mod short;
 

@@ -4,8 +4,8 @@ use driven::Driven;
 use iommu::Bidirectional;
 use vtd_model::MachineConfig;
 
-/// Units that can wait for neither, one or both kinds, told by descriptor and by register. What one cannot be told to wait
-/// for it waits for by itself, and takes it badly to be told.
+/// Units that can wait for neither, one or both kinds, told by descriptor and by register. What one cannot be told to
+/// wait for it waits for by itself, and takes it badly to be told.
 #[test]
 fn when_an_unmapping_returns_no_access_is_in_flight() {
     for traits in 0..8_u8 {

@@ -1,5 +1,5 @@
-//! Addresses at which something else than memory answers: a request for them may be passed on to it on its way to the unit,
-//! so they are no IOVAs; and firmware does not get them for a device.
+//! Addresses at which something else than memory answers: a request for them may be passed on to it on its way to the
+//! unit, so they are no IOVAs; and firmware does not get them for a device.
 
 use driven::Driven;
 use iommu::{DmaError, Iova, Options, ToDevice};

@@ -1,5 +1,5 @@
-//! What must not fail for want of memory, or cannot be taken back: a device that is taken from its driver, one that is gone, and
-//! one that comes with reserved memory. In doubt its group is blocked.
+//! What must not fail for want of memory, or cannot be taken back: a device that is taken from its driver, one that is
+//! gone, and one that comes with reserved memory. In doubt its group is blocked.
 
 mod short;
 

@@ -1,5 +1,5 @@
-//! What is shown of requests that were blocked: the way through the tables, and no more of what nobody sent than of what a
-//! single device does.
+//! What is shown of requests that were blocked: the way through the tables, and no more of what nobody sent than of
+//! what a single device does.
 
 use std::cell::RefCell;
 

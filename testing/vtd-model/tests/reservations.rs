@@ -1,5 +1,5 @@
-//! Addresses reserved first and buffers linked later: any order of steps against an oracle, what each step costs, and what
-//! comes back.
+//! Addresses reserved first and buffers linked later: any order of steps against an oracle, what each step costs, and
+//! what comes back.
 
 mod part;
 

@@ -131,8 +131,8 @@ fn neither_registers_of_a_unit_nor_what_raises_interrupts_is_memory() {
     }
 }
 
-/// Two functions of different groups that firmware wants to reach the same, and one that is to have more of it: each has its
-/// own, whatever becomes of the others.
+/// Two functions of different groups that firmware wants to reach the same, and one that is to have more of it: each
+/// has its own, whatever becomes of the others.
 #[test]
 fn regions_that_overlap_are_each_functions_own() {
     let mut config = MachineConfig::plain(3);

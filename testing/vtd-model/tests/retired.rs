@@ -1,5 +1,5 @@
-//! Mappings that are given up without waiting: what a device reaches of them, when their buffers come back, and what that
-//! costs.
+//! Mappings that are given up without waiting: what a device reaches of them, when their buffers come back, and what
+//! that costs.
 
 mod part;
 

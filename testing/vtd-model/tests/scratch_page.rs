@@ -1,5 +1,5 @@
-//! Quarantine on a scratch page: every address leads to one page of the group's own, reserved memory to itself, and nothing
-//! of it is left afterwards.
+//! Quarantine on a scratch page: every address leads to one page of the group's own, reserved memory to itself, and
+//! nothing of it is left afterwards.
 
 use std::collections::BTreeSet;
 

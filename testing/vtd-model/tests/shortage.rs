@@ -1,6 +1,6 @@
-//! The Nth allocation of each operation fails, for every N: the operation says so, and everything is as before. Table pages
-//! (which hold the IOVA allocator's bookkeeping as well) and pieces of the heap, however small, are counted alike. Giving back
-//! takes no memory at all.
+//! The Nth allocation of each operation fails, for every N: the operation says so, and everything is as before. Table
+//! pages (which hold the IOVA allocator's bookkeeping as well) and pieces of the heap, however small, are counted
+//! alike. Giving back takes no memory at all.
 
 mod short;
 
@@ -273,8 +273,8 @@ const OPERATIONS: [(&str, bool, u64, Operation); 15] = [
     ("functions that go", false, 20, |bench| bench.vanish()),
 ];
 
-/// Does `operation` with 0, 1, 2 ... allocations until it succeeds, then gives back. Returns how often it failed, and the
-/// table pages that are left in the end.
+/// Does `operation` with 0, 1, 2 ... allocations until it succeeds, then gives back. Returns how often it failed, and
+/// the table pages that are left in the end.
 fn exhaust(name: &str, operation: Operation, short: Short, drops: bool) -> (u64, usize) {
     let bench = Bench::new();
     let before = bench.counts();

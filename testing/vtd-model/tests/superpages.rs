@@ -1,5 +1,5 @@
-//! Parts of superpages unmapped and protected while a unit remembers the whole, in one piece or in many: after the flush that
-//! the token asks for, and no more, the device finds what the table says.
+//! Parts of superpages unmapped and protected while a unit remembers the whole, in one piece or in many: after the
+//! flush that the token asks for, and no more, the device finds what the table says.
 
 mod by_hand;
 

@@ -1,5 +1,5 @@
-//! Many buffers at once: lists, batches, and what they cost; the limits of a device's own lists; buffers that the CPU has
-//! for a while.
+//! Many buffers at once: lists, batches, and what they cost; the limits of a device's own lists; buffers that the CPU
+//! has for a while.
 
 mod part;
 

@@ -26,8 +26,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// A display with memory of its own behind a port, which resets it; one that fetches its pictures; and one with no way to be reset.
-/// Firmware has programs for none of them.
+/// A display with memory of its own behind a port, which resets it; one that fetches its pictures; and one with no way
+/// to be reset. Firmware has programs for none of them.
 pub(super) const DISPLAYS: &[&str] = &[
     "-device",
     "pcie-root-port,id=display-port,bus=pcie.0,addr=0x9,chassis=9,slot=9",

@@ -66,8 +66,8 @@ const HOTPLUG: Scenario = Scenario {
     ..DEFAULT
 };
 
-/// A root port with an empty slot and buses for two bridges in it, and what the disks that are plugged into it store their blocks in: nothing, and nothing
-/// after a long time. Slots speak for themselves, not through ACPI.
+/// A root port with an empty slot and buses for two bridges in it, and what the disks that are plugged into it store
+/// their blocks in: nothing, and nothing after a long time. Slots speak for themselves, not through ACPI.
 const SLOT: &[&str] = &[
     "-global",
     "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",

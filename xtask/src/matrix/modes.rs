@@ -3,7 +3,8 @@
 use super::{FIRST, FIRST_STAGE, SCALABLE, SECOND_STAGE, listed};
 use crate::scenario::{Need, Scenario};
 
-/// The scenario of the matrix that it is like, its names with tables of the second stage and of the first, and what the kernel is told.
+/// The scenario of the matrix that it is like, its names with tables of the second stage and of the first, and what the
+/// kernel is told.
 struct Suite {
     like: &'static str,
     names: [&'static str; 2],

@@ -109,8 +109,8 @@ const OTHER_DISK: [&str; 4] = [
     "virtio-blk-pci,drive=other,bus=pcie.0,addr=0xa,iommu_platform=on,disable-legacy=on",
 ];
 
-/// A controller behind a port that has two virtual functions, and two namespaces that are for these; they keep what is written
-/// until QEMU ends. It has queues and interrupts for each of them: those for admin commands, and for requests.
+/// A controller behind a port that has two virtual functions, and two namespaces that are for these; they keep what is
+/// written until QEMU ends. It has queues and interrupts for each of them: those for admin commands, and for requests.
 const VIRTUAL_NVME: &[&str] = &[
     "-device",
     "pcie-root-port,id=sriov,bus=pcie.0,addr=0xa,chassis=10,slot=10",

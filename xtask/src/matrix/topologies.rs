@@ -33,8 +33,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-/// Everything that QEMU has between a device and the unit, with attackers behind it (`testing/suites/src/topologies.rs` says which
-/// groups that makes).
+/// Everything that QEMU has between a device and the unit, with attackers behind it (`testing/suites/src/topologies.rs`
+/// says which groups that makes).
 const TOPOLOGIES: &[&str] = &[
     "-device",
     "pcie-root-port,id=lone,bus=pcie.0,addr=0xa,chassis=10,slot=10",

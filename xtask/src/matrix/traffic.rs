@@ -42,8 +42,8 @@ const fn network(name: &'static str, variant: Variant) -> Scenario {
     Scenario { name, about, cpus, iommu: Some(iommu), cmdline, ..NETWORK }
 }
 
-/// What else every driver is run with: together with one CPU and strict flushes without caching mode, any two values of number
-/// of CPUs, flushes and caching mode meet.
+/// What else every driver is run with: together with one CPU and strict flushes without caching mode, any two values of
+/// number of CPUs, flushes and caching mode meet.
 struct Variant {
     about: &'static str,
     cpus: &'static str,

@@ -100,7 +100,8 @@ impl Service {
         }
     }
 
-    /// Gives the server a request that it has not, by `give`, with the data if they are to be written. False if there is none.
+    /// Gives the server a request that it has not, by `give`, with the data if they are to be written. False if there
+    /// is none.
     ///
     /// # Errors
     /// What `give` says: the request waits as before.

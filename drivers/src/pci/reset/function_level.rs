@@ -22,8 +22,8 @@ const DEVICE_CONTROL: u16 = 8;
 pub(super) const INITIATE_FUNCTION_LEVEL_RESET: u32 = 1 << 15;
 pub(super) const TRANSACTIONS_PENDING: u32 = 1 << 21;
 
-/// Resets `function`: when this returns `Ok`, nothing that it had begun touches memory any more. Its configuration is as
-/// it was, but that memory decoding, bus mastering and interrupts are off.
+/// Resets `function`: when this returns `Ok`, nothing that it had begun touches memory any more. Its configuration is
+/// as it was, but that memory decoding, bus mastering and interrupts are off.
 ///
 /// # Errors
 /// See [`ResetError`]. It is left without bus mastering.

@@ -1,9 +1,9 @@
 //! Resets: a function forgets what it was doing, and touches memory no more.
 //!
 //! Three kinds, from the one that concerns a function alone to the one that takes all that is behind a bridge with it:
-//! [`reset_function`], [`reset_by_power`], [`reset_bus`]. Each stops bus mastering first, brings back what the kernel and
-//! firmware have set up in configuration space, and reads it again: what did not come back is an error. A reset that a
-//! function claims to have and that changed nothing is one too.
+//! [`reset_function`], [`reset_by_power`], [`reset_bus`]. Each stops bus mastering first, brings back what the kernel
+//! and firmware have set up in configuration space, and reads it again: what did not come back is an error. A reset
+//! that a function claims to have and that changed nothing is one too.
 
 mod function_level;
 mod power;

@@ -24,8 +24,8 @@ pub(super) const SECONDARY_BUS_RESET: u16 = 1 << 6;
 const ASSERTED_NS: u64 = 2_000_000;
 
 /// Resets all that is behind `bridge`, if it is nothing but functions of `group`: when this returns `Ok`, nothing that
-/// they had begun touches memory any more. Their configuration is as it was, but that memory decoding, bus mastering and
-/// interrupts of endpoints are off.
+/// they had begun touches memory any more. Their configuration is as it was, but that memory decoding, bus mastering
+/// and interrupts of endpoints are off.
 ///
 /// # Errors
 /// See [`ResetError`]. The endpoints are left without bus mastering, unless nothing was done because of

@@ -16,9 +16,9 @@ use super::{
 /// Addresses below 4 GiB that the host bridge passes on to root buses and that nothing decodes.
 ///
 /// Without an interpreter for ACPI's `_CRS` they are worked out, on the safe side: what lies between the end of memory
-/// below 4 GiB and the fixed addresses of the chipset (from the I/O APICs up), which is how the chipsets of PCs that have
-/// VT-d divide these addresses, less what firmware's memory map and tables name, and less what firmware has given to the
-/// functions and bridges of root buses.
+/// below 4 GiB and the fixed addresses of the chipset (from the I/O APICs up), which is how the chipsets of PCs that
+/// have VT-d divide these addresses, less what firmware's memory map and tables name, and less what firmware has given
+/// to the functions and bridges of root buses.
 #[derive(Debug)]
 pub struct Apertures {
     free: Ranges,
@@ -31,8 +31,8 @@ impl Apertures {
     /// The apertures of a machine whose memory below 4 GiB ends before `memory_end`. `taken` are ranges, each with its
     /// first and last address, that belong to something else.
     ///
-    /// BARs of functions that were not measured are sized on the way, for which their decoding is off for a moment: no driver may
-    /// run yet.
+    /// BARs of functions that were not measured are sized on the way, for which their decoding is off for a moment: no
+    /// driver may run yet.
     ///
     /// # Errors
     /// No memory.
@@ -61,8 +61,8 @@ impl Apertures {
         Self { free: Ranges::new() }
     }
 
-    /// What the memory window of `bridge` has left: `functions` are all that there are. Addresses in it may be taken for any
-    /// register: reading ahead is no more than allowed.
+    /// What the memory window of `bridge` has left: `functions` are all that there are. Addresses in it may be taken
+    /// for any register: reading ahead is no more than allowed.
     ///
     /// # Errors
     /// No memory.

@@ -101,10 +101,10 @@ impl From<TryReserveError> for ResourceError {
     }
 }
 
-/// Gives every BAR in memory of `functions`, which are all that is behind `port`, sorted by address, and which nobody uses,
-/// an address, every bridge among them a window that holds what is behind it, and has the port and the bridges pass these
-/// on. BARs in I/O ports get none, and decode nothing. A port among them that has a slot gets room for what may be plugged in
-/// there later, if there is enough.
+/// Gives every BAR in memory of `functions`, which are all that is behind `port`, sorted by address, and which nobody
+/// uses, an address, every bridge among them a window that holds what is behind it, and has the port and the bridges
+/// pass these on. BARs in I/O ports get none, and decode nothing. A port among them that has a slot gets room for what
+/// may be plugged in there later, if there is enough.
 ///
 /// What the port's windows do not offer is taken from `apertures`: what the bus that it is on has left.
 ///
@@ -190,7 +190,8 @@ fn place<'a, C: ConfigSpace + ?Sized>(
     Ok(())
 }
 
-/// What `window` of the port offers: as it is if `bytes` bytes fit, with `largest` as the largest alignment, else taken anew.
+/// What `window` of the port offers: as it is if `bytes` bytes fit, with `largest` as the largest alignment, else taken
+/// anew.
 fn open<C: ConfigSpace + ?Sized>(
     port: Config<'_, C>,
     window: Window,

@@ -37,8 +37,8 @@ fn endpoint(bytes: &[u32]) -> FakeFunction {
         })
 }
 
-/// A switch behind a port that leads to `last`: upstream port on bus 1; downstream ports on bus 2, to buses 3, 4 and 6; a
-/// PCI bridge behind the second of them, to bus 5.
+/// A switch behind a port that leads to `last`: upstream port on bus 1; downstream ports on bus 2, to buses 3, 4 and 6;
+/// a PCI bridge behind the second of them, to bus 5.
 fn switch(last: u8, stale: u32) -> FakeSpace {
     let space = FakeSpace::default();
     let port = FakeFunction::bridge(1, last).writable(0x04, 7).with(0x20, 0x0000_fff0);

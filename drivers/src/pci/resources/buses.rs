@@ -12,9 +12,9 @@ use super::{
 /// How many bridges may be behind each other.
 const MAX_DEPTH: u8 = 8;
 
-/// Gives every bridge that can be reached from the first bus of `buses` the bus behind it and the range of what is behind
-/// that, all out of `buses`: the range of a port behind which nobody uses anything. The bridges pass on configuration
-/// cycles then, and [`enumerate`](crate::pci::enumerate) finds what is behind them.
+/// Gives every bridge that can be reached from the first bus of `buses` the bus behind it and the range of what is
+/// behind that, all out of `buses`: the range of a port behind which nobody uses anything. The bridges pass on
+/// configuration cycles then, and [`enumerate`](crate::pci::enumerate) finds what is behind them.
 ///
 /// Bridges to CardBus get none: nothing is found behind them.
 ///
@@ -24,7 +24,8 @@ pub fn number_buses<C: ConfigSpace + ?Sized>(space: &C, buses: BusRange) -> Resu
     Numbering { space, buses, highest: buses.first }.behind(buses.first, MAX_DEPTH)
 }
 
-/// Has `bridge` lead to buses out of `buses`, of which it gets as many as what is behind it takes. Returns the last of them.
+/// Has `bridge` lead to buses out of `buses`, of which it gets as many as what is behind it takes. Returns the last of
+/// them.
 ///
 /// # Errors
 /// As [`number_buses`]. The bridge leads nowhere then.

@@ -1,10 +1,10 @@
 //! Who has which physical addresses.
 //!
-//! A function says itself where its registers are, and may lie. Bridges are believed: what is behind one is in its windows, or
-//! cannot be reached. So before registers are mapped for anybody, a driver of the kernel's or a process, they are
-//! compared with the windows of the bridge above, and with all that anybody else has: what the host knows of from
-//! firmware and itself ([`Claims::add`]), and what the other functions decode. Where two functions say that they are
-//! in one place, neither is believed.
+//! A function says itself where its registers are, and may lie. Bridges are believed: what is behind one is in its
+//! windows, or cannot be reached. So before registers are mapped for anybody, a driver of the kernel's or a process,
+//! they are compared with the windows of the bridge above, and with all that anybody else has: what the host knows of
+//! from firmware and itself ([`Claims::add`]), and what the other functions decode. Where two functions say that they
+//! are in one place, neither is believed.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::{fmt, iter};
@@ -186,11 +186,12 @@ impl Claims {
         self.0.iter().find(|claim| claim.meets(first, last))
     }
 
-    /// Addresses at which something else than memory answers: configuration space, I/O APICs, and what the functions on root buses
-    /// decode, in whose windows everything is that is behind them. Where one says that memory is its own it is not believed, and
-    /// reported; its neighbours are.
+    /// Addresses at which something else than memory answers: configuration space, I/O APICs, and what the functions on
+    /// root buses decode, in whose windows everything is that is behind them. Where one says that memory is its own it
+    /// is not believed, and reported; its neighbours are.
     ///
-    /// BARs of functions that were not measured are sized on the way, as by [`Apertures::find`](super::Apertures::find).
+    /// BARs of functions that were not measured are sized on the way, as by
+    /// [`Apertures::find`](super::Apertures::find).
     pub fn registers<C: ConfigSpace + ?Sized>(
         &self,
         space: &C,
@@ -282,7 +283,8 @@ impl Claims {
     }
 }
 
-/// What `function` decodes: its BARs in memory, those of the virtual functions that it can have, and as a bridge its windows.
+/// What `function` decodes: its BARs in memory, those of the virtual functions that it can have, and as a bridge its
+/// windows.
 ///
 /// BARs are sized on the way if it was not measured, for which its decoding is off for a moment.
 pub(super) fn claims_of<C: ConfigSpace + ?Sized>(

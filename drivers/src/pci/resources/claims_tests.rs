@@ -40,8 +40,8 @@ fn bridge(secondary: u8, last: u8, window: u32) -> FakeFunction {
     FakeFunction::bridge(secondary, last).with(0x20, window).writable(0x20, 0xfff0_fff0)
 }
 
-/// Two functions on the root bus; behind a port two more, one of which can have four virtual functions, and a bridge with one; another
-/// port.
+/// Two functions on the root bus; behind a port two more, one of which can have four virtual functions, and a bridge
+/// with one; another port.
 fn machine() -> (FakeSpace, Vec<Function>) {
     let space = FakeSpace::default();
     space.add(ROOT, endpoint(0xe000_0000));
@@ -240,8 +240,8 @@ fn who_was_there_before_keeps_what_was_settled() {
     assert_eq!(functions[first].places, None);
 }
 
-/// A device that calls memory its own is not believed, and takes nothing from its neighbours; the room of virtual functions counts,
-/// also on a root bus.
+/// A device that calls memory its own is not believed, and takes nothing from its neighbours; the room of virtual
+/// functions counts, also on a root bus.
 #[test]
 fn what_answers_besides_memory_is_known_one_by_one() {
     let (space, mut functions) = machine();

@@ -217,8 +217,8 @@ fn check(drawn: &Drawn, functions: &[Function], seed: u64) -> usize {
     siblings.values().map(Vec::len).sum()
 }
 
-/// What comes of a machine with buses up to `last`, in which the kernel may give addresses up to `end`. Whether everything has
-/// found a place is returned; what firmware has configured stays as it was.
+/// What comes of a machine with buses up to `last`, in which the kernel may give addresses up to `end`. Whether
+/// everything has found a place is returned; what firmware has configured stays as it was.
 fn configure(seed: u64, last: u8, taken_from: u64) -> (Drawn, Vec<Function>) {
     let mut random = Random::new(seed);
     let roots = if random.below(2) == 0 && last > 0x40 { vec![0, 0x40] } else { vec![0] };

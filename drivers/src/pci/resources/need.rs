@@ -77,8 +77,8 @@ impl Need {
 
 /// What `functions`, sorted by address and all behind `port`, need: bridge by bridge from the port down, and of each
 /// bridge from the largest alignment to the smallest, in which order they are packed without gaps; a bridge with a slot
-/// `slot_bytes` at least. Nothing decodes, forwards or masters the bus then, whatever was left on: what is behind a bridge that
-/// nobody has configured is nobody's.
+/// `slot_bytes` at least. Nothing decodes, forwards or masters the bus then, whatever was left on: what is behind a
+/// bridge that nobody has configured is nobody's.
 pub(super) fn needs<C: ConfigSpace + ?Sized>(
     space: &C,
     port: PciAddress,
@@ -113,8 +113,8 @@ pub(super) fn needs<C: ConfigSpace + ?Sized>(
     Ok(needs)
 }
 
-/// Length and alignment of a window that holds all of `needs`, and is no shorter than `least`; `None` for no window. A length
-/// too large for any window is the largest there is.
+/// Length and alignment of a window that holds all of `needs`, and is no shorter than `least`; `None` for no window. A
+/// length too large for any window is the largest there is.
 fn sum<'a>(needs: impl Iterator<Item = &'a Need> + Clone, least: u64) -> Option<(u64, u64)> {
     let align = needs.clone().map(|need| need.align).max().unwrap_or(0).max(WINDOW_BYTES);
     let bytes = needs.fold(0_u64, |sum, need| sum.saturating_add(need.bytes)).max(least);

@@ -79,8 +79,8 @@ impl Ranges {
         Ok(())
     }
 
-    /// Takes the lowest free `bytes` bytes that start at a multiple of `align`, a power of two. `None` if there are none,
-    /// or no memory.
+    /// Takes the lowest free `bytes` bytes that start at a multiple of `align`, a power of two. `None` if there are
+    /// none, or no memory.
     pub fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
         debug_assert!(align.is_power_of_two());
         let fit = |range: &Range| {

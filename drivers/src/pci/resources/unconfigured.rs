@@ -1,5 +1,5 @@
-//! Bridges that firmware has left alone: nobody uses what is behind them, so it gets buses and addresses as if it had been
-//! plugged in.
+//! Bridges that firmware has left alone: nobody uses what is behind them, so it gets buses and addresses as if it had
+//! been plugged in.
 
 use alloc::{collections::TryReserveError, vec::Vec};
 
@@ -16,12 +16,13 @@ use super::{
     need::close,
 };
 
-/// Gives every bridge on the buses of `range` that leads nowhere buses that nobody has, and so to all bridges behind it.
-/// Returns the topmost of them, sorted by address; their windows are shut. [`enumerate`] finds what is behind them now.
+/// Gives every bridge on the buses of `range` that leads nowhere buses that nobody has, and so to all bridges behind
+/// it. Returns the topmost of them, sorted by address; their windows are shut. [`enumerate`] finds what is behind them
+/// now.
 ///
-/// A bridge whose parent firmware has numbered gets buses of its parent's; one on a root bus those between that bus and the
-/// next root bus. The longest free run is tried, and what is left of it is the next bridge's. A bridge that gets none is
-/// reported, and stays as it was.
+/// A bridge whose parent firmware has numbered gets buses of its parent's; one on a root bus those between that bus and
+/// the next root bus. The longest free run is tried, and what is left of it is the next bridge's. A bridge that gets
+/// none is reported, and stays as it was.
 ///
 /// # Errors
 /// No memory.
@@ -56,8 +57,9 @@ pub fn number_unconfigured<C: ConfigSpace + ?Sized>(
     Ok(numbered)
 }
 
-/// Gives all that is behind each of `bridges`, which [`number_unconfigured`] returned, addresses, and the bridges windows:
-/// out of `apertures`, or of what the window above has left. `functions` are all that there are. What gets none is reported.
+/// Gives all that is behind each of `bridges`, which [`number_unconfigured`] returned, addresses, and the bridges
+/// windows: out of `apertures`, or of what the window above has left. `functions` are all that there are. What gets
+/// none is reported.
 ///
 /// # Errors
 /// No memory.
@@ -91,8 +93,8 @@ pub fn assign_unconfigured<C: ConfigSpace + ?Sized>(
     Ok(())
 }
 
-/// Leaves every bridge on the root buses of `range` as a reset does, and as firmware does that configures no bridges. For tests
-/// of what a kernel does then.
+/// Leaves every bridge on the root buses of `range` as a reset does, and as firmware does that configures no bridges.
+/// For tests of what a kernel does then.
 ///
 /// # Errors
 /// No memory.
@@ -114,8 +116,8 @@ fn leads_somewhere(address: PciAddress, bridge: Bridge, range: BusRange) -> bool
     address.bus < secondary && secondary <= subordinate && secondary <= range.last
 }
 
-/// The longest run of buses that `function` may lead to and that are nobody's: neither `taken`, nor with functions on them, nor
-/// of a bridge that is not above it.
+/// The longest run of buses that `function` may lead to and that are nobody's: neither `taken`, nor with functions on
+/// them, nor of a bridge that is not above it.
 fn longest_free(
     found: &[Function],
     taken: &[(u8, u8)],

@@ -17,9 +17,9 @@ use super::{
 };
 use crate::host::Host;
 
-/// Finds addresses for the registers of all virtual functions that `functions` can have: in what the windows of the port right
-/// above them have left, or on root buses in `apertures`. Virtual functions that are on are turned off: whoever has turned
-/// them on is gone.
+/// Finds addresses for the registers of all virtual functions that `functions` can have: in what the windows of the
+/// port right above them have left, or on root buses in `apertures`. Virtual functions that are on are turned off:
+/// whoever has turned them on is gone.
 ///
 /// BARs are sized on the way, for which their functions' decoding is off for a moment: nobody may use them.
 ///
@@ -101,8 +101,8 @@ impl Room<'_> {
         Ok(Self::Port { memory: left(Window::Memory)?, prefetchable: left(Window::Prefetchable)? })
     }
 
-    /// Takes `bytes` bytes for `bar`, at a multiple of its own length. Only a register of 64 bits that may be read ahead goes
-    /// into the prefetchable window, which may lie above 4 GiB.
+    /// Takes `bytes` bytes for `bar`, at a multiple of its own length. Only a register of 64 bits that may be read
+    /// ahead goes into the prefetchable window, which may lie above 4 GiB.
     fn take(&mut self, bar: &Bar, bytes: u64) -> Option<u64> {
         match self {
             Self::Root(apertures) => apertures.take(bytes, bar.bytes),
@@ -114,7 +114,8 @@ impl Room<'_> {
         }
     }
 
-    /// Gives back what was taken for `bar` of `count` functions on a root bus. Behind a port somebody else may go without.
+    /// Gives back what was taken for `bar` of `count` functions on a root bus. Behind a port somebody else may go
+    /// without.
     fn give_back(&mut self, bar: &Bar, count: u16) {
         if let Self::Root(apertures) = self {
             apertures.give_back(bar.base, bar.base + (bar.bytes * u64::from(count) - 1));

@@ -18,7 +18,8 @@ impl Window {
     /// Both of them.
     pub const BOTH: [Self; 2] = [Self::Memory, Self::Prefetchable];
 
-    /// Offset of the dword with base in the lower and limit in the upper half: their upper 12 bits are address bits 31:20.
+    /// Offset of the dword with base in the lower and limit in the upper half: their upper 12 bits are address bits
+    /// 31:20.
     const fn register(self) -> u16 {
         match self {
             Self::Memory => 0x20,
@@ -37,8 +38,8 @@ impl Window {
         (first <= last && value != 0).then_some((first, last | (WINDOW_BYTES - 1)))
     }
 
-    /// Opens the window from `first` to `last`, whole multiples of 1 MiB below 4 GiB, or closes it. Whether the bridge has
-    /// taken that.
+    /// Opens the window from `first` to `last`, whole multiples of 1 MiB below 4 GiB, or closes it. Whether the bridge
+    /// has taken that.
     pub fn write<C: ConfigSpace + ?Sized>(self, config: Config<'_, C>, range: Option<(u64, u64)>) -> bool {
         // A base above the limit closes it.
         let (first, last) = range.unwrap_or((WINDOW_BYTES, 0));
@@ -58,7 +59,8 @@ impl Window {
 /// Closes the window for I/O ports.
 pub fn close_ports<C: ConfigSpace + ?Sized>(config: Config<'_, C>) {
     const IO_WINDOW: u16 = 0x1c;
-    /// A base in the lower byte above the limit in the upper one; the next word is a status whose bits are cleared by ones.
+    /// A base in the lower byte above the limit in the upper one; the next word is a status whose bits are cleared by
+    /// ones.
     const CLOSED: u16 = 0x00f0;
     config.write_word(IO_WINDOW, CLOSED);
 }

@@ -1,10 +1,11 @@
 //! The virtio network device.
 //!
-//! One pair of queues: a network device belongs to one thread, and a second pair would bring that thread nothing. A device
-//! that has more is left with one until it is asked for more by a command; another pair would be another `Queues`.
+//! One pair of queues: a network device belongs to one thread, and a second pair would bring that thread nothing. A
+//! device that has more is left with one until it is asked for more by a command; another pair would be another
+//! `Queues`.
 //!
-//! Each frame takes one descriptor, its header in front of it in the same buffer. Buffers come from pools, so that nothing is
-//! mapped or unmapped for a frame.
+//! Each frame takes one descriptor, its header in front of it in the same buffer. Buffers come from pools, so that
+//! nothing is mapped or unmapped for a frame.
 
 mod error;
 mod layout;

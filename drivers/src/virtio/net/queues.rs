@@ -101,8 +101,8 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Makes the pools. There are twice as many buffers to receive as the device can have, so that it has some while others
-    /// are being read.
+    /// Makes the pools. There are twice as many buffers to receive as the device can have, so that it has some while
+    /// others are being read.
     pub fn new(
         dma: &DmaDevice,
         transport: Transport,

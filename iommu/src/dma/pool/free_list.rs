@@ -10,8 +10,8 @@ const NONE: u32 = u32::MAX;
 
 /// The free numbers below a limit. Taking one and giving it back takes no memory and never waits.
 pub(super) struct FreeList {
-    /// Number on top in the low half. The high half counts the changes, so that who was interrupted between a look at the
-    /// top and its exchange does not mistake another stack with the same top for the one it saw.
+    /// Number on top in the low half. The high half counts the changes, so that who was interrupted between a look at
+    /// the top and its exchange does not mistake another stack with the same top for the one it saw.
     top: AtomicU64,
     /// For each free number the one below.
     below: Vec<AtomicU32>,

@@ -162,7 +162,8 @@ fn statistics_count_what_lies_in_magazines_and_depot() {
     let host = Host::new(4096);
     let space = IovaSpace::new(host.clone(), MASK_48).expect("there is memory");
     let count = if cfg!(miri) { 100 } else { 300 };
-    // All of them stay, with what was fetched beside the last, but of the largest: of those the rack holds 8 and the depot 64.
+    // All of them stay, with what was fetched beside the last, but of the largest: of those the rack holds 8 and the
+    // depot 64.
     for (pages, stay) in [(1_u64, count..=count + 31), (4, count..=count + 31), (512, 72..=72)] {
         let before = space.statistics();
         let live: Vec<_> = (0..count).map(|_| space.allocate(pages, MASK_48).expect("room")).collect();

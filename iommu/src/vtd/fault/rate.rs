@@ -3,12 +3,13 @@
 use super::Drained;
 use crate::budget::Budget;
 
-/// Events of one unit: as many as a unit with the most records that there can be raises when each holds a fault of another
-/// device's, and one a millisecond from then on. A handler takes some microseconds, so this is little of a CPU.
+/// Events of one unit: as many as a unit with the most records that there can be raises when each holds a fault of
+/// another device's, and one a millisecond from then on. A handler takes some microseconds, so this is little of a CPU.
 const BURST: u32 = 256;
 const INTERVAL_NS: u64 = 1_000_000;
 
-/// How long the records wait for a look while events are masked: a driver that needs to know about a fault looks itself.
+/// How long the records wait for a look while events are masked: a driver that needs to know about a fault looks
+/// itself.
 const LOOK_NS: u64 = 10_000_000;
 
 /// Whether a unit's fault event is masked, because it came too often.

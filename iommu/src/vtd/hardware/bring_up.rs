@@ -40,8 +40,8 @@ impl<P: Platform> Discovered<P> {
 }
 
 impl<P: Platform> Vtd<P> {
-    /// Makes the units ready, with empty tables and translation off. Interrupts are remapped from then on, if they can be. If
-    /// one does not come up, those before it are turned off again.
+    /// Makes the units ready, with empty tables and translation off. Interrupts are remapped from then on, if they can
+    /// be. If one does not come up, those before it are turned off again.
     pub fn bring_up(
         platform: Arc<P>,
         Discovered(discovered): Discovered<P>,
@@ -138,8 +138,8 @@ impl<P: Platform> UnitState<P> {
             queue_order: options.queue_order,
             interrupts,
         };
-        // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the tables
-        // of domains.
+        // SAFETY: `contexts` is empty, is kept beside the unit for as long as there is one, and leads only to the
+        // tables of domains.
         let is_up = unsafe { unit.bring_up(&*platform, &how) };
         is_up.inspect_err(|_| unit.withdraw(&*platform))?;
         Ok(Self {

@@ -15,8 +15,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// For the unit's own caches. The unit completes in order: what is behind a device waits for that first, and then has
-    /// its own time.
+    /// For the unit's own caches. The unit completes in order: what is behind a device waits for that first, and then
+    /// has its own time.
     pub const UNIT: Self =
         Self { unexcused_ns: WAIT_TIMEOUT_NS, in_all_ns: DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS };
 
@@ -27,8 +27,8 @@ impl Limits {
     pub const DEVICES: Self = Self { unexcused_ns: DEVICE_TIMEOUT_NS, in_all_ns: DEVICE_TIMEOUT_NS };
 }
 
-/// A deadline. Who waits looks now and then whether something is wrong, and says each time whether something excuses the
-/// unit; the short limit counts from the last excuse.
+/// A deadline. Who waits looks now and then whether something is wrong, and says each time whether something excuses
+/// the unit; the short limit counts from the last excuse.
 #[derive(Debug)]
 pub(super) struct Deadline {
     limits: Limits,
@@ -52,8 +52,8 @@ impl Deadline {
 
     /// Notes that somebody looked at `now_ns`, and whether there was an excuse. Returns whether the deadline is over.
     ///
-    /// What is waited for was asked for before the excuse, which may have ended in between. So its end alone never ends the
-    /// wait: from where it was last seen on there is a whole limit.
+    /// What is waited for was asked for before the excuse, which may have ended in between. So its end alone never ends
+    /// the wait: from where it was last seen on there is a whole limit.
     pub fn is_over(&mut self, now_ns: u64, excused: bool) -> bool {
         let gap_ns = self.unseen_ns(now_ns);
         self.looked_ns = now_ns;

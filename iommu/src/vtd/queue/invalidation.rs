@@ -97,7 +97,8 @@ pub enum IotlbScope {
         domain: DomainId,
         /// First address.
         first: Iova,
-        /// log2 of the number of pages: at most [`Capability::page_selective_order`], or 18 where the first stage translates.
+        /// log2 of the number of pages: at most [`Capability::page_selective_order`], or 18 where the first stage
+        /// translates.
         order: u8,
         /// Only leaves changed, so that cached upper levels may stay.
         leaf_only: bool,
@@ -200,9 +201,9 @@ impl ContextScope {
 }
 
 impl IotlbScope {
-    /// For translations of `stage`. Requests in flight are always drained where the unit can: the memory is given to somebody
-    /// else next. What is cached of the first stage is tagged with a PASID besides. Its descriptors do not ask for draining: a
-    /// unit of major version 2 or later always drains.
+    /// For translations of `stage`. Requests in flight are always drained where the unit can: the memory is given to
+    /// somebody else next. What is cached of the first stage is tagged with a PASID besides. Its descriptors do not ask
+    /// for draining: a unit of major version 2 or later always drains.
     #[inline(always)]
     pub(super) fn descriptor(self, capability: &Capability, stage: TableStage) -> Descriptor {
         match (stage, self) {

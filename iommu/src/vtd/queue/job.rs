@@ -126,7 +126,8 @@ impl<'a> Job<'a> {
         Stage::ALL.into_iter().filter(|&stage| stage != Stage::Devices && self.has(stage))
     }
 
-    /// How many descriptors it takes: one an item, a fence between one of the unit's stages and the next, and the two waits.
+    /// How many descriptors it takes: one an item, a fence between one of the unit's stages and the next, and the two
+    /// waits.
     #[inline]
     pub fn descriptors(&self) -> usize {
         // The wait for the unit's own caches stands where a fence after the last of them would.

@@ -20,15 +20,15 @@ use crate::{
 ///
 /// It is where page-selective ones are sure to cost no more memory reads than one of the domain. Each of them costs a
 /// descriptor that the unit fetches: a quarter of a line. One of the domain costs a line of page table later for each
-/// translation outside the range that the device uses again, while the upper levels are cached; and a device in use has two
-/// at least, of where it reads its work and of where it says that it is done. So two lines of descriptors always pay.
-/// Whether more do depends on what the device does, which nobody tells; and units that search their whole IOTLB for each
-/// descriptor, as emulated ones do, make long lists dearer still.
+/// translation outside the range that the device uses again, while the upper levels are cached; and a device in use has
+/// two at least, of where it reads its work and of where it says that it is done. So two lines of descriptors always
+/// pay. Whether more do depends on what the device does, which nobody tells; and units that search their whole IOTLB
+/// for each descriptor, as emulated ones do, make long lists dearer still.
 ///
-/// How much memory that is, the unit says: with CAP.MAMV, a range takes one or two for as long as each of its parts is no
-/// longer than 2^MAMV pages, and then one for each 2^MAMV pages, so that a range of more than `8 << MAMV` pages always goes
-/// with its domain. Without CAP.PSI every range does. For the first stage it is as if MAMV were 18. The room in the queue does
-/// not matter: the smallest has 128 entries.
+/// How much memory that is, the unit says: with CAP.MAMV, a range takes one or two for as long as each of its parts is
+/// no longer than 2^MAMV pages, and then one for each 2^MAMV pages, so that a range of more than `8 << MAMV` pages
+/// always goes with its domain. Without CAP.PSI every range does. For the first stage it is as if MAMV were 18. The
+/// room in the queue does not matter: the smallest has 128 entries.
 pub const MAX_PAGE_DESCRIPTORS: usize = DESCRIPTORS_A_LINE * TRANSLATIONS_IN_USE;
 
 /// What a unit fetches from memory at a time holds so many descriptors, or half as many of 256 bits.
@@ -37,12 +37,12 @@ const DESCRIPTORS_A_LINE: usize = 64 / ENTRY_BYTES;
 /// Translations that a device in use has at least.
 const TRANSLATIONS_IN_USE: usize = 2;
 
-/// Most invalidations of a device's TLB that a [`Plan`] holds: those of four ranges. Whatever takes more empties the TLB:
-/// each is a round trip over the link, which costs more than the translations that it spares.
+/// Most invalidations of a device's TLB that a [`Plan`] holds: those of four ranges. Whatever takes more empties the
+/// TLB: each is a round trip over the link, which costs more than the translations that it spares.
 pub const MAX_DEVICE_DESCRIPTORS: usize = 8;
 
-/// The invalidations that cover one or more ranges of a domain: a few page-selective ones, or one of the whole domain; and
-/// the same of the TLB of a device.
+/// The invalidations that cover one or more ranges of a domain: a few page-selective ones, or one of the whole domain;
+/// and the same of the TLB of a device.
 #[derive(Clone, Debug)]
 pub struct Plan {
     domain: DomainId,
@@ -80,8 +80,8 @@ const SUPERPAGE_ORDERS: [u8; 2] = [9, 18];
 const PAGE_NUMBER_BITS: u8 = 52;
 
 impl Plan {
-    /// A plan for translations of `domain`, by tables of `stage`. With `leaf_only`, nothing but leaves changed, so that cached
-    /// upper levels may stay.
+    /// A plan for translations of `domain`, by tables of `stage`. With `leaf_only`, nothing but leaves changed, so that
+    /// cached upper levels may stay.
     #[must_use]
     #[inline]
     pub fn new(domain: DomainId, leaf_only: bool, capability: &Capability, stage: TableStage) -> Self {
@@ -198,8 +198,8 @@ impl Deref for List {
     }
 }
 
-/// log2 of the most pages that one invalidation may name. What a unit reports of that is of the second stage: every one that
-/// has a first names as many pages of it as its largest leaf has.
+/// log2 of the most pages that one invalidation may name. What a unit reports of that is of the second stage: every one
+/// that has a first names as many pages of it as its largest leaf has.
 #[inline]
 fn max_order(capability: &Capability, stage: TableStage) -> Option<u8> {
     match stage {
@@ -208,17 +208,17 @@ fn max_order(capability: &Capability, stage: TableStage) -> Option<u8> {
     }
 }
 
-/// Whether the range may hold a superpage of more than 2^`max_order` pages. Only an invalidation with a mask of at least its
-/// size is sure to reach the one translation that a unit keeps of it (register IVA_REG, field AM). What a part was taken of
-/// counts as a whole: the tokens of `mm` say so.
+/// Whether the range may hold a superpage of more than 2^`max_order` pages. Only an invalidation with a mask of at
+/// least its size is sure to reach the one translation that a unit keeps of it (register IVA_REG, field AM). What a
+/// part was taken of counts as a whole: the tokens of `mm` say so.
 fn may_hold_larger_leaf(first: Iova, last: Iova, max_order: u8) -> bool {
     let pages = (last.as_u64() >> mm::PAGE_SHIFT) - (first.as_u64() >> mm::PAGE_SHIFT) + 1;
     SUPERPAGE_ORDERS.iter().any(|&order| max_order < order && pages >= 1 << order)
 }
 
 impl IotlbScope {
-    /// The one scope that covers `first..=last` of `domain` as closely as a [`Plan`] does, if one does: most ranges are aligned
-    /// to their size.
+    /// The one scope that covers `first..=last` of `domain` as closely as a [`Plan`] does, if one does: most ranges are
+    /// aligned to their size.
     #[must_use]
     #[inline]
     pub fn covering(
@@ -264,9 +264,9 @@ impl Block {
 
 /// Blocks that cover a range, both ends included, and less than as much again around it.
 ///
-/// A range that has no large alignment boundary inside is covered by one block. Any other is cut at the largest boundary
-/// in it: each part then touches that boundary with one end, so that the block which covers it is the smallest power of
-/// two that holds it. Where that is larger than a block may be, several of the largest stand side by side.
+/// A range that has no large alignment boundary inside is covered by one block. Any other is cut at the largest
+/// boundary in it: each part then touches that boundary with one end, so that the block which covers it is the smallest
+/// power of two that holds it. Where that is larger than a block may be, several of the largest stand side by side.
 struct Blocks {
     /// At most two runs of equal blocks.
     runs: [Run; 2],

@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Queue {
-    /// Deals with whatever error the unit reports. Callable in an interrupt. Returns whether there was one, which somebody
-    /// else may have dealt with: until then the queue stood still.
+    /// Deals with whatever error the unit reports. Callable in an interrupt. Returns whether there was one, which
+    /// somebody else may have dealt with: until then the queue stood still.
     pub fn recover<P: Platform>(&self, platform: &P, hardware: &Hardware<P::Registers>) -> bool {
         let status: FaultStatus = hardware.registers.read();
         if !status.has_queue_error() {

@@ -34,7 +34,8 @@ const SCRAP: u16 = 0;
 
 pub(super) struct Slots {
     page: PhysAddr,
-    /// The number of an owned slot is below [`SLOTS`]: the remainder, wherever one is looked up, only says so to the compiler.
+    /// The number of an owned slot is below [`SLOTS`]: the remainder, wherever one is looked up, only says so to the
+    /// compiler.
     slots: Box<[Slot; SLOTS]>,
     /// One bit a slot, set while it may be handed out.
     free: [AtomicU64; WORDS],
@@ -208,8 +209,9 @@ impl Slots {
         }
     }
 
-    /// Notes that everything below `position` is over. Of two CPUs that do so at once the one with less to say may come last, so
-    /// that the position goes back until the next completion: whoever reads it meanwhile waits longer, or asks the register.
+    /// Notes that everything below `position` is over. Of two CPUs that do so at once the one with less to say may come
+    /// last, so that the position goes back until the next completion: whoever reads it meanwhile waits longer, or asks
+    /// the register.
     #[inline]
     fn raise_over_below(&self, position: u64) {
         if position > self.over_below() {
@@ -253,8 +255,8 @@ impl Slots {
 
     /// The device `source` did not answer, and the unit dropped every unfinished wait below `head`.
     ///
-    /// Where the unit does not say which device it was, it is one of those that the first unfinished wait is for: a wait before
-    /// it would be done otherwise. What is behind it was only held up.
+    /// Where the unit does not say which device it was, it is one of those that the first unfinished wait is for: a
+    /// wait before it would be done otherwise. What is behind it was only held up.
     pub fn drop_below<P: Platform>(&self, platform: &P, head: u64, source: u16) {
         let unfinished = self.unfinished(platform, |state| matches!(state, PENDING | ORPHANED | LATE));
         let first = unfinished.map(|(_, slot)| slot.end.load(Ordering::Relaxed)).min();

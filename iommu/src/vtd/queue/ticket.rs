@@ -124,8 +124,8 @@ impl Queue {
         Ok(())
     }
 
-    /// The same for translations alone, which need no order among them: what most batches come to, and done most often when
-    /// the unit is first looked at.
+    /// The same for translations alone, which need no order among them: what most batches come to, and done most often
+    /// when the unit is first looked at.
     #[inline(always)]
     pub(in crate::vtd) fn forget<P: Platform>(
         &self,
@@ -246,8 +246,8 @@ impl Silent {
     }
 }
 
-/// The device of `job` that did not answer, if it is one of its own. If the unit does not say which of them it was, the first is
-/// taken for it, and stopped; should it be innocent, the next attempt finds the next.
+/// The device of `job` that did not answer, if it is one of its own. If the unit does not say which of them it was, the
+/// first is taken for it, and stopped; should it be innocent, the next attempt finds the next.
 fn culprit(job: &Job<'_>, blame: Blame) -> Option<u16> {
     let named = job.has_device(blame.source).then_some(blame.source);
     named.or_else(|| job.devices().next().filter(|_| blame.is_own))
@@ -329,8 +329,8 @@ impl Queue {
         }
     }
 
-    /// Waits for a slot that was not done at first. The deadline counts from here; that a device before it may yet answer is
-    /// an excuse.
+    /// Waits for a slot that was not done at first. The deadline counts from here; that a device before it may yet
+    /// answer is an excuse.
     #[inline(never)]
     fn wait_longer<P: Platform>(
         &self,

@@ -6,8 +6,8 @@ use bitfield_struct::bitfield;
 
 use super::register::register;
 
-/// FSTS: what went wrong. Writing 1 clears PFO, IQE, ICE and ITE, and AFO and APF where there are any; PPF and FRI follow
-/// the fault records.
+/// FSTS: what went wrong. Writing 1 clears PFO, IQE, ICE and ITE, and AFO and APF where there are any; PPF and FRI
+/// follow the fault records.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct FaultStatus {

@@ -101,8 +101,8 @@ pin_bits!(GlobalStatus:
 );
 
 impl GlobalStatus {
-    /// The command that leaves everything as it is: what is on stays on, and no one-shot bit is repeated. Except for the
-    /// advanced fault log: nothing here reads it, so that no command may leave it on.
+    /// The command that leaves everything as it is: what is on stays on, and no one-shot bit is repeated. Except for
+    /// the advanced fault log: nothing here reads it, so that no command may leave it on.
     #[must_use]
     pub const fn unchanged(self) -> GlobalCommand {
         GlobalCommand::new()

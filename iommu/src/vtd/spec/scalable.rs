@@ -1,7 +1,8 @@
 //! The entries of scalable mode, from the context entry of a function to the entry of a PASID.
 //!
-//! Only what one stage needs: of the 256 bits of a context entry and the 512 of a PASID entry, all above the 128 that are
-//! described here are 0 then, but for the word of a PASID entry that leads to a first-stage table ([`FirstStagePointer`]).
+//! Only what one stage needs: of the 256 bits of a context entry and the 512 of a PASID entry, all above the 128 that
+//! are described here are 0 then, but for the word of a PASID entry that leads to a first-stage table
+//! ([`FirstStagePointer`]).
 
 use bitfield_struct::bitfield;
 use mm::PhysAddr;
@@ -54,8 +55,8 @@ pin_bits!(ScalableContextEntry:
 );
 
 impl ScalableContextEntry {
-    /// Requests without a PASID are those of PASID 0 in the directory at `directory`, which is page-aligned and as small as
-    /// can be: 128 entries.
+    /// Requests without a PASID are those of PASID 0 in the directory at `directory`, which is page-aligned and as
+    /// small as can be: 128 entries.
     #[must_use]
     pub const fn to_directory(directory: PhysAddr, device_tlb: bool) -> Self {
         Self::new().with_present(true).with_device_tlb(device_tlb).with_frame(frame(directory))
@@ -183,8 +184,8 @@ pin_bits!(PasidEntry:
 );
 
 impl PasidEntry {
-    /// Requests are translated by the second-stage table at `root`, which is page-aligned and has as many levels as `width`
-    /// says.
+    /// Requests are translated by the second-stage table at `root`, which is page-aligned and has as many levels as
+    /// `width` says.
     #[must_use]
     pub const fn second_stage(domain: DomainId, root: PhysAddr, width: AddressWidth) -> Self {
         Self::new()
@@ -197,9 +198,10 @@ impl PasidEntry {
 
     /// Requests are translated by the first-stage table, of 4 levels, that a [`FirstStagePointer`] above names.
     ///
-    /// AW is the second stage's: the architecture has no use for it here, and reserves it where scalable mode has no second
-    /// stage. It is set there all the same, to a `width` of the unit's, because QEMU, which has such units, takes from it which
-    /// addresses are canonical: with 0 there are 512 MiB of them. Linux sets it too. What reports no width gets none.
+    /// AW is the second stage's: the architecture has no use for it here, and reserves it where scalable mode has no
+    /// second stage. It is set there all the same, to a `width` of the unit's, because QEMU, which has such units,
+    /// takes from it which addresses are canonical: with 0 there are 512 MiB of them. Linux sets it too. What reports
+    /// no width gets none.
     #[must_use]
     pub const fn first_stage(domain: DomainId, width: Option<AddressWidth>) -> Self {
         let raw_width = match width {
@@ -226,7 +228,8 @@ impl PasidEntry {
     }
 }
 
-/// Entry of a PASID table, bits 191:128: what it has of the first stage. Supervisor requests and execute permissions stay off.
+/// Entry of a PASID table, bits 191:128: what it has of the first stage. Supervisor requests and execute permissions
+/// stay off.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct FirstStagePointer {
@@ -257,7 +260,8 @@ pin_bits!(FirstStagePointer:
 );
 
 impl FirstStagePointer {
-    /// To the root table of 4 levels at `root`, which is page-aligned. A CPU's says of pages that they are not to be executed.
+    /// To the root table of 4 levels at `root`, which is page-aligned. A CPU's says of pages that they are not to be
+    /// executed.
     #[must_use]
     pub const fn to_table(root: PhysAddr) -> Self {
         Self::new().with_no_execute(true).with_frame(frame(root))

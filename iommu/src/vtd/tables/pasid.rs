@@ -1,7 +1,7 @@
 //! Below a context entry of scalable mode: the PASID directory of a source, and its PASID table.
 //!
-//! Each source has a page for either, of which only the entries of PASID 0 are used. They are made when the source is first
-//! translated, and stay with its context entry.
+//! Each source has a page for either, of which only the entries of PASID 0 are used. They are made when the source is
+//! first translated, and stay with its context entry.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,8 +26,8 @@ impl<P: Platform> ContextTables<P> {
     /// Stores the PASID entry for `target` below the context entry in `context`, which is not present, and returns what
     /// that entry is to be.
     ///
-    /// What was there may say that it is present. No unit has a way there: the context entry was withdrawn, and everything that
-    /// was cached on the way forgotten.
+    /// What was there may say that it is present. No unit has a way there: the context entry was withdrawn, and
+    /// everything that was cached on the way forgotten.
     pub(super) fn pasid_context(
         &self,
         context: &[AtomicU64],
@@ -46,7 +46,8 @@ impl<P: Platform> ContextTables<P> {
         Ok(ScalableContextEntry::to_directory(directory, target.device_tlb))
     }
 
-    /// Links an empty directory into the context entry in `context`, which stays not present: whatever fails next, it is there.
+    /// Links an empty directory into the context entry in `context`, which stays not present: whatever fails next, it
+    /// is there.
     fn add_directory(&self, context: &[AtomicU64]) -> Result<PhysAddr, DmaError> {
         let page = self.add_page(TableKind::PasidDirectory)?;
         let linked = ScalableContextEntry::to_directory(page, false)

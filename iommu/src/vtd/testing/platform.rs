@@ -86,8 +86,8 @@ impl FakePlatform {
         }
     }
 
-    /// Deadlines are for hardware that fails, not for threads of a test that are kept from running. Others get their turn
-    /// while one of them waits; a thread that is alone would only give time away.
+    /// Deadlines are for hardware that fails, not for threads of a test that are kept from running. Others get their
+    /// turn while one of them waits; a thread that is alone would only give time away.
     pub fn slow_clock(&self) {
         self.relax_ns.store(THREADS_RELAX_NS, Ordering::Relaxed);
     }

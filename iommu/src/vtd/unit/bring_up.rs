@@ -45,20 +45,20 @@ pub struct InterruptSetup {
 impl<P: Platform> Unit<P> {
     /// Takes the unit over from firmware and makes it ready, with translation off:
     ///
-    /// events masked - firmware's fault log off - old faults forgotten - queue, interrupt remapping and translation off - faults
-    /// forgotten again - write buffer flushed - queue on - root table set and everything cached forgotten - write buffer
-    /// flushed, interrupt remapping on, if asked for - fault events on.
+    /// events masked - firmware's fault log off - old faults forgotten - queue, interrupt remapping and translation
+    /// off - faults forgotten again - write buffer flushed - queue on - root table set and everything cached
+    /// forgotten - write buffer flushed, interrupt remapping on, if asked for - fault events on.
     ///
     /// The queue comes before the root table because some units cannot invalidate by register, or do not finish doing
     /// so, without it.
     ///
-    /// From here on until [`enable_translation`](Self::enable_translation) the unit keeps no device from memory, whatever
-    /// firmware had it do. The host has turned bus mastering off on every endpoint that it can do without: those that firmware
-    /// reserved memory for go on.
+    /// From here on until [`enable_translation`](Self::enable_translation) the unit keeps no device from memory,
+    /// whatever firmware had it do. The host has turned bus mastering off on every endpoint that it can do without:
+    /// those that firmware reserved memory for go on.
     ///
     /// # Errors
-    /// [`BringUpError`]; the unit must not be used then, except to [`withdraw`](Self::withdraw) it, and nothing given to it may
-    /// be used for anything else.
+    /// [`BringUpError`]; the unit must not be used then, except to [`withdraw`](Self::withdraw) it, and nothing given
+    /// to it may be used for anything else.
     ///
     /// # Safety
     /// From the moment that translation is on until the unit is shut down, the tables below [`BringUp::root`] are all
@@ -114,9 +114,9 @@ impl<P: Platform> Unit<P> {
         Ok(())
     }
 
-    /// Turns off again what is on, because the machine's units do not all come up: the host goes on with interrupts that
-    /// nobody remaps, and nobody would take the unit's events. What firmware protects stays so, as far as it was not let go
-    /// ([`enable_translation`](Self::enable_translation)). A unit that does not obey stays as it is.
+    /// Turns off again what is on, because the machine's units do not all come up: the host goes on with interrupts
+    /// that nobody remaps, and nobody would take the unit's events. What firmware protects stays so, as far as it was
+    /// not let go ([`enable_translation`](Self::enable_translation)). A unit that does not obey stays as it is.
     pub fn withdraw(&self, platform: &P) {
         let status = self.read_global_status();
         if !status.translation() && !status.interrupt_remapping() && !status.queued_invalidation() {

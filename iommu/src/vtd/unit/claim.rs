@@ -25,8 +25,8 @@ impl Claim {
         Self { taken: AtomicBool::new(false), ended: AtomicU64::new(0) }
     }
 
-    /// Waits for its turn. `None` if one and the same turn takes longer than any command may. It does not matter how many
-    /// others come first, which says nothing about the unit.
+    /// Waits for its turn. `None` if one and the same turn takes longer than any command may. It does not matter how
+    /// many others come first, which says nothing about the unit.
     pub fn take<P: Platform>(&self, platform: &P) -> Option<Claimed<'_>> {
         debug_assert!(!platform.in_interrupt(), "no unit is commanded in a hard interrupt");
         let mut ended = self.ended.load(Ordering::Relaxed);

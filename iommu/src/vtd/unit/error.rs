@@ -115,8 +115,8 @@ pub enum BringUpError {
         /// Index of the unit.
         unit: usize,
     },
-    /// It supports no second-stage table (CAP.SAGAW is 0), in either mode, and is not to use others: translation would never turn
-    /// on.
+    /// It supports no second-stage table (CAP.SAGAW is 0), in either mode, and is not to use others: translation would
+    /// never turn on.
     NoTranslation {
         /// Index of the unit.
         unit: usize,

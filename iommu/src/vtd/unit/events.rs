@@ -54,8 +54,8 @@ impl<P: Platform> Unit<P> {
         self.set_fault_events(true);
     }
 
-    /// Whether faults send their event. One that comes while they do not sends it when they do again, unless its record was
-    /// cleared meanwhile.
+    /// Whether faults send their event. One that comes while they do not sends it when they do again, unless its record
+    /// was cleared meanwhile.
     pub(in crate::vtd) fn set_fault_events(&self, on: bool) {
         self.hardware.registers.write(FaultControl::new().with_masked(!on));
     }

@@ -1,7 +1,7 @@
 //! A cable whose other end answers with packets that were recorded on QEMU's user network.
 //!
-//! What differs from one run to the next (transaction ids, ports) is put into them; their UDP checksums are left out, which
-//! IPv4 allows. The answers with an address are put together after RFC 1035, with an alias and compressed names.
+//! What differs from one run to the next (transaction ids, ports) is put into them; their UDP checksums are left out,
+//! which IPv4 allows. The answers with an address are put together after RFC 1035, with an alias and compressed names.
 
 use alloc::{collections::VecDeque, sync::Arc};
 use std::{sync::Mutex, vec, vec::Vec};
@@ -206,7 +206,8 @@ fn response(query: &[u8], answers: u16, records: &[u8]) -> Vec<u8> {
     message
 }
 
-/// An alias of the name that was asked for, `web.example.org`, and its address; `www.example.org` is at 12, its domain at 16.
+/// An alias of the name that was asked for, `web.example.org`, and its address; `www.example.org` is at 12, its domain
+/// at 16.
 const ALIAS_AND_ADDRESS: [u8; 34] = [
     0xc0, 12, 0, 5, 0, 1, 0, 0, 14, 16, 0, 6, 3, b'w', b'e', b'b', 0xc0, 16, //
     0xc0, 45, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 192, 0, 2, 80,

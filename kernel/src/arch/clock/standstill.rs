@@ -1,9 +1,9 @@
 //! Time in which the whole machine stood still is no time.
 //!
-//! A host that is short of memory or CPUs, or takes a snapshot, may keep a virtual machine from running for many seconds, its
-//! devices with it, while the TSC counts on. Deadlines that went by meanwhile say nothing about a device: all of them would
-//! condemn healthy ones. So the clock is looked at often, by timer interrupts if by nobody else ([`PULSE_NS`]), and a gap
-//! between two looks that is far longer than that counts as one pulse. No CPU ran in it.
+//! A host that is short of memory or CPUs, or takes a snapshot, may keep a virtual machine from running for many
+//! seconds, its devices with it, while the TSC counts on. Deadlines that went by meanwhile say nothing about a device:
+//! all of them would condemn healthy ones. So the clock is looked at often, by timer interrupts if by nobody else
+//! ([`PULSE_NS`]), and a gap between two looks that is far longer than that counts as one pulse. No CPU ran in it.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -1,8 +1,8 @@
 //! What a device's own memory holds is not for the next process.
 //!
-//! A reset is what registers forget by. Memory behind a BAR outlives it: what a display shows is there until somebody writes over it.
-//! So zeros are written to a display's before a process gets the device, whoever had it before. What is behind other devices' BARs is
-//! taken for registers, and left to the reset (`docs/threats.md`).
+//! A reset is what registers forget by. Memory behind a BAR outlives it: what a display shows is there until somebody
+//! writes over it. So zeros are written to a display's before a process gets the device, whoever had it before. What is
+//! behind other devices' BARs is taken for registers, and left to the reset (`docs/threats.md`).
 
 use core::arch::asm;
 

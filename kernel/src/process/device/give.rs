@@ -30,8 +30,8 @@ pub struct Giver {
     pub hotplug: Arc<Hotplug>,
     /// Where block devices go that processes make.
     pub disks: Arc<Disks>,
-    /// Devices get the addresses of their process, and reach what it has, instead of what it shares with them piece by piece. The
-    /// units have to walk the CPU's tables.
+    /// Devices get the addresses of their process, and reach what it has, instead of what it shares with them piece by
+    /// piece. The units have to walk the CPU's tables.
     pub shares_spaces: bool,
 }
 
@@ -112,8 +112,8 @@ impl From<ShareError> for GiveError {
 }
 
 impl Given {
-    /// Checks that nobody else can answer where BAR `index` is said to be, before the kernel uses it. One that is no memory says so
-    /// where it is used.
+    /// Checks that nobody else can answer where BAR `index` is said to be, before the kernel uses it. One that is no
+    /// memory says so where it is used.
     fn check_place(&self, index: u8) -> Result<(), GiveError> {
         let bar = self.device.bar(index).ok();
         let Some((start, bytes)) = bar.and_then(|bar| bar.memory().ok()) else { return Ok(()) };

@@ -1,4 +1,5 @@
-//! A block device that a process makes of its device. Requests and their data are copied between it and the kernel, in its own thread.
+//! A block device that a process makes of its device. Requests and their data are copied between it and the kernel, in
+//! its own thread.
 
 use alloc::sync::{Arc, Weak};
 

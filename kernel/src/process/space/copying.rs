@@ -63,8 +63,8 @@ impl Space {
         Ok(())
     }
 
-    /// Where the kernel sees the memory that the program has at `address`, and how much of `bytes` bytes is there in one piece: at
-    /// least one.
+    /// Where the kernel sees the memory that the program has at `address`, and how much of `bytes` bytes is there in
+    /// one piece: at least one.
     fn piece(&self, address: u64, bytes: usize, is_written: bool) -> Result<(*mut u8, usize), Error> {
         let is_memory = |region: &&Region| {
             !matches!(region.backing, Backing::Device) && (region.is_writable || !is_written)

@@ -33,7 +33,8 @@ impl Space {
     /// See [`ShareError`].
     pub fn share_with(&mut self, iommu: &Iommu, function: PciAddress) -> Result<DmaDomain, ShareError> {
         let estate = self.estate.get_or_insert_with(|| Arc::new(Estate(Once::new()))).clone();
-        // SAFETY: the contents go when the estate does, or before if no domain has it. The domain is added below, or destroyed.
+        // SAFETY: the contents go when the estate does, or before if no domain has it. The domain is added below, or
+        // destroyed.
         let table = unsafe { self.contents.table.to_share(memory::ram_bits(), estate) };
         let shared = iommu.share_table(&[function], table)?;
         let domain = shared.domain().clone();

@@ -1,10 +1,10 @@
 //! The calls by which programs in ring 3 ask the kernel for something: all that both have to agree on.
 //!
 //! A program puts the number of a [`Call`] into RAX, its arguments into RDI, RSI, RDX, R10 and R8, executes `int` with
-//! [`VECTOR`], and finds the answer in RAX; every other register stays as it is. An answer is a number up to [`ANSWER_MAX`],
-//! or the negative of an [`Error`]. Addresses are the program's own, lengths are in bytes, times in nanoseconds since boot. What a
-//! call does not take is ignored. Nothing that a program passes is believed: the kernel checks every argument, and an address that
-//! the program itself could not use as it asks for is [`Error::BadAddress`].
+//! [`VECTOR`], and finds the answer in RAX; every other register stays as it is. An answer is a number up to
+//! [`ANSWER_MAX`], or the negative of an [`Error`]. Addresses are the program's own, lengths are in bytes, times in
+//! nanoseconds since boot. What a call does not take is ignored. Nothing that a program passes is believed: the kernel
+//! checks every argument, and an address that the program itself could not use as it asks for is [`Error::BadAddress`].
 //!
 //! | call              | arguments                    | answer                        | errors                             |
 //! |-------------------|------------------------------|-------------------------------|------------------------------------|
@@ -27,29 +27,33 @@
 //! | `TakeRequest`     | device, address, data        | 1 if there was one, 0 if not  | `NoSuchDevice`, `NotServing`, `BadAddress` |
 //! | `CompleteRequest` | device, request, outcome, code, data | 0                     | `NoSuchDevice`, `NotServing`, `NoSuchRequest`, `NoSuchOutcome`, `BadAddress` |
 //!
-//! Devices are those that the process was given when it was started, by number from 0: there is no way to others. A BAR is mapped as
-//! a whole, but for the pages that the tables of MSI-X are in: they are not there. What is in it is registers, uncached; or memory, which display controllers have in prefetchable BARs: that is all zeros
-//! at first, and the CPU may combine what is written there, until a fence. What is shared is memory from `MapMemory`, all of it, from
+//! Devices are those that the process was given when it was started, by number from 0: there is no way to others. A BAR
+//! is mapped as a whole, but for the pages that the tables of MSI-X are in: they are not there. What is in it is
+//! registers, uncached; or memory, which display controllers have in prefetchable BARs: that is all zeros at first, and
+//! the CPU may combine what is written there, until a fence. What is shared is memory from `MapMemory`, all of it, from
 //! the IOVA on, with a [`DeviceAccess`] as its way; the program goes on seeing it, and cannot give it back meanwhile.
 //!
-//! A device may have the address space of the program instead: its addresses are the program's, and it reads and writes what the
-//! program can, and nothing else. Then memory is shared with it when it is there, and not any more when it is given back. What was
-//! given back then, or was shared before, is the program's for another `MapMemory` of as many pages, and nobody else's as long as the
-//! program has its devices: it is zeroed, but a device that was told to write there before may not be done.
+//! A device may have the address space of the program instead: its addresses are the program's, and it reads and writes
+//! what the program can, and nothing else. Then memory is shared with it when it is there, and not any more when it is
+//! given back. What was given back then, or was shared before, is the program's for another `MapMemory` of as many
+//! pages, and nobody else's as long as the program has its devices: it is zeroed, but a device that was told to write
+//! there before may not be done.
 //!
-//! Events are bits: that of interrupt `n` is `1 << n`, and [`EVENT_REQUEST`] and [`EVENT_RESET`] are those of a device that is served.
-//! An interrupt that came before it is waited for is not lost; it is told once. The others are told for as long as they are so.
+//! Events are bits: that of interrupt `n` is `1 << n`, and [`EVENT_REQUEST`] and [`EVENT_RESET`] are those of a device
+//! that is served. An interrupt that came before it is waited for is not lost; it is told once. The others are told for
+//! as long as they are so.
 //!
-//! `Serve` makes a block device of a device that the program was started to make one of: what it is like, a [`BlockOffer`], is at the address. From then on others have requests for
-//! it. `TakeRequest` hands one over: a [`BlockRequest`] at the address, and what is to be written at `data`, which therefore has room
-//! for the longest. `CompleteRequest` says by a [`BlockOutcome`] how it ended, with the device's own `code` for it; if it was done, what was
-//! read is taken from `data`. A request that is not completed within ten seconds is the end of the program. On [`EVENT_RESET`] it has the
-//! device forget all that it has, and says so by another `Serve` with the same offer, within the same time; the requests that it has taken
-//! before are none any more.
+//! `Serve` makes a block device of a device that the program was started to make one of: what it is like, a
+//! [`BlockOffer`], is at the address. From then on others have requests for it. `TakeRequest` hands one over: a
+//! [`BlockRequest`] at the address, and what is to be written at `data`, which therefore has room for the longest.
+//! `CompleteRequest` says by a [`BlockOutcome`] how it ended, with the device's own `code` for it; if it was done, what
+//! was read is taken from `data`. A request that is not completed within ten seconds is the end of the program. On
+//! [`EVENT_RESET`] it has the device forget all that it has, and says so by another `Serve` with the same offer, within
+//! the same time; the requests that it has taken before are none any more.
 //!
-//! A program starts at the entry point of its file with one number as its argument (in RDI), on a stack of [`STACK_BYTES`]. It has
-//! neither x87 nor SSE. What it does that the CPU does not let it do is its end; a number that is no call's is
-//! [`Error::NoSuchCall`].
+//! A program starts at the entry point of its file with one number as its argument (in RDI), on a stack of
+//! [`STACK_BYTES`]. It has neither x87 nor SSE. What it does that the CPU does not let it do is its end; a number that
+//! is no call's is [`Error::NoSuchCall`].
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -61,8 +65,8 @@ pub const VECTOR: u8 = 0xf3;
 /// The largest answer that is no error.
 pub const ANSWER_MAX: u64 = i64::MAX as u64;
 
-/// Where a program's file may want to be: in the lowest 2 GiB, so that code of any code model works, but not at their start,
-/// where the target of a null pointer is.
+/// Where a program's file may want to be: in the lowest 2 GiB, so that code of any code model works, but not at their
+/// start, where the target of a null pointer is.
 pub const IMAGE: Range<u64> = 0x20_0000..0x4000_0000;
 /// The first address behind a program's stack.
 pub const STACK_TOP: u64 = 0x7fff_f000;
@@ -303,7 +307,8 @@ pub struct BlockRequest {
     pub first: u64,
     /// Number of blocks.
     pub blocks: u64,
-    /// If it is not 0, the data are at this IOVA and nowhere else: somebody tries whether the device reaches what it should not.
+    /// If it is not 0, the data are at this IOVA and nowhere else: somebody tries whether the device reaches what it
+    /// should not.
     pub at: u64,
 }
 

@@ -8,8 +8,8 @@ use attacker::{DIRECT_MAP, LEFT};
 /// The kernel did something that it should have refused.
 const TAKEN: u64 = 1;
 
-/// Numbers with which something might go wrong: addresses out of reach, at edges, and of things that may be read only; lengths
-/// that wrap.
+/// Numbers with which something might go wrong: addresses out of reach, at edges, and of things that may be read only;
+/// lengths that wrap.
 const HOSTILE: [u64; 16] = [
     0,
     1,

@@ -1,4 +1,5 @@
-//! An `edu` in the hands of a program that is not trusted: its DMA engine can be aimed at any address, by its registers.
+//! An `edu` in the hands of a program that is not trusted: its DMA engine can be aimed at any address, by its
+//! registers.
 
 use core::ptr::NonNull;
 
@@ -176,7 +177,8 @@ pub fn write_what_it_may_read(edu: &Edu) -> Result<u64, Error> {
     Ok(if holds(from, 0x3c) { LEFT } else { WRONG_MEMORY })
 }
 
-/// Writes the program's own code, and reads it. In this order: QEMU records no fault of a write where it remembers a read.
+/// Writes the program's own code, and reads it. In this order: QEMU records no fault of a write where it remembers a
+/// read.
 pub fn write_code(edu: &Edu) -> Result<u64, Error> {
     let copy = page(0)?;
     let code = (runtime::exit as *const u8).addr() as u64;

@@ -93,8 +93,8 @@ attacks! {
     Flood,
     /// Panics.
     Panic,
-    /// Has its device, an `edu`, copy memory that they share, and waits for its interrupt: exits with [`LEFT`] if all is as it
-    /// should be.
+    /// Has its device, an `edu`, copy memory that they share, and waits for its interrupt: exits with [`LEFT`] if all
+    /// is as it should be.
     EduCopies,
     /// Has it read and write the kernel's memory, by its physical address: exits with [`LEFT`] when it has tried.
     EduReachesKernel,
@@ -112,12 +112,13 @@ attacks! {
     EduCalls,
     /// Keeps it writing to memory for ever.
     EduWritesForEver,
-    /// Has it, which has the program's addresses, read and write the program's code: exits with [`LEFT`] if it could be read.
+    /// Has it, which has the program's addresses, read and write the program's code: exits with [`LEFT`] if it could be
+    /// read.
     EduWritesCode,
     /// Takes and gives back memory that it uses, again and again: exits with [`LEFT`] if there is always some.
     EduChurns,
-    /// Makes a disk of its device, and says of [`DISK_REQUESTS`] requests also what is not so: exits with [`LEFT`] if none of it was
-    /// taken for an answer.
+    /// Makes a disk of its device, and says of [`DISK_REQUESTS`] requests also what is not so: exits with [`LEFT`] if
+    /// none of it was taken for an answer.
     DiskLies,
     /// Makes a disk of its device, and answers no request.
     DiskNeverAnswers,

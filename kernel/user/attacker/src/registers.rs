@@ -98,8 +98,8 @@ fn keeps_registers() -> bool {
     different == 0
 }
 
-/// Sets the direction, AC, NT and ID flags and loads every segment register, and calls the kernel. Whatever it does then it does
-/// with flags and segments of its own, or it would not come back.
+/// Sets the direction, AC, NT and ID flags and loads every segment register, and calls the kernel. Whatever it does
+/// then it does with flags and segments of its own, or it would not come back.
 pub fn set_flags_and_call() -> u64 {
     let time: u64;
     // SAFETY: the flags are put back; the call changes nothing but RAX.

@@ -1,4 +1,5 @@
-//! A display whose picture lies in its own memory, as QEMU's `bochs-display`: by the registers of Bochs' VBE extensions, in a BAR of memory.
+//! A display whose picture lies in its own memory, as QEMU's `bochs-display`: by the registers of Bochs' VBE
+//! extensions, in a BAR of memory.
 
 use core::sync::atomic::{Ordering::SeqCst, fence};
 

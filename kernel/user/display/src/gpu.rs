@@ -1,5 +1,5 @@
-//! A display that fetches its picture by DMA, as QEMU's `virtio-gpu-pci`. The picture lies in pieces of memory, which the device finds
-//! at addresses far apart.
+//! A display that fetches its picture by DMA, as QEMU's `virtio-gpu-pci`. The picture lies in pieces of memory, which
+//! the device finds at addresses far apart.
 
 use display::{HEIGHT, WIDTH, pixel};
 use runtime::abi::DeviceAccess;

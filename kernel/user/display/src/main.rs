@@ -1,4 +1,5 @@
-//! A program that shows a picture, whose number it is started with, on the display that it was given. It ends only if it cannot.
+//! A program that shows a picture, whose number it is started with, on the display that it was given. It ends only if
+//! it cannot.
 //!
 //! Before it draws it looks at the memory that it got: all of it has to be empty.
 #![no_std]

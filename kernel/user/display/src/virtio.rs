@@ -1,4 +1,5 @@
-//! As much of virtio as it takes to send one command after the other to a device: its registers, and one queue with one request in it.
+//! As much of virtio as it takes to send one command after the other to a device: its registers, and one queue with one
+//! request in it.
 
 use core::sync::atomic::{Ordering::SeqCst, fence};
 
@@ -34,8 +35,8 @@ const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
 
-/// Bits 32 and 33 of the features: VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM. Without the second it would take addresses for
-/// physical ones.
+/// Bits 32 and 33 of the features: VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM. Without the second it would take
+/// addresses for physical ones.
 const FEATURES: [u32; 2] = [0, 0b11];
 
 /// The page that is shared with the device: the queue, a request, and its response.

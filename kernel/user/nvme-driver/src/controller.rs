@@ -154,7 +154,8 @@ impl Controller {
     }
 
     fn read32(&self, at: usize) -> u32 {
-        // SAFETY: a register in the pages that are mapped: `open` looked for the doorbells, and the others are in the first one.
+        // SAFETY: a register in the pages that are mapped: `open` looked for the doorbells, and the others are in the
+        // first one.
         unsafe { self.registers.add(at).cast().read_volatile() }
     }
 

@@ -20,8 +20,8 @@ const ENTRIES: u16 = 128;
 const QUEUE_BYTES: usize = 3 * 4096;
 const LIST_BYTES: usize = LIST_ENTRIES * 8;
 
-/// Where the controller finds what: its queues, the lists of pages, the data. All of it that much further up for each number
-/// that the program is started with, so that others can have what it has at addresses at which it has nothing.
+/// Where the controller finds what: its queues, the lists of pages, the data. All of it that much further up for each
+/// number that the program is started with, so that others can have what it has at addresses at which it has nothing.
 const STEP: u64 = 1 << 32;
 const QUEUES_AT: u64 = 0x1000_0000;
 const LISTS_AT: u64 = 0x2000_0000;

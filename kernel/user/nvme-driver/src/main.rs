@@ -1,9 +1,9 @@
 //! Drives the NVMe controller that it was given, from ring 3, and makes a block device of its first namespace.
 //!
-//! The kernel hands requests over and takes their results; the controller is this program's alone. What both agree on is in
-//! [`abi`]. Memory is laid out once (`memory`), a request has one place in it for as long as it is in flight, which is also its
-//! command's identifier (`disk`), and when something goes wrong that a reset does not mend the program ends: whoever waits for
-//! a request is told by the kernel, and a new process begins with a reset controller.
+//! The kernel hands requests over and takes their results; the controller is this program's alone. What both agree on
+//! is in [`abi`]. Memory is laid out once (`memory`), a request has one place in it for as long as it is in flight,
+//! which is also its command's identifier (`disk`), and when something goes wrong that a reset does not mend the
+//! program ends: whoever waits for a request is told by the kernel, and a new process begins with a reset controller.
 #![no_std]
 #![no_main]
 

@@ -54,8 +54,8 @@ impl Device {
         unsafe { call(Call::HasSpace, [self.0, 0, 0, 0, 0]) }.map(|answer| answer != 0)
     }
 
-    /// Lets it reach the memory at `memory`, from [`map_memory`](super::map_memory), at `iova`, unless it has the address space of
-    /// the program. Where it finds the memory then.
+    /// Lets it reach the memory at `memory`, from [`map_memory`](super::map_memory), at `iova`, unless it has the
+    /// address space of the program. Where it finds the memory then.
     ///
     /// # Errors
     /// It is no such memory, or the IOVA cannot be used.

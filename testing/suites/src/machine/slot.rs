@@ -77,8 +77,8 @@ impl<'a, T> Lent<'a, T> {
         lent
     }
 
-    /// Drops what is left of the device, takes its function back and has `open` open it anew. If that fails, this can be
-    /// tried again ([`Machine::restart`]).
+    /// Drops what is left of the device, takes its function back and has `open` open it anew. If that fails, this can
+    /// be tried again ([`Machine::restart`]).
     pub(crate) fn reopen(
         mut self,
         machine: &Machine,

@@ -124,8 +124,8 @@ pub struct FunctionConfig {
     pub requester: u16,
     /// It has the ATS capability.
     pub ats: bool,
-    /// How many invalidations its TLB takes at a time, as its capability says it: 0 is 32. A virtual function has that of
-    /// its physical one.
+    /// How many invalidations its TLB takes at a time, as its capability says it: 0 is 32. A virtual function has that
+    /// of its physical one.
     pub ats_queue_depth: u8,
     /// It is a virtual function of that one.
     pub physical: Option<PciAddress>,

@@ -30,8 +30,8 @@ pub(crate) struct TablePages {
     written: Region,
     /// One bit a line, one word a page: the line has not reached memory since the page was given out.
     unwritten: Vec<AtomicU64>,
-    /// Held while a line goes to memory, by the number of the line: caches are coherent, so what one CPU has written back
-    /// is not overwritten by what another one saw before.
+    /// Held while a line goes to memory, by the number of the line: caches are coherent, so what one CPU has written
+    /// back is not overwritten by what another one saw before.
     in_transit: [Mutex<()>; LINES_AT_ONCE],
     /// When each page was last given out, as a running number.
     numbers: Vec<AtomicU64>,
@@ -106,7 +106,8 @@ impl TablePages {
         Some(region.word(offset).load(Ordering::Acquire))
     }
 
-    /// All words of the page at `physical`, as [`word`](Self::word) gives them one by one; `None` if it was never given out.
+    /// All words of the page at `physical`, as [`word`](Self::word) gives them one by one; `None` if it was never given
+    /// out.
     pub fn page_words(&self, physical: u64, snoop: bool) -> Option<&Table> {
         let page = self.page(physical)? as usize;
         if self.numbers[page].load(Ordering::Relaxed) == 0 {

@@ -279,8 +279,8 @@ impl Unit {
         self.commands.iotlb_register = value & !(1 << 63 | bits(58, 57)) | done << 57;
     }
 
-    /// The pages of an invalidation: address in 63:12, IH in 6, address mask in 5:0. `None` if it cannot be done. Those of the
-    /// first stage may be as many as in its largest leaf, whatever the unit reports.
+    /// The pages of an invalidation: address in 63:12, IH in 6, address mask in 5:0. `None` if it cannot be done. Those
+    /// of the first stage may be as many as in its largest leaf, whatever the unit reports.
     pub(super) fn page_scope(&self, world: &World, tag: Tag, raw: u64) -> Option<IotlbScope> {
         let (mask, first) = ((raw & 0x3f) as u8, raw >> 12);
         let pages = 1_u64 << mask;

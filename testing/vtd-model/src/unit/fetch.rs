@@ -208,8 +208,8 @@ impl Unit {
         Ok(())
     }
 
-    /// What translates the requests of a source, as the tables stand in memory; nothing if something on the way is not present
-    /// or not right.
+    /// What translates the requests of a source, as the tables stand in memory; nothing if something on the way is not
+    /// present or not right.
     pub(super) fn binding_in_memory(&self, world: &World, source: u16) -> Option<Binding> {
         let snoop = self.config.coherent;
         if self.is_scalable() {

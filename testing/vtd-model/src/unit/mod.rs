@@ -83,8 +83,9 @@ pub(crate) struct Unit {
     iotlb: Iotlb,
     paging: PagingCache,
     interrupts: InterruptCache,
-    /// Caching mode, which is there for a unit of a hypervisor's that walks tables of its own: sources whose context entry was not
-    /// present, and of which it has no table until the IOTLB is invalidated for the domain that they are in then.
+    /// Caching mode, which is there for a unit of a hypervisor's that walks tables of its own: sources whose context
+    /// entry was not present, and of which it has no table until the IOTLB is invalidated for the domain that they are
+    /// in then.
     newcomers: BTreeSet<u16>,
     /// What the unit sees of pages whose stores wait in the write buffer (RWBF).
     write_buffer: HashMap<u64, Box<[u64; 512]>>,

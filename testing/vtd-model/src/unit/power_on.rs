@@ -55,8 +55,8 @@ impl Unit {
         self.plant_stale_entries(world);
     }
 
-    /// Whether devices reached reserved memory when the unit was turned on: firmware's tables let everything through, or
-    /// there were none.
+    /// Whether devices reached reserved memory when the unit was turned on: firmware's tables let everything through,
+    /// or there were none.
     pub fn was_open_at_first(&self) -> bool {
         !self.config.leftovers.translation || self.config.pass_through
     }

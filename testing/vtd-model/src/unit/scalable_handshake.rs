@@ -1,6 +1,6 @@
-//! Watches that what a source is translated by in scalable mode changes only by the handshake: clear P of the context entry, flush
-//! the context cache, then the PASID cache, then the IOTLB, then rewrite. What is below an entry that is not present, and was
-//! flushed, nobody reads.
+//! Watches that what a source is translated by in scalable mode changes only by the handshake: clear P of the context
+//! entry, flush the context cache, then the PASID cache, then the IOTLB, then rewrite. What is below an entry that is
+//! not present, and was flushed, nobody reads.
 
 use std::collections::BTreeMap;
 

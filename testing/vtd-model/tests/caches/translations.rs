@@ -80,7 +80,8 @@ fn superpages_may_be_cached_in_pieces() {
         }
         bench.put(slot, 0);
         bench.submit(&[iotlb_pages(3, iova, 0, false)]);
-        // The page that was named goes if it was a piece, and stays if the whole was cached: the mask was too small for it.
+        // The page that was named goes if it was a piece, and stays if the whole was cached: the mask was too small for
+        // it.
         stale_wholes += i32::from(probe(&device, iova).is_ok());
         assert!(probe(&device, iova + 511 * 4096).is_ok());
         bench.submit(&[iotlb_pages(3, iova, 9, false)]);

@@ -1,7 +1,7 @@
-//! Random lives of machines with several owners: domains are created and destroyed, groups are assigned, taken out, put in
-//! quarantine and released, memory is mapped by a domain's handle and by a device's, granted to another domain, revoked, unmapped
-//! and dropped, in any order. After each step every device is asked for every address that means something to anybody, and what
-//! it reaches is compared with what the domain that its group is in has mapped.
+//! Random lives of machines with several owners: domains are created and destroyed, groups are assigned, taken out, put
+//! in quarantine and released, memory is mapped by a domain's handle and by a device's, granted to another domain,
+//! revoked, unmapped and dropped, in any order. After each step every device is asked for every address that means
+//! something to anybody, and what it reaches is compared with what the domain that its group is in has mapped.
 //!
 //! `SLUICE_OWNERS_SEED=n` runs the one life that seed `n` stands for.
 

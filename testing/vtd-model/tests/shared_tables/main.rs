@@ -1,4 +1,5 @@
-//! Domains over an address space of the CPU's: devices use it as it stands, and nothing of it is used again while they may.
+//! Domains over an address space of the CPU's: devices use it as it stands, and nothing of it is used again while they
+//! may.
 
 mod ends;
 mod process;

@@ -77,7 +77,8 @@ impl Space {
 impl Drop for Space {
     fn drop(&mut self) {
         self.is_gone.store(true, Ordering::SeqCst);
-        // SAFETY: no CPU has walked it, and whoever kept it for devices is done. The machine complains if that is not so.
+        // SAFETY: no CPU has walked it, and whoever kept it for devices is done. The machine complains if that is not
+        // so.
         unsafe { self.table.take().expect("once").destroy() };
     }
 }

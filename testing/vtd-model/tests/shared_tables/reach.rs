@@ -59,8 +59,8 @@ fn what_is_not_flushed_is_still_reached() {
     process.driven.assert_content("at the end");
 }
 
-/// Pages, superpages and tables, mapped, protected and unmapped at random, on units of all kinds; what comes back is reached by
-/// nobody.
+/// Pages, superpages and tables, mapped, protected and unmapped at random, on units of all kinds; what comes back is
+/// reached by nobody.
 #[test]
 fn what_is_flushed_can_be_used_for_anything() {
     for (seed, caching_mode, write_buffer, coherent) in [
@@ -126,8 +126,8 @@ fn upper_half(space: &Space) -> &AtomicU64 {
     &root[256]
 }
 
-/// A kernel's half: copied entries of a root, and tables below them that come and go without a word to the units. They block at
-/// the copies, which are for the supervisor.
+/// A kernel's half: copied entries of a root, and tables below them that come and go without a word to the units. They
+/// block at the copies, which are for the supervisor.
 #[test]
 fn a_supervisors_half_is_closed_at_its_root() {
     let process = Process::on(machine(false));

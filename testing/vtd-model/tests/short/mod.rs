@@ -1,5 +1,5 @@
-//! Memory that is refused to the driver: table pages, or pieces of the heap, however small. The model has what it needs, and so
-//! has the test.
+//! Memory that is refused to the driver: table pages, or pieces of the heap, however small. The model has what it
+//! needs, and so has the test.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 

@@ -169,8 +169,8 @@ impl Life {
         Ok(oracle)
     }
 
-    /// Whether a release had no memory for the tables of a group's reserved memory, and it is out of reach. The model would
-    /// take that ill of a device that masters the bus.
+    /// Whether a release had no memory for the tables of a group's reserved memory, and it is out of reach. The model
+    /// would take that ill of a device that masters the bus.
     fn lacks_reserved(&self, group: usize) -> Result<bool, String> {
         Ok(self.groups[group].oracle.len() < self.reserved_only(group)?.len())
     }

@@ -47,7 +47,8 @@ fn others_are_done_again_without_the_device_that_does_not_answer() {
     assert_eq!(bad.wait(&platform), timed_out(0x0100));
 }
 
-/// What the unit had not begun when it gave up on the device, it does afterwards, and once: a wait at the head is one of those.
+/// What the unit had not begun when it gave up on the device, it does afterwards, and once: a wait at the head is one
+/// of those.
 #[test]
 fn what_was_not_begun_is_not_done_twice() {
     for begun in [2, 3] {
@@ -186,7 +187,8 @@ fn a_unit_that_dies_behind_a_slow_device_has_the_short_deadline_from_then_on() {
     assert!((WAIT_TIMEOUT_NS / 2..2 * WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
 }
 
-/// A unit that dies after a device answered has the short deadline, although nobody has looked at the device's wait yet.
+/// A unit that dies after a device answered has the short deadline, although nobody has looked at the device's wait
+/// yet.
 #[test]
 fn a_device_that_has_answered_excuses_nobody() {
     let platform = FakePlatform::new(CAP, ECAP);

@@ -88,8 +88,8 @@ fn a_queue_that_stays_full_gives_the_unit_up() {
     }
 }
 
-/// Fills the queue with copies of `filler`, two descriptors each, lets the unit carry out one descriptor every `pace_ns`,
-/// and submits a batch of `descriptors`: gives what came of it, and how long it took.
+/// Fills the queue with copies of `filler`, two descriptors each, lets the unit carry out one descriptor every
+/// `pace_ns`, and submits a batch of `descriptors`: gives what came of it, and how long it took.
 fn submit_to_a_slow_unit(
     filler: Invalidation,
     pace_ns: u64,
@@ -142,7 +142,8 @@ fn a_full_queue_with_a_device_in_it_is_waited_for_as_long_as_devices_are() {
     assert!((longest..longest + WAIT_TIMEOUT_NS).contains(&waited), "{waited} ns");
 }
 
-/// Fills the queue with `first` and batches for the unit's own caches, of which it carries out the first `begun` descriptors.
+/// Fills the queue with `first` and batches for the unit's own caches, of which it carries out the first `begun`
+/// descriptors.
 fn fill<'a>(
     platform: &FakePlatform,
     unit: &'a Unit<FakePlatform>,
@@ -157,7 +158,8 @@ fn fill<'a>(
     tickets
 }
 
-/// When the unit gives up on the device that held everything up, it has to be set going again, and then has time to go on.
+/// When the unit gives up on the device that held everything up, it has to be set going again, and then has time to go
+/// on.
 #[test]
 fn a_full_queue_moves_on_when_the_unit_gives_up_on_a_device() {
     let platform = FakePlatform::new(CAP, ECAP);

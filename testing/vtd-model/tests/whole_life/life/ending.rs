@@ -176,14 +176,15 @@ impl Life {
         Ok(())
     }
 
-    /// With no driver left no tables are left but the units' own: those that lead to a source are new. So is the room for
-    /// dropped mappings, which is kept.
+    /// With no driver left no tables are left but the units' own: those that lead to a source are new. So is the room
+    /// for dropped mappings, which is kept.
     fn expect_no_tables(&mut self) -> Result<(), String> {
         /// A page has more of them.
         const SLOTS_A_PAGE: usize = 16;
         self.old_handles.clear();
         self.reap();
-        // A context table for each bus of each unit; in scalable mode for each half of it, and two more pages for each source.
+        // A context table for each bus of each unit; in scalable mode for each half of it, and two more pages for each
+        // source.
         let units = self.driven.units();
         let mut sources = Sources::default();
         self.driven.iommu.visit(&mut sources);

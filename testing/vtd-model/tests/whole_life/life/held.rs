@@ -142,8 +142,8 @@ impl Ragged {
         Self { buffer, offset, bytes }
     }
 
-    /// The pages that a device reaches for it if it is mapped at `iova`, and their memory: a page that does not belong to it
-    /// as a whole is stood in for.
+    /// The pages that a device reaches for it if it is mapped at `iova`, and their memory: a page that does not belong
+    /// to it as a whole is stood in for.
     pub fn pages(&self, iova: u64) -> Vec<(u64, u64, Option<u64>)> {
         let (first, end) = (self.offset as u64, (self.offset + self.bytes) as u64);
         let pages = first / PAGE..end.div_ceil(PAGE);

@@ -1,7 +1,7 @@
 //! Devices are taken away from their drivers: release, quarantine, and what is left of a driver after either.
 //!
-//! The devices do not play along. Until they are reset they go on with what they had begun, and at every moment they try
-//! what they could reach before.
+//! The devices do not play along. Until they are reset they go on with what they had begun, and at every moment they
+//! try what they could reach before.
 
 use iommu::{
     Bidirectional, DmaError, PciAddress, Platform, Rejected, ReleaseError, dump::GroupStanding,
@@ -210,8 +210,8 @@ impl Life {
         self.leave_quarantine(group)
     }
 
-    /// Before their reset the devices reach nothing of what was mapped for them, though they master the bus; and nothing
-    /// of it has come back.
+    /// Before their reset the devices reach nothing of what was mapped for them, though they master the bus; and
+    /// nothing of it has come back.
     pub(super) fn attack_while_blocked(&self, group: usize) -> Result<(), String> {
         let may_master = !self.short_of_memory && !self.lacks_reserved(group)?;
         for Function { address, hardware, .. } in self.endpoints_of(group) {
