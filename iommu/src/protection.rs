@@ -87,16 +87,17 @@ impl<P: Platform> Protection<P> {
         // Once more: some may have nothing any more that they could go on using.
         stop_bus_masters(&*platform, &topology, |_| true);
         let controllers = InterruptControllers { io_apics: machine.io_apics, x2apic: machine.x2apic };
-        let backend = Arc::new(Vtd::bring_up(platform.clone(), units, &dmar, &controllers, options)?);
         let layout = IrqLock::new(LockClass::Layout, Layout::new(topology)?);
-        let memory = copy_of(machine.memory)?;
+        let (memory, copy) = (copy_of(machine.memory)?, copy_of(table)?);
+        // The last that fails before translation is on, and what it leaves is a machine without units.
+        let backend = Arc::new(Vtd::bring_up(platform.clone(), units, &dmar, &controllers, options)?);
         let maker =
             Arc::new(DomainMaker::new(backend.clone(), reaper, options.quarantine, memory, registers));
         let limits = IrqLock::new(LockClass::FaultLimits, Limits::default());
-        let (dmar, changing) = (copy_of(table)?, AtomicBool::new(false));
+        let changing = AtomicBool::new(false);
         let (faults, strangers) = (FaultLog::boxed(), Strangers::new());
         let shared =
-            Arc::new(Shared { platform, backend, dmar, layout, changing, faults, strangers, limits });
+            Arc::new(Shared { platform, backend, dmar: copy, layout, changing, faults, strangers, limits });
         let checks = options.debug.then(|| Arc::new(Checks::new(shared.platform.clone())));
         let protection = Self { shared, maker, created: CreatedDomains::new(), options, checks };
         protection.map_reserved(protection.shared.layout().groups());
