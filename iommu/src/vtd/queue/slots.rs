@@ -70,6 +70,20 @@ const DROPPED: u8 = 2;
 const ORPHANED: u8 = 3;
 /// The wait missed its deadline.
 const LATE: u8 = 4;
+/// Nobody waits any more, and the unit dropped the wait.
+const DISUSED: u8 = 5;
+/// The wait missed its deadline, and the unit dropped it.
+const LOST: u8 = 6;
+
+/// What a slot in `state` is when the unit dropped its wait.
+fn dropped(state: u8) -> Option<u8> {
+    match state {
+        PENDING => Some(DROPPED),
+        ORPHANED => Some(DISUSED),
+        LATE => Some(LOST),
+        _ => None,
+    }
+}
 
 /// A slot handed out. Dropping it loses the slot for good.
 #[derive(Debug)]
@@ -160,12 +174,18 @@ impl Slots {
 
     /// Nobody will wait for `slot` any more.
     pub fn orphan(&self, slot: OwnedSlot) {
-        self.slot(&slot).state.store(ORPHANED, Ordering::Release);
+        self.leave(&slot, ORPHANED, DISUSED);
     }
 
     /// The deadline of `slot` is over. It is never handed out again.
     pub fn pin(&self, slot: OwnedSlot) {
-        self.slot(&slot).state.store(LATE, Ordering::Release);
+        self.leave(&slot, LATE, LOST);
+    }
+
+    /// The slot is `unfinished` from here on, or `over` if the unit dropped its wait, which may happen at this moment.
+    fn leave(&self, slot: &OwnedSlot, unfinished: u8, over: u8) {
+        let next = |state| Some(if state == DROPPED { over } else { unfinished });
+        let _always_some = self.slot(slot).state.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 
     /// The wait descriptor, to be written at `position`, that completes `slot`.
@@ -258,16 +278,15 @@ impl Slots {
     /// Where the unit does not say which device it was, it is one of those that the first unfinished wait is for: a
     /// wait before it would be done otherwise. What is behind it was only held up.
     pub fn drop_below<P: Platform>(&self, platform: &P, head: u64, source: u16) {
-        let unfinished = self.unfinished(platform, |state| matches!(state, PENDING | ORPHANED | LATE));
+        let unfinished = self.unfinished(platform, |state| dropped(state).is_some());
         let first = unfinished.map(|(_, slot)| slot.end.load(Ordering::Relaxed)).min();
-        for (_, slot) in self.outstanding(platform) {
+        for (_, slot) in self.unfinished(platform, |state| dropped(state).is_some()) {
             let end = slot.end.load(Ordering::Relaxed);
             if end < head {
                 let is_own = source == 0 && first == Some(end) && slot.devices.load(Ordering::Relaxed);
                 slot.source.store(source, Ordering::Relaxed);
                 slot.is_own.store(is_own, Ordering::Relaxed);
-                // An orphan stays one: nobody asks.
-                let _ = slot.state.compare_exchange(PENDING, DROPPED, Ordering::Release, Ordering::Relaxed);
+                let _free_meanwhile = slot.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, dropped);
             }
         }
     }
@@ -297,7 +316,7 @@ impl Slots {
         let over_below = self.over_below();
         for (index, slot) in self.slots.iter().enumerate() {
             let over = || slot.end.load(Ordering::Relaxed) < over_below || self.is_done(platform, index);
-            if slot.state.load(Ordering::Acquire) == ORPHANED && over() {
+            if matches!(slot.state.load(Ordering::Acquire), ORPHANED | DISUSED) && over() {
                 self.free_slot(index);
             }
         }

@@ -111,6 +111,22 @@ fn a_unit_that_does_not_say_which_device_it_was_has_the_first_in_line_blamed() {
     assert_eq!(unit.queue_statistics(&platform).unwrap().device_timeouts, 1);
 }
 
+/// What the first of them cost is no suspect when the unit gives up on the second.
+#[test]
+fn a_unit_that_does_not_say_which_device_it_was_tells_two_of_one_batch_apart() {
+    let platform = FakePlatform::new(CAP, ECAP);
+    let unit = unit(&platform);
+    platform.unit.behave(|manner| {
+        (manner.silent, manner.gives_up_ns) = (vec![0x0100, 0x0200], Some(60_000_000_000));
+        manner.conceals_source = true;
+    });
+    let batch = [domain(), device(0x0100), device(0x0200)];
+    let result = unit.invalidate(&platform, &batch);
+    assert!(matches!(result, Err(InvalidationError::DeviceTimeout { others: true, .. })), "{result:?}");
+    assert_eq!(unit.queue_statistics(&platform).unwrap().device_timeouts, 2);
+    assert!(!unit.is_stuck());
+}
+
 /// It may also be one that was given up long before the unit noticed.
 #[test]
 fn a_unit_that_does_not_say_which_device_it_was_may_mean_one_that_nobody_waits_for() {
