@@ -67,6 +67,8 @@ struct State<B: Backend> {
     /// The domain that the group was taken out of, while its devices may not be quiet. `Some` in quarantine only.
     revoked: Option<TryArc<Domain<B>>>,
     quarantined: bool,
+    /// What its drivers were told as it began to be taken back. `Some` until that is done.
+    leaving: Option<Incident>,
     /// Nobody is given interrupts of it. Set before those that were given out are taken back, for as long as it is in
     /// quarantine.
     muted: bool,
@@ -124,6 +126,7 @@ impl<B: Backend> Group<B> {
             term: 0,
             revoked: None,
             quarantined: false,
+            leaving: None,
             muted: false,
             retired: false,
             scratch: None,
@@ -211,7 +214,7 @@ impl<B: Backend> Group<B> {
         let (before, told) = if state.term == term {
             let claim = state.claimed.iter_mut().find(|claim| claim.function == function);
             let before = claim.and_then(|claim| claim.listener.replace(listener.clone()));
-            (before, state.quarantined.then_some(Incident::Quarantined))
+            (before, state.leaving.or(state.quarantined.then_some(Incident::Quarantined)))
         } else {
             (None, Some(if state.retired { Incident::Removed } else { Incident::Released }))
         };

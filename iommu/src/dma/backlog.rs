@@ -71,15 +71,15 @@ impl Backlog {
     }
 
     /// As [`push`](Self::push), for one that was tried after so many devices had become quiet, and waits for another:
-    /// it is set aside, unless one has become quiet since.
-    pub fn set_aside(&mut self, abandoned: Abandoned, roused: u64) -> Result<(), Abandoned> {
+    /// it is set aside, unless one has become quiet since. Returns whether it is.
+    pub fn set_aside(&mut self, abandoned: Abandoned, roused: u64) -> Result<bool, Abandoned> {
         if roused != self.roused {
-            return self.push(abandoned);
+            return self.push(abandoned).map(|()| false);
         }
         let entry = self.entry(abandoned)?;
         self.set_aside.push_back(entry);
         self.set_aside_len += 1;
-        Ok(())
+        Ok(true)
     }
 
     /// A device became quiet: those that were set aside are back in the list.

@@ -104,6 +104,11 @@ impl Abandoned {
         }
     }
 
+    /// Whether a second domain has it still. That may be another subsystem's, which rouses its own reaper alone.
+    fn is_shared(&self) -> bool {
+        matches!(self.dropped, Dropped::Shared { share: Some(_), .. })
+    }
+
     fn iova(&self) -> Iova {
         match &self.dropped {
             Dropped::One { live, .. } | Dropped::Shared { live, .. } => live.segment.iova,
@@ -213,12 +218,23 @@ impl<P: Platform> Reaper<P> {
             // Counted until its buffer is free: who waits for the count to fall finds the memory back.
             self.live.fetch_add(1, Ordering::Relaxed);
             if let Some(waiting) = abandoned.reap(&self.pinned) {
-                // Its slot is still its own.
-                let pushed = self.queue.lock(&*self.platform).set_aside(waiting, roused);
-                debug_assert!(pushed.is_ok(), "the slot that it had is free");
+                self.put_back(waiting, roused);
             }
             self.release();
             left -= 1;
+        }
+    }
+
+    /// Keeps what could not be reaped yet, in the slot that it had. It was tried after so many devices had become quiet.
+    fn put_back(&self, waiting: Abandoned, roused: u64) {
+        let is_shared = waiting.is_shared();
+        let mut queue = self.queue.lock(&*self.platform);
+        let kept =
+            if is_shared { queue.push(waiting).map(|()| true) } else { queue.set_aside(waiting, roused) };
+        drop(queue);
+        debug_assert!(kept.is_ok(), "the slot that it had is free");
+        if let Ok(false) = kept {
+            self.platform.wake(Work::Reap);
         }
     }
 

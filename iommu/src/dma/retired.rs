@@ -66,7 +66,7 @@ impl<B: DmaBuffer, D: Direction> Retired<B, D> {
         self.live.segment.buffer.bytes
     }
 
-    /// The buffer, if the flush is over. Never waits.
+    /// The buffer, if the flush is over. Waits at most for one that somebody carries out as the device's domain ends.
     ///
     /// # Errors
     /// Those of [`Mapping::unmap`](super::Mapping::unmap), with the same consequences.

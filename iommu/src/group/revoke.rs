@@ -68,10 +68,13 @@ impl<B: Backend> Group<B> {
     ) -> Result<(), ReleaseError> {
         let platform = &**maker.backend.platform();
         let seizure = self.seize(maker, function, term)?;
-        match future {
-            Future::None => self.tell(platform, Incident::Removed),
-            Future::Free if seizure.is_new => self.tell(platform, Incident::Released),
-            Future::Free => {}
+        let incident = match future {
+            Future::None => Some(Incident::Removed),
+            Future::Free => seizure.is_new.then_some(Incident::Released),
+        };
+        if let Some(incident) = incident {
+            self.state.lock(platform).leaving = Some(incident);
+            self.tell(platform, incident);
         }
         let mut quiet = seizure.result.map_err(ReleaseError::from).and_then(|()| self.quieten(reset));
         quiet = quiet.and_then(|()| Ok(self.leave_scratch_page(maker)?));
@@ -84,6 +87,7 @@ impl<B: Backend> Group<B> {
             (record.history, record.condemned) = (History::default(), None);
         }
         let mut state = self.end(maker);
+        state.leaving = None;
         if let Err(error) = quiet {
             drop(state);
             if seizure.is_new {

@@ -34,8 +34,8 @@ pub enum HotplugError {
         /// The first function of such a group.
         function: PciAddress,
     },
-    /// A group could not be taken back from its drivers, the first if there are several. It is in quarantine, unless it
-    /// was changing hands ([`Busy`](ReleaseError::Busy)), and all functions stay known.
+    /// A group could not be taken back from its drivers, and all functions stay known. It is in quarantine, unless it was
+    /// changing hands ([`Busy`](ReleaseError::Busy)). Of several it is one that was, or the first.
     Release(ReleaseError),
     /// A unit does not answer. Nothing was added.
     Stuck(Stuck),
@@ -102,15 +102,7 @@ impl<P: Platform> Protection<P> {
         let shared = &*self.shared;
         let _turn = Turn::take(&shared.changing)?;
         let before = shared.layout();
-        // All of them, whatever becomes of the first: each is out of its drivers' hands, or nobody will come to take
-        // it.
-        let mut result = Ok(());
-        for &function in gone {
-            if let Some(group) = before.group(function).filter(|group| !group.is_retired(&shared.platform)) {
-                result = result.and(group.remove(&self.maker, function, quiet));
-            }
-        }
-        result?;
+        self.remove_groups(&before, gone, quiet)?;
         let stays = |function: &&Function| !gone.contains(&function.address);
         let functions = copy(before.topology.functions().iter().filter(stays), 0)?;
         let next = self.next_layout(&before, &functions)?;
@@ -118,6 +110,27 @@ impl<P: Platform> Protection<P> {
         self.map_reserved(next.not_in(&before));
         shared.replace_layout(next);
         Ok(())
+    }
+
+    /// Takes back the groups of `gone`: all of them, whatever becomes of the first. Each is out of its drivers' hands, or
+    /// nobody will come to take it.
+    fn remove_groups(
+        &self,
+        before: &Layout<P>,
+        gone: &[PciAddress],
+        quiet: &mut dyn FnMut(PciAddress) -> bool,
+    ) -> Result<(), ReleaseError> {
+        let mut result = Ok(());
+        for group in before.groups().filter(|group| !group.is_retired(&self.shared.platform)) {
+            let is_in = |function: &&PciAddress| group.layout().functions.contains(function);
+            let Some(&function) = gone.iter().find(is_in) else { continue };
+            result = match group.remove(&self.maker, function, quiet) {
+                // Its drivers have it still: who asks is to try again at once.
+                busy @ Err(ReleaseError::Busy { .. }) => busy,
+                removed => result.and(removed),
+            };
+        }
+        result
     }
 
     fn next_layout(

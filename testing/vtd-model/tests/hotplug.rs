@@ -176,6 +176,45 @@ fn one_that_is_not_quiet_keeps_nobody_elses_place() {
     assert_eq!(driven.iommu.live_mappings(), 0);
 }
 
+/// Its drivers have not heard of it, as those of the others have: it is to be tried again at once.
+#[test]
+fn of_several_that_stay_the_one_that_changes_hands_is_told() {
+    let driven = machine();
+    let _hands = [0, 1].map(|index| claim(&driven, index));
+    let functions = [0, 1].map(|index| driven.function(index));
+    let mut gone = Ok(());
+    let released = driven.iommu.release(functions[1], |_| {
+        gone = driven.iommu.functions_gone(&functions, |_| false);
+        true
+    });
+    let busy = ReleaseError::Busy { function: functions[1] };
+    assert_eq!((gone, released), (Err(HotplugError::Release(busy)), Ok(())));
+}
+
+/// Two functions that a unit cannot tell apart go together.
+#[test]
+fn a_group_is_taken_back_once_however_many_of_it_are_gone() {
+    let mut config = MachineConfig::plain(1);
+    let at = |bus, devfn| FunctionConfig::endpoint(PciAddress::from_devfn(0, bus, devfn), 0);
+    let kind = FunctionKind::PciBridge { secondary: 1, subordinate: 1 };
+    config.functions.push(FunctionConfig { kind, ..at(0, 5 << 3) });
+    let kind = FunctionKind::Conventional;
+    config.functions.extend([0, 8].map(|devfn| FunctionConfig { kind, requester: 0x100, ..at(1, devfn) }));
+    let driven = Driven::start(config).expect("units that work");
+    let (handle, _) = claim(&driven, 2);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = told.clone();
+    handle.on_incident(Arc::new(move |incident| teller.lock().unwrap().push(incident)));
+    let functions = [2, 3].map(|index| driven.function(index));
+    let mut asked = 0;
+    let gone = driven.iommu.functions_gone(&functions, |_| {
+        asked += 1;
+        false
+    });
+    assert!(matches!(gone, Err(HotplugError::Release(ReleaseError::NotQuiet { .. }))), "{gone:?}");
+    assert_eq!((asked, &**told.lock().unwrap()), (1, &[Incident::Removed, Incident::Quarantined][..]));
+}
+
 #[test]
 fn a_group_changes_only_when_nobody_has_it() {
     let driven = machine();

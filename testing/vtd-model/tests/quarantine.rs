@@ -193,8 +193,17 @@ fn a_driver_that_listens_late_is_told_what_it_missed() {
     // Nor does it hear of what the next one's device does.
     let (next, _) = claim(&driven, 0);
     assert_eq!((told(&handle), told(&next)), (vec![Incident::Released], vec![]));
-    driven.iommu.functions_gone(&[function], |_| true).expect("a unit that works");
-    assert_eq!(told(&next), [Incident::Removed]);
+    // While it is being taken back: how that will end.
+    let mut meanwhile = Vec::new();
+    let mut reset = |told: Vec<Incident>| {
+        meanwhile.extend(told);
+        true
+    };
+    driven.iommu.release(function, |_| reset(told(&next))).expect("a quiet device");
+    let (last, _) = claim(&driven, 0);
+    driven.iommu.functions_gone(&[function], |_| reset(told(&last))).expect("a unit that works");
+    assert_eq!(meanwhile, [Incident::Released, Incident::Removed]);
+    assert_eq!((told(&next), told(&last)), (vec![Incident::Removed], vec![Incident::Removed]));
 }
 
 #[test]

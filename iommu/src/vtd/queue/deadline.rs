@@ -16,7 +16,7 @@ pub(super) struct Limits {
 
 impl Limits {
     /// For the unit's own caches. The unit completes in order: what is behind a device waits for that first, and then
-    /// has its own time.
+    /// has its own time. That is for one device: a unit that stands still at a second one is given up.
     pub const UNIT: Self =
         Self { unexcused_ns: WAIT_TIMEOUT_NS, in_all_ns: DEVICE_TIMEOUT_NS + WAIT_TIMEOUT_NS };
 
