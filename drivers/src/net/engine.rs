@@ -21,6 +21,7 @@ use super::{
 use crate::{
     faults::Doubt,
     host::{Event, Host},
+    quiet::is_taken_back,
 };
 
 /// How long a device may take to send a frame.
@@ -236,13 +237,14 @@ impl<R: Rings> Engine<R> {
         // What had arrived may be what the device was reset for.
         self.counters.lost += self.arrived.drain(..).count() as u64;
         match self.rings.stop() {
-            Ok(()) => {
-                self.counters.lost += self.rings.clear();
-                self.phase = next;
-            }
-            Err(error) => {
+            // Whoever took it away in the middle of that has made it quiet.
+            Err(error) if !is_taken_back(&*self.host, &self.dma) => {
                 log::error!("{} {}: {error}; its memory stays pinned", R::NAME, self.dma.function());
                 self.phase = Phase::NotQuiet;
+            }
+            _ => {
+                self.counters.lost += self.rings.clear();
+                self.phase = next;
             }
         }
         self.faults = self.dma.fault_counts();
