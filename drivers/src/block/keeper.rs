@@ -198,7 +198,8 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
             }
             shared.attention.wait(now_ns.saturating_add(RELEASE_LOOK_NS));
         }
-        log::warn!("{} {}: taken back, its requests fail", H::NAME, shared.dma.function());
+        // Who takes it says so, and not each time that a device comes and goes.
+        log::debug!("{} {}: taken back, its requests fail", H::NAME, shared.dma.function());
         self.take_back(|flight| flight.finish(Err(BlockError::Gone)));
     }
 

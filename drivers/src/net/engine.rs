@@ -208,7 +208,7 @@ impl<R: Rings> Engine<R> {
             return self.seclude();
         }
         if self.dma.was_taken_back() {
-            log::warn!("{} {function}: taken back", R::NAME);
+            log::debug!("{} {function}: taken back", R::NAME);
             return self.quieten(Phase::Gone);
         }
         self.fruitless_resets += 1;
@@ -227,7 +227,8 @@ impl<R: Rings> Engine<R> {
     /// The device is in quarantine, or taken away: it is stopped, and not started again. After its release another
     /// driver does that.
     fn seclude(&mut self) {
-        log::warn!("{} {}: in quarantine or taken away, and stopped", R::NAME, self.dma.function());
+        // Who does that says so, and not each time that a device comes and goes.
+        log::debug!("{} {}: in quarantine or taken away, and stopped", R::NAME, self.dma.function());
         self.quieten(Phase::Gone);
     }
 
