@@ -54,7 +54,7 @@ fn report_for_ever() {
         HAPPENED.wait(u64::MAX);
         if let Some(vector) = device_rate::take_unreported() {
             log::warn!(
-                "devices interrupt too often, last by vector {vector:#x}: a CPU has paused {} times",
+                "devices interrupt too often, last by vector {vector:#x}: pause {} of a CPU",
                 device_rate::pauses()
             );
         }
