@@ -11,7 +11,7 @@ use super::{
     flight::InFlight,
     hardware::{Hardware, Queue, Stop},
 };
-use crate::{faults::Doubt, host::Event};
+use crate::{faults::Doubt, host::Event, quiet::is_taken_back};
 
 /// How often deadlines and the device's status are looked at when nothing happens.
 const WATCH_INTERVAL_NS: u64 = 1_000_000_000;
@@ -198,7 +198,8 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
             }
             shared.attention.wait(now_ns.saturating_add(RELEASE_LOOK_NS));
         }
-        log::warn!("{} {}: taken back, its requests fail", H::NAME, shared.dma.function());
+        // Who takes it says so, and not each time that a device comes and goes.
+        log::debug!("{} {}: taken back, its requests fail", H::NAME, shared.dma.function());
         self.take_back(|flight| flight.finish(Err(BlockError::Gone)));
     }
 
@@ -206,7 +207,10 @@ impl<H: Hardware, Q: Queue> Keeper<H, Q> {
     fn halt(&mut self, next: Phase) -> bool {
         self.shared.enter(Phase::Resetting);
         let how = if next == Phase::Gone { Stop::ForGood } else { Stop::ToRestart };
-        let quiet = self.hardware.stop(how);
+        // Whoever took it away in the middle of that has made it quiet.
+        let quiet = self.hardware.stop(how).or_else(|error| {
+            if is_taken_back(&*self.shared.host, &self.shared.dma) { Ok(()) } else { Err(error) }
+        });
         if let Err(error) = &quiet {
             log::error!("{} {}: {error}; its memory stays pinned", H::NAME, self.shared.dma.function());
             self.hardware.disconnect();

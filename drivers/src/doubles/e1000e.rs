@@ -19,7 +19,7 @@ pub const ADDRESS: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// Where the MSI-X table is in BAR 0; its capability is at 0x40.
 const TABLE: usize = 0x6000;
 
-const CONTROL: usize = 0x0000;
+pub const CONTROL: usize = 0x0000;
 const STATUS: usize = 0x0008;
 const CAUSE: usize = 0x00c0;
 const MASK_SET: usize = 0x00d0;

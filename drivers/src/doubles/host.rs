@@ -51,6 +51,9 @@ struct Clock {
 /// What each vector signals, while it is in use.
 type Vectors = Mutex<Vec<Option<Arc<dyn Event>>>>;
 
+/// What happens before each write to a register: where, and what.
+type BeforeWrite = Box<dyn FnMut(usize, u64) + Send>;
+
 /// The host of one function.
 pub struct TestHost {
     pub space: FakeSpace,
@@ -76,7 +79,7 @@ pub struct Bench {
     /// The function, as the thing that does DMA.
     pub requester: vtd_model::Device,
     machine: Arc<Machine>,
-    register_writes: Arc<AtomicUsize>,
+    trace: Arc<Trace>,
 }
 
 impl Bench {
@@ -115,7 +118,7 @@ impl Bench {
             yields: AtomicUsize::new(0),
         });
         let requester = machine.device(address);
-        Self { host, iommu, dma, requester, machine, register_writes: Arc::default() }
+        Self { host, iommu, dma, requester, machine, trace: Arc::default() }
     }
 
     /// Makes the unit carry out no invalidation, or all of them again.
@@ -125,8 +128,26 @@ impl Bench {
 
     /// Makes `device` answer behind BAR 0.
     pub fn plug(&self, device: Arc<dyn Registers>) {
-        let writes = self.register_writes.clone();
-        *self.host.device.lock().unwrap() = Some(Arc::new(Counting { device, writes }));
+        let trace = self.trace.clone();
+        *self.host.device.lock().unwrap() = Some(Arc::new(Traced { device, trace }));
+    }
+
+    /// Calls `hook` before each write to a register from now on, with its offset and the value.
+    pub fn before_write(&self, hook: impl FnMut(usize, u64) + Send + 'static) {
+        *self.trace.before.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    /// The function is pulled out, and taken from its driver, as soon as somebody writes to the register at `offset`.
+    pub fn pull_out_at_write(&self, offset: usize) {
+        let (host, trace) = (Arc::downgrade(&self.host), Arc::downgrade(&self.trace));
+        let (iommu, function) = (self.iommu.clone(), self.dma.function());
+        self.before_write(move |at, _value| {
+            let (Some(host), Some(trace)) = (host.upgrade(), trace.upgrade()) else { return };
+            if at == offset && !trace.is_gone.swap(true, Ordering::Relaxed) {
+                host.space.remove(function);
+                iommu.functions_gone(&[function], |_| true).unwrap();
+            }
+        });
     }
 
     /// Takes the function from its driver, resets it, with its registers by `reset`, and gives it to the next one.
@@ -145,7 +166,7 @@ impl Bench {
 
     /// How often anybody has written to the function's registers, and to its configuration space.
     pub fn writes(&self) -> (usize, usize) {
-        (self.register_writes.load(Ordering::Relaxed), self.host.space.writes.lock().unwrap().len())
+        (self.trace.writes.load(Ordering::Relaxed), self.host.space.writes.lock().unwrap().len())
     }
 
     /// The function as it is found now, with registers that are nobody else's.
@@ -191,20 +212,37 @@ impl Drop for Bench {
     }
 }
 
-/// Registers whose writes are counted.
-struct Counting {
-    device: Arc<dyn Registers>,
-    writes: Arc<AtomicUsize>,
+/// What is known of registers, and done about them.
+#[derive(Default)]
+struct Trace {
+    writes: AtomicUsize,
+    before: Mutex<Option<BeforeWrite>>,
+    /// They read as all ones.
+    is_gone: AtomicBool,
 }
 
-impl Registers for Counting {
+/// Registers whose writes are seen.
+struct Traced {
+    device: Arc<dyn Registers>,
+    trace: Arc<Trace>,
+}
+
+impl Registers for Traced {
     fn read(&self, offset: usize, width: usize) -> u64 {
+        if self.trace.is_gone.load(Ordering::Relaxed) {
+            return u64::MAX >> (64 - 8 * width);
+        }
         self.device.read(offset, width)
     }
 
     fn write(&self, offset: usize, width: usize, value: u64) {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        self.device.write(offset, width, value);
+        self.trace.writes.fetch_add(1, Ordering::Relaxed);
+        if let Some(before) = &mut *self.trace.before.lock().unwrap() {
+            before(offset, value);
+        }
+        if !self.trace.is_gone.load(Ordering::Relaxed) {
+            self.device.write(offset, width, value);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ pub mod e1000e;
 mod host;
 pub mod nvme;
 pub mod secondaries;
-mod virtio;
+pub mod virtio;
 pub mod virtio_blk;
 pub mod virtio_net;
 

@@ -22,6 +22,8 @@ use crate::{
 
 /// Where the MSI-X table is in BAR 0; its capability is at 0x40.
 const TABLE: usize = 0x4000;
+/// The register that turns the controller on and off.
+pub const CONFIGURATION: usize = 0x14;
 const DOORBELLS: usize = 0x1000;
 /// Entries of the MSI-X table, and queue pairs with the admin queue.
 const PAIRS: usize = 4;
@@ -440,7 +442,7 @@ impl Registers for Nvme {
         match (offset, width) {
             (0x00, 8) => state.capabilities,
             (0x08, 4) => 0x0001_0400,
-            (0x14, 4) => state.configuration.into(),
+            (CONFIGURATION, 4) => state.configuration.into(),
             (0x1c, 4) => state.status.into(),
             (0x3c, 4) => state.memory_size.into(),
             (TABLE..BAR_BYTES, 4) => state.table[(offset - TABLE) / 4].into(),
@@ -451,7 +453,7 @@ impl Registers for Nvme {
     fn write(&self, offset: usize, width: usize, value: u64) {
         let mut state = self.state.lock().unwrap();
         match (offset, width) {
-            (0x14, 4) => self.configure(&mut state, value as u32),
+            (CONFIGURATION, 4) => self.configure(&mut state, value as u32),
             (0x24, 4) => state.attributes = value as u32,
             (0x28, 8) => state.queues[0].submission = value,
             (0x30, 8) => state.queues[0].completion = value,

@@ -57,6 +57,11 @@ impl Secondaries {
         self.resets += 1;
     }
 
+    /// Whether the primary one will have nothing of one or the other after the next reset.
+    pub fn has_given_up(&self) -> bool {
+        self.kept.contains(&0)
+    }
+
     /// What a primary controller can give.
     pub fn capabilities(&self) -> Vec<u8> {
         let mut page = vec![0; 4096];

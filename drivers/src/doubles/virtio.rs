@@ -13,6 +13,8 @@ pub const DEVICE: usize = 0x2000;
 pub const NOTIFY: usize = 0x3000;
 pub const TABLE: usize = 0x4000;
 const WINDOW: usize = 0x1000;
+/// The device's status, in the first of them.
+pub const STATUS: usize = 0x14;
 
 pub const EVENT_INDEX: u64 = 1 << 29;
 pub const VERSION_1: u64 = 1 << 32;
@@ -183,9 +185,9 @@ impl<const N: usize> DeviceRegisters<N> {
             0x0c if self.accepted_half == 0 => self.accepted = value,
             0x0c => self.accepted |= value << 32,
             0x10 => self.config_vector = value as u16,
-            0x14 if value == 0 && restless => {}
-            0x14 if value == 0 => *self = Self { table: self.table, ..Self::default() },
-            0x14 => self.status = value as u8,
+            STATUS if value == 0 && restless => {}
+            STATUS if value == 0 => *self = Self { table: self.table, ..Self::default() },
+            STATUS => self.status = value as u8,
             0x16 => self.queue_select = value as u16,
             _ => {
                 let queue = &mut self.queues[usize::from(self.queue_select)];
@@ -212,7 +214,7 @@ impl<const N: usize> DeviceRegisters<N> {
             0x04 => (offered >> (32 * self.offered_half)) & 0xffff_ffff,
             0x10 => self.config_vector.into(),
             0x12 => queues as u64,
-            0x14 => self.status.into(),
+            STATUS => self.status.into(),
             0x18 => queue.map_or(0, |queue| queue.size).into(),
             0x1a => queue.map_or(0, |queue| queue.vector).into(),
             0x1e => 3 + u64::from(self.queue_select),

@@ -173,7 +173,7 @@ impl Registers for VirtioNet {
         match offset {
             COMMON..DEVICE => {
                 state.registers.write(offset - COMMON, value, state.restless);
-                if offset == 0x14 && value == 0 {
+                if offset == virtio::STATUS && value == 0 {
                     state.empty.clear();
                 }
             }

@@ -7,7 +7,7 @@ use super::{E1000eError, await_quiet, open};
 use crate::{
     doubles::{
         Bench,
-        e1000e::{ADDRESS, Behaviour, E1000e, bench},
+        e1000e::{ADDRESS, Behaviour, CONTROL, E1000e, bench},
     },
     net::{
         Checksum, Counters, FRAME_LIMIT_BYTES, Link, MacAddress, NetDevice, NotQuiet, TransmitError,
@@ -275,6 +275,20 @@ fn a_controller_that_was_pulled_out_gives_everything_back() {
     assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
     assert_eq!(net.shut_down(), Ok(()));
     assert_eq!(bench.as_host().now_ns(), before_ns, "nothing is waited for");
+    bench.await_live_mappings(0);
+    assert_eq!(bench.host.live_vectors(), 0);
+}
+
+/// Its removal ends while the driver waits for the end of a reset that it will not see.
+#[test]
+fn a_controller_that_is_pulled_out_in_its_reset_gives_everything_back() {
+    let (bench, _device, mut net) = opened();
+    net.transmit(&frame(1), None).unwrap();
+    bench.pull_out_at_write(CONTROL);
+    net.reset();
+    assert!(bench.dma.was_taken_back());
+    assert_eq!(net.transmit(&frame(0), None), Err(TransmitError::Gone));
+    assert_eq!(net.shut_down(), Ok(()));
     bench.await_live_mappings(0);
     assert_eq!(bench.host.live_vectors(), 0);
 }

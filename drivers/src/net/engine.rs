@@ -21,6 +21,7 @@ use super::{
 use crate::{
     faults::Doubt,
     host::{Event, Host},
+    quiet::is_taken_back,
 };
 
 /// How long a device may take to send a frame.
@@ -207,7 +208,7 @@ impl<R: Rings> Engine<R> {
             return self.seclude();
         }
         if self.dma.was_taken_back() {
-            log::warn!("{} {function}: taken back", R::NAME);
+            log::debug!("{} {function}: taken back", R::NAME);
             return self.quieten(Phase::Gone);
         }
         self.fruitless_resets += 1;
@@ -226,7 +227,8 @@ impl<R: Rings> Engine<R> {
     /// The device is in quarantine, or taken away: it is stopped, and not started again. After its release another
     /// driver does that.
     fn seclude(&mut self) {
-        log::warn!("{} {}: in quarantine or taken away, and stopped", R::NAME, self.dma.function());
+        // Who does that says so, and not each time that a device comes and goes.
+        log::debug!("{} {}: in quarantine or taken away, and stopped", R::NAME, self.dma.function());
         self.quieten(Phase::Gone);
     }
 
@@ -236,13 +238,14 @@ impl<R: Rings> Engine<R> {
         // What had arrived may be what the device was reset for.
         self.counters.lost += self.arrived.drain(..).count() as u64;
         match self.rings.stop() {
-            Ok(()) => {
-                self.counters.lost += self.rings.clear();
-                self.phase = next;
-            }
-            Err(error) => {
+            // Whoever took it away in the middle of that has made it quiet.
+            Err(error) if !is_taken_back(&*self.host, &self.dma) => {
                 log::error!("{} {}: {error}; its memory stays pinned", R::NAME, self.dma.function());
                 self.phase = Phase::NotQuiet;
+            }
+            _ => {
+                self.counters.lost += self.rings.clear();
+                self.phase = next;
             }
         }
         self.faults = self.dma.fault_counts();

@@ -307,6 +307,10 @@ impl Controller {
         self.registers.configuration.write(0);
         let quiet = self.await_ready(false);
         if quiet.is_err() {
+            // Whoever took it away in the middle of that has made it quiet.
+            if is_taken_back(&*self.host, &self.dma) {
+                return Ok(());
+            }
             self.device.disable_bus_master();
             core::mem::forget(self.admin.take());
         }

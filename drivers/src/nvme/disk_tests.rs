@@ -14,7 +14,7 @@ use crate::{
     },
     doubles::{
         Bench, await_true,
-        nvme::{BLOCK, BLOCKS, Behaviour, Nvme, bench},
+        nvme::{BLOCK, BLOCKS, Behaviour, CONFIGURATION, Nvme, bench},
     },
     nvme::NamespaceError,
 };
@@ -343,6 +343,20 @@ fn a_controller_that_does_not_become_quiet_keeps_its_memory() {
     std::thread::sleep(Duration::from_millis(50));
     bench.iommu.reap();
     assert_eq!(bench.iommu.live_mappings(), live, "nor does it go with the driver");
+}
+
+/// Its removal ends while the driver waits for the end of a reset that it will not see.
+#[test]
+fn a_controller_that_is_pulled_out_in_its_reset_gives_everything_back() {
+    let (bench, device, disk) = open();
+    device.set(|state| state.io = Behaviour::Silent);
+    let completions = submit_reads(&bench, &disk, 3);
+    bench.pull_out_at_write(CONFIGURATION);
+    disk.reset();
+    assert!(collect(&completions, 3).iter().all(|done| done.result.is_err() && done.buffer.is_some()));
+    assert_eq!((bench.dma.was_taken_back(), disk.shut_down()), (true, Ok(())));
+    drop(disk);
+    bench.await_live_mappings(0);
 }
 
 /// Before any time passes: neither its deadline nor the next look at the controller is waited for.

@@ -49,6 +49,9 @@ impl Primary {
             }
             // Only a reset of the function makes that so.
             drop(controller);
+            if dma.was_taken_back() {
+                return Err(NvmeError::Gone);
+            }
             reset_function(&**host, dma.function())?;
             controller = Controller::open(host, dma, function)?;
         }

@@ -8,7 +8,7 @@ use super::{super::NvmeError, Primary};
 use crate::{
     doubles::{
         Bench,
-        nvme::{Nvme, bench_of, function},
+        nvme::{CONFIGURATION, Nvme, bench_of, function},
         secondaries::Secondary,
     },
     pci::{ResetError, fake::FakeFunction},
@@ -103,6 +103,22 @@ fn who_cannot_have_enough_is_not_brought_online() {
     });
     controller.bring_online(1).expect("one");
     assert_eq!(device.set(|state| state.secondaries.list[0].given), [4, 4]);
+}
+
+/// It is taken away while the driver turns it off, and the next one has it when that would reset it.
+#[test]
+fn a_controller_that_is_anothers_by_now_is_not_reset() {
+    let (bench, device) = primary(FUNCTION_LEVEL_RESET);
+    let (iommu, function, of_device) = (bench.iommu.clone(), bench.dma.function(), device.clone());
+    bench.before_write(move |offset, value| {
+        let is_turned_off = (offset, value) == (CONFIGURATION, 0);
+        if is_turned_off && of_device.set(|state| state.secondaries.has_given_up()) {
+            iommu.release(function, |_| true).unwrap();
+            iommu.claim(function).unwrap();
+        }
+    });
+    assert_eq!(open(&bench).err(), Some(NvmeError::Gone));
+    assert_eq!((bench.dma.was_taken_back(), device.set(|state| state.secondaries.resets)), (true, 0));
 }
 
 #[test]

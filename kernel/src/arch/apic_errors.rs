@@ -1,5 +1,5 @@
-//! Errors of the local APICs: counted in the interrupt, reported by a thread, as is the first pause of a CPU that
-//! devices interrupt too often.
+//! Errors of the local APICs: counted in the interrupt, reported by a thread, as are pauses of CPUs that devices
+//! interrupt too often: the first, the second, the fourth.
 //!
 //! A device can bring them about, and where interrupts are not remapped it can raise their vector, as often as it
 //! likes. So one that has no error behind it is just a vector that nobody asked for, and what is reported has its
@@ -54,7 +54,8 @@ fn report_for_ever() {
         HAPPENED.wait(u64::MAX);
         if let Some(vector) = device_rate::take_unreported() {
             log::warn!(
-                "devices interrupt too often, last by vector {vector:#x}: each CPU pauses when they do"
+                "devices interrupt too often, last by vector {vector:#x}: pause {} of a CPU",
+                device_rate::pauses()
             );
         }
         let bits = BITS.swap(0, AcqRel);

@@ -3,14 +3,15 @@
 //! Nothing keeps a device from raising an interrupt that is its own again and again, and a CPU that takes each of them
 //! gets to nothing else. So past a rate the last one stays in service until the timer's next interrupt. Until then the
 //! local APIC keeps back what has the same or a lower priority, which the timer has not, and remembers of each vector
-//! that it came: no interrupt is lost.
+//! that it came: no interrupt is lost. Lower ones are late for as long as the storm lasts, in which the higher one comes
+//! first again.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed},
+    Ordering::{AcqRel, Relaxed, Release},
 };
 
-use super::clock;
+use super::{apic_errors, clock};
 
 /// Interrupts of all devices in a window, which makes 100,000 a second. A handler takes a microsecond or two, so a
 /// storm leaves most of the CPU to others; a device that has done more than that is heard of it once a window.
@@ -19,7 +20,7 @@ pub const WINDOW_NS: u64 = clock::NS_PER_MS;
 
 /// Pauses of all CPUs so far.
 static PAUSES: AtomicU64 = AtomicU64::new(0);
-/// The vector of the first one, until it is reported.
+/// The vector of one that is to be reported, until it is.
 static UNREPORTED: AtomicU32 = AtomicU32::new(0);
 
 /// What one CPU has taken from devices. It alone changes that, with interrupts off.
@@ -46,8 +47,10 @@ impl DeviceRate {
         let stays = taken >= BURST;
         if stays {
             self.in_service.store(self.in_service.load(Relaxed) + 1, Relaxed);
-            if PAUSES.fetch_add(1, Relaxed) == 0 {
-                UNREPORTED.store(vector.into(), Relaxed);
+            // Devices that interrupt too often for ever fill no log, and wake nobody each time.
+            if (PAUSES.fetch_add(1, Relaxed) + 1).is_power_of_two() {
+                UNREPORTED.store(vector.into(), Release);
+                apic_errors::wake();
             }
         }
         stays
@@ -66,7 +69,7 @@ pub fn pauses() -> u64 {
     PAUSES.load(Relaxed)
 }
 
-/// The vector of the first pause, for the one who reports it.
+/// The vector of the last pause that is to be reported, for the one who does that.
 pub(super) fn take_unreported() -> Option<u32> {
     Some(UNREPORTED.swap(0, AcqRel)).filter(|&vector| vector != 0)
 }

@@ -185,7 +185,6 @@ fn is_put_off(cpu: &Cpu, vector: u8) -> bool {
     let is_put_off = cpu.device_rate.enter(vector, now_ns);
     if is_put_off {
         threads::arm_timer_at(now_ns.saturating_add(device_rate::WINDOW_NS));
-        apic_errors::wake();
     }
     is_put_off
 }

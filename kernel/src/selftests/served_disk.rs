@@ -249,7 +249,7 @@ fn attack(context: &Context<'_>, attack: Attack) -> Result<(Arc<Process>, Arc<dy
 
 fn check_gone(machine: &Machine, disk: &dyn BlockDevice) -> Result<(), Failure> {
     let function = disk.dma().function();
-    machine.disks.remove(function);
+    drop(machine.disks.remove(function));
     let group = reports::group(&machine.iommu, function).ok_or(failure!("no group"))?;
     check!(group.domain.is_none(), "{function} has a domain");
     let refused = transfer(&machine.host, disk, Operation::Flush);

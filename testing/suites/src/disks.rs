@@ -27,14 +27,11 @@ impl Disks {
         self.0.lock().iter().find(|disk| disk.dma().function() == function).cloned()
     }
 
-    /// Forgets the disk by `function`.
-    pub fn remove(&self, function: PciAddress) {
+    /// Takes the disk by `function` out.
+    pub fn remove(&self, function: PciAddress) -> Option<Arc<dyn BlockDevice>> {
         let mut list = self.0.lock();
-        let place = list.iter().position(|disk| disk.dma().function() == function);
-        let taken = place.map(|place| list.remove(place));
-        // What is left of it goes after the lock.
-        drop(list);
-        drop(taken);
+        let place = list.iter().position(|disk| disk.dma().function() == function)?;
+        Some(list.remove(place))
     }
 
     /// Adds `disk`, in the place of the one by the same function if there is one.

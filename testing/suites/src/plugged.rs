@@ -22,8 +22,9 @@ pub struct Plugged {
     iommu: Iommu,
     disks: Lock<Vec<Arc<dyn BlockDevice>>>,
     edus: Lock<Vec<ClaimedEdu>>,
-    /// Where processes put disks that they make, of what was plugged in and of virtual functions too.
-    of_processes: Arc<Disks>,
+    /// Disks that were there from the start, and those that processes make, of what was plugged in and of virtual
+    /// functions too.
+    others: Arc<Disks>,
     /// How often the driver of what was plugged in did not start.
     failures: AtomicU64,
 }
@@ -31,11 +32,11 @@ pub struct Plugged {
 impl Plugged {
     /// Nothing yet.
     #[must_use]
-    pub fn new(host: &Arc<dyn Host>, iommu: &Iommu, of_processes: &Arc<Disks>) -> Arc<Self> {
+    pub fn new(host: &Arc<dyn Host>, iommu: &Iommu, others: &Arc<Disks>) -> Arc<Self> {
         let (disks, edus) = (Lock::new(host.clone(), Vec::new()), Lock::new(host.clone(), Vec::new()));
-        let of_processes = of_processes.clone();
+        let others = others.clone();
         let (host, iommu, failures) = (host.clone(), iommu.clone(), AtomicU64::new(0));
-        Arc::new(Self { host, iommu, disks, edus, of_processes, failures })
+        Arc::new(Self { host, iommu, disks, edus, others, failures })
     }
 
     /// Disk number `number` of those that are there.
@@ -97,14 +98,12 @@ impl Drivers for Plugged {
     }
 
     fn unbind(&self, function: PciAddress, is_gone: bool) {
-        if is_gone {
-            self.of_processes.remove(function);
-        }
-        let disk = take(&self.disks, |disk| disk.dma().function() == function);
-        if let Some(disk) = disk
-            && let Err(error) = disk.end()
-        {
-            log::warn!("{function}: {error}");
+        let plugged = take(&self.disks, |disk| disk.dma().function() == function);
+        let other = if is_gone { self.others.remove(function) } else { None };
+        for disk in plugged.into_iter().chain(other) {
+            if let Err(error) = disk.end() {
+                log::warn!("{function}: {error}");
+            }
         }
         drop(take(&self.edus, |edu| edu.dma.function() == function));
     }

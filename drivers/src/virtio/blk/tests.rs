@@ -14,6 +14,7 @@ use crate::{
     },
     doubles::{
         Bench,
+        virtio::STATUS,
         virtio_blk::{self, Behaviour, DISCARD, EVENT_INDEX, INDIRECT, QUEUES, SECTORS, VirtioBlk, bench},
     },
     virtio::{Transport, TransportError},
@@ -491,4 +492,19 @@ fn structures_outside_of_their_bar_are_refused() {
         bench.await_live_mappings(0);
         drop(device);
     }
+}
+
+/// Its removal ends while the driver waits for the end of a reset that it will not see.
+#[test]
+fn a_disk_that_is_pulled_out_in_its_reset_gives_everything_back() {
+    let (bench, device, disk) = open();
+    device.set(|state| state.behaviour = Behaviour::Silent);
+    let completions = submit_reads(&bench, &disk, 3);
+    bench.pull_out_at_write(STATUS);
+    assert_eq!((disk.shut_down(), bench.dma.was_taken_back()), (Ok(()), true));
+    for done in collect(&completions, 3) {
+        assert_eq!((done.result, done.buffer.is_some()), (Err(BlockError::Gone), true));
+    }
+    drop(disk);
+    bench.await_live_mappings(0);
 }

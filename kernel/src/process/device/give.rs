@@ -154,6 +154,7 @@ impl Giver {
             destroy(&domain);
             GiveError::Claim(error)
         })?;
+        let device = device.held_by(&dma);
         let new = || AtomicBool::new(false);
         let fate = Arc::new(Fate { is_lost: new(), is_over: new(), process: spin::Once::new() });
         let of_incident = fate.clone();

@@ -54,7 +54,7 @@ impl Given {
         self.giver.disks.put(device.clone());
         if self.is_lost() {
             // Whoever took it may have looked for its disk before.
-            self.giver.disks.remove(self.function());
+            drop(self.giver.disks.remove(self.function()));
         }
         process.disk.call_once(|| device);
         process.changed.wake_all();
