@@ -134,7 +134,7 @@ test! {
         for picture in [3, 4] {
             let process = display.show(context, picture)?;
             display.take_back(&process)?;
-            check_eq!(display.machine.iommu.live_mappings(), mappings);
+            check!(display.machine.iommu.live_mappings() <= mappings, "something is still mapped");
             display.look(context, 0, &|| Ok(()))?;
         }
     }

@@ -125,7 +125,7 @@ test! {
             edu.check_free()?;
         }
         check_eq!(edu.faults(), faults);
-        check_eq!(edu.machine.iommu.live_mappings(), mappings);
+        check!(edu.machine.iommu.live_mappings() <= mappings, "something is still mapped");
     }
 }
 
@@ -180,7 +180,7 @@ test! {
             edu.check_free()?;
         }
         check_eq!(edu.faults(), faults, "faults of a device that did nothing wrong");
-        check_eq!(edu.machine.iommu.live_mappings(), mappings);
+        check!(edu.machine.iommu.live_mappings() <= mappings, "something is still mapped");
         check_eq!(edu.run(Attack::EduCopies)?, Ending::Exited(LEFT));
     }
 }
