@@ -225,7 +225,8 @@ impl<P: Platform> Reaper<P> {
         }
     }
 
-    /// Keeps what could not be reaped yet, in the slot that it had. It was tried after so many devices had become quiet.
+    /// Keeps what could not be reaped yet, in the slot that it had. It was tried after so many devices had become
+    /// quiet.
     fn put_back(&self, waiting: Abandoned, roused: u64) {
         let is_shared = waiting.is_shared();
         let mut queue = self.queue.lock(&*self.platform);

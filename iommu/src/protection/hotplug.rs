@@ -34,8 +34,8 @@ pub enum HotplugError {
         /// The first function of such a group.
         function: PciAddress,
     },
-    /// A group could not be taken back from its drivers, and all functions stay known. It is in quarantine, unless it was
-    /// changing hands ([`Busy`](ReleaseError::Busy)). Of several it is one that was, or the first.
+    /// A group could not be taken back from its drivers, and all functions stay known. It is in quarantine, unless it
+    /// was changing hands ([`Busy`](ReleaseError::Busy)). Of several it is one that was, or the first.
     Release(ReleaseError),
     /// A unit does not answer. Nothing was added.
     Stuck(Stuck),
@@ -112,8 +112,8 @@ impl<P: Platform> Protection<P> {
         Ok(())
     }
 
-    /// Takes back the groups of `gone`: all of them, whatever becomes of the first. Each is out of its drivers' hands, or
-    /// nobody will come to take it.
+    /// Takes back the groups of `gone`: all of them, whatever becomes of the first. Each is out of its drivers' hands,
+    /// or nobody will come to take it.
     fn remove_groups(
         &self,
         before: &Layout<P>,

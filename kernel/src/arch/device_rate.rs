@@ -3,8 +3,8 @@
 //! Nothing keeps a device from raising an interrupt that is its own again and again, and a CPU that takes each of them
 //! gets to nothing else. So past a rate the last one stays in service until the timer's next interrupt. Until then the
 //! local APIC keeps back what has the same or a lower priority, which the timer has not, and remembers of each vector
-//! that it came: no interrupt is lost. Lower ones are late for as long as the storm lasts, in which the higher one comes
-//! first again.
+//! that it came: no interrupt is lost. Lower ones are late for as long as the storm lasts, in which the higher one
+//! comes first again.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
