@@ -207,10 +207,6 @@ impl<R: Rings> Engine<R> {
             // Starting it would turn bus mastering on.
             return self.seclude();
         }
-        if self.dma.was_taken_back() {
-            log::debug!("{} {function}: taken back", R::NAME);
-            return self.quieten(Phase::Gone);
-        }
         self.fruitless_resets += 1;
         if self.fruitless_resets > FRUITLESS_RESETS {
             log::error!("{} {function}: given up after {resets} resets", R::NAME);
@@ -249,8 +245,7 @@ impl<R: Rings> Engine<R> {
             }
         }
         self.faults = self.dma.fault_counts();
-        // What was taken back may be another driver's by now.
-        if self.phase != Phase::Running && !self.dma.was_taken_back() {
+        if self.phase != Phase::Running {
             self.rings.disconnect();
         }
     }
