@@ -25,6 +25,7 @@ static UNREPORTED: AtomicU32 = AtomicU32::new(0);
 
 /// What one CPU has taken from devices. It alone changes that, with interrupts off.
 pub struct DeviceRate {
+    /// Since when it counts.
     window_ns: AtomicU64,
     taken: AtomicU32,
     /// Interrupts that are in service and will be acknowledged by the timer.
@@ -36,24 +37,27 @@ impl DeviceRate {
         Self { window_ns: AtomicU64::new(0), taken: AtomicU32::new(0), in_service: AtomicU32::new(0) }
     }
 
-    /// Counts an interrupt by `vector`. Returns whether it is to stay in service.
-    pub(super) fn enter(&self, vector: u8, now_ns: u64) -> bool {
+    /// Counts an interrupt by `vector`. Returns when it comes if it is to stay in service. What time it is, only one of
+    /// [`BURST`] has to ask.
+    pub(super) fn enter(&self, vector: u8) -> Option<u64> {
+        let taken = self.taken.load(Relaxed) + 1;
+        self.taken.store(taken, Relaxed);
+        if taken < BURST {
+            return None;
+        }
+        let now_ns = clock::now_ns();
         if now_ns.wrapping_sub(self.window_ns.load(Relaxed)) >= WINDOW_NS {
             self.window_ns.store(now_ns, Relaxed);
             self.taken.store(0, Relaxed);
+            return None;
         }
-        let taken = self.taken.load(Relaxed) + 1;
-        self.taken.store(taken, Relaxed);
-        let stays = taken >= BURST;
-        if stays {
-            self.in_service.store(self.in_service.load(Relaxed) + 1, Relaxed);
-            // Devices that interrupt too often for ever fill no log, and wake nobody each time.
-            if (PAUSES.fetch_add(1, Relaxed) + 1).is_power_of_two() {
-                UNREPORTED.store(vector.into(), Release);
-                apic_errors::wake();
-            }
+        self.in_service.store(self.in_service.load(Relaxed) + 1, Relaxed);
+        // Devices that interrupt too often for ever fill no log, and wake nobody each time.
+        if (PAUSES.fetch_add(1, Relaxed) + 1).is_power_of_two() {
+            UNREPORTED.store(vector.into(), Release);
+            apic_errors::wake();
         }
-        stays
+        Some(now_ns)
     }
 
     /// How many are in service. Their owner acknowledges them.

@@ -181,12 +181,11 @@ fn run_handler(vector: u8) -> bool {
 /// Whether devices interrupt `cpu`, which is this one, too often, so that it acknowledges `vector` with its timer's
 /// next interrupt.
 fn is_put_off(cpu: &Cpu, vector: u8) -> bool {
-    let now_ns = clock::now_ns();
-    let is_put_off = cpu.device_rate.enter(vector, now_ns);
-    if is_put_off {
+    let entered_ns = cpu.device_rate.enter(vector);
+    if let Some(now_ns) = entered_ns {
         threads::arm_timer_at(now_ns.saturating_add(device_rate::WINDOW_NS));
     }
-    is_put_off
+    entered_ns.is_some()
 }
 
 fn count_unexpected() {
