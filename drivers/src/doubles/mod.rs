@@ -5,6 +5,7 @@
 //! moves it or a driver polls.
 
 pub mod e1000e;
+pub mod frames;
 mod host;
 pub mod nvme;
 pub mod secondaries;

@@ -1,13 +1,13 @@
 //! The driver against a controller in software, behind a remapping unit in software.
 
 use alloc::{boxed::Box, sync::Arc};
-use std::{vec, vec::Vec};
 
 use super::{E1000eError, await_quiet, open};
 use crate::{
     doubles::{
         Bench,
         e1000e::{ADDRESS, Behaviour, CONTROL, E1000e, bench},
+        frames::{assert_room_wakes_its_owner, frame, receive},
     },
     net::{
         Checksum, Counters, FRAME_LIMIT_BYTES, Link, MacAddress, NetDevice, NotQuiet, TransmitError,
@@ -22,19 +22,6 @@ fn opened() -> (Bench, Arc<E1000e>, Box<dyn NetDevice>) {
     let (bench, device) = bench();
     let net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, net)
-}
-
-fn frame(number: usize) -> Vec<u8> {
-    let mut frame = vec![number as u8; 60 + number % 1400];
-    frame[..8].copy_from_slice(&(number as u64).to_le_bytes());
-    frame
-}
-
-fn receive(net: &mut dyn NetDevice) -> Option<Vec<u8>> {
-    let mut buffer = vec![0xee; FRAME_LIMIT_BYTES];
-    let bytes = net.receive(&mut buffer)?;
-    buffer.truncate(bytes);
-    Some(buffer)
 }
 
 /// Frames pass in both directions.
@@ -119,35 +106,14 @@ fn a_full_ring_refuses_and_its_room_comes_back_with_an_event() {
     assert_eq!(device.set(|state| state.sent.len()), room);
 }
 
-/// The owner takes no frame that it might have to answer while there is no room for an answer.
 #[test]
 fn an_owner_without_room_is_woken_by_room_and_not_by_frames() {
     let (_bench, device, mut net) = opened();
-    let event = net.event();
     while net.room() > 0 {
         let checksum = Checksum { start: 34, offset: (net.room() % 2) as u8 };
         net.transmit(&frame(0), Some(checksum)).unwrap();
     }
-    assert!(!net.rearm());
-    for number in 0..2 * DEPTH {
-        assert!(device.arrive(&frame(number)));
-        net.service();
-    }
-    while event.wait(0) {}
-    assert_eq!((net.room(), net.rearm(), event.wait(0)), (0, false, false), "it has nothing to do");
-    net.flush();
-    assert!(event.wait(0), "there is room");
-    net.service();
-    for number in 0..2 * DEPTH {
-        let next = receive(&mut *net).or_else(|| {
-            assert!(net.rearm(), "there are more");
-            net.service();
-            receive(&mut *net)
-        });
-        assert_eq!(next.as_deref(), Some(&frame(number)[..]));
-    }
-    while event.wait(0) {}
-    assert!(!net.rearm() && device.arrive(&frame(0)) && event.wait(0), "and of more it hears again");
+    assert_room_wakes_its_owner(&mut *net, DEPTH, |frame| device.arrive(frame));
 }
 
 #[test]

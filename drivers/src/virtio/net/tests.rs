@@ -1,12 +1,13 @@
 //! The driver against a device in software, behind a remapping unit in software.
 
 use alloc::{boxed::Box, sync::Arc};
-use std::{vec, vec::Vec};
+use std::vec;
 
 use super::{VirtioNetError, open};
 use crate::{
     doubles::{
         Bench,
+        frames::{assert_room_wakes_its_owner, frame, receive},
         virtio_net::{self, ADDRESS, Behaviour, CHECKSUM, MAC, MTU, STATUS, VirtioNet, bench},
     },
     net::{
@@ -23,19 +24,6 @@ fn opened() -> (Bench, Arc<VirtioNet>, Box<dyn NetDevice>) {
     let (bench, device) = bench();
     let net = open(&bench.as_host(), bench.dma.clone(), &bench.function()).unwrap();
     (bench, device, net)
-}
-
-fn frame(number: usize) -> Vec<u8> {
-    let mut frame = vec![number as u8; 60 + number % 1400];
-    frame[..8].copy_from_slice(&(number as u64).to_le_bytes());
-    frame
-}
-
-fn receive(net: &mut dyn NetDevice) -> Option<Vec<u8>> {
-    let mut buffer = vec![0xee; FRAME_LIMIT_BYTES];
-    let bytes = net.receive(&mut buffer)?;
-    buffer.truncate(bytes);
-    Some(buffer)
 }
 
 /// Frames pass in both directions.
@@ -172,34 +160,13 @@ fn without_an_owner_that_reads_frames_the_device_runs_out_of_buffers() {
     assert_eq!(bench.iommu.live_mappings(), live, "nothing is mapped for a frame");
 }
 
-/// The owner takes no frame that it might have to answer while there is no room for an answer.
 #[test]
 fn an_owner_without_room_is_woken_by_room_and_not_by_frames() {
     let (_bench, device, mut net) = opened();
-    let event = net.event();
     for number in 0..DEPTH {
         net.transmit(&frame(number), None).unwrap();
     }
-    assert!(!net.rearm());
-    for number in 0..2 * DEPTH {
-        assert!(device.arrive(&frame(number)));
-        net.service();
-    }
-    while event.wait(0) {}
-    assert_eq!((net.room(), net.rearm(), event.wait(0)), (0, false, false), "it has nothing to do");
-    net.flush();
-    assert!(event.wait(0), "there is room");
-    net.service();
-    assert_eq!(net.room(), DEPTH);
-    for number in 0..2 * DEPTH {
-        let next = receive(&mut *net).or_else(|| {
-            assert!(net.rearm(), "there are more");
-            net.service();
-            receive(&mut *net)
-        });
-        assert_eq!(next.as_deref(), Some(&frame(number)[..]));
-    }
-    assert!(!net.rearm() && device.arrive(&frame(0)) && event.wait(0), "and of more it hears again");
+    assert_room_wakes_its_owner(&mut *net, DEPTH, |frame| device.arrive(frame));
 }
 
 #[test]
