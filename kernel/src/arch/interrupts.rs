@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use x86::{io::inb, irq::NONMASKABLE_INTERRUPT_VECTOR};
 
-use super::{apic, apic_errors, clock, cpu::Cpu, device_rate, idt::VECTORS};
+use super::{apic, apic_errors, cpu::Cpu, device_rate, idt::VECTORS};
 use crate::{
     smp,
     sync::{IrqMutex, Rank},
